@@ -1,0 +1,257 @@
+"""
+The wire: what a frame may be, what answers it, and the codes of errors and closes.
+
+Pure functions: nothing here knows a consumer, a user or the database. Frames are JSON text
+(RFC 8259) in WebSocket text messages (RFC 6455), one object each.
+"""
+
+import json
+import math
+import re
+
+from django.core.serializers.json import DjangoJSONEncoder
+
+__all__ = [
+    "CLOSE_BAD_FRAMES",
+    "CLOSE_TOKEN_REFUSED",
+    "CLOSE_TRY_LATER",
+    "MAX_BAD_FRAMES",
+    "MessageError",
+    "build_error",
+    "build_push",
+    "build_ready",
+    "build_reply",
+    "check_frame",
+    "decode",
+    "encode",
+    "read_call",
+    "read_reply_key",
+]
+
+# Close codes of the private range, RFC 6455 section 7.4.2. Only these and 1000 are sent:
+# Daphne turns 1008, 1011 and 1013 into an error.
+CLOSE_BAD_FRAMES = 4400
+CLOSE_TOKEN_REFUSED = 4401
+CLOSE_TRY_LATER = 4490
+
+# One bad frame is a slip of a client; ten in a row are no client at all.
+MAX_BAD_FRAMES = 10
+
+# Deeper than any message people write, shallower than any recursion limit of ours or theirs.
+MAX_DEPTH = 100
+
+PING = "websocket.ping"
+PONG = {"key": "websocket.pong"}
+ERROR_KEY = "websocket.error"
+READY_KEY = "websocket.ready"
+
+_RESERVED = frozenset({"key", "reply_key", "type", "error", "more", "credit"})
+_RESERVED_PREFIX = "websocket."
+# "__proto__" is a key of every JavaScript object: no client may route by it.
+_REPLY_KEY = re.compile(r"(?!__proto__\Z)[A-Za-z0-9_.:-]{1,64}\Z")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class MessageError(Exception):
+    """
+    A refusal that the client is told: an error ``code`` of the wire and a ``message`` for people.
+
+    ``reply_key`` and ``type`` say which call it answers, as far as they could be read;
+    ``id`` is in the server's log too, for the code ``internal``.
+    """
+
+    def __init__(self, code, message, *, reply_key=None, type=None, id=None):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reply_key = reply_key
+        self.type = type
+        self.id = id
+
+
+def check_frame(text, max_size):
+    """
+    Raise ``MessageError`` for a frame that is not to be parsed at all.
+
+    ``text`` is the frame's text, or ``None`` for a binary frame; ``max_size`` is in bytes of
+    UTF-8. The codes are ``bad_message`` (binary, empty, not Unicode) and ``too_large``.
+    """
+    if text is None:
+        raise MessageError("bad_message", "Messages are text frames, this one is binary.")
+    if not text:
+        raise MessageError("bad_message", "The message is empty.")
+    # A character is at least one byte: most oversized frames end here, without a copy.
+    if len(text) > max_size:
+        raise _too_large(max_size)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise MessageError("bad_message", "The message is not valid Unicode.") from None
+    if size > max_size:
+        raise _too_large(max_size)
+
+
+def decode(text):
+    """
+    Return the value of the JSON ``text``.
+
+    Stricter than ``json.loads()``: ``NaN``, infinite and overlong numbers, duplicate keys, lone
+    surrogates and more than 100 levels raise ``MessageError`` with the code ``bad_message``,
+    as broken JSON does, so whatever comes back can be sent on as JSON again.
+    """
+    try:
+        value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_depth(value)
+        if _SURROGATE_ESCAPE.search(text):
+            # A pair has become one character by now; what cannot be encoded was alone.
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        # Not chained: the exception of the json module holds the whole text.
+        raise MessageError("bad_message", "The message is not valid JSON.") from None
+    return value
+
+
+def encode(content):
+    """
+    Return ``content`` as JSON text; dates, decimals and UUIDs as Django writes them.
+
+    Raises ``TypeError`` for what JSON cannot say and ``ValueError`` for NaN and infinity.
+    """
+    return json.dumps(content, cls=DjangoJSONEncoder, allow_nan=False)
+
+
+def read_call(content):
+    """
+    Return the ``reply_key`` (or ``None``) of a decoded call after checking the call's form.
+
+    Raises ``MessageError`` with the code ``bad_message``. The error carries the reply key where
+    that could be read, so the function that asked hears of it.
+    """
+    if not isinstance(content, dict):
+        raise MessageError("bad_message", "A message is a JSON object.")
+    name = content.get("type")
+    reply_key = read_reply_key(content)
+    if not isinstance(name, str) or not name:
+        raise MessageError(
+            "bad_message", 'A message needs a "type", a string.', reply_key=reply_key
+        )
+    return reply_key
+
+
+def read_reply_key(content):
+    """
+    Return the valid ``reply_key`` of ``content``, or ``None`` when it has none.
+
+    Raises ``MessageError`` with the code ``bad_message`` for a reply key of another type,
+    length or alphabet. Such a key is never echoed.
+    """
+    if not isinstance(content, dict) or "reply_key" not in content:
+        return None
+    reply_key = content["reply_key"]
+    if isinstance(reply_key, str) and _REPLY_KEY.match(reply_key):
+        return reply_key
+    name = content.get("type")
+    raise MessageError(
+        "bad_message",
+        'A "reply_key" is a string of 1 to 64 characters of A-Z a-z 0-9 _ . : -',
+        type=name if isinstance(name, str) else None,
+    )
+
+
+def build_reply(reply_key, result):
+    """
+    Return the frame that carries ``result`` to the function that waits for ``reply_key``.
+
+    A dictionary travels as itself with ``key`` added. Everything else, a dictionary that holds
+    a reserved key and one whose only key is ``data`` travel under ``data`` and are unwrapped by
+    the client, so a result can neither be mistaken nor choose where it goes.
+    """
+    if isinstance(result, dict) and not _is_ambiguous(result):
+        return {"key": reply_key, **result}
+    return {"key": reply_key, "data": result}
+
+
+def build_error(error):
+    """Return the frame that tells the client of ``error``, a ``MessageError``."""
+    told = {"code": error.code, "message": error.message}
+    if error.id is not None:
+        told["id"] = error.id
+    if error.reply_key is not None:
+        return {"key": error.reply_key, "error": told}
+    return {"key": ERROR_KEY, "type": error.type, "error": told}
+
+
+def build_push(key, payload):
+    """
+    Return the frame that ``addMessageListener(key, ...)`` hears.
+
+    Raises ``TypeError`` when ``key`` is not a string or ``payload`` not a dictionary, and
+    ``ValueError`` when the key is empty or reserved, or the payload holds a reserved key.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"push() needs a key that is a string, not {key!r}.")
+    if not isinstance(payload, dict):
+        raise TypeError(f"push() needs a payload that is a dictionary, not {payload!r}.")
+    if not key or key.startswith(_RESERVED_PREFIX):
+        raise ValueError(
+            f"push() cannot use the key {key!r}: it is empty or begins with 'websocket.'."
+        )
+    reserved = sorted(name for name in payload if _is_reserved(name))
+    if reserved:
+        raise ValueError(f"push() cannot carry the reserved name {reserved[0]!r} in its payload.")
+    return {"key": key, **payload}
+
+
+def build_ready(identity):
+    """Return the server's hello, which tells the client whose socket it is."""
+    return {"key": READY_KEY, "identity": identity}
+
+
+def _is_ambiguous(result):
+    return set(result) == {"data"} or any(_is_reserved(name) for name in result)
+
+
+def _is_reserved(name):
+    return name in _RESERVED or (isinstance(name, str) and name.startswith(_RESERVED_PREFIX))
+
+
+def _too_large(max_size):
+    return MessageError("too_large", f"The message is larger than {max_size} bytes.")
+
+
+def _check_depth(value):
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _unique(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("duplicate key")
+    return content
+
+
+def _finite(digits):
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("number too large")
+    return number
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant
+)

@@ -1,0 +1,250 @@
+"""
+What a wrapped ``URLRouter`` will do with a path, and the token in it.
+
+Pure: no database, no request. The walk asks the router's own patterns in the router's own
+order, so what is found here is what the consumer will be given. The shape of a token lives
+here too, since the shape is all that can be known of it before the database is asked.
+"""
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+
+from channels.consumer import AsyncConsumer
+from channels.routing import URLRouter
+from django.core.exceptions import ImproperlyConfigured
+
+__all__ = [
+    "TOKEN_PREFIX",
+    "Handshake",
+    "bound_path",
+    "layers",
+    "mask",
+    "match",
+    "prepare",
+    "read_handshake",
+]
+
+# A fixed prefix, so that log filters and secret scanners can see a token.
+TOKEN_PREFIX = "wst_"
+
+_TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
+# What must not be seen: a whole token, one whose prefix somebody changed to upper case, and
+# one that was cut short by a character or two, which could be guessed.
+_SECRET = re.compile(
+    TOKEN_PREFIX + r"(?:[A-Za-z0-9_-]{43}|[A-Za-z0-9_-]{20,42})", re.ASCII | re.IGNORECASE
+)
+# The attributes in which class-based ASGI middleware keeps the application it wraps.
+_INNER_NAMES = ("inner", "application", "app")
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """
+    What the handshake carries: ``token``, or why there is none to look up in ``reason``.
+
+    ``path`` is the path that a token may be bound to; ``scope`` is the connection's scope with
+    a dummy in the token's place, all that anybody further in will see.
+    """
+
+    scope: dict
+    path: str
+    reason: str | None
+    token: str | None = field(repr=False)
+
+
+def read_handshake(scope, captured):
+    """
+    Return the ``Handshake`` of ``scope``, in whose path the tokens ``captured`` were found.
+
+    The token is usable (``reason`` is ``None``) only if it is the single one of the handshake,
+    has the shape of a token and stands in the raw path without percent-escapes.
+    """
+    token = None
+    if not captured:
+        reason = "missing"
+    elif len(captured) > 1 or _count(scope) > 1:
+        reason = "two_tokens"
+    elif not _is_shaped(captured[0], scope):
+        reason = "malformed"
+    else:
+        reason = None
+        token = captured[0]
+    path = bound_path(_local_path(scope) or "", token)
+    return Handshake(scope=_mask_scope(scope), path=path, reason=reason, token=token)
+
+
+def bound_path(path, token=None):
+    """
+    Return ``path`` as tokens are bound to it: without the token, one slash in front, none behind.
+
+    >>> bound_path("/ws/board/wst_.../", "wst_...")
+    '/ws/board'
+    """
+    parts = path.split(token) if token else [path]
+    return "/" + "/".join(part.strip("/") for part in parts if part.strip("/"))
+
+
+def mask(text):
+    """Return ``text`` with a dummy of the same length in the place of everything like a token."""
+    return _SECRET.sub(_dummy, text)
+
+
+def match(application, scope, token_kwarg):
+    """
+    Walk the routers below ``application`` as ``URLRouter`` will with ``scope``.
+
+    Returns ``None`` when no route matches, else the pair ``(routes, captured)``: the patterns
+    that matched from the outermost to the innermost, and every value captured as
+    ``token_kwarg`` on the way, the outer router's included.
+    """
+    path = _local_path(scope)
+    if path is None:
+        return None
+    outer = scope.get("url_route", {}).get("kwargs", {})
+    captured = (outer[token_kwarg],) if token_kwarg in outer else ()
+    return _walk(application, path, token_kwarg, (), captured)
+
+
+def prepare(application, who):
+    """
+    Return ``application`` ready to be walked: a bare consumer class becomes an application.
+
+    Goes through everything below it once. Raises ``ImproperlyConfigured``, naming ``who`` and
+    the remedy, for a consumer instance and for what cannot be seen through (a closure).
+    """
+    application = _prepare_leaf(application, who)
+    last = layers(application)[-1]
+    if isinstance(last, URLRouter):
+        for route in last.routes:
+            route.callback = _prepare_leaf(route.callback, who)
+            if _router_of(route.callback) is not None:
+                prepare(route.callback, who)
+    elif not hasattr(last, "consumer_class"):
+        raise ImproperlyConfigured(
+            f"{who} cannot see the routes inside {last!r}. Put {who} directly around URLRouter, "
+            "or write the middleware in between as a class that keeps what it wraps in .inner."
+        )
+    return application
+
+
+def layers(application):
+    """Return ``application`` and what it wraps, outermost first, down to a router or consumer."""
+    found = [application]
+    while not isinstance(found[-1], (URLRouter, type)):
+        inner = next(
+            (
+                candidate
+                for name in _INNER_NAMES
+                if callable(candidate := getattr(found[-1], name, None))
+            ),
+            None,
+        )
+        if inner is None or inner in found:
+            break
+        found.append(inner)
+    return found
+
+
+def _walk(application, path, token_kwarg, routes, captured):
+    router = _router_of(application)
+    if router is None:
+        return routes, captured
+    path = path.lstrip("/")
+    for route in router.routes:
+        found = route.pattern.match(path)
+        if not found:
+            continue
+        rest, _, kwargs = found
+        kwargs = {**kwargs, **route.default_args}
+        here = (*captured, kwargs[token_kwarg]) if token_kwarg in kwargs else captured
+        # A nested router that finds nothing raises Resolver404, and URLRouter tries its next route.
+        below = _walk(route.callback, rest, token_kwarg, (*routes, route), here)
+        if below is not None:
+            return below
+    return None
+
+
+def _router_of(application):
+    last = layers(application)[-1]
+    return last if isinstance(last, URLRouter) else None
+
+
+def _prepare_leaf(application, who):
+    if isinstance(application, type) and issubclass(application, AsyncConsumer):
+        return application.as_asgi()
+    if isinstance(application, AsyncConsumer):
+        name = type(application).__name__
+        raise ImproperlyConfigured(
+            f"{who} found an instance of {name} in a route: every connection would share it. "
+            f"Use {name}.as_asgi()."
+        )
+    return application
+
+
+def _local_path(scope):
+    # Exactly what URLRouter does, root_path included; None where it would find no route.
+    if "path_remaining" in scope:
+        return scope["path_remaining"]
+    try:
+        path = scope["path"]
+    except KeyError:
+        raise ValueError("The connection scope has no 'path', so it cannot be routed.") from None
+    root_path = scope.get("root_path", "")
+    if root_path and not path.startswith(root_path):
+        return None
+    return path[len(root_path) :]
+
+
+def _count(scope):
+    texts = [scope["path"], scope.get("query_string", b"").decode("latin1")]
+    texts += scope.get("subprotocols") or ()
+    return sum(len(_TOKEN.findall(text)) for text in texts)
+
+
+def _is_shaped(token, scope):
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        return False
+    if token not in scope["path"]:
+        return False
+    raw_path = scope.get("raw_path")
+    return raw_path is None or token.encode() in raw_path
+
+
+def _dummy(found):
+    return TOKEN_PREFIX + "0" * (len(found[0]) - len(TOKEN_PREFIX))
+
+
+def _mask_scope(scope):
+    masked = dict(scope)
+    for key in ("path", "path_remaining"):
+        if key in scope:
+            masked[key] = mask(scope[key])
+    for key in ("raw_path", "query_string"):
+        if scope.get(key):
+            masked[key] = _mask_bytes(scope[key])
+    if scope.get("headers"):
+        masked["headers"] = [(name, _mask_bytes(value)) for name, value in scope["headers"]]
+    if scope.get("subprotocols"):
+        masked["subprotocols"] = [mask(name) for name in scope["subprotocols"]]
+    if "url_route" in scope:
+        route = scope["url_route"]
+        masked["url_route"] = {
+            **route,
+            "args": tuple(_mask_value(value) for value in route.get("args", ())),
+            "kwargs": {name: _mask_value(value) for name, value in route.get("kwargs", {}).items()},
+        }
+    return masked
+
+
+def _mask_value(value):
+    return mask(value) if isinstance(value, str) else value
+
+
+def _mask_bytes(value):
+    text = mask(value.decode("latin1"))
+    plain = unquote(text, encoding="latin1")
+    if mask(plain) != plain:
+        # A token behind percent-escapes.
+        text = quote(mask(plain), encoding="latin1")
+    return text.encode("latin1")
