@@ -1,0 +1,202 @@
+"""
+Issue and spend: the one place that knows what makes a token valid.
+"""
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta, timezone
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
+from django.contrib.sessions.backends import signed_cookies
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.crypto import constant_time_compare
+from django.utils.module_loading import import_string
+
+from .conf import get_setting, require_installed
+from .routes import TOKEN_PREFIX, bound_path
+
+__all__ = [
+    "auth_digest",
+    "digest_of",
+    "find",
+    "has_auth_digest",
+    "issue",
+    "now",
+    "only_backend",
+    "session_digest",
+    "spend",
+    "why_refused",
+]
+
+
+def now():
+    """
+    Return the present in UTC: the one clock that tokens are issued and judged by.
+
+    Without ``USE_TZ`` it is naive but UTC all the same. Local time would live an hour twice when
+    summer ends, and with it every token of that hour.
+    """
+    present = datetime.now(timezone.utc)
+    return present if settings.USE_TZ else present.replace(tzinfo=None)
+
+
+def issue(user, *, path=None, session=None):
+    """
+    Return a new token for ``user``.
+
+    ``path`` and ``session`` bind it, see ``utils.get_websocket_token()``. For a user who is not
+    signed in or not saved the token is one that never validates, and no row is written.
+    """
+    require_installed("get_websocket_token()")
+    _check_user(user)
+    path_bound = _checked_path(path)
+    token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    if not user.is_authenticated or user.pk is None:
+        return token
+    present = now()
+    _store().add(
+        present,
+        get_setting("MAX_TOKENS_PER_USER"),
+        digest=digest_of(token),
+        user_id=user.pk,
+        backend=_backend_path(user, session),
+        auth_digest=auth_digest(user),
+        session_digest=session_digest(session),
+        path=path_bound,
+        expires_at=present + timedelta(seconds=get_setting("TOKEN_MAX_AGE")),
+    )
+    return token
+
+
+def find(digest, *, with_user=False):
+    """Return the row of the token with this ``digest``, or ``None``. One SELECT, no lock."""
+    return _store().get(digest, with_user=with_user)
+
+
+def why_refused(row, *, user_id, session_digest, path):
+    """
+    Return why the token of ``row`` cannot be spent here and now, or ``None`` if it can.
+
+    ``user_id`` is the signed-in user's, and ``session_digest`` that of the session they came
+    with; ``None`` means that nobody signed in and the token may speak for itself. ``path`` is
+    the connection's, as ``routes.bound_path()`` makes it.
+    """
+    present = now()
+    if row is None:
+        return "unknown"
+    if row.used_at is not None:
+        return "spent"
+    # A clock that was set back lies before the creation, and revives nothing.
+    if not row.created_at <= present < row.expires_at:
+        return "expired"
+    if user_id is not None and row.user_id != user_id:
+        return "wrong_user"
+    if row.session_digest and session_digest is not None and row.session_digest != session_digest:
+        return "wrong_session"
+    if row.path and row.path != path:
+        return "wrong_path"
+    return None
+
+
+def spend(row):
+    """Spend the token of ``row``, and return whether nobody else had done so."""
+    return _store().spend(row.digest, now())
+
+
+def digest_of(secret):
+    """Return the SHA-256 digest of ``secret`` (a token, a session key) as 64 hex digits."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def auth_digest(user):
+    """Return the digest of the user's session-auth hash: it changes with the password."""
+    if not hasattr(user, "get_session_auth_hash"):
+        return ""
+    return digest_of(user.get_session_auth_hash())
+
+
+def has_auth_digest(user, expected):
+    """
+    Return whether ``expected`` is the auth digest of ``user`` as it is now.
+
+    Also true for a digest made under a key in ``SECRET_KEY_FALLBACKS``, as Django's own
+    sessions are.
+    """
+    if constant_time_compare(auth_digest(user), expected):
+        return True
+    fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
+    return any(constant_time_compare(digest_of(old), expected) for old in fallbacks())
+
+
+def session_digest(session):
+    """
+    Return the digest of a session's key; empty when there is nothing to bind to.
+
+    ``session`` is a ``SessionStore``, its key or ``None``. Keys of ``signed_cookies`` sessions
+    change at every save, so nothing is bound to them.
+    """
+    if session is None:
+        return ""
+    if isinstance(session, str):
+        store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
+        is_volatile = issubclass(store, signed_cookies.SessionStore)
+        key = session
+    elif isinstance(session, SessionBase):
+        is_volatile = isinstance(session, signed_cookies.SessionStore)
+        key = session.session_key
+    else:
+        raise TypeError(f"A session is a SessionStore or its key, not {type(session).__name__}.")
+    if is_volatile:
+        return ""
+    if not key:
+        raise ValueError("The session has no key yet, so no token can be bound to it. Save it.")
+    return digest_of(key)
+
+
+def only_backend():
+    """Return the only authentication backend's dotted path, or ``""`` where there are several."""
+    backends = settings.AUTHENTICATION_BACKENDS
+    return backends[0] if len(backends) == 1 else ""
+
+
+def _store():
+    path = get_setting("TOKEN_STORE")
+    try:
+        return import_string(path)()
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"WEBSOCKET_UTILS['TOKEN_STORE'] names {path!r}, which cannot be imported: {error}"
+        ) from error
+
+
+def _check_user(user):
+    signed_in = getattr(user, "is_authenticated", None)
+    if not isinstance(signed_in, bool):
+        raise TypeError(f"A token is issued to a user, not to {type(user).__name__}.")
+    if signed_in and not isinstance(user, get_user_model()):
+        raise TypeError(
+            f"A token is issued to a {get_user_model().__name__} of this site's database, "
+            f"not to {type(user).__name__}."
+        )
+
+
+def _checked_path(path):
+    if path is None:
+        return ""
+    if not isinstance(path, str):
+        raise TypeError(f"A path is a string such as '/ws/board/', not {type(path).__name__}.")
+    if "://" in path or "?" in path or "#" in path:
+        raise ValueError(
+            f"A path is the path alone, such as '/ws/board/', without host and query: {path!r}."
+        )
+    return bound_path(path)
+
+
+def _backend_path(user, session):
+    if getattr(user, "backend", None):
+        return user.backend
+    if isinstance(session, SessionBase) and BACKEND_SESSION_KEY in session:
+        return session[BACKEND_SESSION_KEY]
+    return only_backend()
