@@ -1,0 +1,270 @@
+"""
+The decision: a session and a token in, a verdict out.
+
+Everything that one connection needs from the database happens in ``decide()``, a plain sync
+function, so a connection costs one hop to a thread.
+"""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django import db
+from django.conf import settings
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import Manager, QuerySet
+from django.utils.crypto import salted_hmac
+
+from . import tokens
+
+__all__ = ["TokenAnnotation", "Verdict", "annotate", "decide", "fresh_user", "identity_of"]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+_MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAnnotation:
+    """
+    What the gate found out about a connection's token: ``scope["websocket_token"]``.
+
+    ``user`` is the token's user, anonymous when the token failed, ``None`` on a route without
+    one; ``expires_at`` is when the token would have expired. ``reason`` says why it is not valid
+    and is for the log alone: ``missing``, ``malformed``, ``two_tokens``, ``unknown``, ``spent``,
+    ``expired``, ``wrong_user``, ``inactive``, ``stale``, ``wrong_session``, ``wrong_path`` or
+    ``unavailable``.
+    """
+
+    is_valid: bool
+    user: Any
+    expires_at: datetime | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What ``decide()`` answers: the ``session``, its ``user``, and the token's annotation."""
+
+    session: Any
+    user: Any
+    token: TokenAnnotation
+
+
+@dataclass(frozen=True, slots=True)
+class _SignedIn:
+    """Who a session, or a middleware above, says is here: not yet proven by the database."""
+
+    user_id: Any
+    backend: str
+    # None where somebody above has checked it already.
+    session_hash: str | None
+
+
+def decide(digest, *, path="", session=None, user=None, token_only=False):
+    """
+    Decide about one connection and return its ``Verdict``; spend the token if all is well.
+
+    ``digest`` is that of a well-formed token, or ``None`` on a route without one. ``session`` is
+    the connection's ``SessionStore``, if it has one. ``user`` is whom a middleware above has
+    signed in; ``None`` means: read the session. With ``token_only`` the token signs its user in
+    when nobody else is.
+
+    Never flushes or saves the session, and honours ``SECRET_KEY_FALLBACKS`` (Channels'
+    ``get_user`` does neither). When the database does not answer, the reason is ``unavailable``
+    and it is not known whether the token is spent.
+    """
+    try:
+        signed_in = _signed_in(session, user)
+        if digest is None:
+            if user is None:
+                user = _session_user(signed_in)
+            return Verdict(session, user if user is not None else _anonymous(), annotate("missing"))
+        return _decide_token(digest, path, session, signed_in, token_only)
+    except db.Error:
+        logger.exception("The database did not answer, a connection was refused")
+        return Verdict(session, _anonymous(), annotate("unavailable"))
+
+
+def annotate(reason, expires_at=None):
+    """Return the annotation of a token that is not valid for ``reason``."""
+    user = None if reason == "missing" else _anonymous()
+    return TokenAnnotation(is_valid=False, user=user, expires_at=expires_at, reason=reason)
+
+
+def fresh_user(scope):
+    """
+    Return the connection's user as the database has them now, or ``None`` if they are gone.
+
+    Starts from the token's annotation, then from ``scope["user"]``. Gone means: anonymous, refused
+    by the authentication backend (inactive, deleted), or the password has changed since.
+    Raises ``ImproperlyConfigured`` when the scope has no user or the backend cannot be known.
+    """
+    annotation = scope.get("websocket_token")
+    user = annotation.user if annotation is not None else None
+    if user is None:
+        user = scope.get("user")
+    if user is None:
+        raise ImproperlyConfigured(
+            "The consumer's scope has no user. Put AuthMiddlewareStack or "
+            "WebSocketTokenAuthMiddlewareStack around its URLRouter."
+        )
+    if not user.is_authenticated:
+        return None
+    signed_in = _signed_in(scope.get("session"), user)
+    fresh = _backend_user(user.pk, _backend_of(signed_in))
+    if fresh is None or not tokens.has_auth_digest(fresh, tokens.auth_digest(user)):
+        return None
+    return fresh
+
+
+def identity_of(user):
+    """
+    Return an opaque name of ``user`` for the client, or ``None`` if anonymous.
+
+    Stable for a user, so that a page sees when another one has signed in; keyed with
+    ``SECRET_KEY``, so that it tells nothing about the primary key.
+    """
+    if user is None or not user.is_authenticated:
+        return None
+    name = f"{user._meta.label_lower}:{user.pk}"
+    return salted_hmac("channels_websocket_utils.identity", name, algorithm="sha256").hexdigest()[
+        :32
+    ]
+
+
+def _decide_token(digest, path, session, signed_in, token_only):
+    row = tokens.find(digest, with_user=_can_join())
+    # Somebody must be signed in, unless the token alone may do it.
+    reason = "unknown" if row is None else None
+    if reason is None and signed_in is None and not token_only:
+        reason = "wrong_user"
+    user = None
+    if reason is None:
+        reason = tokens.why_refused(
+            row,
+            user_id=signed_in.user_id if signed_in else None,
+            session_digest=_bound_digest(session) if signed_in else None,
+            path=path,
+        )
+    if reason is None:
+        user = _token_user(row, signed_in)
+        reason = _why_user_refused(user, row, signed_in)
+    if reason is None and not tokens.spend(row):
+        # Another socket was faster, between our SELECT and our UPDATE.
+        reason = "spent"
+    if reason is not None:
+        annotation = annotate(reason, row.expires_at if row is not None else None)
+        return Verdict(session, annotation.user, annotation)
+    return Verdict(session, user, TokenAnnotation(True, user, row.expires_at, None))
+
+
+def _token_user(row, signed_in):
+    path = _backend_of(signed_in, row)
+    if path == _MODEL_BACKEND and _can_join():
+        # The join has fetched what this backend's get_user() would ask for.
+        backend = load_backend(path)
+        user = row.user if backend.user_can_authenticate(row.user) else None
+    else:
+        user = _backend_user(row.user_id, path)
+    if user is not None:
+        user.backend = path
+    return user
+
+
+def _why_user_refused(user, row, signed_in):
+    if user is None:
+        return "inactive"
+    # A session that somebody above has checked brings no hash to compare.
+    hash_to_check = signed_in.session_hash if signed_in else None
+    if hash_to_check is not None and not _has_session_hash(user, hash_to_check):
+        return "wrong_user"
+    if not tokens.has_auth_digest(user, row.auth_digest):
+        return "stale"
+    return None
+
+
+def _session_user(signed_in):
+    if signed_in is None:
+        return None
+    user = _backend_user(signed_in.user_id, signed_in.backend)
+    if user is None or not _has_session_hash(user, signed_in.session_hash):
+        return None
+    user.backend = signed_in.backend
+    return user
+
+
+def _signed_in(session, user):
+    if user is None:
+        return _read_session(session)
+    if not user.is_authenticated:
+        return None
+    claim = _read_session(session)
+    backend = claim.backend if claim and claim.user_id == user.pk else ""
+    return _SignedIn(user.pk, getattr(user, "backend", "") or backend, None)
+
+
+def _read_session(session):
+    if session is None or SESSION_KEY not in session or BACKEND_SESSION_KEY not in session:
+        return None
+    if session[BACKEND_SESSION_KEY] not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    # A session keeps the primary key as text, see django.contrib.auth.login().
+    user_id = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+    return _SignedIn(user_id, session[BACKEND_SESSION_KEY], session.get(HASH_SESSION_KEY, ""))
+
+
+def _has_session_hash(user, session_hash):
+    if not hasattr(user, "get_session_auth_hash"):
+        return True
+    return bool(session_hash) and tokens.has_auth_digest(user, tokens.digest_of(session_hash))
+
+
+def _bound_digest(session):
+    # Also when the session has no key: then no bound token is for it.
+    return tokens.session_digest(session) if session is not None and session.session_key else ""
+
+
+def _backend_of(signed_in, row=None):
+    path = (
+        (signed_in.backend if signed_in else "")
+        or (row.backend if row is not None else "")
+        or tokens.only_backend()
+    )
+    if not path:
+        raise ImproperlyConfigured(
+            "This site has several AUTHENTICATION_BACKENDS, and nothing says which one vouches for "
+            "this user. Pass session=request.session to get_websocket_token(), or set user.backend."
+        )
+    return path
+
+
+def _backend_user(user_id, path):
+    if path not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    return load_backend(path).get_user(user_id)
+
+
+def _can_join():
+    """Whether a join may stand for the backend's own question: only where nobody has changed it."""
+    if _MODEL_BACKEND not in settings.AUTHENTICATION_BACKENDS:
+        return False
+    manager = get_user_model()._default_manager
+    return manager._queryset_class is QuerySet and all(
+        getattr(type(manager), name) is getattr(Manager, name) for name in ("get_queryset", "get")
+    )
+
+
+def _anonymous():
+    # Models cannot be imported before Django has loaded its apps.
+    from django.contrib.auth.models import AnonymousUser
+
+    return AnonymousUser()
