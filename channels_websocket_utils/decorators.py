@@ -1,0 +1,372 @@
+"""
+``auto_route`` and ``require_perms`` for consumer methods.
+
+One message from a client is one ``Call``, and a call is answered once. Whoever stands outermost
+(one of our consumers, else the outermost decorator) opens the call and answers it; decorators
+further in only leave their result, or their denial, in it. So the decorators stack in either
+order, with anybody else's in between.
+"""
+
+import inspect
+import logging
+import uuid
+from contextvars import ContextVar
+from functools import wraps
+
+from asgiref.sync import async_to_sync
+from channels.db import database_sync_to_async
+from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
+from channels.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    AsyncWebsocketConsumer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+)
+from django import db
+from django.core.exceptions import PermissionDenied, ValidationError
+
+from . import gate, messages
+from .messages import MessageError
+
+__all__ = [
+    "Call",
+    "acarry_out",
+    "auto_route",
+    "carry_out",
+    "is_routed",
+    "require_perms",
+    "takes_event",
+]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+_current_call = ContextVar("websocket_call", default=None)
+
+# Channels' own way to end a handler: never an error, never answered.
+_CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
+_NOT_JSON = (TypeError, ValueError, RecursionError)
+_CHANNELS_ENCODERS = (
+    None,
+    JsonWebsocketConsumer.encode_json.__func__,
+    AsyncJsonWebsocketConsumer.encode_json.__func__,
+)
+_NEVER_GUARDED = {"connect", "disconnect", "websocket_connect", "websocket_disconnect"}
+
+
+def auto_route(method):
+    """
+    Send what ``method`` returns back to the JavaScript function that asked.
+
+    A bare decorator for ``def`` and ``async def`` methods of any Channels consumer, sync or
+    async. The client asks with a ``reply_key``; without one nothing is sent. On
+    ``WebSocketManagerConsumer`` and its async twin the mark also allows the client to call it.
+
+    An exception is answered with an error: ``ValidationError`` as ``invalid``, ``PermissionDenied``
+    as ``permission_denied``, any other as ``internal`` with an id that is in the log beside the
+    traceback. Raises ``TypeError`` when what it decorates cannot be routed.
+    """
+    _check_method("auto_route", method)
+    return _decorate(method, perms=None)
+
+
+def require_perms(perms):
+    """
+    Call the method only for a user who has all of ``perms`` at that moment.
+
+    ``perms`` is a permission such as ``"notes.change_note"``, or a non-empty list or tuple of them.
+    The user and the permissions are read from the database at every call, and the user read
+    replaces ``scope["user"]``. A denied call is answered with ``permission_denied`` or, for
+    somebody not signed in, ``unauthenticated``; a denied channel-layer event is dropped with a
+    debug line. Stacks with ``auto_route`` in either order.
+
+    Raises ``TypeError`` or ``ValueError`` for anything but permissions, and ``TypeError`` on
+    ``connect`` and ``disconnect``, which must run for everybody.
+    """
+    if isinstance(perms, str):
+        perms = (perms,)
+    if not isinstance(perms, (list, tuple)) or not all(isinstance(perm, str) for perm in perms):
+        raise TypeError(
+            f"require_perms() takes a permission such as 'app.change_thing', or a list of them, "
+            f"not {perms!r}."
+        )
+    if not perms or not all(perms):
+        raise ValueError(
+            f"require_perms() needs at least one permission, and none empty: {perms!r}."
+        )
+    perms = tuple(perms)
+
+    def decorator(method):
+        _check_method("require_perms", method)
+        return _decorate(method, perms=perms)
+
+    return decorator
+
+
+def is_routed(function):
+    """Return whether a decorator of ours allows clients to call ``function``."""
+    return getattr(function, "_is_websocket_routed", False) is True
+
+
+def takes_event(function):
+    """Return whether ``function(self, event)`` is a possible call, or only ``function(self)``."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+class Call:
+    """
+    One message from the client, and the one answer to it.
+
+    ``is_from_wire`` tells it from a channel-layer event, which nobody waits for.
+    """
+
+    __slots__ = (
+        "consumer",
+        "content",
+        "denial",
+        "is_done",
+        "is_from_wire",
+        "is_routed",
+        "reply_key",
+        "result",
+    )
+
+    def __init__(self, consumer, content, *, reply_key, is_from_wire):
+        self.consumer = consumer
+        self.content = content
+        self.reply_key = reply_key
+        self.is_from_wire = is_from_wire
+        self.is_routed = False
+        self.is_done = False
+        self.denial = None
+        self.result = None
+
+    def answer(self, error=None):
+        """
+        Return the frame that answers the call, or ``None`` when there is none to send.
+
+        ``error`` is the exception that ended the call; it is raised again when nobody is waiting
+        for an answer.
+        """
+        if self.denial is not None:
+            # Also when somebody's decorator in between has swallowed the exception.
+            error = self.denial
+        if error is None:
+            is_awaited = self.is_routed and self.reply_key is not None and self.is_from_wire
+            return messages.build_reply(self.reply_key, self.result) if is_awaited else None
+        if isinstance(error, _CONTROL_FLOW):
+            raise error
+        if not self.is_from_wire:
+            if error is not self.denial:
+                raise error
+            logger.debug("Dropped an event for %s: %s", type(self.consumer).__name__, error.code)
+            return None
+        return messages.build_error(self._told(error))
+
+    def _told(self, error):
+        """Return ``error`` as the client may know it, and log what it may not."""
+        told = error
+        if isinstance(error, ValidationError):
+            told = MessageError("invalid", " ".join(error.messages))
+        elif isinstance(error, PermissionDenied):
+            told = MessageError("permission_denied", "You may not do this.")
+        elif not isinstance(error, MessageError):
+            told = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
+            logger.error(
+                "Error %s in a message to %s", told.id, type(self.consumer).__name__, exc_info=error
+            )
+        told.reply_key = told.reply_key or self.reply_key
+        if told.type is None and isinstance(self.content, dict):
+            name = self.content.get("type")
+            told.type = name if isinstance(name, str) else None
+        return told
+
+
+def carry_out(call, function, *args, **kwargs):
+    """
+    Run ``function`` as ``call`` on a sync consumer, and send the answer.
+
+    Returns what ``function`` returned, ``None`` after an error that was answered.
+    """
+    result = error = None
+    token = _current_call.set(call)
+    try:
+        if call.denial is None:
+            result = _settle(function(*args, **kwargs))
+    except Exception as raised:
+        error = raised
+    finally:
+        _current_call.reset(token)
+        call.is_done = True
+    frame = call.answer(error)
+    if frame is not None:
+        consumer = call.consumer
+        try:
+            encode = _site_encoder(consumer) or messages.encode
+            text = encode(frame)
+        except _NOT_JSON as unsendable:
+            text = messages.encode(call.answer(unsendable))
+        if isinstance(consumer, WebsocketConsumer):
+            consumer.send(text_data=text)
+        else:
+            consumer.send({"type": "websocket.send", "text": text})
+    return result
+
+
+async def acarry_out(call, function, *args, **kwargs):
+    """See carry_out()."""
+    result = error = None
+    token = _current_call.set(call)
+    try:
+        if call.denial is None:
+            result = await _asettle(function(*args, **kwargs))
+    except Exception as raised:
+        error = raised
+    finally:
+        _current_call.reset(token)
+        call.is_done = True
+    frame = call.answer(error)
+    if frame is not None:
+        consumer = call.consumer
+        try:
+            encode = _site_encoder(consumer)
+            text = await encode(frame) if encode else messages.encode(frame)
+        except _NOT_JSON as unsendable:
+            text = messages.encode(call.answer(unsendable))
+        if isinstance(consumer, AsyncWebsocketConsumer):
+            await consumer.send(text_data=text)
+        else:
+            await consumer.send({"type": "websocket.send", "text": text})
+    return result
+
+
+def _decorate(method, perms):
+    """Return ``method`` guarded by ``perms``, or where they are ``None`` with its result routed."""
+    has_event = takes_event(method)
+    step, astep = (_routed, _arouted) if perms is None else (_guarded, _aguarded)
+
+    @wraps(method)
+    def wrapper(self, *args, **kwargs):
+        content = args[0] if args else None
+        if not has_event:
+            args, kwargs = (), {}
+        # Channels awaits every handler of an async consumer, whatever kind the method is.
+        is_sync = self._sync
+        call = _current_call.get()
+        if call is not None and _belongs(call, self, content):
+            return (step if is_sync else astep)(call, perms, method, self, *args, **kwargs)
+        call = _open_call(self, content)
+        carry = carry_out if is_sync else acarry_out
+        inner = step if is_sync else astep
+        return carry(call, inner, call, perms, method, self, *args, **kwargs)
+
+    wrapper._is_websocket_routed = True
+    # functools.wraps in somebody else's decorator copies this; there it does not name itself.
+    wrapper._websocket_wrapper = wrapper
+    return wrapper
+
+
+def _routed(call, _, method, *args, **kwargs):
+    call.result = _settle(method(*args, **kwargs))
+    call.is_routed = True
+    return call.result
+
+
+async def _arouted(call, _, method, *args, **kwargs):
+    call.result = await _arun(method, *args, **kwargs)
+    call.is_routed = True
+    return call.result
+
+
+def _guarded(call, perms, method, consumer, *args, **kwargs):
+    call.denial = call.denial or _denial(consumer, perms)
+    if call.denial is not None:
+        raise call.denial
+    return method(consumer, *args, **kwargs)
+
+
+async def _aguarded(call, perms, method, consumer, *args, **kwargs):
+    call.denial = call.denial or await database_sync_to_async(_denial)(consumer, perms)
+    if call.denial is not None:
+        raise call.denial
+    return await _arun(method, consumer, *args, **kwargs)
+
+
+def _denial(consumer, perms):
+    """Return the error for a user who lacks ``perms`` now, ``None`` for one who has them."""
+    from django.contrib.auth.models import AnonymousUser
+
+    try:
+        user = gate.fresh_user(consumer.scope)
+        if user is None:
+            user = AnonymousUser()
+        # For good, not for this call: tasks share the scope.
+        consumer.scope["user"] = user
+        if user.has_perms(perms):
+            return None
+    except db.Error:
+        logger.exception("The database did not answer, a guarded call was refused")
+        return MessageError("unavailable", "Try again later.")
+    if user.is_authenticated:
+        return MessageError("permission_denied", "You may not do this.")
+    return MessageError("unauthenticated", "You are not signed in.")
+
+
+async def _arun(method, *args, **kwargs):
+    """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
+    if inspect.iscoroutinefunction(method) or getattr(method, "_websocket_wrapper", None) is method:
+        return await method(*args, **kwargs)
+    return await _asettle(await database_sync_to_async(method)(*args, **kwargs))
+
+
+def _settle(result):
+    """Return ``result``, or what it comes to where an async method was called in sync code."""
+    return async_to_sync(_asettle)(result) if inspect.isawaitable(result) else result
+
+
+async def _asettle(result):
+    return await result if inspect.isawaitable(result) else result
+
+
+def _belongs(call, consumer, content):
+    """Whether ``content`` is part of the ``call`` that is going on, not a message of its own."""
+    return (
+        not call.is_done
+        and call.consumer is consumer
+        and (content is None or content is call.content)
+    )
+
+
+def _open_call(consumer, content):
+    if getattr(consumer, "opens_calls", False):
+        # One of ours opens a call for each message itself: this is a channel-layer event.
+        return Call(consumer, content, reply_key=None, is_from_wire=False)
+    try:
+        reply_key = messages.read_reply_key(content)
+    except MessageError as error:
+        # The answer is the error, before anything runs.
+        call = Call(consumer, content, reply_key=None, is_from_wire=True)
+        call.denial = error
+        return call
+    return Call(consumer, content, reply_key=reply_key, is_from_wire=reply_key is not None)
+
+
+def _site_encoder(consumer):
+    """Return the consumer's ``encode_json``, unless it is Channels' own, which lets NaN through."""
+    own = getattr(consumer, "encode_json", None)
+    return None if getattr(own, "__func__", own) in _CHANNELS_ENCODERS else own
+
+
+def _check_method(who, method):
+    name = getattr(method, "__name__", "")
+    if not callable(method) or isinstance(method, (type, staticmethod, classmethod)):
+        raise TypeError(f"@{who} decorates a method of a consumer, not {method!r}.")
+    if name in _NEVER_GUARDED:
+        raise TypeError(f"@{who} cannot decorate {name}(): it runs for everybody, by Channels.")
+    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        raise TypeError(
+            f"@{who} cannot decorate {name}(): it is a generator, and a reply is one value."
+        )
