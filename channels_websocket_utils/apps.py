@@ -1,0 +1,10 @@
+from django.apps import AppConfig
+
+
+class ChannelsWebSocketUtilsConfig(AppConfig):
+    name = "channels_websocket_utils"
+    verbose_name = "Channels WebSocket Utils"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self):
+        from . import checks  # noqa: F401  (registers the system checks)

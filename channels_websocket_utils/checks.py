@@ -1,0 +1,105 @@
+"""System checks: what cannot work, said before the first socket opens."""
+
+from channels.auth import AuthMiddleware
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from .conf import get_setting, setting_problems
+from .middleware import WebSocketTokenAuthMiddleware
+from .routes import layers
+
+__all__ = ["check_application", "check_installed_apps", "check_settings"]
+
+
+@register
+def check_settings(**kwargs):
+    """E001: a setting that does not exist, or has the wrong type. E002: no such token store."""
+    problems = [
+        Error(problem, hint="See the settings in the README.", id="channels_websocket_utils.E001")
+        for problem in setting_problems()
+    ]
+    if not problems:
+        try:
+            import_string(get_setting("TOKEN_STORE"))
+        except ImportError as error:
+            problems.append(
+                Error(
+                    f"WEBSOCKET_UTILS['TOKEN_STORE'] cannot be imported: {error}",
+                    hint="Name the class by its dotted path, or leave the setting out.",
+                    id="channels_websocket_utils.E002",
+                )
+            )
+    return problems
+
+
+@register
+def check_installed_apps(**kwargs):
+    """E003: an app that tokens cannot do without."""
+    return [
+        Error(
+            f"WebSocket tokens need {app!r}, which is not in INSTALLED_APPS.",
+            hint=f"Add {app!r} to INSTALLED_APPS and run 'manage.py migrate'.",
+            id="channels_websocket_utils.E003",
+        )
+        for app in ("django.contrib.auth", "django.contrib.contenttypes")
+        if not apps.is_installed(app)
+    ]
+
+
+@register
+def check_application(**kwargs):
+    """E004: an application that cannot be built. W001: key rotation with Channels' own stack."""
+    if not getattr(settings, "ASGI_APPLICATION", None):
+        return []
+    try:
+        application = import_string(settings.ASGI_APPLICATION)
+    except ImproperlyConfigured as error:
+        return [
+            Error(
+                f"The ASGI application cannot be built: {error}",
+                hint="See the message; settings.ASGI_APPLICATION names the application.",
+                id="channels_websocket_utils.E004",
+            )
+        ]
+    except Exception:
+        # Not ours to judge, and no reason to stop a command such as migrate: the server that
+        # needs the application will say it.
+        return []
+    if getattr(settings, "SECRET_KEY_FALLBACKS", None) and any(
+        _has_auth_above_gate(chain) for chain in _chains(application)
+    ):
+        return [
+            Warning(
+                "AuthMiddlewareStack does not know SECRET_KEY_FALLBACKS: a user whose session was "
+                "signed with an old key is logged out, its session flushed, when a socket opens.",
+                hint="Use WebSocketTokenAuthMiddlewareStack in place of AuthMiddlewareStack.",
+                id="channels_websocket_utils.W001",
+            )
+        ]
+    return []
+
+
+def _has_auth_above_gate(chain):
+    kinds = [type(layer) for layer in chain]
+    gates = [i for i, kind in enumerate(kinds) if issubclass(kind, WebSocketTokenAuthMiddleware)]
+    return bool(gates) and any(issubclass(kind, AuthMiddleware) for kind in kinds[: gates[0]])
+
+
+def _chains(application, above=()):
+    """Yield each way from the application down to a consumer, as a list of its layers."""
+    chain = [*above, *layers(application)]
+    last = chain[-1]
+    if isinstance(last, ProtocolTypeRouter):
+        below = list(last.application_mapping.values())
+    elif isinstance(last, URLRouter):
+        below = [route.callback for route in last.routes]
+    else:
+        below = []
+    if not below:
+        yield chain
+    for child in below:
+        yield from _chains(child, chain)

@@ -1,0 +1,7 @@
+"""``path("websocket/", include("channels_websocket_utils.urls"))``"""
+
+from django.urls import path
+
+from .views import websocket_token
+
+urlpatterns = [path("token/", websocket_token, name="websocket_token")]

@@ -1,0 +1,82 @@
+"""The token endpoint: where a page that stays open asks for its next token."""
+
+import json
+from urllib.parse import unquote
+
+from django.contrib.auth.decorators import login_not_required
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.exceptions import ImproperlyConfigured
+from django.http import JsonResponse
+from django.urls import get_script_prefix
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.http import require_POST
+
+from . import gate, tokens
+from .conf import get_setting
+
+__all__ = ["websocket_token"]
+
+
+# A page's script needs a 401, not the login page of LoginRequiredMiddleware.
+@login_not_required
+@never_cache
+@csrf_protect
+@require_POST
+def websocket_token(request):
+    """
+    Answer the session's user with a fresh token that is bound to the session.
+
+    The body may name the ``path`` that the token is for, as JSON or as a form. The answer is
+    ``{"token": str, "expires_in": seconds, "identity": str}``; 401 for somebody not signed in,
+    400 for a body that cannot be read and 503 while the database is away, each with
+    ``{"error": {"code", "message"}}``.
+
+    It reads the session's user itself and flushes nothing: ``request.user`` would flush the
+    session of a tab that asks while its user's password is being changed.
+    """
+    session = getattr(request, "session", None)
+    if not isinstance(session, SessionBase):
+        raise ImproperlyConfigured(
+            "The token endpoint needs django.contrib.sessions.middleware.SessionMiddleware."
+        )
+    verdict = gate.decide(None, session=session)
+    if verdict.token.reason == "unavailable":
+        return _error(503, "unavailable", "Try again later.")
+    if not verdict.user.is_authenticated:
+        return _error(401, "unauthenticated", "You are not signed in.")
+    try:
+        token = tokens.issue(verdict.user, path=_read_path(request), session=session)
+    except (TypeError, ValueError) as error:
+        return _error(400, "bad_message", str(error))
+    return JsonResponse(
+        {
+            "token": token,
+            "expires_in": get_setting("TOKEN_MAX_AGE"),
+            "identity": gate.identity_of(verdict.user),
+        }
+    )
+
+
+def _read_path(request):
+    if request.content_type == "application/json":
+        try:
+            content = json.loads(request.body or b"{}")
+        except ValueError:
+            raise ValueError("The body is not valid JSON.") from None
+        if not isinstance(content, dict):
+            raise ValueError("The body must be a JSON object.")
+        path = content.get("path")
+    else:
+        path = request.POST.get("path")
+    if not isinstance(path, str):
+        return path
+    # The page knows its URL, percent-encoded and with the prefix the site is mounted at;
+    # a token is bound to the path that the application sees.
+    path = unquote(path)
+    prefix = get_script_prefix().rstrip("/")
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
+
+
+def _error(status, code, message):
+    return JsonResponse({"error": {"code": code, "message": message}}, status=status)
