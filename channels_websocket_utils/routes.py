@@ -70,7 +70,7 @@ def read_handshake(scope, captured):
     else:
         reason = None
         token = captured[0]
-    path = bound_path(_local_path(scope) or "", token)
+    path = bound_path(scope["path"][len(scope.get("root_path", "")) :], token)
     return Handshake(scope=_mask_scope(scope), path=path, reason=reason, token=token)
 
 

@@ -82,10 +82,7 @@ def _annotate(scope):
             )
     kwargs = scope["url_route"]["kwargs"]
     captured = (kwargs["token"],) if "token" in kwargs else ()
-    # The whole path, as the middleware binds it: URLRouter has left nothing of it over.
-    handshake = routes.read_handshake(
-        {key: value for key, value in scope.items() if key != "path_remaining"}, captured
-    )
+    handshake = routes.read_handshake(scope, captured)
     if handshake.token is None:
         annotation = gate.annotate(handshake.reason)
     elif "user" not in scope:

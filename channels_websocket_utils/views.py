@@ -7,7 +7,6 @@ from django.contrib.auth.decorators import login_not_required
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
 from django.http import JsonResponse
-from django.urls import get_script_prefix
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
@@ -74,8 +73,8 @@ def _read_path(request):
     # The page knows its URL, percent-encoded and with the prefix the site is mounted at;
     # a token is bound to the path that the application sees.
     path = unquote(path)
-    prefix = get_script_prefix().rstrip("/")
-    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
+    prefix = request.path.removesuffix(request.path_info)
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
 def _error(status, code, message):

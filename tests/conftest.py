@@ -1,0 +1,67 @@
+import contextlib
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import Permission
+
+from channels_websocket_utils.utils import get_websocket_token
+
+from .helpers import Socket, sign_in
+
+
+@pytest.fixture
+def user(transactional_db, django_user_model):
+    return django_user_model.objects.create_user("ada", password="one")
+
+
+@pytest.fixture
+def other(transactional_db, django_user_model):
+    return django_user_model.objects.create_user("ben", password="two")
+
+
+@pytest.fixture
+def session(user):
+    """The key of a session in which ``user`` is signed in."""
+    return sign_in(user)
+
+
+@pytest.fixture
+def token(user):
+    return get_websocket_token(user)
+
+
+@pytest.fixture
+def permission(transactional_db):
+    return Permission.objects.get(codename="change_user")
+
+
+@pytest.fixture
+def run():
+    """
+    A function that connects from a sync test and returns the outcome.
+
+    The gate then works in the test's own thread, so its queries can be counted.
+    """
+
+    @async_to_sync
+    async def connect(application, path, probe=True, **kwargs):
+        socket = Socket(application, path, **kwargs)
+        try:
+            return await socket.outcome(probe)
+        finally:
+            await socket.bye()
+
+    return connect
+
+
+@pytest.fixture
+async def open_socket():
+    """A function that makes a ``Socket``; every one is gone when the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def make(*args, **kwargs):
+            socket = Socket(*args, **kwargs)
+            stack.push_async_callback(socket.bye)
+            return socket
+
+        yield make

@@ -1,0 +1,190 @@
+"""Consumers of the test site: one of each kind, with the same methods."""
+
+from channels.consumer import AsyncConsumer, SyncConsumer
+from channels.exceptions import StopConsumer
+from channels.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    AsyncWebsocketConsumer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+)
+from django.core.exceptions import PermissionDenied, ValidationError
+
+from channels_websocket_utils import messages
+from channels_websocket_utils.consumers import (
+    AsyncWebSocketManagerConsumer,
+    WebSocketManagerConsumer,
+)
+from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.utils import avalidate_websocket_token, validate_websocket_token
+
+PERM = "auth.change_user"
+ERRORS = {
+    "value": lambda: ValueError("a secret of the server"),
+    "invalid": lambda: ValidationError("Too short."),
+    "denied": lambda: PermissionDenied("a reason of the server"),
+}
+
+
+class Methods:
+    """Sync methods, for every kind of consumer."""
+
+    @auto_route
+    def echo(self, event):
+        return event.get("value")
+
+    @auto_route
+    def who(self):
+        return {"user": self.scope["user"].get_username()}
+
+    @auto_route
+    def kwargs(self):
+        return {"kwargs": self.scope["url_route"]["kwargs"], "path": self.scope["path"]}
+
+    @auto_route
+    def fail(self, event):
+        raise ERRORS[event["error"]]()
+
+    @auto_route
+    def unsendable(self):
+        return object()
+
+    @auto_route
+    @require_perms(PERM)
+    def guarded(self, event):
+        return {"done_by": self.scope["user"].get_username()}
+
+    @require_perms([PERM])
+    @auto_route
+    def guarded_outside(self):
+        return "done"
+
+    @require_perms((PERM, "auth.add_user"))
+    def guarded_silent(self):
+        self.ran = True
+
+    def hidden(self, event):
+        raise AssertionError("a method that is not marked was called")
+
+
+class AsyncMethods(Methods):
+    """The same as async methods where it matters, for the async consumers."""
+
+    @auto_route
+    async def echo(self, event):
+        return event.get("value")
+
+    @auto_route
+    @require_perms(PERM)
+    async def guarded(self, event):
+        return {"done_by": self.scope["user"].get_username()}
+
+    @require_perms([PERM])
+    @auto_route
+    async def guarded_outside(self):
+        return "done"
+
+
+class Manager(Methods, WebSocketManagerConsumer):
+    pass
+
+
+class AsyncManager(AsyncMethods, AsyncWebSocketManagerConsumer):
+    pass
+
+
+class MixedManager(Methods, AsyncWebSocketManagerConsumer):
+    """Sync methods on an async consumer."""
+
+
+class OpenManager(AsyncManager):
+    """Accepts everybody, for routes without a token."""
+
+    async def connect(self):
+        await self.accept()
+
+
+class ForgetfulManager(AsyncManager):
+    """Forgets to ask whether the token is good."""
+
+    async def connect(self):
+        await self.accept()
+
+
+class PlainJson(Methods, JsonWebsocketConsumer):
+    """The documented pattern, word for word."""
+
+    def connect(self):
+        if validate_websocket_token(self.scope):
+            self.accept()
+        else:
+            self.close()
+
+    def receive_json(self, content, **kwargs):
+        target_method = getattr(self, content["type"])
+        target_method(content)
+
+
+class AsyncPlainJson(AsyncMethods, AsyncJsonWebsocketConsumer):
+    async def connect(self):
+        if await avalidate_websocket_token(self.scope):
+            await self.accept()
+        else:
+            await self.close()
+
+    async def receive_json(self, content, **kwargs):
+        await getattr(self, content["type"])(content)
+
+
+class PlainText(Methods, WebsocketConsumer):
+    def connect(self):
+        if validate_websocket_token(self.scope):
+            self.accept()
+        else:
+            self.close()
+
+    def receive(self, text_data=None, bytes_data=None):
+        content = messages.decode(text_data)
+        getattr(self, content["type"])(content)
+
+
+class AsyncPlainText(AsyncMethods, AsyncWebsocketConsumer):
+    async def connect(self):
+        if await avalidate_websocket_token(self.scope):
+            await self.accept()
+        else:
+            await self.close()
+
+    async def receive(self, text_data=None, bytes_data=None):
+        content = messages.decode(text_data)
+        await getattr(self, content["type"])(content)
+
+
+class PlainRaw(Methods, SyncConsumer):
+    def websocket_connect(self, event):
+        accepted = validate_websocket_token(self.scope)
+        self.send({"type": "websocket.accept" if accepted else "websocket.close"})
+
+    def websocket_receive(self, event):
+        content = messages.decode(event["text"])
+        getattr(self, content["type"])(content)
+
+    def websocket_disconnect(self, event):
+        raise StopConsumer
+
+
+class AsyncPlainRaw(AsyncMethods, AsyncConsumer):
+    async def websocket_connect(self, event):
+        accepted = await avalidate_websocket_token(self.scope)
+        await self.send({"type": "websocket.accept" if accepted else "websocket.close"})
+
+    async def websocket_receive(self, event):
+        content = messages.decode(event["text"])
+        await getattr(self, content["type"])(content)
+
+    async def websocket_disconnect(self, event):
+        raise StopConsumer
+
+
+PLAIN = [PlainJson, AsyncPlainJson, PlainText, AsyncPlainText, PlainRaw, AsyncPlainRaw]
+MANAGED = [Manager, AsyncManager, MixedManager]

@@ -1,0 +1,104 @@
+import sys
+import types
+
+import pytest
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
+
+from .consumers import AsyncManager
+from .helpers import documented, routed, stack
+
+
+def ids():
+    return [found.id for found in run_checks() if "channels_websocket_utils" in found.id]
+
+
+@pytest.fixture
+def serve(settings, monkeypatch):
+    """A function that makes an application the site's ASGI_APPLICATION."""
+
+    def serve(websocket):
+        module = types.ModuleType("served")
+        module.application = ProtocolTypeRouter({"websocket": websocket})
+        monkeypatch.setitem(sys.modules, "served", module)
+        settings.ASGI_APPLICATION = "served.application"
+
+    return serve
+
+
+def test_site_in_order_is_silent(serve):
+    serve(AllowedHostsOriginValidator(stack(AsyncManager)))
+
+    assert ids() == []
+
+
+def test_wrong_setting_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": "60", "NOPE": 1}
+
+    assert ids() == ["channels_websocket_utils.E001"] * 2
+
+
+def test_store_that_cannot_be_imported_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
+
+    assert ids() == ["channels_websocket_utils.E002"]
+
+
+def test_missing_auth_app_is_found(monkeypatch):
+    from django.apps import apps
+
+    from channels_websocket_utils.checks import check_installed_apps
+
+    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django.contrib.auth")
+
+    assert [found.id for found in check_installed_apps()] == ["channels_websocket_utils.E003"]
+
+
+def test_application_that_cannot_be_built_is_found_with_the_remedy(settings, monkeypatch):
+    class Broken(types.ModuleType):
+        def __getattr__(self, name):
+            if name != "application":
+                raise AttributeError(name)
+
+            async def closure(scope, receive, send):
+                pass
+
+            return WebSocketTokenAuthMiddleware(closure)
+
+    monkeypatch.setitem(sys.modules, "broken", Broken("broken"))
+    settings.ASGI_APPLICATION = "broken.application"
+    with pytest.raises(ImproperlyConfigured):
+        _ = sys.modules["broken"].application
+
+    (found,) = [found for found in run_checks() if found.id == "channels_websocket_utils.E004"]
+    assert "directly around URLRouter" in found.msg
+
+
+@pytest.mark.parametrize("application", [None, "nowhere.application"])
+def test_application_that_is_not_there_is_left_to_the_server(settings, application):
+    settings.ASGI_APPLICATION = application
+
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "build", "found"),
+    [
+        ([], documented, []),
+        (["old key"], documented, ["channels_websocket_utils.W001"]),
+        (["old key"], stack, []),
+        (["old key"], lambda consumer: AuthMiddlewareStack(routed(consumer)), []),
+    ],
+)
+def test_key_rotation_under_authmiddlewarestack_is_warned_of(
+    serve, settings, fallbacks, build, found
+):
+    settings.SECRET_KEY_FALLBACKS = fallbacks
+    serve(AllowedHostsOriginValidator(build(AsyncManager)))
+
+    assert ids() == found

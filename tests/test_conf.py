@@ -1,0 +1,57 @@
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from channels_websocket_utils.conf import DEFAULTS, get_setting, setting_problems
+
+
+def test_default_is_used_where_the_site_says_nothing(settings):
+    assert get_setting("TOKEN_MAX_AGE") == 60
+
+    settings.WEBSOCKET_UTILS = {"MAX_MESSAGE_SIZE": 10}
+
+    assert get_setting("TOKEN_MAX_AGE") == 60
+    assert get_setting("MAX_MESSAGE_SIZE") == 10
+
+
+def test_every_default_passes_its_own_rule(settings):
+    settings.WEBSOCKET_UTILS = dict(DEFAULTS)
+
+    assert setting_problems() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKEN_MAX_AGE", "60"),
+        ("TOKEN_MAX_AGE", 0),
+        ("TOKEN_MAX_AGE", True),
+        ("TOKEN_MAX_AGE", float("inf")),
+        ("TOKEN_MAX_AGE", float("nan")),
+        ("TOKEN_STORE", object),
+        ("MAX_TOKENS_PER_USER", -1),
+        ("MAX_TOKENS_PER_USER", 2.5),
+        ("MAX_MESSAGE_SIZE", None),
+    ],
+)
+def test_wrong_type_is_named(settings, name, value):
+    settings.WEBSOCKET_UTILS = {name: value}
+
+    with pytest.raises(ImproperlyConfigured, match=name):
+        get_setting(name)
+    assert name in setting_problems()[0]
+
+
+def test_misspelt_setting_is_told_with_the_right_one(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGES": 60}
+
+    assert setting_problems() == [
+        "WEBSOCKET_UTILS has no setting 'TOKEN_MAX_AGES'. Did you mean 'TOKEN_MAX_AGE'?"
+    ]
+
+
+def test_settings_that_are_no_dictionary_are_named(settings):
+    settings.WEBSOCKET_UTILS = ["TOKEN_MAX_AGE"]
+
+    with pytest.raises(ImproperlyConfigured, match="must be a dictionary"):
+        get_setting("TOKEN_MAX_AGE")
+    assert "must be a dictionary" in setting_problems()[0]

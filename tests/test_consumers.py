@@ -1,0 +1,241 @@
+import json
+
+import pytest
+
+from channels_websocket_utils.consumers import (
+    AsyncWebSocketManagerConsumer,
+    WebSocketManagerConsumer,
+)
+from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.gate import identity_of
+from channels_websocket_utils.utils import aget_websocket_token
+
+from .consumers import MANAGED, AsyncManager, Manager, PlainJson
+from .helpers import bare, stack
+from .test_messages import BAD_FORM, BAD_JSON, BAD_REPLY_KEYS
+
+BOTH = pytest.mark.parametrize("consumer", [Manager, AsyncManager])
+CALLABLE = {
+    "echo",
+    "who",
+    "kwargs",
+    "fail",
+    "unsendable",
+    "guarded",
+    "guarded_outside",
+    "guarded_silent",
+}
+
+
+@pytest.fixture
+async def opened(user, session, open_socket):
+    async def open_(consumer):
+        token = await aget_websocket_token(user)
+        socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+        assert (await socket.connect())["type"] == "websocket.accept"
+        assert await socket.next() == {"key": "websocket.ready", "identity": identity_of(user)}
+        return socket
+
+    return open_
+
+
+@BOTH
+async def test_nothing_unlisted_can_be_called(opened, consumer):
+    """Every name in ``dir(consumer)``, and some that are in no ``dir()``, sent as ``type``."""
+    socket = await opened(consumer)
+    names = {*dir(consumer), *dir(consumer()), "hidden", "", "nope", "__proto__", "échо"}  # noqa: RUF001
+    names |= {"websocket.connect", "websocket.receive", "websocket.accept", "websocket_connect"}
+    names |= {"scope", "base_send", "channel_layer", "dispatch.", "ECHO", " echo", "echo\x00"}
+    for name in sorted(names - CALLABLE):
+        reply = await socket.call(name)
+        expected = "unknown_type" if name else "bad_message"
+        assert reply["error"]["code"] == expected, name
+
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+    assert set(dir(consumer)) >= CALLABLE
+
+
+async def test_naive_dispatch_runs_what_nobody_listed(user, session, open_socket):
+    """The control: with the documented ``getattr`` a client calls ``close`` and whatever else."""
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(PlainJson), f"/ws/{token}", session=session)
+    await socket.connect()
+
+    await socket.send("close")
+
+    assert (await socket.receive_output())["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize("consumer", MANAGED)
+@pytest.mark.parametrize("text", [*BAD_JSON.values(), *BAD_FORM, ""], ids=lambda t: repr(t[:16]))
+async def test_bad_frame_is_answered_and_survived(opened, consumer, text):
+    socket = await opened(consumer)
+
+    await socket.send_text(text)
+
+    frame = await socket.next()
+    assert (frame["key"], frame["error"]["code"]) == ("websocket.error", "bad_message")
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@pytest.mark.parametrize("consumer", MANAGED)
+async def test_binary_frame_is_answered_and_survived(opened, consumer):
+    socket = await opened(consumer)
+
+    for frame in ({"bytes": b"{}"}, {"bytes": b"", "text": None}):
+        await socket.send_input({"type": "websocket.receive", **frame})
+
+        assert (await socket.next())["error"]["code"] == "bad_message"
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@BOTH
+async def test_oversized_frame_is_refused_before_it_is_parsed(opened, consumer, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_MESSAGE_SIZE": 100}
+
+    class Parses(consumer):
+        def decode_json(self, text_data):
+            raise AssertionError("parsed")
+
+    socket = await opened(Parses)
+
+    await socket.send_text('{"type": "echo", "value": "%s"}' % ("é" * 50))
+
+    assert (await socket.next())["error"]["code"] == "too_large"
+
+
+@BOTH
+@pytest.mark.parametrize("reply_key", BAD_REPLY_KEYS, ids=repr)
+async def test_bad_reply_key_is_refused_without_an_echo(opened, consumer, reply_key):
+    socket = await opened(consumer)
+
+    await socket.send("echo", reply_key=reply_key, value=1)
+
+    frame = await socket.next()
+    assert frame["key"] == "websocket.error"
+    assert frame["error"]["code"] == "bad_message"
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@BOTH
+async def test_ten_bad_frames_in_a_row_end_the_socket(opened, consumer):
+    socket = await opened(consumer)
+    for _ in range(2):
+        for _ in range(9):
+            await socket.send_text("{")
+            await socket.next()
+        # A good one in between, also one that calls nothing, begins the count anew.
+        assert (await socket.call("nope"))["error"]["code"] == "unknown_type"
+
+    for _ in range(12):
+        await socket.send_text("{")
+
+    frames = [await socket.next() for _ in range(11)]
+    assert frames[-1] == 4400
+    assert {frame["error"]["code"] for frame in frames[:10]} == {"bad_message"}
+    await socket.bye()
+    assert socket.output_queue.empty()
+
+
+@BOTH
+async def test_ping_is_answered(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("websocket.ping")
+
+    assert await socket.next() == {"key": "websocket.pong"}
+
+
+@BOTH
+async def test_unknown_type_without_a_reply_key_is_a_websocket_error(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("nope")
+
+    frame = await socket.next()
+    assert (frame["key"], frame["type"]) == ("websocket.error", "nope")
+    assert frame["error"]["code"] == "unknown_type"
+
+
+@BOTH
+async def test_without_an_own_connect_only_a_good_token_opens(consumer, session, open_socket):
+    class Bare(WebSocketManagerConsumer if consumer is Manager else AsyncWebSocketManagerConsumer):
+        pass
+
+    for application in (stack(Bare), bare(Bare), stack(Bare, "ws/")):
+        socket = open_socket(application, "/ws/x" if application else "/ws/", session=session)
+        assert (await socket.outcome()) in (403, 4401)
+
+
+async def test_identity_is_stable_and_opaque(user, other):
+    assert identity_of(user) == identity_of(await type(user).objects.aget(pk=user.pk))
+    assert identity_of(user) != identity_of(other)
+    assert len(identity_of(user)) == 32
+
+
+async def test_push_is_heard_as_a_frame_of_its_key(opened):
+    class Sync(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            self.push("note", {"text": "from below"})
+
+    class Async(AsyncWebSocketManagerConsumer):
+        @auto_route
+        async def ask(self):
+            await self.push("note", {"text": "from below"})
+
+    for consumer in (Sync, Async):
+        socket = await opened(consumer)
+        await socket.send("ask")
+
+        assert await socket.next() == {"key": "note", "text": "from below"}
+
+
+async def test_push_that_cannot_arrive_is_the_developers_error(opened, caplog):
+    class Wrong(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            self.push("note", {"type": "reserved"})
+
+    socket = await opened(Wrong)
+
+    assert (await socket.call("ask"))["error"]["code"] == "internal"
+    assert "reserved name 'type'" in caplog.text
+
+
+async def test_sites_own_encoder_is_used(opened):
+    class Encodes(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            return {"value": {3, 1, 2}}
+
+        @classmethod
+        def encode_json(cls, content):
+            return json.dumps(content, default=sorted)
+
+    assert (await (await opened(Encodes)).call("ask"))["value"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
+@pytest.mark.parametrize("name", ["connect", "receive", "send_json", "close", "websocket_receive"])
+@pytest.mark.parametrize("decorate", [auto_route, require_perms("a.b")])
+def test_methods_of_channels_cannot_be_marked(base, name, decorate):
+    def method(self):
+        pass
+
+    with pytest.raises(TypeError, match=name):
+        type("Wrong", (base,), {name: decorate(method)})
+
+
+def test_override_without_the_mark_is_not_callable():
+    class Base(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            pass
+
+    class Child(Base):
+        def ask(self):
+            pass
+
+    assert "ask" in Base._routes
+    assert "ask" not in Child._routes

@@ -1,0 +1,558 @@
+import logging
+from datetime import timedelta
+
+import pytest
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.sessions import SessionMiddlewareStack
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.models import Session
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import path, re_path
+
+from channels_websocket_utils import gate, tokens
+from channels_websocket_utils.middleware import (
+    WebSocketTokenAuthMiddleware,
+    WebSocketTokenAuthMiddlewareStack,
+)
+from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
+
+from .consumers import (
+    MANAGED,
+    PLAIN,
+    AsyncManager,
+    AsyncPlainJson,
+    ForgetfulManager,
+    Manager,
+    OpenManager,
+    PlainJson,
+)
+from .helpers import LIMIT, OPEN, UNKNOWN_TOKEN, documented, routed, sign_in, stack
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DUMMY = "wst_" + "0" * 43
+COMPOSITIONS = pytest.mark.parametrize("compose", [stack, documented])
+
+
+def used():
+    return WebSocketToken.objects.exclude(used_at=None).count()
+
+
+class Spy(AsyncManager):
+    """Keeps the scope it was given where the test can see it."""
+
+    seen = None
+
+    async def connect(self):
+        type(self).seen = self.scope
+        await self.accept()
+
+
+@COMPOSITIONS
+@pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
+def test_token_opens_one_socket_and_no_second(consumer, compose, session, token, run):
+    application = compose(consumer)
+    probe = '{"type": "echo", "reply_key": "k", "value": 1}'
+
+    first = run(application, f"/ws/{token}", session=session, probe=probe)
+    second = run(application, f"/ws/{token}", session=session, probe=probe)
+
+    assert (first, second) == (OPEN, 4401)
+    assert used() == 1
+
+
+@COMPOSITIONS
+@pytest.mark.parametrize("required", [True, False])
+def test_another_users_token_is_refused_and_not_spent(
+    user, other, token, session, compose, required, run
+):
+    application = compose(AsyncManager, required=required)
+
+    stolen = run(application, f"/ws/{token}", session=sign_in(other))
+    by_nobody = run(application, f"/ws/{token}")
+    unspent = used() == 0
+    rightful = run(application, f"/ws/{token}", session=session)
+
+    assert (stolen, by_nobody, unspent, rightful) == (4401, 4401, True, OPEN)
+
+
+@COMPOSITIONS
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize(
+    "token",
+    ["x", "%2F", "..%2f", "\x00", "a\nb", "é", "WST_" + "u" * 43, "wst_" + "u" * 42, "w" * 70_000],
+    ids=lambda token: repr(token)[:12],
+)
+def test_malformed_token_is_refused_without_a_query(session, compose, required, token, run):
+    with CaptureQueriesContext(connection) as queries:
+        outcome = run(compose(AsyncManager, required=required), f"/ws/{token}", session=session)
+
+    assert outcome == (403 if required else 4401)
+    # AuthMiddlewareStack asks for its session and user before anything is ours.
+    assert [query for query in queries if "websockettoken" in query["sql"]] == []
+    assert compose is documented or not queries.captured_queries
+
+
+@COMPOSITIONS
+def test_unknown_token_is_refused_without_a_write(session, compose, run):
+    with CaptureQueriesContext(connection) as queries:
+        outcome = run(compose(AsyncManager, required=True), f"/ws/{UNKNOWN_TOKEN}", session=session)
+
+    assert outcome == 4401
+    assert all(query["sql"].startswith("SELECT") for query in queries)
+
+
+@COMPOSITIONS
+def test_expired_token_is_refused(user, session, compose, settings, monkeypatch, run):
+    token = get_websocket_token(user)
+    later = tokens.now() + timedelta(seconds=60)
+    monkeypatch.setattr(tokens, "now", lambda: later)
+
+    assert run(compose(AsyncManager), f"/ws/{token}", session=session) == 4401
+
+
+@COMPOSITIONS
+@pytest.mark.parametrize("change", ["password", "inactive", "deleted"])
+def test_user_who_changed_after_the_token_was_issued_is_refused(
+    user, session, token, compose, change, run
+):
+    if change == "password":
+        user.set_password("new")
+        user.save()
+    elif change == "inactive":
+        get_user_model().objects.filter(pk=user.pk).update(is_active=False)
+    else:
+        user.delete()
+
+    assert run(compose(AsyncManager), f"/ws/{token}", session=session) == 4401
+
+
+@pytest.mark.parametrize("change", ["password", "inactive"])
+def test_token_alone_is_refused_after_a_change_too(user, token, change, run):
+    """With ``token_only`` there is no session that would notice."""
+    if change == "password":
+        user.set_password("new")
+        user.save()
+    else:
+        get_user_model().objects.filter(pk=user.pk).update(is_active=False)
+
+    assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == 4401
+
+
+@COMPOSITIONS
+def test_session_that_ended_takes_its_token_along(user, session, compose, run):
+    token = get_websocket_token(user, session=session)
+    Session.objects.all().delete()
+    another = sign_in(user)
+
+    assert run(compose(AsyncManager), f"/ws/{token}", session=session) == 4401
+    assert run(compose(AsyncManager), f"/ws/{token}", session=another) == 4401
+    assert used() == 0
+
+
+@COMPOSITIONS
+def test_token_opens_the_path_it_is_bound_to_and_no_other(user, session, compose, run):
+    token = get_websocket_token(user, path="/app/ws/")
+    application = compose(AsyncManager, required=True)
+
+    mounted = {"session": session, "root_path": "/mnt"}
+    assert run(application, f"/mnt/ws/{token}", **mounted) == 4401
+    token = get_websocket_token(user, path="/ws/")
+    assert run(application, f"/mnt/ws/{token}", **mounted) == OPEN
+
+
+async def test_accepted_token_is_annotated_and_hidden(user, session, token, open_socket):
+    socket = open_socket(stack(Spy), f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == OPEN
+    scope = Spy.seen
+    annotation = scope["websocket_token"]
+    assert (annotation.is_valid, annotation.user, annotation.reason) == (True, user, None)
+    assert annotation.expires_at > tokens.now()
+    assert scope["user"] == user
+    assert scope["session"].session_key == session
+    assert scope["cookies"] == {"sessionid": session}
+    assert token not in repr(scope)
+    assert scope["url_route"]["kwargs"] == {"token": DUMMY}
+    with pytest.raises(AttributeError):
+        annotation.is_valid = False
+    assert not hasattr(annotation, "__bool__")
+
+
+@COMPOSITIONS
+async def test_consumer_that_forgets_to_ask_meets_nobody(
+    other, session, token, compose, open_socket
+):
+    """After a failed token the user is anonymous and the session empty."""
+    socket = open_socket(compose(Spy), f"/ws/{UNKNOWN_TOKEN}", session=session)
+
+    assert await socket.outcome() == OPEN
+    assert Spy.seen["user"].is_anonymous
+    assert Spy.seen["session"].is_empty()
+    assert Spy.seen["websocket_token"].reason == "unknown"
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+
+
+@pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
+async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(consumer, open_socket):
+    """The consumer believes that the socket never opened; a client may send all the same."""
+    handled = []
+
+    class Watched(consumer):
+        def hear(self, content):
+            handled.append(content)
+
+        if consumer in (PlainJson, Manager):
+
+            def receive_json(self, content, **kwargs):
+                self.hear(content)
+        else:
+
+            async def receive_json(self, content, **kwargs):
+                self.hear(content)
+
+    socket = open_socket(stack(Watched), f"/ws/{UNKNOWN_TOKEN}")
+    await socket.send_input({"type": "websocket.connect"})
+    await socket.send("echo", value=1)
+    await socket.send_input({"type": "websocket.disconnect", "code": 4401})
+    await socket.wait(LIMIT)
+
+    assert (await socket.receive_output())["type"] == "websocket.accept"
+    assert (await socket.receive_output())["code"] == 4401
+    assert handled == []
+
+
+@pytest.mark.parametrize("consumer", [PlainJson, AsyncManager])
+async def test_browser_that_offered_subprotocols_is_answered_one(consumer, session, open_socket):
+    socket = open_socket(
+        stack(consumer), f"/ws/{UNKNOWN_TOKEN}", session=session, subprotocols=["json", "xml"]
+    )
+
+    assert (await socket.connect())["subprotocol"] == "json"
+
+
+async def test_route_without_a_token_passes_untouched(user, session, open_socket):
+    for compose in (stack, documented):
+        socket = open_socket(compose(Spy, "ws/"), "/ws/", session=session)
+
+        assert await socket.outcome() == OPEN
+        assert Spy.seen["user"] == user
+        assert Spy.seen["session"].session_key == session
+        assert Spy.seen["websocket_token"].reason == "missing"
+        assert not Spy.seen["websocket_token"].is_valid
+
+
+async def test_required_refuses_a_route_without_a_token(session, open_socket):
+    socket = open_socket(stack(OpenManager, "ws/", required=True), "/ws/", session=session)
+
+    assert await socket.outcome() == 403
+
+
+async def test_required_builds_no_consumer_for_a_bad_token(session, open_socket):
+    class Never(AsyncManager):
+        def __init__(self, *args, **kwargs):
+            raise AssertionError("built")
+
+    socket = open_socket(stack(Never, required=True), f"/ws/{UNKNOWN_TOKEN}", session=session)
+
+    assert await socket.outcome() == 4401
+
+
+async def test_token_alone_signs_its_user_in(user, session, open_socket):
+    token = await aget_websocket_token(user, session=session)
+    application = WebSocketTokenAuthMiddleware(routed(Spy), token_only=True)
+
+    socket = open_socket(application, f"/ws/{token}")
+
+    assert await socket.outcome() == OPEN
+    assert Spy.seen["user"] == user
+
+
+async def test_token_only_still_refuses_the_token_of_somebody_else(
+    other, token, open_socket, session
+):
+    from asgiref.sync import sync_to_async
+
+    others_session = await sync_to_async(sign_in)(other)
+    socket = open_socket(stack(Spy, token_only=True), f"/ws/{token}", session=others_session)
+
+    await socket.outcome()
+
+    assert Spy.seen["websocket_token"].reason == "wrong_user"
+
+
+async def test_path_of_no_route_is_refused_without_urlrouters_exception(
+    session, token, open_socket, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    socket = open_socket(stack(AsyncManager), f"/other/{token}", session=session)
+
+    assert await socket.outcome() == 403
+    assert token not in caplog.text
+
+
+async def test_nested_middleware_lets_the_outer_router_go_on(user, session, open_socket):
+    """Also: inside a router, around a nested router and around one consumer."""
+    application = URLRouter(
+        [
+            path("a/", WebSocketTokenAuthMiddlewareStack(routed(AsyncManager, "x/<str:token>"))),
+            path("a/<str:token>", WebSocketTokenAuthMiddlewareStack(AsyncManager)),
+        ]
+    )
+    for route in ("/a/x/", "/a/"):
+        token = await aget_websocket_token(user, path=route)
+        socket = open_socket(application, f"{route}{token}", session=session)
+
+        assert await socket.outcome() == OPEN
+        assert (await socket.call("kwargs"))["kwargs"] == {"token": DUMMY}
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_two_tokens_are_refused_and_none_is_spent(user, session, open_socket, required):
+    first, second = [await aget_websocket_token(user) for _ in range(2)]
+    router = URLRouter([path("<str:token>/", URLRouter([path("<str:token>", AsyncManager)]))])
+    application = WebSocketTokenAuthMiddlewareStack(router, required=required)
+
+    socket = open_socket(application, f"/{first}/{second}", session=session)
+
+    assert await socket.outcome() == (403 if required else 4401)
+    assert await WebSocketToken.objects.filter(used_at=None).acount() == 2
+
+
+async def test_pattern_that_depends_on_the_token_is_refused_and_told(
+    user, session, token, open_socket, caplog
+):
+    chooses = re_path(r"^ws/(?P<token>wst_[A-Za-z_-][\w-]*|wst_[1-9][\w-]*)$", AsyncManager)
+    application = WebSocketTokenAuthMiddlewareStack(URLRouter([chooses]))
+    if token[4] == "0":
+        token = await aget_websocket_token(user)
+
+    socket = open_socket(application, f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == 403
+    assert "matches another route" in caplog.text
+    assert token not in caplog.text
+    assert await WebSocketToken.objects.filter(used_at=None).acount() >= 1
+
+
+async def test_other_token_kwarg(session, token, open_socket):
+    application = stack(AsyncManager, "ws/<str:key>", token_kwarg="key")
+
+    assert await open_socket(application, f"/ws/{token}", session=session).outcome() == OPEN
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_database_error_ends_in_try_later_and_nothing_is_accepted(
+    session, token, open_socket, monkeypatch, caplog, required
+):
+    def fail(*args, **kwargs):
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(tokens, "spend", fail)
+    socket = open_socket(stack(Spy, required=required), f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == 4490
+    assert "The database did not answer" in caplog.text
+    assert token not in caplog.text
+
+
+async def test_isolated_consumers_do_not_wait_for_each_other(user, session, open_socket):
+    """Two plain sync consumers can only both be in connect() if each has a thread."""
+    import threading
+
+    meeting = threading.Barrier(2, timeout=LIMIT)
+
+    class Meets(PlainJson):
+        def connect(self):
+            meeting.wait()
+            super().connect()
+
+    application = stack(Meets, isolate=True)
+    sockets = []
+    for _ in range(2):
+        token = await aget_websocket_token(user)
+        sockets.append(open_socket(application, f"/ws/{token}", session=session))
+        await sockets[-1].send_input({"type": "websocket.connect"})
+
+    answers = [await socket.receive_output() for socket in sockets]
+
+    assert [answer["type"] for answer in answers] == ["websocket.accept"] * 2
+
+
+@COMPOSITIONS
+def test_connection_costs_few_statements(user, session, token, compose, run):
+    with CaptureQueriesContext(connection) as queries:
+        assert run(compose(AsyncManager), f"/ws/{token}", session=session) == OPEN
+
+    # Session, token with its user, update; AuthMiddlewareStack reads the user once more.
+    assert len(queries) == (3 if compose is stack else 4)
+
+
+def test_token_alone_costs_two_statements(token, run):
+    with CaptureQueriesContext(connection) as queries:
+        assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == OPEN
+
+    assert [query["sql"].split()[0] for query in queries] == ["SELECT", "UPDATE"]
+
+
+@pytest.fixture
+def rotated(settings, session):
+    """``SECRET_KEY`` has been rotated after ``user`` signed in."""
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "rotated"
+
+
+def test_key_rotation_signs_nobody_out_with_our_stack(user, session, token, rotated, run):
+    """Neither the session row nor the token issued before the rotation is lost."""
+    assert run(stack(AsyncManager), f"/ws/{token}", session=session) == OPEN
+    assert Session.objects.filter(session_key=session).exists()
+
+
+def test_key_rotation_with_authmiddlewarestack_is_what_the_check_says(
+    user, session, token, rotated, run
+):
+    """Channels' own ``get_user`` flushes the session: nothing below it can prevent that."""
+    assert run(documented(AsyncManager), f"/ws/{token}", session=session) == 4401
+    assert not Session.objects.filter(session_key=session).exists()
+
+
+def test_key_without_fallback_refuses_and_flushes_nothing(user, session, token, settings, run):
+    settings.SECRET_KEY = "new"
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
+    assert Session.objects.filter(session_key=session).exists()
+
+
+def test_users_backend_decides_who_may_come(user, session, token, settings, run):
+    """The site's own rule for inactive users holds, not one of ours."""
+    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
+    session = sign_in(user)
+    token = get_websocket_token(user)
+    get_user_model().objects.filter(pk=user.pk).update(is_active=False)
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=session) == OPEN
+
+
+def test_soft_deleted_user_is_refused_where_the_default_manager_hides_them(
+    user, session, token, monkeypatch, run
+):
+    """The join must not stand for a manager that would not have returned the user."""
+    from django.contrib.auth.models import UserManager
+
+    class Undeleted(UserManager):
+        def get_queryset(self):
+            return super().get_queryset().exclude(username="ada")
+
+    manager = Undeleted()
+    manager.model = get_user_model()
+    monkeypatch.setitem(vars(get_user_model()._meta), "default_manager", manager)
+
+    assert not gate._can_join()
+    assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
+
+
+def test_several_backends_and_no_session_name_the_remedy(user, settings, run):
+    settings.AUTHENTICATION_BACKENDS = [
+        "django.contrib.auth.backends.ModelBackend",
+        "django.contrib.auth.backends.AllowAllUsersModelBackend",
+    ]
+    token = get_websocket_token(user)
+
+    with pytest.raises(ImproperlyConfigured, match=r"Pass session=request\.session"):
+        run(stack(AsyncManager, token_only=True), f"/ws/{token}")
+    assert used() == 0
+
+
+def test_several_backends_are_no_question_where_the_session_knows(user, settings, run):
+    settings.AUTHENTICATION_BACKENDS = [
+        "django.contrib.auth.backends.ModelBackend",
+        "django.contrib.auth.backends.AllowAllUsersModelBackend",
+    ]
+    from django.test import Client
+
+    client = Client()
+    client.force_login(user, "django.contrib.auth.backends.ModelBackend")
+    key = client.session.session_key
+
+    assert run(stack(AsyncManager), f"/ws/{get_websocket_token(user)}", session=key) == OPEN
+    bound = get_websocket_token(user, session=client.session)
+    assert run(stack(AsyncManager, token_only=True), f"/ws/{bound}") == OPEN
+
+
+def test_no_user_in_scope_names_both_remedies(token, run):
+    for application in (
+        WebSocketTokenAuthMiddleware(routed(AsyncManager)),
+        SessionMiddlewareStack(WebSocketTokenAuthMiddleware(routed(AsyncManager))),
+    ):
+        with pytest.raises(ImproperlyConfigured, match=r"AuthMiddlewareStack.*token_only=True"):
+            run(application, f"/ws/{token}")
+    assert used() == 0
+
+
+def test_closure_in_between_is_refused_when_built():
+    def closure(inner):
+        async def middleware(scope, receive, send):
+            return await inner(scope, receive, send)
+
+        return middleware
+
+    with pytest.raises(ImproperlyConfigured, match="cannot see the routes"):
+        WebSocketTokenAuthMiddleware(closure(routed(AsyncManager)))
+
+
+def test_class_based_middleware_in_between_is_walked_through(user, session, token, run):
+    application = WebSocketTokenAuthMiddleware(
+        AuthMiddlewareStack(routed(ForgetfulManager)), token_only=True
+    )
+
+    assert run(application, f"/ws/{token}") == OPEN
+
+
+def test_middleware_around_another_one_is_refused_when_built():
+    with pytest.raises(ImproperlyConfigured, match="remove one of them"):
+        WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware(routed(AsyncManager)))
+
+
+def test_bad_token_kwarg_is_named():
+    with pytest.raises(ImproperlyConfigured, match="'no name'"):
+        WebSocketTokenAuthMiddleware(routed(AsyncManager), token_kwarg="no name")
+
+
+def test_missing_app_is_named_when_built(settings):
+    settings.INSTALLED_APPS = [
+        name for name in settings.INSTALLED_APPS if name != "channels_websocket_utils"
+    ]
+
+    with pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
+        WebSocketTokenAuthMiddleware(routed(AsyncManager))
+
+
+async def test_other_protocols_are_refused_by_name():
+    application = ProtocolTypeRouter({"http": stack(AsyncManager)})
+
+    with pytest.raises(ImproperlyConfigured, match="not 'http'"):
+        await application({"type": "http", "path": "/"}, None, None)
+
+
+async def test_inner_exception_has_no_token_in_frames_of_ours(session, token, open_socket):
+    """An error tracker keeps the locals of every frame of a traceback."""
+
+    class Breaks(AsyncManager):
+        async def connect(self):
+            raise RuntimeError("broken")
+
+    socket = open_socket(stack(Breaks), f"/ws/{token}", session=session)
+    with pytest.raises(RuntimeError) as caught:
+        await socket.connect()
+
+    ours = [
+        entry.frame.f_locals
+        for entry in caught.traceback
+        if "channels_websocket_utils" in str(entry.path)
+    ]
+    assert len(ours) >= 1
+    assert token not in repr(ours)
