@@ -1,52 +1,39 @@
 """The test site's ASGI application, for the real servers."""
 
-import os
-
-from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 http = get_asgi_application()
 
-from channels_websocket_utils.middleware import (  # noqa: E402
-    WebSocketTokenAuthMiddleware,
-    WebSocketTokenAuthMiddlewareStack,
-)
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 
 from . import consumers  # noqa: E402
 
-routes = [
-    path("plain/<str:token>", consumers.PlainJson),
-    path("manager/<str:token>", consumers.Manager.as_asgi()),
-    path("async/<str:token>", consumers.AsyncManager.as_asgi()),
-    path("forgetful/<str:token>", consumers.ForgetfulManager.as_asgi()),
-    path(
-        "nested/",
-        URLRouter([path("<str:token>/room/<int:room>/", consumers.AsyncManager.as_asgi())]),
-    ),
-    path("open/", consumers.OpenManager.as_asgi()),
-]
+
+def gate(**options):
+    """The same routes, each time behind a gate of another kind."""
+    routes = [
+        path("plain/<str:token>", consumers.PlainJson),
+        path("manager/<str:token>", consumers.Manager.as_asgi()),
+        path("async/<str:token>", consumers.AsyncManager.as_asgi()),
+        path("room/<str:token>", consumers.Room.as_asgi()),
+    ]
+    return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
 
 
-def mounted(prefix, middleware, **options):
-    """The routes below ``prefix``, behind their own middleware."""
-    return path(prefix, middleware(URLRouter(list(routes)), **options))
+MODES = {
+    "required": gate(required=True),
+    "token": gate(required=True, token_only=True),
+    "default": gate(),
+}
 
 
-application = ProtocolTypeRouter(
-    {
-        "http": http,
-        "websocket": URLRouter(
-            [
-                mounted("required/", WebSocketTokenAuthMiddlewareStack, required=True),
-                mounted(
-                    "token/", WebSocketTokenAuthMiddlewareStack, required=True, token_only=True
-                ),
-                mounted("default/", WebSocketTokenAuthMiddlewareStack),
-            ]
-        ),
-    }
-)
-documented = AuthMiddlewareStack(WebSocketTokenAuthMiddleware(URLRouter(list(routes))))
+async def by_mode(scope, receive, send):
+    """Serve each mode below its own root path, as if it were a site of its own."""
+    mode = scope["path"].split("/")[1]
+    scope = {**scope, "root_path": f"/{mode}"}
+    await MODES.get(mode, MODES["required"])(scope, receive, send)
+
+
+application = ProtocolTypeRouter({"http": http, "websocket": by_mode})

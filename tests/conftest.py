@@ -1,12 +1,16 @@
 import contextlib
+import os
+import shutil
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
+from django.db import connection
 
 from channels_websocket_utils.utils import get_websocket_token
 
 from .helpers import Socket, sign_in
+from .settings import database_url
 
 
 @pytest.fixture
@@ -65,3 +69,32 @@ async def open_socket():
             return socket
 
         yield make
+
+
+@pytest.fixture
+def database_environment(transactional_db):
+    """The environment in which another process uses this test's database."""
+    return {"TEST_DATABASE": database_url(connection.settings_dict)}
+
+
+# What a test with the marker needs, and how to find out whether it is there.
+NEEDS = {
+    "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
+    "redis": ("redis-server", lambda: shutil.which("redis-server")),
+}
+_not_run = []
+
+
+def pytest_runtest_setup(item):
+    for name, (what, find) in NEEDS.items():
+        if item.get_closest_marker(name) and not find():
+            _not_run.append(f"{item.nodeid} (needs {what})")
+            say = pytest.fail if os.environ.get("TEST_REQUIRE_ALL") else pytest.skip
+            say(f"needs {what}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _not_run:
+        terminalreporter.section("not run, for want of a program")
+        for line in _not_run:
+            terminalreporter.write_line(line)

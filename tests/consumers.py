@@ -111,6 +111,20 @@ class ForgetfulManager(AsyncManager):
         await self.accept()
 
 
+class Room(AsyncWebSocketManagerConsumer):
+    """What is told in one process is heard in all of them."""
+
+    groups = ["room"]
+
+    @auto_route
+    async def tell(self, event):
+        message = {"type": "told", "text": event["text"]}
+        await self.channel_layer.group_send("room", message)
+
+    async def told(self, event):
+        await self.push("told", {"text": event["text"]})
+
+
 class PlainJson(Methods, JsonWebsocketConsumer):
     """The documented pattern, word for word."""
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 SECRET_KEY = "tests only"
 DEBUG = False
@@ -9,17 +10,44 @@ ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 ROOT_URLCONF = "tests.urls"
 ASGI_APPLICATION = "tests.asgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 
-# A file, since in-memory SQLite databases are not shared as files are between threads.
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("TEST_DATABASE", ":memory:"),
-        "TEST": {"NAME": str(Path(__file__).parent / ".test.sqlite3")},
-        "OPTIONS": {"timeout": 30},
+
+def database(url):
+    """Return Django's settings of a PostgreSQL URL, or of the path of an SQLite file."""
+    if not url.startswith("postgresql://"):
+        # The tests' own is a file too: in-memory databases are not shared as files are.
+        test = {"NAME": str(Path(__file__).parent / ".test.sqlite3")}
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": url, "TEST": test}
+    parts = urlsplit(url)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.path.lstrip("/"),
+        "USER": parts.username,
+        "PASSWORD": parts.password or "",
+        "HOST": parts.hostname,
+        "PORT": parts.port,
     }
-}
+
+
+def database_url(settings_dict):
+    """Return what ``database()`` was made from, for another process."""
+    if "sqlite3" in settings_dict["ENGINE"]:
+        return str(settings_dict["NAME"])
+    return "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**settings_dict)
+
+
+def channel_layer(url):
+    if not url:
+        return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    # Without this redis-py 8 ends every consumer that is idle for 10 seconds.
+    host = {"address": url, "socket_timeout": None}
+    return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
+
+
+DATABASES = {"default": database(os.environ.get("TEST_DATABASE", ":memory:"))}
+CHANNEL_LAYERS = {"default": channel_layer(os.environ.get("TEST_REDIS_URL"))}
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -35,6 +63,5 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 ]
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 # Passwords of test users are no secret; hashing them well would only cost time.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

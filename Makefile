@@ -1,0 +1,45 @@
+# Everything runs in .venv, which each target makes for itself.
+PYTHON ?= python3
+PORT ?= 8000
+BIN = .venv/bin
+
+.PHONY: demo test python-test js-test lint clean
+
+# The sample site on http://127.0.0.1:8000
+demo: .venv/demo
+	cd sample_site && ../$(BIN)/python manage.py migrate --verbosity 0
+	cd sample_site && ../$(BIN)/python manage.py create_demo_users --port $(PORT)
+	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
+
+# All tests; what needs a program that is not there is listed at the end.
+test: python-test js-test
+
+python-test: .venv/test programs
+	$(BIN)/python -m pytest $(TESTS)
+
+js-test: node_modules
+	npm test --silent
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv || { .ci/install python3-venv && $(PYTHON) -m venv .venv; }
+
+.venv/demo .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+node_modules: package.json
+	npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
+
+# Chromium and Redis, which some tests need, where this user may install them.
+.PHONY: programs
+programs:
+	@.ci/install chromium redis-server
+
+clean:
+	rm -rf .venv node_modules build dist *.egg-info sample_site/db.sqlite3*

@@ -1,0 +1,76 @@
+"""
+A race for tokens: operating-system processes that all try to spend each token at once.
+
+``race()`` counts how often each token was accepted. ``spend_naively`` is the control: read, check,
+save, as it is usually written.
+"""
+
+import multiprocessing
+import os
+from collections import Counter
+
+PROCESSES = 8
+LIMIT = 120
+
+
+def race(environment, digests, spend, processes=PROCESSES):
+    """
+    Let ``processes`` processes race for each of ``digests``; return the pair (accepted, errors).
+
+    ``environment`` names the database to ``tests.settings``. ``accepted`` counts by digest,
+    ``errors`` lists what was raised. ``spend`` is the name of a function here.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    outcomes = context.Queue()
+    runners = [
+        context.Process(target=_run, args=(environment, digests, spend, barrier, outcomes))
+        for _ in range(processes)
+    ]
+    for runner in runners:
+        runner.start()
+    accepted, errors = Counter(), []
+    for _ in runners:
+        mine, raised = outcomes.get(timeout=LIMIT)
+        accepted.update(mine)
+        errors += raised
+    for runner in runners:
+        runner.join(LIMIT)
+    return accepted, errors
+
+
+def spend_by_gate(digest):
+    """Return whether the gate let a socket with this token in."""
+    from channels_websocket_utils import gate
+
+    verdict = gate.decide(digest, token_only=True)
+    assert verdict.token.reason in (None, "spent"), verdict.token.reason
+    return verdict.token.is_valid
+
+
+def spend_naively(digest):
+    from channels_websocket_utils import tokens
+    from channels_websocket_utils.models import WebSocketToken
+
+    row = WebSocketToken.objects.select_related("user").get(digest=digest)
+    if row.used_at is not None or row.expires_at <= tokens.now():
+        return False
+    row.used_at = tokens.now()
+    row.save()
+    return True
+
+
+def _run(environment, digests, spend, barrier, outcomes):
+    os.environ.update(environment, DJANGO_SETTINGS_MODULE="tests.settings")
+    import django
+
+    django.setup()
+    accepted, errors = [], []
+    for digest in digests:
+        barrier.wait(LIMIT)
+        try:
+            if globals()[spend](digest):
+                accepted.append(digest)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    outcomes.put((accepted, errors))

@@ -1,0 +1,109 @@
+"""Real servers as processes, and a client so small that it can send what no library would."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+
+LIMIT = 30
+COMMANDS = {
+    "daphne": "daphne -b 127.0.0.1 -p {port} {application}",
+    "uvicorn": "uvicorn --host 127.0.0.1 --port {port} --lifespan off {application}",
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command, port, log, **options):
+    """Run ``command`` as a server until the block ends; yield once it answers on ``port``."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
+    try:
+        wait_for(process, port, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(process, port, log):
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"The server ended:\n{log.read_text()}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"The server does not answer:\n{log.read_text()}")
+
+
+@contextlib.contextmanager
+def serving(server, log, environment, application="tests.asgi:application"):
+    """Serve ``application`` with ``server``, one of ``COMMANDS``, and yield the port."""
+    port = free_port()
+    command = COMMANDS[server].format(port=port, application=application)
+    environment = {**os.environ, **environment, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    with running([sys.executable, "-m", *command.split()], port, log, env=environment):
+        yield port
+
+
+async def knock(port, path, *, session=None, early=(), frames=()):
+    """
+    Open a socket with the raw ``path`` and return the HTTP status, or the close code if it opened.
+
+    ``path`` and the text frames go out as they are: those in ``early`` along with the handshake,
+    those in ``frames`` once it is answered. Returns the first text frame instead where the
+    server sends one before it closes, and ``None`` where it hangs up without an answer.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    headers = [
+        b"GET " + path + b" HTTP/1.1",
+        b"Host: 127.0.0.1",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade",
+        b"Sec-WebSocket-Version: 13",
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    ]
+    if session:
+        headers.append(b"Cookie: sessionid=" + session.encode())
+    try:
+        sent = b"\r\n".join(headers) + b"\r\n\r\n"
+        writer.write(sent + b"".join(_masked(frame) for frame in early))
+        status = await asyncio.wait_for(reader.readline(), LIMIT)
+        if not status:
+            return None
+        status = int(status.split()[1])
+        if status != 101:
+            return status
+        while await asyncio.wait_for(reader.readline(), LIMIT) != b"\r\n":
+            pass
+        writer.write(b"".join(_masked(frame) for frame in frames))
+        opcode, payload = await asyncio.wait_for(_frame(reader), LIMIT)
+        return int.from_bytes(payload[:2], "big") if opcode == 8 else payload.decode()
+    finally:
+        writer.close()
+
+
+def _masked(text):
+    """A client's text frame of up to 125 bytes, RFC 6455 section 5.2, with a mask of zeros."""
+    payload = text.encode()
+    return bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+async def _frame(reader):
+    first, length = await reader.readexactly(2)
+    if length == 126:
+        length = int.from_bytes(await reader.readexactly(2), "big")
+    return first & 0x0F, await reader.readexactly(length)
