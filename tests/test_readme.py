@@ -1,0 +1,121 @@
+"""The README alone leads from an empty folder to the first authenticated reply in a browser."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from .browser import chromium
+from .servers import free_port, running
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.rst").read_text()
+LIMIT = 300
+
+
+def blocks(section):
+    """Return the code blocks of a section: (kind, the file named just before it, code)."""
+    body = re.search(rf"\n{section}\n=+\n(.*?)\n\n\n[^\n]+\n====", README, re.S)[1]
+    found = []
+    for text, kind, code in re.findall(
+        r"((?:^\S.*\n)+)\n\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
+    ):
+        names = re.findall(r"``([\w./]+\.\w+)``", text)
+        found.append((kind, names[-1] if names else None, re.sub(r"^    ", "", code, flags=re.M)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The package, built from what git would give a stranger."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    for name in files:
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", built, source)
+    (file,) = built.glob("*.whl")
+    return file
+
+
+def pip(python, *arguments, **options):
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    command = [python, "-m", "pip", arguments[0], *quiet, *map(str, arguments[1:])]
+    subprocess.run(command, check=True, timeout=LIMIT, **options)
+
+
+def test_wheel_holds_code_static_files_and_migrations_and_no_more(wheel):
+    import zipfile
+
+    names = set(zipfile.ZipFile(wheel).namelist())
+
+    for name in (
+        "channels_websocket_utils/static/websocket_utils/WebSocketManager.js",
+        "channels_websocket_utils/static/websocket_utils/WebSocketManager.mjs",
+        "channels_websocket_utils/migrations/0001_initial.py",
+        "channels_websocket_utils/stores/database.py",
+    ):
+        assert name in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"channels_websocket_utils"}
+
+
+@pytest.mark.browser
+def test_readme_alone_leads_to_the_first_reply(wheel, tmp_path):
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "DJANGO_SUPERUSER_USERNAME": "ada",
+        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
+        "DJANGO_SUPERUSER_PASSWORD": "a long password",
+    }
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True, timeout=LIMIT)
+    folder, written = tmp_path, []
+    for kind, name, code in blocks("In your own project"):
+        if kind != "shell":
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Only the settings are continued; startproject's other files are replaced.
+            before = file.read_text() if name.endswith("settings.py") else ""
+            file.write_text(before + code)
+            written += [line for line in code.splitlines() if line.strip()]
+            continue
+        for command in code.splitlines():
+            if command.startswith("cd "):
+                folder = folder / command[3:]
+            elif "runserver" not in command:
+                # What is asked at the prompt is answered by the environment.
+                command += " --noinput" if "createsuperuser" in command else ""
+                run = {"shell": True, "cwd": folder, "env": environment, "check": True}
+                subprocess.run(command, timeout=LIMIT, **run)
+
+    assert len(written) > 30
+    serve = ["python", "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
+    log = tmp_path / "log"
+    with (
+        running(serve, port, log, cwd=folder, env=environment),
+        sync_playwright() as playwright,
+        chromium(playwright) as browser,
+    ):
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.fill("[name=username]", "ada")
+        page.fill("[name=password]", "a long password")
+        page.click("[type=submit]")
+
+        expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
+    assert "Traceback" not in log.read_text()
