@@ -1,7 +1,7 @@
 """The site that the tests run in; also served by real servers, with its database from outside."""
 
 import os
-from pathlib import Path
+import tempfile
 from urllib.parse import urlsplit
 
 SECRET_KEY = "tests only"
@@ -17,9 +17,12 @@ STATIC_URL = "static/"
 def database(url):
     """Return Django's settings of a PostgreSQL URL, or of the path of an SQLite file."""
     if not url.startswith("postgresql://"):
-        # The tests' own is a file too: in-memory databases are not shared as files are.
-        test = {"NAME": str(Path(__file__).parent / ".test.sqlite3")}
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": url, "TEST": test}
+        # The tests' own is a file too, one a run: in-memory databases are not shared as files are.
+        test = {"NAME": f"{tempfile.gettempdir()}/websocket_utils_{os.getpid()}.sqlite3"}
+        # What a power cut would leave is not among the claims, and waiting for the disk is slow.
+        options = {"init_command": "PRAGMA synchronous=OFF"}
+        engine = "django.db.backends.sqlite3"
+        return {"ENGINE": engine, "NAME": url, "TEST": test, "OPTIONS": options}
     parts = urlsplit(url)
     return {
         "ENGINE": "django.db.backends.postgresql",

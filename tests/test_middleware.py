@@ -1,4 +1,6 @@
+import contextlib
 import logging
+import sqlite3
 from datetime import timedelta
 
 import pytest
@@ -358,6 +360,40 @@ async def test_database_error_ends_in_try_later_and_nothing_is_accepted(
     assert await socket.outcome() == 4490
     assert "The database did not answer" in caplog.text
     assert token not in caplog.text
+
+
+@contextlib.contextmanager
+def write_lock():
+    """Somebody else holds SQLite's write lock until the block ends."""
+    with connection.cursor() as cursor:
+        # The wait is bounded by Django's "timeout" option, 5 seconds by default.
+        cursor.execute("PRAGMA busy_timeout = 100")
+    with contextlib.closing(sqlite3.connect(connection.settings_dict["NAME"])) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.rollback()
+    connection.close()
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="the lock is SQLite's")
+def test_write_lock_held_by_another_ends_in_try_later(session, token, run):
+    with write_lock():
+        assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4490
+    assert used() == 0
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="the lock is SQLite's")
+def test_refusals_take_no_write_lock(user, other, session, run):
+    """Invented, spent, expired and stolen tokens do not queue on the writer."""
+    spent, expired, stolen = [get_websocket_token(who) for who in (user, user, other)]
+    application = stack(AsyncManager)
+    assert run(application, f"/ws/{spent}", session=session) == OPEN
+    rows = WebSocketToken.objects.filter(digest=tokens.digest_of(expired))
+    rows.update(expires_at=tokens.now())
+
+    with write_lock():
+        for token in (UNKNOWN_TOKEN, spent, expired, stolen):
+            assert run(application, f"/ws/{token}", session=session) == 4401
 
 
 async def test_isolated_consumers_do_not_wait_for_each_other(user, session, open_socket):
