@@ -74,6 +74,7 @@ class WebSocketTokenAuthMiddleware:
                 f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
                 'Put it under "websocket" in ProtocolTypeRouter.'
             )
+        send = _until_gone(send)
         found = routes.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if "path_remaining" in scope:
@@ -183,6 +184,27 @@ def _cookies(scope):
 
 def _session_store(key=None):
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
+
+
+def _until_gone(send):
+    """
+    Return a ``send`` that drops what is said to a client that has gone.
+
+    Servers raise then: ``OSError`` by the ASGI specification, Autobahn's ``Disconnected`` below
+    Daphne. The exception would end the consumer before it hears of ``websocket.disconnect``, and
+    its ``disconnect()`` would never run.
+    """
+
+    async def send_until_gone(message):
+        try:
+            await send(message)
+        except Exception as error:
+            # By its name: Autobahn need not be installed.
+            if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
+                raise
+            logger.debug("Dropped a %s for a client that has gone", message["type"])
+
+    return send_until_gone
 
 
 def _tell_refusal(scope, receive, send):

@@ -17,6 +17,7 @@ def gate(**options):
         path("plain/<str:token>", consumers.PlainJson),
         path("manager/<str:token>", consumers.Manager.as_asgi()),
         path("async/<str:token>", consumers.AsyncManager.as_asgi()),
+        path("slow/<str:token>", consumers.Slow.as_asgi()),
         path("room/<str:token>", consumers.Room.as_asgi()),
     ]
     return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)

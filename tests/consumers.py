@@ -1,5 +1,8 @@
 """Consumers of the test site: one of each kind, with the same methods."""
 
+import asyncio
+import sys
+
 from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import (
@@ -109,6 +112,18 @@ class ForgetfulManager(AsyncManager):
 
     async def connect(self):
         await self.accept()
+
+
+class Slow(AsyncWebSocketManagerConsumer):
+    """Answers when its client may have gone, and says in the server's log that it ended."""
+
+    @auto_route
+    async def answer_late(self):
+        await asyncio.sleep(0.5)
+        return "late"
+
+    async def disconnect(self, code):
+        print("Slow.disconnect() ran", file=sys.stderr, flush=True)
 
 
 class Room(AsyncWebSocketManagerConsumer):

@@ -48,6 +48,23 @@ def sign_in(user):
     return client.session.session_key
 
 
+def scope_for(path, headers=(), **scope):
+    """The connection scope of a handshake, as servers build it."""
+    return {
+        "type": "websocket",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [*headers],
+        "subprotocols": [],
+        **scope,
+    }
+
+
+def cookie(session):
+    return (b"cookie", f"sessionid={session}".encode())
+
+
 class Socket(ApplicationCommunicator):
     """
     A client's end of one WebSocket. ``session`` is a session key to send as the cookie.
@@ -56,19 +73,8 @@ class Socket(ApplicationCommunicator):
     def __init__(self, application, path, *, session=None, headers=(), **scope):
         headers = [*headers]
         if session:
-            headers.append((b"cookie", f"sessionid={session}".encode()))
-        super().__init__(
-            application,
-            {
-                "type": "websocket",
-                "path": path,
-                "raw_path": path.encode(),
-                "query_string": b"",
-                "headers": headers,
-                "subprotocols": [],
-                **scope,
-            },
-        )
+            headers.append(cookie(session))
+        super().__init__(application, scope_for(path, headers, **scope))
         self._keys = itertools.count()
 
     async def receive_output(self, timeout=LIMIT):

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import logging
 import sqlite3
@@ -11,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, modify_settings
 from django.urls import path, re_path
 
 from channels_websocket_utils import gate, tokens
@@ -32,7 +33,17 @@ from .consumers import (
     OpenManager,
     PlainJson,
 )
-from .helpers import LIMIT, OPEN, UNKNOWN_TOKEN, documented, routed, sign_in, stack
+from .helpers import (
+    LIMIT,
+    OPEN,
+    UNKNOWN_TOKEN,
+    cookie,
+    documented,
+    routed,
+    scope_for,
+    sign_in,
+    stack,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -558,12 +569,10 @@ def test_bad_token_kwarg_is_named():
         WebSocketTokenAuthMiddleware(routed(AsyncManager), token_kwarg="no name")
 
 
-def test_missing_app_is_named_when_built(settings):
-    settings.INSTALLED_APPS = [
-        name for name in settings.INSTALLED_APPS if name != "channels_websocket_utils"
-    ]
+def test_missing_app_is_named_when_built():
+    without = modify_settings(INSTALLED_APPS={"remove": "channels_websocket_utils"})
 
-    with pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
+    with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
         WebSocketTokenAuthMiddleware(routed(AsyncManager))
 
 
@@ -572,6 +581,65 @@ async def test_other_protocols_are_refused_by_name():
 
     with pytest.raises(ImproperlyConfigured, match="not 'http'"):
         await application({"type": "http", "path": "/"}, None, None)
+
+
+class Disconnected(RuntimeError):
+    """As Autobahn names what Daphne raises."""
+
+
+@pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
+@pytest.mark.parametrize("error", [OSError, Disconnected])
+async def test_client_that_has_gone_does_not_cost_the_consumer_its_disconnect(
+    user, session, token, consumer, error
+):
+    """Servers raise when something is sent to a client that has gone."""
+    ended = []
+
+    class Ends(consumer):
+        def end(self, code):
+            ended.append(code)
+
+        if consumer._sync:
+
+            def disconnect(self, code):
+                self.end(code)
+        else:
+
+            async def disconnect(self, code):
+                self.end(code)
+
+    said = iter(
+        [
+            {"type": "websocket.connect"},
+            {"type": "websocket.receive", "text": '{"type": "echo", "reply_key": "k"}'},
+            {"type": "websocket.disconnect", "code": 1006},
+        ]
+    )
+
+    async def receive():
+        return next(said)
+
+    async def send(message):
+        if message["type"] != "websocket.accept":
+            raise error("the client has gone")
+
+    scope = scope_for(f"/ws/{token}", [cookie(session)])
+
+    await stack(Ends)(scope, receive, send)
+
+    assert ended == [1006]
+
+
+async def test_other_errors_of_a_server_are_not_hidden(session, token):
+    async def send(message):
+        raise RuntimeError("Unexpected ASGI message")
+
+    scope = scope_for(f"/ws/{token}", [cookie(session)])
+    connect = asyncio.Queue()
+    await connect.put({"type": "websocket.connect"})
+
+    with pytest.raises(RuntimeError, match="Unexpected ASGI message"):
+        await stack(AsyncManager)(scope, connect.get, send)
 
 
 async def test_inner_exception_has_no_token_in_frames_of_ours(session, token, open_socket):

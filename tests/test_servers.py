@@ -1,8 +1,11 @@
 """The same refusals on the servers that people run, seen from the network."""
 
+import asyncio
 import json
+import time
 
 import pytest
+import websockets
 from asgiref.sync import sync_to_async
 from django.db import connection
 
@@ -10,7 +13,7 @@ from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.utils import aget_websocket_token
 
-from .helpers import UNKNOWN_TOKEN, sign_in
+from .helpers import LIMIT, UNKNOWN_TOKEN, sign_in
 from .servers import COMMANDS, knock, serving
 from .settings import database_url
 
@@ -119,3 +122,19 @@ async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(server
         path = f"/{mode}/manager/{UNKNOWN_TOKEN}".encode()
         assert await knock(port, path, session=session, early=frames, frames=frames) == 4401
     assert "a secret of the server" not in log.read_text()
+
+
+async def test_client_that_leaves_before_its_answer_does_not_cost_the_disconnect(
+    server, user, session
+):
+    port, log = server
+    token = await aget_websocket_token(user)
+    headers = {"Cookie": f"sessionid={session}"}
+    url = f"ws://127.0.0.1:{port}/required/slow/{token}"
+    async with websockets.connect(url, additional_headers=headers) as socket:
+        await socket.send('{"type": "answer_late", "reply_key": "k"}')
+
+    deadline = time.monotonic() + LIMIT
+    while "Slow.disconnect() ran" not in log.read_text():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)

@@ -9,7 +9,7 @@ from django.core import serializers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, router
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, modify_settings
 
 from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketToken
@@ -259,10 +259,8 @@ def test_store_that_cannot_be_imported_is_named(user, settings):
         tokens.issue(user)
 
 
-def test_missing_app_is_named_with_the_remedy(settings, user):
-    settings.INSTALLED_APPS = [
-        name for name in settings.INSTALLED_APPS if name != "channels_websocket_utils"
-    ]
+def test_missing_app_is_named_with_the_remedy(user):
+    without = modify_settings(INSTALLED_APPS={"remove": "channels_websocket_utils"})
 
-    with pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
+    with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
         tokens.issue(user)
