@@ -1,0 +1,108 @@
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { openPage, WebSocketManager } from "./support.mjs"
+
+const addresses = [
+  ["/ws/chat/", "wst_a", "wss://example.com/ws/chat/wst_a"],
+  ["/ws/chat", "wst_a", "wss://example.com/ws/chat/wst_a"],
+  ["/ws/chat//", "wst_a", "wss://example.com/ws/chat/wst_a"],
+  ["/", "wst_a", "wss://example.com/wst_a"],
+  ["/ws/chat/?room=1", "wst_a", "wss://example.com/ws/chat/wst_a?room=1"],
+  ["/ws/chat/", "a/b?c#d%", "wss://example.com/ws/chat/a%2Fb%3Fc%23d%25"],
+  ["/ws/chat", null, "wss://example.com/ws/chat"],
+  ["/ws/chat/", undefined, "wss://example.com/ws/chat/"],
+  ["/ws/chat/", "", "wss://example.com/ws/chat/"],
+  ["ws/chat/", null, "wss://example.com/app/ws/chat/"],
+  ["//other.example/ws/", null, "wss://other.example/ws/"],
+  ["ws://other.example:8001/ws/", "wst_a", "ws://other.example:8001/ws/wst_a"],
+  ["wss://other.example/ws", null, "wss://other.example/ws"],
+  ["https://other.example/ws#part", null, "wss://other.example/ws"],
+]
+
+for (const [path, token, url] of addresses) {
+  test(`path ${path} with token ${JSON.stringify(token)} dials ${url}`, (t) => {
+    const page = openPage(t)
+
+    page.connect(path, token)
+
+    assert.deepEqual(page.sockets.map((socket) => socket.url), [url])
+  })
+}
+
+test("an http page gives ws:, its port included", (t) => {
+  const page = openPage(t, { href: "http://localhost:8000/" })
+
+  page.connect("/ws/")
+
+  assert.equal(page.socket.url, "ws://localhost:8000/ws/")
+})
+
+test("a full URL needs no page", (t) => {
+  const page = openPage(t)
+  delete globalThis.location
+
+  page.connect("ws://example.com/ws/")
+
+  assert.equal(page.socket.url, "ws://example.com/ws/")
+})
+
+const mistakes = [
+  [[null], /path must be a string, not null/],
+  [[undefined], /path must be a string, not undefined/],
+  [[7], /path must be a string, not number/],
+  [["ftp://example.com/"], /path must be a full ws: or wss: URL/],
+  [["/ws/", 7], /token must be a string, a function or null, not number/],
+  [["/ws/", { token: "wst_secret" }], /token must be a string, a function or null, not object/],
+  [["/ws/", true], /token must be .* not boolean/],
+]
+
+for (const [args, message] of mistakes) {
+  test(`WebSocketManager(${JSON.stringify(args).slice(1, -1)}) throws a TypeError that names the mistake`, (t) => {
+    const page = openPage(t)
+
+    assert.throws(() => WebSocketManager(...args), { name: "TypeError", message })
+    assert.equal(page.sockets.length, 0)
+    assert.equal(page.timers.size, 0)
+  })
+}
+
+test("a relative path without a page throws a TypeError that names the path", (t) => {
+  openPage(t)
+  delete globalThis.location
+
+  assert.throws(() => WebSocketManager("/ws/"), { name: "TypeError", message: /path/ })
+})
+
+test("new is optional and instanceof holds either way", (t) => {
+  openPage(t)
+
+  const called = WebSocketManager("/ws/")
+  const constructed = new WebSocketManager("/ws/")
+
+  assert.ok(called instanceof WebSocketManager)
+  assert.ok(constructed instanceof WebSocketManager)
+  assert.equal(called.constructor, WebSocketManager)
+  assert.equal(called.state, "connecting")
+})
+
+test("a subclass overrides methods and reaches the base through super", (t) => {
+  const page = openPage(t)
+  class Chat extends WebSocketManager {
+    constructor(room) {
+      super(`/ws/${room}/`)
+    }
+
+    sendJSON(message, replyHandler) {
+      return super.sendJSON({ ...message, room: 1 }, replyHandler)
+    }
+  }
+
+  const chat = new Chat("blue")
+  page.socket.accept()
+  chat.sendJSON({ type: "say" })
+
+  assert.ok(chat instanceof Chat)
+  assert.ok(chat instanceof WebSocketManager)
+  assert.deepEqual(page.socket.frames, [{ type: "say", room: 1 }])
+})

@@ -1,0 +1,534 @@
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { openPage, settled, tokens, WebSocketManager } from "./support.mjs"
+
+const { WebSocketManagerError } = WebSocketManager
+
+function openManager(t, options) {
+  const page = openPage(t)
+  const connection = page.connect("/ws/", null, options)
+  page.socket.accept()
+  return { page, ...connection }
+}
+
+/** Collect how a promise ends, without waiting for it. */
+function ending(promise) {
+  const ends = []
+  promise.then(
+    (value) => ends.push({ value }),
+    (error) => ends.push({ code: error.code ?? error.name, error }),
+  )
+  return ends
+}
+
+test("sendJSON() returns true when it sent, false when it queued", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+
+  assert.equal(manager.sendJSON({ type: "a" }), false)
+  page.socket.accept()
+  assert.equal(manager.sendJSON({ type: "b" }), true)
+  page.socket.drop()
+  assert.equal(manager.sendJSON({ type: "c" }), false)
+  assert.deepEqual(page.socket.frames, [{ type: "a" }, { type: "b" }])
+})
+
+test("a message to a socket that is closing is queued, not lost", (t) => {
+  const { page, manager } = openManager(t)
+  page.socket.readyState = 2
+
+  assert.equal(manager.sendJSON({ type: "a" }), false)
+})
+
+test("the queue goes out in order when the first connection opens", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  manager.on("state", ({ state }) => state === "open" && manager.sendJSON({ type: "in the handler" }))
+  manager.sendJSON({ type: "a" })
+  manager.request({ type: "b" }).catch(() => {})
+  manager.sendJSON({ type: "c" }, () => {})
+  page.socket.drop()
+  t.mock.timers.tick(1700)
+
+  page.socket.accept()
+
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b", "c", "in the handler"])
+  manager.close()
+})
+
+test("a handler adds a reply_key to a copy, and no handler adds none", (t) => {
+  const { page, manager } = openManager(t)
+  const message = Object.freeze({ type: "a", n: 1 })
+
+  manager.sendJSON(message)
+  manager.sendJSON(message, () => {})
+
+  const [plain, called] = page.socket.frames
+  assert.deepEqual(plain, { type: "a", n: 1 })
+  assert.deepEqual(Object.keys(called), ["type", "n", "reply_key"])
+  assert.match(called.reply_key, /^[A-Za-z0-9_.:-]{1,64}$/)
+  manager.close()
+})
+
+test("reply keys differ between messages, managers, tabs and reconnects", async (t) => {
+  const page = openPage(t)
+  const keys = new Set()
+  const one = page.connect("/one/")
+  const two = page.connect("/two/")
+  for (let connection = 0; connection < 3; connection++) {
+    for (const socket of page.sockets.slice(-2)) socket.accept()
+    for (const { manager } of [one, two]) {
+      for (let n = 0; n < 10; n++) manager.request({ type: "a" }).catch(() => {})
+    }
+    for (const socket of page.sockets.slice(-2)) {
+      for (const frame of socket.frames) keys.add(frame.reply_key)
+      socket.drop()
+    }
+    t.mock.timers.tick(4000)
+  }
+  assert.equal(keys.size, 60)
+
+  // Another tab: the same counter, another moment or another random number.
+  const [key] = keys
+  t.mock.method(Math, "random", () => 0.25)
+  const three = page.connect("/three/")
+  page.socket.accept()
+  three.manager.request({ type: "a" }).catch(() => {})
+  assert.notEqual(page.socket.frames[0].reply_key.split(".")[0], key.split(".")[0])
+  for (const { manager } of [one, two, three]) manager.close()
+  await settled()
+})
+
+const replies = [
+  [{}, {}],
+  [{ a: 1, b: [2] }, { a: 1, b: [2] }],
+  [{ data: 5 }, 5],
+  [{ data: null }, null],
+  [{ data: { data: 1 } }, { data: 1 }],
+  [{ data: { key: "mine", error: "mine" } }, { key: "mine", error: "mine" }],
+  [{ data: 1, a: 2 }, { data: 1, a: 2 }],
+  [{ error: null }, { error: null }],
+]
+
+for (const [body, value] of replies) {
+  test(`a reply ${JSON.stringify(body)} gives ${JSON.stringify(value)} to handler and request()`, async (t) => {
+    const { page, manager } = openManager(t)
+    const handled = []
+    manager.sendJSON({ type: "a" }, (reply) => handled.push(reply))
+    const promise = manager.request({ type: "a" })
+
+    for (const { reply_key } of page.socket.frames) page.socket.push({ key: reply_key, ...body })
+
+    assert.deepEqual(handled, [value])
+    assert.deepEqual(await promise, value)
+    assert.equal(page.timers.size, 1, "only the one that waits for the connection to stand")
+  })
+}
+
+test("an error reply rejects request() and goes to on(\"error\") for a handler", async (t) => {
+  const { page, manager, errors } = openManager(t)
+  const handled = []
+  manager.sendJSON({ type: "a" }, (reply) => handled.push(reply))
+  const promise = manager.request({ type: "a" })
+
+  const error = { code: "internal", message: "Something broke", id: "e-1" }
+  for (const { reply_key } of page.socket.frames) page.socket.push({ key: reply_key, error })
+
+  await assert.rejects(promise, { name: "WebSocketManagerError", ...error })
+  assert.deepEqual(handled, [])
+  assert.equal(errors.length, 1)
+  assert.ok(errors[0] instanceof WebSocketManagerError)
+  assert.ok(errors[0] instanceof Error)
+  assert.equal(errors[0].code, "internal")
+  assert.equal(errors[0].id, "e-1")
+})
+
+test("an error without an id has none, and one without a code is internal", async (t) => {
+  const { page, manager } = openManager(t)
+  for (const [error, code] of [[{ code: "invalid", message: "no" }, "invalid"], [{}, "internal"], ["no", "internal"]]) {
+    const ends = ending(manager.request({ type: "a" }))
+    page.socket.push({ key: page.socket.frames.at(-1).reply_key, error })
+    await settled()
+
+    assert.equal(ends[0].code, code)
+    assert.equal("id" in ends[0].error, false)
+  }
+})
+
+test("websocket.error goes to on(\"error\") with its code, even a malformed one", (t) => {
+  const { page, codes } = openManager(t)
+
+  page.socket.push({ key: "websocket.error", type: "a", error: { code: "unknown_type", message: "no" } })
+  page.socket.push({ key: "websocket.error", error: null })
+  page.socket.push({ key: "websocket.error" })
+
+  assert.deepEqual(codes(), ["unknown_type", "internal", "internal"])
+})
+
+test("a call is settled once; late and unknown keys are ignored", async (t) => {
+  const { page, manager, errors } = openManager(t)
+  const handled = []
+  manager.sendJSON({ type: "a" }, (reply) => handled.push(reply))
+  const { reply_key } = page.socket.frames[0]
+
+  page.socket.push({ key: reply_key, n: 1 })
+  page.socket.push({ key: reply_key, n: 2 })
+  page.socket.push({ key: reply_key, error: { code: "internal" } })
+  page.socket.push({ key: "never-asked", n: 3 })
+  page.socket.push({ no: "key" })
+  t.mock.timers.tick(60000)
+
+  assert.deepEqual(handled, [{ n: 1 }])
+  assert.deepEqual(errors, [])
+})
+
+test("a key that is queued but was never sent is no reply", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  page.socket.accept()
+  page.socket.readyState = 2
+  const ends = ending(manager.request({ type: "a" }))
+  page.socket.readyState = 1
+  const other = ending(manager.request({ type: "b" }))
+  const [prefix, number] = page.socket.frames[0].reply_key.split(".")
+
+  page.socket.push({ key: `${prefix}.${number - 1}`, n: 1 })
+  await settled()
+
+  assert.deepEqual(ends, [])
+  assert.deepEqual(other, [])
+  manager.close()
+})
+
+test("request() times out after 10 s, or after its own timeout, or never", async (t) => {
+  const { page, manager } = openManager(t)
+  const ordinary = ending(manager.request({ type: "a" }))
+  const short = ending(manager.request({ type: "a" }, { timeout: 50 }))
+  const endless = ending(manager.request({ type: "a" }, { timeout: Infinity }))
+
+  await page.pass(50)
+  assert.equal(short[0].code, "timeout")
+  await page.pass(9949)
+  assert.deepEqual(ordinary, [])
+  await page.pass(1)
+  assert.equal(ordinary[0].code, "timeout")
+  await page.pass(3600000)
+  assert.deepEqual(endless, [])
+  manager.close()
+})
+
+test("a handler's timeout goes to on(\"error\")", (t) => {
+  const { manager, codes } = openManager(t)
+  manager.sendJSON({ type: "a" }, () => {})
+
+  t.mock.timers.tick(10000)
+
+  assert.deepEqual(codes(), ["timeout"])
+})
+
+test("a queued frame whose caller was told timeout or aborted is never sent", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  const controller = new AbortController()
+  const slow = ending(manager.request({ type: "slow" }, { timeout: 100 }))
+  const left = ending(manager.request({ type: "left" }, { signal: controller.signal }))
+  manager.sendJSON({ type: "kept" })
+
+  await page.pass(100)
+  controller.abort()
+  page.socket.accept()
+  await settled()
+
+  assert.equal(slow[0].code, "timeout")
+  assert.equal(left[0].code, "aborted")
+  assert.deepEqual(page.socket.frames, [{ type: "kept" }])
+})
+
+test("aborting a sent request rejects it and its late reply is ignored", async (t) => {
+  const { page, manager, errors } = openManager(t)
+  const controller = new AbortController()
+  const ends = ending(manager.request({ type: "a" }, { signal: controller.signal }))
+
+  controller.abort()
+  page.socket.push({ key: page.socket.frames[0].reply_key, n: 1 })
+  await settled()
+
+  assert.deepEqual(ends.map(({ code }) => code), ["aborted"])
+  assert.deepEqual(errors, [])
+})
+
+test("a request with an aborted signal is not sent", async (t) => {
+  const { page, manager } = openManager(t)
+
+  await assert.rejects(manager.request({ type: "a" }, { signal: AbortSignal.abort() }), { code: "aborted" })
+
+  assert.deepEqual(page.socket.frames, [])
+})
+
+test("a settled request no longer listens to its signal", async (t) => {
+  const { page, manager } = openManager(t)
+  const { signal } = new AbortController()
+  const removed = t.mock.method(signal, "removeEventListener")
+  const promise = manager.request({ type: "a" }, { signal })
+
+  page.socket.push({ key: page.socket.frames[0].reply_key })
+  await promise
+
+  assert.equal(removed.mock.callCount(), 1)
+})
+
+test("what was sent when the link drops is rejected as disconnected and never sent again", async (t) => {
+  const { page, manager, codes } = openManager(t, { identity: "u-1" })
+  const ends = ending(manager.request({ type: "a" }))
+  manager.sendJSON({ type: "b" }, () => {})
+
+  page.socket.drop()
+  await settled()
+  assert.deepEqual(ends.map(({ code }) => code), ["disconnected"])
+  assert.deepEqual(codes(), ["disconnected"])
+
+  t.mock.timers.tick(1700)
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  assert.deepEqual(page.socket.frames, [])
+})
+
+test("a message without a handler that was sent is done: its connection's end is no error", (t) => {
+  const { page, manager, errors } = openManager(t)
+  manager.sendJSON({ type: "a" })
+
+  page.socket.drop()
+  manager.close()
+
+  assert.deepEqual(errors, [])
+})
+
+test("what was sent when a close code stops the manager is disconnected too", async (t) => {
+  const { page, manager } = openManager(t)
+  const ends = ending(manager.request({ type: "a" }))
+
+  page.socket.drop(1000)
+  await settled()
+
+  assert.deepEqual(ends.map(({ code }) => code), ["disconnected"])
+})
+
+test("reconnect() rejects what was sent and keeps what is queued", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  manager.sendJSON({ type: "queued" })
+  manager.reconnect()
+  page.socket.accept()
+  assert.deepEqual(page.socket.frames, [{ type: "queued" }])
+
+  const ends = ending(manager.request({ type: "a" }))
+  manager.reconnect()
+  await settled()
+  assert.deepEqual(ends.map(({ code }) => code), ["disconnected"])
+})
+
+test("close() rejects sent and queued calls as closed", async (t) => {
+  const { page, manager, codes } = openManager(t)
+  const sent = ending(manager.request({ type: "a" }))
+  page.socket.readyState = 2
+  const queued = ending(manager.request({ type: "b" }))
+  manager.sendJSON({ type: "c" })
+
+  manager.close()
+  await settled()
+
+  assert.equal(sent[0].code, "closed")
+  assert.equal(queued[0].code, "closed")
+  assert.deepEqual(codes(), ["closed"])
+})
+
+test("after close() nothing is dropped silently: sendJSON() throws and request() rejects", async (t) => {
+  const { manager } = openManager(t)
+  manager.close()
+
+  assert.throws(() => manager.sendJSON({ type: "a" }), { name: "WebSocketManagerError", code: "closed" })
+  await assert.rejects(manager.request({ type: "a" }), { code: "closed" })
+})
+
+test("a listener of the closed state may reconnect and send", (t) => {
+  const { page, manager } = openManager(t)
+  manager.on("state", ({ state }) => {
+    if (state !== "closed") return
+    manager.reconnect()
+    manager.sendJSON({ type: "again" })
+  })
+
+  page.socket.drop(4403)
+  t.mock.timers.tick(1000)
+
+  assert.equal(manager.state, "connecting")
+  assert.equal(page.sockets.length, 2)
+})
+
+test("of 100,000 sends while offline 100 are kept and every other caller is told", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  let told = 0
+  for (let n = 0; n < 100000; n++) {
+    try {
+      assert.equal(manager.sendJSON({ type: "a", n }), false)
+    } catch (error) {
+      assert.ok(error instanceof WebSocketManagerError)
+      assert.equal(error.code, "overflow")
+      told++
+    }
+  }
+
+  page.socket.accept()
+
+  assert.equal(told, 99900)
+  assert.deepEqual(page.socket.frames.map(({ n }) => n), [...Array(100).keys()])
+})
+
+test("calls that wait for a reply take no room in the queue", async (t) => {
+  const { page, manager } = openManager(t)
+  for (let n = 0; n < 150; n++) manager.request({ type: "a" }).catch(() => {})
+  page.socket.readyState = 2
+
+  for (let n = 0; n < 100; n++) assert.equal(manager.sendJSON({ type: "b" }), false)
+  assert.throws(() => manager.sendJSON({ type: "b" }), { code: "overflow" })
+  manager.close()
+})
+
+test("the queue holds 1 MiB, counted in bytes as they travel", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  const text = "\u20ac".repeat(170000) // 510,000 bytes
+
+  manager.sendJSON({ type: "a", text })
+  manager.sendJSON({ type: "b", text })
+  assert.throws(() => manager.sendJSON({ type: "c", text }), { code: "overflow" })
+  await assert.rejects(manager.request({ type: "c", text }), { code: "overflow" })
+  manager.sendJSON({ type: "d" })
+  page.socket.accept()
+
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b", "d"])
+})
+
+test("a settled queued call makes room again", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  for (let n = 0; n < 100; n++) manager.request({ type: "a" }, { timeout: 100 }).catch(() => {})
+  assert.throws(() => manager.sendJSON({ type: "b" }), { code: "overflow" })
+
+  await page.pass(100)
+
+  assert.equal(manager.sendJSON({ type: "b" }), false)
+})
+
+test("what waits in the queue for 60 s is told to its caller and never sent", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect()
+  manager.sendJSON({ type: "a" })
+  const ends = ending(manager.request({ type: "b" }, { timeout: 600000 }))
+
+  for (let second = 0; second < 60; second++) {
+    if (page.socket.readyState === 0) page.socket.drop()
+    await page.pass(1000)
+  }
+  assert.deepEqual(codes(), ["timeout"])
+  assert.equal(ends[0].code, "timeout")
+
+  manager.reconnect()
+  page.socket.accept()
+  assert.deepEqual(page.socket.frames, [])
+})
+
+test("the 60 s are of the queue: a request once sent has the time it asked for", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  const ends = ending(manager.request({ type: "a" }, { timeout: 90000 }))
+  page.socket.accept()
+
+  await page.pass(89999)
+  assert.deepEqual(ends, [])
+  await page.pass(1)
+  assert.equal(ends[0].code, "timeout")
+})
+
+for (const [slept, sent, told] of [[15000, ["message"], []], [65000, [], ["timeout"]]]) {
+  test(`after ${slept} ms of the machine's sleep only what is not stale is sent`, async (t) => {
+    const page = openPage(t)
+    const { manager, codes } = page.connect()
+    manager.sendJSON({ type: "message" })
+    const ends = ending(manager.request({ type: "request" }))
+    // Timers stood still, the clock did not.
+    const now = Date.now() + slept
+    t.mock.method(Date, "now", () => now)
+
+    page.socket.accept()
+    await settled()
+
+    assert.deepEqual(page.socket.frames.map(({ type }) => type), sent)
+    assert.deepEqual(codes(), told)
+    assert.equal(ends[0].code, "timeout")
+  })
+}
+
+test("a message must be an object with a string type", async (t) => {
+  const { page, manager } = openManager(t)
+  const wrong = [undefined, null, 7, "type", [], {}, { type: 7 }, { type: null }]
+  for (const message of wrong) {
+    assert.throws(() => manager.sendJSON(message), { name: "TypeError", message: /type of the message/ })
+    await assert.rejects(manager.request(message), { name: "TypeError" })
+  }
+  assert.throws(() => manager.sendJSON({ type: "a" }, "handler"), { name: "TypeError", message: /replyHandler/ })
+
+  const circular = { type: "a" }
+  circular.self = circular
+  assert.throws(() => manager.sendJSON(circular, () => {}), TypeError)
+  assert.deepEqual(page.socket.frames, [])
+  assert.equal(page.timers.size, 1, "only the one that waits for the connection to stand")
+})
+
+test("a throwing reply handler goes to on(\"error\") and harms nothing", (t) => {
+  const { page, manager, errors } = openManager(t)
+  const cause = new Error("mine")
+  manager.sendJSON({ type: "a" }, () => {
+    throw cause
+  })
+
+  page.socket.push({ key: page.socket.frames[0].reply_key })
+
+  assert.equal(errors[0].code, "handler_failed")
+  assert.equal(errors[0].cause, cause)
+  assert.equal(manager.state, "open")
+})
+
+const texts = ["", "{", "null", "7", '"text"', "[]", "NaN", "[".repeat(100000)]
+const badFrames = [...texts, new ArrayBuffer(4), new Blob(["{}"]), undefined]
+
+for (const data of badFrames) {
+  test(`a frame ${String(data).slice(0, 30)} is told as bad_message and harms nothing`, (t) => {
+    const { page, manager, codes } = openManager(t)
+    const pushed = []
+    manager.addMessageListener("news", (frame) => pushed.push(frame))
+
+    page.socket.onmessage({ data })
+    page.socket.push({ key: "news" })
+
+    assert.deepEqual(codes(), ["bad_message"])
+    assert.equal(pushed.length, 1)
+  })
+}
+
+test("the client sends no websocket.* frame", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect("/ws/", tokens("u-1"))
+  await settled()
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  const controller = new AbortController()
+  manager.request({ type: "a" }, { signal: controller.signal }).catch(() => {})
+  controller.abort()
+  await page.pass(600000)
+  manager.close()
+
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a"])
+})

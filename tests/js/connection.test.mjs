@@ -1,0 +1,612 @@
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { openPage, settled, tokens, WebSocketManager } from "./support.mjs"
+
+const last = (states) => states.at(-1)
+
+test("a connection is connecting, then open, and its events say why", (t) => {
+  const page = openPage(t)
+  const { manager, states } = page.connect()
+
+  assert.equal(manager.state, "connecting")
+  page.socket.accept()
+  assert.equal(manager.state, "open")
+  page.socket.drop()
+  assert.equal(manager.state, "waiting")
+  t.mock.timers.tick(1700)
+  assert.equal(manager.state, "connecting")
+  manager.close()
+  assert.equal(manager.state, "closed")
+  assert.deepEqual(states, [
+    { state: "open", reason: null, attempt: 1, delay: 0 },
+    { state: "waiting", reason: "disconnected", attempt: 2, delay: 1700 },
+    { state: "connecting", reason: "disconnected", attempt: 2, delay: 0 },
+    { state: "closed", reason: "closed", attempt: 2, delay: 0 },
+  ])
+})
+
+test("the wait is 200 ms + random(0, min(15 s, 3 s * 1.4^n))", (t) => {
+  const page = openPage(t)
+  for (const random of [0, 0.999999]) {
+    t.mock.method(Math, "random", () => random)
+    const { manager, states } = page.connect()
+    for (let n = 0; n < 12; n++) {
+      page.socket.drop()
+      assert.equal(last(states).delay, 200 + random * Math.min(15000, 3000 * 1.4 ** n))
+      t.mock.timers.tick(last(states).delay + 1)
+    }
+    manager.close()
+  }
+})
+
+test("ten minutes of outage cost at most 100 dials", (t) => {
+  const page = openPage(t)
+  page.connect()
+
+  for (let second = 0; second < 600; second++) {
+    if (page.socket.readyState === 0) page.socket.drop()
+    t.mock.timers.tick(1000)
+  }
+
+  assert.ok(page.sockets.length <= 100, `${page.sockets.length} dials`)
+})
+
+test("a server that accepts and then drops is dialled at most 20 times a minute", (t) => {
+  const page = openPage(t)
+  page.connect()
+
+  for (let tenth = 0; tenth < 600; tenth++) {
+    if (page.socket.readyState === 0) {
+      page.socket.accept()
+      page.socket.drop()
+    }
+    t.mock.timers.tick(100)
+  }
+
+  assert.ok(page.sockets.length <= 20, `${page.sockets.length} dials`)
+})
+
+test("the wait is short again after 5 s open, and not before", (t) => {
+  const page = openPage(t)
+  const { states } = page.connect()
+  page.socket.drop()
+  t.mock.timers.tick(1700)
+
+  page.socket.accept()
+  t.mock.timers.tick(4999)
+  page.socket.drop()
+  assert.equal(last(states).delay, 2300)
+
+  t.mock.timers.tick(2300)
+  page.socket.accept()
+  t.mock.timers.tick(5000)
+  page.socket.drop()
+  assert.equal(last(states).delay, 1700)
+  assert.equal(last(states).attempt, 2)
+})
+
+test("options.backoff overrides the wait, and nonsense from it does not", (t) => {
+  const page = openPage(t)
+  const waits = [50, undefined, NaN, -1, "9", Infinity]
+  const asked = []
+  const { states } = page.connect("/ws/", null, {
+    backoff: (n) => {
+      asked.push(n)
+      return waits[n]
+    },
+  })
+
+  const delays = waits.map(() => {
+    page.socket.drop()
+    const { delay } = last(states)
+    t.mock.timers.tick(Math.min(delay, 20000))
+    return Math.round(delay)
+  })
+
+  assert.deepEqual(asked, [0, 1, 2, 3, 4, 5])
+  assert.deepEqual(delays, [50, 2300, 3140, 4316, 5962, Infinity])
+  assert.equal(page.sockets.length, 6, "an endless wait is no wait of 1 ms")
+})
+
+test("a throwing options.backoff is told and the ordinary wait holds", (t) => {
+  const page = openPage(t)
+  const { states, codes } = page.connect("/ws/", null, {
+    backoff() {
+      throw new Error("mine")
+    },
+  })
+
+  page.socket.drop()
+
+  assert.equal(last(states).delay, 1700)
+  assert.deepEqual(codes(), ["handler_failed"])
+})
+
+test("options.maxRetries stops the dialling; without it there is no end", (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect("/ws/", null, { maxRetries: 2 })
+  for (let dial = 0; dial < 3; dial++) {
+    page.socket.drop()
+    t.mock.timers.tick(20000)
+  }
+
+  assert.equal(manager.state, "closed")
+  assert.equal(page.sockets.length, 3)
+  assert.deepEqual(codes(), ["max_retries"])
+})
+
+test("a dial that hangs is given up after 10 s and tried again", (t) => {
+  const page = openPage(t)
+  const { states } = page.connect()
+
+  t.mock.timers.tick(9999)
+  assert.equal(page.socket.readyState, 0)
+  t.mock.timers.tick(1)
+
+  assert.equal(page.socket.readyState, 2)
+  assert.deepEqual(last(states), { state: "waiting", reason: "timeout", attempt: 2, delay: 1700 })
+  t.mock.timers.tick(1700)
+  assert.equal(page.sockets.length, 2)
+})
+
+test("the 10 s hold token and dial together", async (t) => {
+  const page = openPage(t)
+  let answer
+  const { states } = page.connect("/ws/", () => new Promise((resolve) => (answer = resolve)))
+
+  await page.pass(6000)
+  answer("late")
+  await settled()
+  assert.equal(page.sockets.length, 1)
+  await page.pass(4000)
+
+  assert.equal(last(states).reason, "timeout")
+})
+
+test("a late open is closed at once and changes nothing", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  const heard = []
+  manager.addMessageListener("news", (frame) => heard.push(frame))
+  const [first] = page.sockets
+  t.mock.timers.tick(10000)
+
+  first.accept()
+  first.push({ key: "news" })
+  first.drop(1000)
+
+  assert.equal(manager.state, "waiting")
+  assert.deepEqual(heard, [])
+  assert.equal(first.readyState, 3)
+  t.mock.timers.tick(1700)
+  const [, second] = page.sockets
+  second.accept()
+  first.readyState = 1
+  first.onopen({})
+  assert.equal(first.readyState, 2)
+  first.drop(1000)
+  assert.equal(second.readyState, 1)
+  assert.equal(manager.state, "open")
+})
+
+test("a WebSocket constructor that throws is a failed dial, and its words go nowhere", async (t) => {
+  const page = openPage(t)
+  const heard = []
+  globalThis.WebSocket = class {
+    constructor(url) {
+      throw new Error(`bad URL ${url}`)
+    }
+  }
+  const hear = (...words) => heard.push(...words.map(String), JSON.stringify(words))
+  const logger = { debug: hear, warn: hear, error: hear }
+  const { manager, states } = page.connect("/ws/", "wst_secret", { tokenURL: "/token/", logger })
+  await settled()
+
+  assert.equal(manager.state, "waiting")
+  assert.equal(states.length, 1, "heard by who made the manager")
+  assert.doesNotMatch(JSON.stringify(heard), /wst_secret/)
+})
+
+test("a constructor that cannot even encode the token is a failed dial", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect("/ws/", () => "\ud800")
+  await settled()
+
+  assert.equal(manager.state, "waiting")
+})
+
+const endings = [
+  [1000, "ended", []],
+  [1002, "protocol_error", ["protocol_error"]],
+  [1003, "protocol_error", ["protocol_error"]],
+  [1007, "protocol_error", ["protocol_error"]],
+  [1009, "protocol_error", ["protocol_error"]],
+  [1010, "protocol_error", ["protocol_error"]],
+  [4400, "bad_message", ["bad_message"]],
+  [4403, "refused", ["refused"]],
+  [4409, "replaced", ["replaced"]],
+]
+
+for (const [code, reason, errors] of endings) {
+  test(`close code ${code} stops with reason ${reason}`, (t) => {
+    const page = openPage(t)
+    const { manager, states, codes } = page.connect()
+    page.socket.accept()
+
+    page.socket.drop(code)
+    t.mock.timers.tick(60000)
+
+    assert.equal(manager.state, "closed")
+    assert.equal(last(states).reason, reason)
+    assert.deepEqual(codes(), errors)
+    assert.equal(page.sockets.length, 1)
+    assert.equal(page.timers.size, 0)
+  })
+}
+
+for (const code of [1001, 1005, 1006, 1011, 1012, 1013, 1015, 3000, 4000, 4404, 4408, 4490]) {
+  test(`close code ${code} is tried again`, (t) => {
+    const page = openPage(t)
+    const { states } = page.connect()
+    page.socket.accept()
+
+    page.socket.drop(code)
+
+    assert.deepEqual(last(states), { state: "waiting", reason: "disconnected", attempt: 2, delay: 1700 })
+  })
+}
+
+test("close code 4429 is waited out for at least 30 s", (t) => {
+  const page = openPage(t)
+  t.mock.method(Math, "random", () => 0)
+  const { states } = page.connect()
+
+  page.socket.drop(4429)
+
+  assert.equal(last(states).delay, 30200)
+})
+
+test("close code 4401 asks for a fresh token twice, the first time at once, then stops", async (t) => {
+  const page = openPage(t)
+  const ask = tokens()
+  const { manager, states, codes } = page.connect("/ws/", ask)
+  for (let refusal = 0; refusal < 3; refusal++) {
+    await settled()
+    page.socket.accept()
+    page.socket.drop(4401)
+    if (refusal === 0) await settled()
+    if (refusal === 0) assert.equal(page.sockets.length, 2)
+    await page.pass(5000)
+  }
+
+  assert.equal(manager.state, "closed")
+  assert.equal(last(states).reason, "token_refused")
+  assert.deepEqual(codes(), ["token_refused"])
+  assert.equal(ask.questions.length, 3)
+  assert.equal(page.timers.size, 0)
+})
+
+test("a received frame, or 5 s open, ends the row of 4401", async (t) => {
+  for (const live of [(socket) => socket.push({ key: "news" }), () => t.mock.timers.tick(5000)]) {
+    const page = openPage(t)
+    const { manager } = page.connect("/ws/", tokens())
+    for (let refusal = 0; refusal < 6; refusal++) {
+      await settled()
+      page.socket.accept()
+      if (refusal % 2) live(page.socket)
+      page.socket.drop(4401)
+      await settled()
+      if (manager.state === "waiting") await page.pass(20000)
+      assert.notEqual(manager.state, "closed")
+    }
+    manager.close()
+    t.mock.timers.reset()
+  }
+})
+
+test("4401 and 4410 in turn are no way to be stormed", async (t) => {
+  const page = openPage(t)
+  page.connect("/ws/", tokens())
+
+  for (let tenth = 0; tenth < 600; tenth++) {
+    await settled()
+    if (page.socket.readyState === 0) {
+      page.socket.accept()
+      page.socket.push({ key: "websocket.ready" })
+      page.socket.drop(tenth % 2 ? 4401 : 4410)
+    }
+    await page.pass(100)
+  }
+
+  assert.ok(page.sockets.length <= 20, `${page.sockets.length} dials`)
+})
+
+test("close code 4410 asks for a token at once, and who is still signed in comes back", async (t) => {
+  const page = openPage(t)
+  const ask = tokens()
+  const { manager } = page.connect("/ws/", ask)
+  await settled()
+  page.socket.accept()
+  t.mock.timers.tick(5000)
+
+  for (const token of ["token-2", "token-3"]) {
+    page.socket.drop(4410)
+    await settled()
+    page.socket.accept()
+    t.mock.timers.tick(5000)
+
+    assert.equal(manager.state, "open")
+    assert.equal(page.socket.url, `wss://example.com/ws/${token}`)
+  }
+})
+
+test("close code 4410 asks once more 3 s after a refusal, then stops as signed_out", async (t) => {
+  const page = openPage(t)
+  const asked = []
+  const ask = () => {
+    asked.push(Date.now())
+    if (asked.length > 1) throw Object.assign(new Error("no"), { status: asked.length === 2 ? 401 : 403 })
+    return "first"
+  }
+  const { manager, states, codes } = page.connect("/ws/", ask)
+  await settled()
+  page.socket.accept()
+
+  page.socket.drop(4410)
+  await settled()
+  assert.equal(manager.state, "waiting")
+  assert.equal(last(states).delay, 3000)
+  await page.pass(2999)
+  assert.equal(asked.length, 2)
+  await page.pass(1)
+
+  assert.equal(asked.length, 3)
+  assert.equal(manager.state, "closed")
+  assert.equal(last(states).reason, "signed_out")
+  assert.deepEqual(codes(), ["signed_out"])
+  assert.equal(page.timers.size, 0)
+})
+
+test("a granted token ends what 4410 began: a later refusal stops at once", async (t) => {
+  const page = openPage(t)
+  let asked = 0
+  const ask = () => {
+    if (++asked === 3) throw Object.assign(new Error("no"), { status: 403 })
+    return `token-${asked}`
+  }
+  const { manager, codes } = page.connect("/ws/", ask)
+  await settled()
+  page.socket.accept()
+  page.socket.drop(4410)
+  await settled()
+  page.socket.accept()
+  page.socket.drop()
+  await page.pass(2300)
+
+  assert.equal(manager.state, "closed")
+  assert.deepEqual(codes(), ["token_refused"])
+})
+
+test("a network failure between a 4410 and its question does not lose the second question", async (t) => {
+  const page = openPage(t)
+  const answers = ["first", new Error("network"), { status: 401 }, "last"]
+  const ask = () => {
+    const answer = answers.shift()
+    if (typeof answer === "string") return answer
+    throw answer
+  }
+  const { manager } = page.connect("/ws/", ask)
+  await settled()
+  page.socket.accept()
+  page.socket.drop(4410)
+  await settled()
+  await page.pass(2300)
+  await page.pass(3000)
+  page.socket.accept()
+
+  assert.equal(manager.state, "open")
+  assert.equal(page.socket.url, "wss://example.com/ws/last")
+})
+
+test("options.shouldReconnect overrides what a close code means", (t) => {
+  const page = openPage(t)
+  const seen = []
+  const stay = page.connect("/a/", null, { shouldReconnect: (event) => (seen.push(event.code), true) })
+  page.socket.drop(4403)
+  const go = page.connect("/b/", null, { shouldReconnect: () => false })
+  page.socket.drop(1006)
+  const shrug = page.connect("/c/", null, { shouldReconnect: () => undefined })
+  page.socket.drop(4403)
+
+  assert.deepEqual(seen, [4403])
+  assert.equal(stay.manager.state, "waiting")
+  assert.equal(go.manager.state, "closed")
+  assert.equal(last(go.states).reason, "declined")
+  assert.equal(shrug.manager.state, "closed")
+})
+
+test("a throwing options.shouldReconnect is told, and the code means what it meant", (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect("/ws/", null, {
+    shouldReconnect() {
+      throw new Error("mine")
+    },
+  })
+
+  page.socket.drop(1006)
+
+  assert.equal(manager.state, "waiting")
+  assert.deepEqual(codes(), ["handler_failed"])
+})
+
+const moments = {
+  "while a token is asked for": () => {},
+  "while dialling": async () => settled(),
+  "while open": async (page) => {
+    await settled()
+    page.socket.accept()
+  },
+  "while waiting": async (page) => {
+    await settled()
+    page.socket.drop()
+  },
+}
+
+for (const [moment, reach] of Object.entries(moments)) {
+  test(`close() ${moment} leaves no socket and no timer`, async (t) => {
+    const page = openPage(t)
+    const { manager, states, errors } = page.connect("/ws/", tokens())
+    manager.request({ type: "a" }).catch(() => {})
+    manager.sendJSON({ type: "b" })
+    await reach(page)
+    errors.length = 0
+
+    manager.close()
+    manager.close()
+    assert.equal(page.timers.size, 0)
+    await page.pass(30000)
+
+    assert.equal(manager.state, "closed")
+    assert.equal(states.filter(({ state }) => state === "closed").length, 1)
+    assert.ok(page.sockets.every((socket) => socket.readyState >= 2))
+    assert.ok(page.sockets.length <= 1)
+    assert.ok(errors.every(({ code }) => code === "closed"))
+  })
+
+  test(`reconnect() ${moment} dials once more at once`, async (t) => {
+    const page = openPage(t)
+    const { manager } = page.connect("/ws/", tokens())
+    await reach(page)
+    const before = page.sockets.length
+
+    manager.reconnect()
+    assert.equal(manager.state, "connecting")
+    await settled()
+    page.socket.accept()
+    await page.pass(30000)
+
+    assert.equal(manager.state, "open")
+    assert.equal(page.sockets.length, before + 1)
+    assert.ok(page.sockets.slice(0, -1).every((socket) => socket.readyState >= 2))
+  })
+}
+
+test("reconnect() counts its attempts from one again", (t) => {
+  const page = openPage(t)
+  const { manager, states } = page.connect()
+  for (let dial = 0; dial < 5; dial++) {
+    page.socket.drop()
+    t.mock.timers.tick(20000)
+  }
+
+  manager.reconnect()
+  assert.equal(last(states).attempt, 1)
+  page.socket.drop()
+  assert.equal(last(states).delay, 1700)
+})
+
+test("reconnect() right after a constructor that threw makes one dial", async (t) => {
+  const page = openPage(t)
+  globalThis.WebSocket = class {
+    constructor() {
+      throw new Error("no")
+    }
+  }
+  const { manager } = page.connect()
+  globalThis.WebSocket = page.FakeSocket
+  manager.reconnect()
+  await settled()
+
+  assert.equal(manager.state, "connecting")
+  assert.equal(page.sockets.length, 1)
+})
+
+test("reconnect() comes back from closed", (t) => {
+  const page = openPage(t)
+  const { manager, states } = page.connect()
+  page.socket.drop(4403)
+
+  manager.reconnect()
+  page.socket.accept()
+
+  assert.equal(manager.state, "open")
+  assert.equal(states.at(-2).reason, "reconnect")
+})
+
+test("close() from inside a state handler wins", (t) => {
+  const page = openPage(t)
+  for (const wanted of ["connecting", "open", "waiting"]) {
+    const manager = new WebSocketManager("/ws/")
+    manager.on("state", ({ state }) => state === wanted && manager.close())
+    page.socket.accept()
+    page.socket.drop()
+    t.mock.timers.tick(20000)
+
+    assert.equal(manager.state, "closed", wanted)
+    assert.equal(page.timers.size, 0, wanted)
+    assert.ok(page.sockets.every((socket) => socket.readyState >= 2), wanted)
+  }
+})
+
+for (const place of ["shouldReconnect", "backoff", "an error handler"]) {
+  test(`close() from inside ${place} wins`, (t) => {
+    const page = openPage(t)
+    const close = () => manager.close()
+    const manager = new WebSocketManager("/ws/", null, { [place]: close })
+    if (place === "an error handler") manager.on("error", close)
+    page.socket.accept()
+    manager.sendJSON({ type: "a" }, () => {})
+    page.socket.drop()
+    t.mock.timers.tick(20000)
+
+    assert.equal(manager.state, "closed")
+    assert.equal(page.timers.size, 0)
+    assert.equal(page.sockets.length, 1)
+  })
+}
+
+test("reconnect() from inside shouldReconnect wins over a code that stops", (t) => {
+  const page = openPage(t)
+  const manager = new WebSocketManager("/ws/", null, { shouldReconnect: () => manager.reconnect() })
+  page.socket.accept()
+
+  page.socket.drop(4403)
+
+  assert.equal(manager.state, "connecting")
+  assert.equal(page.sockets.length, 2)
+})
+
+test("nothing is written to the console", async (t) => {
+  const page = openPage(t)
+  const written = ["log", "debug", "info", "warn", "error"].map((name) => t.mock.method(console, name, () => {}))
+  const manager = new WebSocketManager("/ws/", () => Promise.reject(new Error("no")))
+  manager.on("state", () => {
+    throw new Error("mine")
+  })
+  manager.on("error", () => {
+    throw new Error("mine too")
+  })
+  await page.pass(5000)
+  manager.close()
+
+  assert.ok(written.every(({ mock }) => mock.callCount() === 0))
+})
+
+test("a logger hears states and errors, and may throw", (t) => {
+  const page = openPage(t)
+  const heard = []
+  const logger = {
+    debug: (name, event) => heard.push(event.state),
+    error: (name, error) => {
+      heard.push(error.code)
+      throw new Error("broken logger")
+    },
+  }
+  page.connect("/ws/", null, { logger })
+  page.socket.accept()
+  page.socket.push([])
+  page.socket.drop(4403)
+
+  assert.deepEqual(heard, ["connecting", "open", "bad_message", "closed", "refused"])
+})

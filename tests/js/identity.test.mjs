@@ -1,0 +1,282 @@
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
+
+const ready = (page, identity) => page.socket.push({ key: "websocket.ready", identity })
+const types = (page) => page.socket.frames.map(({ type }) => type)
+
+/** Open, drop, queue "queued", and open again. */
+async function comeBack(page, manager, afterFirstOpen = () => {}) {
+  await settled()
+  page.socket.accept()
+  afterFirstOpen()
+  page.socket.drop()
+  manager.sendJSON({ type: "queued" })
+  await page.pass(1700)
+  if (manager.state === "connecting") page.socket.accept()
+}
+
+/** A token function whose user changes after the first token. */
+function changingUser() {
+  const users = ["u-1", "u-2"]
+  return tokens(() => (users.length > 1 ? users.shift() : users[0]))
+}
+
+test("after a reconnect the queue is sent when the token function tells the same identity", async (t) => {
+  const page = openPage(t)
+  const { manager, errors } = page.connect("/ws/", tokens("u-1"))
+  await comeBack(page, manager)
+
+  assert.deepEqual(types(page), ["queued"])
+  assert.deepEqual(errors, [])
+})
+
+test("after a reconnect the queue is sent when the tokenURL tells the same identity", async (t) => {
+  const page = openPage(t)
+  fakeEndpoint(t, { body: { token: "wst_b", identity: "u-1" } }, { body: { token: "wst_c", identity: "u-1" } })
+  const { manager } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await comeBack(page, manager)
+
+  assert.deepEqual(types(page), ["queued"])
+})
+
+test("options.identity tells whose a page with a token string is", async (t) => {
+  for (const [identity, sent, codes] of [
+    ["u-1", ["queued"], []],
+    ["u-2", [], ["user_changed", "user_changed"]],
+  ]) {
+    const page = openPage(t)
+    fakeEndpoint(t, { body: { token: "wst_b", identity } })
+    const connection = page.connect("/ws/", "wst_a", { tokenURL: "/websocket/token/", identity: "u-1" })
+    await comeBack(page, connection.manager)
+
+    assert.deepEqual(page.sockets.flatMap((socket) => socket.frames.map(({ type }) => type)), sent)
+    assert.deepEqual(connection.codes(), codes)
+    t.mock.restoreAll()
+    t.mock.timers.reset()
+  }
+})
+
+test("the queue waits for websocket.ready when only that will tell, and new messages follow it", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  await comeBack(page, manager, () => ready(page, "u-1"))
+
+  assert.equal(manager.state, "open")
+  assert.equal(manager.sendJSON({ type: "meanwhile" }), false)
+  assert.deepEqual(types(page), [])
+  ready(page, "u-1")
+
+  assert.deepEqual(types(page), ["queued", "meanwhile"])
+  assert.equal(manager.sendJSON({ type: "after" }), true)
+  assert.equal(page.timers.size, 1, "only the one that waits for the connection to stand")
+})
+
+test("websocket.ready is waited for 1 s, then the queue is rejected and life goes on", async (t) => {
+  const page = openPage(t)
+  const { manager, states, codes } = page.connect()
+  await comeBack(page, manager, () => ready(page, "u-1"))
+
+  t.mock.timers.tick(999)
+  assert.deepEqual(codes(), [])
+  t.mock.timers.tick(1)
+
+  assert.deepEqual(codes(), ["disconnected"])
+  assert.deepEqual(states.map(({ state }) => state), ["open", "waiting", "connecting", "open"])
+  assert.equal(manager.sendJSON({ type: "after" }), true)
+  assert.deepEqual(types(page), ["after"])
+})
+
+test("close() while websocket.ready is waited for leaves no timer", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  await comeBack(page, manager, () => ready(page, "u-1"))
+
+  manager.close()
+
+  assert.equal(page.timers.size, 0)
+})
+
+test("websocket.ready of a first connection, or a second one, disturbs no call", async (t) => {
+  const page = openPage(t)
+  const { manager, errors } = page.connect()
+  page.socket.accept()
+  const promise = manager.request({ type: "asked" })
+  ready(page, "u-1")
+  ready(page, "u-1")
+  page.socket.push({ key: page.socket.frames[0].reply_key, data: 1 })
+
+  assert.equal(await promise, 1)
+  assert.deepEqual(errors, [])
+})
+
+test("a socket that is closing when the wait for websocket.ready ends is sent nothing", async (t) => {
+  const page = openPage(t)
+  const { manager, errors } = page.connect("/ws/", null, { identity: "u-1" })
+  await comeBack(page, manager)
+  page.socket.readyState = 2
+  t.mock.timers.tick(1000)
+  page.socket.drop()
+  await page.pass(2300)
+  page.socket.accept()
+  ready(page, "u-1")
+
+  assert.deepEqual(types(page), ["queued"])
+  assert.deepEqual(errors, [])
+})
+
+test("options.identity speaks for a server that says nothing, but not against one that does", async (t) => {
+  for (const [say, sent, codes] of [
+    [() => t.mock.timers.tick(1000), ["queued"], []],
+    [(page) => ready(page, "u-1"), ["queued"], []],
+    [(page) => ready(page, "u-2"), [], ["user_changed", "user_changed"]],
+  ]) {
+    const page = openPage(t)
+    const connection = page.connect("/ws/", null, { identity: "u-1" })
+    await comeBack(page, connection.manager)
+    assert.deepEqual(types(page), [])
+    say(page)
+
+    assert.deepEqual(types(page), sent)
+    assert.deepEqual(connection.codes(), codes)
+    connection.manager.close()
+    t.mock.timers.reset()
+    t.mock.restoreAll()
+  }
+})
+
+test("with no identity on either side what was queued is rejected as disconnected", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect()
+  await comeBack(page, manager)
+
+  assert.deepEqual(types(page), [])
+  assert.deepEqual(codes(), ["disconnected"])
+  assert.equal(manager.sendJSON({ type: "after" }), true)
+})
+
+test("with no identity a message sent from the handler of open goes out", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  manager.on("state", ({ state }) => state === "open" && manager.sendJSON({ type: "subscribe" }))
+  await comeBack(page, manager)
+
+  assert.deepEqual(types(page), ["subscribe"])
+})
+
+test("an identity that is known only now says nothing about the queue", async (t) => {
+  const page = openPage(t)
+  let identity
+  const ask = () => ({ token: "wst_a", identity })
+  const { manager, codes } = page.connect("/ws/", ask)
+  await comeBack(page, manager, () => (identity = "u-1"))
+
+  assert.deepEqual(types(page), [])
+  assert.deepEqual(codes(), ["disconnected"])
+})
+
+test("an identity that was unknown in between says nothing about the queue", async (t) => {
+  const page = openPage(t)
+  const identities = ["u-1", null, "u-1"]
+  const { manager, codes } = page.connect("/ws/", () => ({ token: "wst_a", identity: identities.shift() }))
+  await comeBack(page, manager)
+  t.mock.timers.tick(1000)
+  assert.deepEqual(codes(), ["disconnected"])
+
+  page.socket.drop()
+  manager.sendJSON({ type: "queued" })
+  await page.pass(2300)
+  page.socket.accept()
+
+  assert.deepEqual(types(page), [])
+  assert.deepEqual(codes(), ["disconnected", "disconnected"])
+})
+
+test("null is no identity", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect("/ws/", () => ({ token: "wst_a", identity: null }), { identity: null })
+  await comeBack(page, manager, () => ready(page, null))
+
+  assert.deepEqual(codes(), ["disconnected"])
+  assert.equal(manager.state, "open")
+})
+
+test("another user's token stops the manager before it is dialled: queue and requests are user_changed", async (t) => {
+  const page = openPage(t)
+  const { manager, states, codes } = page.connect("/ws/", changingUser())
+  await settled()
+  page.socket.accept()
+  page.socket.drop()
+  manager.sendJSON({ type: "queued" })
+  const rejected = assert.rejects(manager.request({ type: "asked" }), { code: "user_changed" })
+  await page.pass(1700)
+
+  await rejected
+  assert.equal(page.sockets.length, 1)
+  assert.equal(manager.state, "closed")
+  assert.equal(states.at(-1).reason, "user_changed")
+  assert.deepEqual(codes(), ["user_changed", "user_changed"])
+  assert.equal(page.timers.size, 0)
+})
+
+test("another user in websocket.ready stops the manager, even when it comes late", async (t) => {
+  for (const delay of [0, 5000]) {
+    const page = openPage(t)
+    const { manager } = page.connect()
+    await comeBack(page, manager, () => ready(page, "u-1"))
+    t.mock.timers.tick(delay)
+    const ends = []
+    manager.request({ type: "asked" }).catch(({ code }) => ends.push(code))
+    ready(page, "u-2")
+    await settled()
+
+    assert.equal(manager.state, "closed")
+    assert.equal(page.socket.readyState, 2)
+    assert.deepEqual(ends, ["user_changed"])
+    assert.equal(types(page).includes("queued"), false)
+    t.mock.timers.reset()
+    t.mock.restoreAll()
+  }
+})
+
+test("options.allowUserChange rejects the queue and goes on", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect("/ws/", changingUser(), { allowUserChange: true })
+  await comeBack(page, manager)
+
+  assert.equal(manager.state, "open")
+  assert.deepEqual(codes(), ["user_changed", "user_changed"])
+  assert.deepEqual(types(page), [])
+  assert.equal(manager.sendJSON({ type: "after" }), true)
+
+  page.socket.drop()
+  manager.sendJSON({ type: "of the second user" })
+  await page.pass(2300)
+  page.socket.accept()
+  assert.deepEqual(types(page), ["of the second user"])
+})
+
+test("reconnect() after user_changed goes on as the new user", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect("/ws/", changingUser())
+  await comeBack(page, manager)
+  assert.equal(manager.state, "closed")
+
+  manager.reconnect()
+  manager.sendJSON({ type: "of the second user" })
+  await settled()
+  page.socket.accept()
+
+  assert.deepEqual(types(page), ["of the second user"])
+})
+
+test("the token's word for a connection is not contradicted by websocket.ready", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect("/ws/", tokens("bob"))
+  await comeBack(page, manager, () => ready(page, "opaque"))
+  ready(page, "opaque")
+
+  assert.equal(manager.state, "open")
+  assert.deepEqual(types(page), ["queued"])
+})

@@ -1,0 +1,306 @@
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
+
+const urls = (page) => page.sockets.map((socket) => socket.url.replace("wss://example.com", ""))
+
+test("a token string serves the first dial only: without a tokenURL the first loss is the end", (t) => {
+  const page = openPage(t)
+  const { manager, states, codes } = page.connect("/ws/", "wst_a")
+  manager.sendJSON({ type: "a" })
+
+  page.socket.drop()
+  t.mock.timers.tick(60000)
+
+  assert.deepEqual(urls(page), ["/ws/wst_a"])
+  assert.equal(manager.state, "closed")
+  assert.equal(states.at(-1).reason, "no_token")
+  assert.deepEqual(codes(), ["no_token", "no_token"], "the queued message and the stop")
+  assert.equal(page.timers.size, 0)
+})
+
+test("reconnect() does not replay a token string either", (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect("/ws/", "wst_a")
+  page.socket.accept()
+
+  manager.reconnect()
+  manager.reconnect()
+
+  assert.equal(page.sockets.length, 1)
+  assert.equal(page.socket.readyState, 2)
+  assert.equal(manager.state, "closed")
+  assert.deepEqual(codes(), ["no_token", "no_token"])
+})
+
+test("a token string with a tokenURL asks there from the second dial on", async (t) => {
+  const page = openPage(t)
+  const requests = fakeEndpoint(t, { body: { token: "wst_b", expires_in: 60 } }, { body: { token: "wst_c" } })
+  page.connect("/ws/", "wst_a", { tokenURL: "/websocket/token/" })
+  assert.equal(requests.length, 0)
+
+  page.socket.drop()
+  await page.pass(1700)
+  page.socket.accept()
+  page.socket.drop()
+  await page.pass(2300)
+
+  assert.deepEqual(urls(page), ["/ws/wst_a", "/ws/wst_b", "/ws/wst_c"])
+  assert.equal(requests.length, 2)
+})
+
+test("without a token the tokenURL is asked before the first dial", async (t) => {
+  const page = openPage(t)
+  fakeEndpoint(t, { body: { token: "wst_b" } })
+  page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+
+  assert.equal(page.sockets.length, 0)
+  await settled()
+
+  assert.deepEqual(urls(page), ["/ws/wst_b"])
+})
+
+test("the tokenURL gets a same-origin POST with the path, CSRF token and JSON type", async (t) => {
+  const page = openPage(t)
+  const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+  page.connect("/ws/caf\u00e9 1/?room=1", null, { tokenURL: "/websocket/token/", csrfToken: "csrf-1" })
+  await settled()
+
+  const [{ signal, ...request }] = requests
+  assert.deepEqual(request, {
+    url: "/websocket/token/",
+    method: "POST",
+    credentials: "same-origin",
+    headers: { "Content-Type": "application/json", "X-CSRFToken": "csrf-1" },
+    body: { path: "/ws/caf%C3%A9%201/" },
+  })
+  assert.equal(signal.aborted, false)
+  assert.equal(page.socket.url, "wss://example.com/ws/caf%C3%A9%201/wst_b?room=1")
+})
+
+const element = { getAttribute: (name) => name === "data-csrf-token" && "of-attribute" }
+const attribute = { querySelector: (selector) => (selector === "[data-csrf-token]" ? element : null) }
+const noAttribute = { querySelector: () => null }
+const sources = [
+  ["a csrfToken function", { csrfToken: () => "of-function" }, { ...attribute, cookie: "csrftoken=of-cookie" }, "of-function"],
+  ["a data-csrf-token attribute", {}, { ...attribute, cookie: "csrftoken=of-cookie" }, "of-attribute"],
+  ["the csrftoken cookie", {}, { ...noAttribute, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
+  ["nothing, where there is none", {}, { ...noAttribute, cookie: "a=1" }, undefined],
+  ["nothing, where there is no document", {}, undefined, undefined],
+]
+
+for (const [name, options, document, expected] of sources) {
+  test(`the CSRF token comes from ${name}`, async (t) => {
+    const page = openPage(t, { document })
+    const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+    page.connect("/ws/", null, { tokenURL: "/websocket/token/", ...options })
+    await settled()
+
+    assert.equal(requests[0].headers["X-CSRFToken"], expected)
+    assert.equal("X-CSRFToken" in requests[0].headers, expected !== undefined)
+  })
+}
+
+test("a token function is asked once a dial, with the attempt's number and signal", async (t) => {
+  const page = openPage(t)
+  const ask = tokens()
+  page.connect("/ws/", ask)
+  await settled()
+  page.socket.drop()
+  await page.pass(1700)
+
+  assert.deepEqual(urls(page), ["/ws/token-1", "/ws/token-2"])
+  assert.deepEqual(ask.questions.map(({ attempt }) => attempt), [1, 2])
+  assert.deepEqual(ask.questions.map(({ signal }) => signal.aborted), [true, false])
+})
+
+test("a token function is preferred to the tokenURL", async (t) => {
+  const page = openPage(t)
+  const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+  page.connect("/ws/", tokens(), { tokenURL: "/websocket/token/" })
+  await settled()
+
+  assert.deepEqual(urls(page), ["/ws/token-1"])
+  assert.equal(requests.length, 0)
+})
+
+const failures = {
+  "throws": () => {
+    throw new Error("no")
+  },
+  "rejects": () => Promise.reject(new Error("no")),
+  "rejects with nothing": () => Promise.reject(),
+  "answers nothing": () => undefined,
+  "answers an empty string": () => "",
+  "answers an empty token": async () => ({ token: "" }),
+  "answers a number": async () => 7,
+  "rejects with status 500": () => Promise.reject(Object.assign(new Error("no"), { status: 500 })),
+}
+
+for (const [name, fail] of Object.entries(failures)) {
+  test(`a token function that ${name} is asked again later`, async (t) => {
+    const page = openPage(t)
+    let asked = 0
+    const { manager, states, errors } = page.connect("/ws/", (question) => (++asked === 1 ? fail(question) : "wst_b"))
+    await settled()
+    assert.deepEqual(states.at(-1), { state: "waiting", reason: "token_failed", attempt: 2, delay: 1700 })
+    assert.deepEqual(errors, [])
+
+    await page.pass(1700)
+    page.socket.accept()
+
+    assert.equal(manager.state, "open")
+    assert.deepEqual(urls(page), ["/ws/wst_b"])
+  })
+}
+
+test("a token function that hangs is aborted after 10 s, and its late token is dropped", async (t) => {
+  const page = openPage(t)
+  const asked = []
+  const { states } = page.connect("/ws/", ({ signal }) => new Promise((answer) => asked.push({ signal, answer })))
+
+  await page.pass(10000)
+  assert.equal(asked[0].signal.aborted, true)
+  assert.equal(states.at(-1).reason, "timeout")
+  asked[0].answer("late")
+  await page.pass(1700)
+  asked[0].answer("later")
+  asked[1].answer("wst_b")
+  await settled()
+
+  assert.deepEqual(urls(page), ["/ws/wst_b"])
+})
+
+test("a superseded token call has no say about the user", async (t) => {
+  const page = openPage(t)
+  const asked = []
+  const { manager, errors } = page.connect("/ws/", () => new Promise((answer) => asked.push(answer)))
+  await settled()
+  manager.reconnect()
+  await settled()
+  asked[0]({ token: "wst_a", identity: "u-2" })
+  await settled()
+  asked[1]({ token: "wst_b", identity: "u-1" })
+  await settled()
+  page.socket.accept()
+  page.socket.drop()
+  await page.pass(1700)
+  asked[2]({ token: "wst_c", identity: "u-1" })
+  await settled()
+  page.socket.accept()
+
+  assert.deepEqual(urls(page), ["/ws/wst_b", "/ws/wst_c"])
+  assert.equal(manager.state, "open")
+  assert.deepEqual(errors, [])
+})
+
+const refusals = [
+  ["status 401", { status: 401 }, "signed_out"],
+  ["status 403", { status: 403 }, "token_refused"],
+  ["fatal", { fatal: true }, "token_refused"],
+]
+
+for (const [name, marks, reason] of refusals) {
+  test(`a token function that fails with ${name} stops the manager with an error`, async (t) => {
+    const page = openPage(t)
+    const cause = Object.assign(new Error("no"), marks)
+    const { manager, states, errors } = page.connect("/ws/", () => Promise.reject(cause))
+    await settled()
+
+    assert.equal(manager.state, "closed")
+    assert.equal(states.at(-1).reason, reason)
+    assert.equal(errors[0].code, reason)
+    assert.equal(errors[0].cause, cause)
+    assert.equal(page.timers.size, 0)
+  })
+}
+
+for (const [status, reason] of [[401, "signed_out"], [403, "token_refused"]]) {
+  test(`a tokenURL that answers ${status} stops the manager with an error`, async (t) => {
+    const page = openPage(t)
+    fakeEndpoint(t, { status })
+    const { manager, errors } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+    const promise = manager.request({ type: "a" })
+    await assert.rejects(promise, { code: "closed" })
+
+    assert.equal(manager.state, "closed")
+    assert.equal(errors[0].code, reason)
+    assert.equal(errors[0].cause.status, status)
+  })
+}
+
+const outages = [
+  ["fails on the network", new TypeError("Failed to fetch")],
+  ["answers 500", { status: 500 }],
+  ["answers 404", { status: 404 }],
+  ["answers what is no JSON", { body: "wst_secret" }],
+  ["answers null", { body: "null" }],
+]
+
+for (const [name, answer] of outages) {
+  test(`a tokenURL that ${name} is asked again later`, async (t) => {
+    const page = openPage(t)
+    const heard = []
+    fakeEndpoint(t, answer, { body: { token: "wst_b" } })
+    const logger = { warn: (...words) => heard.push(String(words)) }
+    const { states } = page.connect("/ws/", null, { tokenURL: "/websocket/token/", logger })
+    await settled()
+    assert.deepEqual(states.at(-1), { state: "waiting", reason: "token_failed", attempt: 2, delay: 1700 })
+
+    await page.pass(1700)
+
+    assert.deepEqual(urls(page), ["/ws/wst_b"])
+    assert.equal(heard.length, 1)
+    assert.doesNotMatch(heard[0], /wst_/)
+  })
+}
+
+for (const [header, delay] of [["7", 8700], ["0", 1700], ["-9", 1700], ["Wed, 21 Oct 2026 07:28:00 GMT", 1700]]) {
+  test(`Retry-After: ${header} makes the wait ${delay} ms`, async (t) => {
+    const page = openPage(t)
+    fakeEndpoint(t, { status: 503, headers: { "Retry-After": header } })
+    const { states } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+    await settled()
+
+    assert.equal(states.at(-1).delay, delay)
+  })
+}
+
+test("a Retry-After longer than a timer can be is no wait of 1 ms", async (t) => {
+  const page = openPage(t)
+  const requests = fakeEndpoint(t, { status: 503, headers: { "Retry-After": "99999999" } })
+  page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await settled()
+  await page.pass(60000)
+
+  assert.equal(requests.length, 1)
+})
+
+test("retryAfter of a token function's error is honoured", async (t) => {
+  const page = openPage(t)
+  const { states } = page.connect("/ws/", () => Promise.reject(Object.assign(new Error("busy"), { retryAfter: 2 })))
+  await settled()
+
+  assert.equal(states.at(-1).delay, 3700)
+})
+
+test("no token is in any event, error or log line", async (t) => {
+  const page = openPage(t)
+  const heard = []
+  const hear = (...words) => heard.push(JSON.stringify(words), ...words.map(String))
+  fakeEndpoint(t, { body: { token: "wst_b" } })
+  const { manager, states, errors } = page.connect("/ws/", "wst_a", {
+    tokenURL: "/websocket/token/",
+    logger: { debug: hear, warn: hear, error: hear },
+  })
+  manager.sendJSON({ type: "a" }, () => {})
+  page.socket.accept()
+  page.socket.drop(4401)
+  await page.pass(1700)
+  page.socket.accept()
+  page.socket.drop(4403)
+
+  assert.equal(manager.state, "closed")
+  assert.doesNotMatch(JSON.stringify([heard, states, errors]) + errors.map((error) => error.stack), /wst_/)
+})
