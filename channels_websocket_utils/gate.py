@@ -130,15 +130,16 @@ def identity_of(user):
     """
     Return an opaque name of ``user`` for the client, or ``None`` if anonymous.
 
-    Stable for a user, so that a page sees when another one has signed in; keyed with
-    ``SECRET_KEY``, so that it tells nothing about the primary key.
+    Stable for a user, so that a page sees when another one has signed in; keyed, so that it tells
+    nothing about the primary key. The key is the oldest of ``SECRET_KEY_FALLBACKS``, or else
+    ``SECRET_KEY``: a page that is open while the key is rotated still sees the same user.
     """
     if user is None or not user.is_authenticated:
         return None
     name = f"{user._meta.label_lower}:{user.pk}"
-    return salted_hmac("channels_websocket_utils.identity", name, algorithm="sha256").hexdigest()[
-        :32
-    ]
+    key = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS][-1]
+    digest = salted_hmac("channels_websocket_utils.identity", name, secret=key, algorithm="sha256")
+    return digest.hexdigest()[:32]
 
 
 def _decide_token(digest, path, session, signed_in, token_only):

@@ -173,6 +173,17 @@ async def test_identity_is_stable_and_opaque(user, other):
     assert len(identity_of(user)) == 32
 
 
+def test_identity_survives_a_key_rotation(user, settings):
+    before = identity_of(user)
+
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "rotated"
+    rotated = identity_of(user)
+    settings.SECRET_KEY_FALLBACKS = []
+
+    assert rotated == before != identity_of(user)
+
+
 async def test_push_is_heard_as_a_frame_of_its_key(opened):
     class Sync(WebSocketManagerConsumer):
         @auto_route
