@@ -8,7 +8,8 @@ BIN = .venv/bin
 # The sample site on http://127.0.0.1:8000
 demo: .venv/demo
 	cd sample_site && ../$(BIN)/python manage.py migrate --verbosity 0
-	cd sample_site && ../$(BIN)/python manage.py create_demo_users --port $(PORT)
+	cd sample_site && ../$(BIN)/python manage.py create_demo_users
+	@echo "at http://127.0.0.1:$(PORT)/"
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
 # All tests; what needs a program that is not there is listed at the end.

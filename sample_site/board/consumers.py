@@ -1,0 +1,110 @@
+import asyncio
+
+from channels.db import database_sync_to_async
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
+from channels_websocket_utils.decorators import auto_route, require_perms
+
+from .models import Announcement, Note, Presence
+from .report import handover_report
+
+__all__ = ["BoardConsumer"]
+
+SHOWN_NOTES = 50
+
+
+class BoardConsumer(AsyncWebSocketManagerConsumer):
+    """
+    The board's end of a page's socket.
+
+    Pages call the decorated methods. The ``board_...`` handlers are not decorated, so only the
+    channel layer calls them.
+    """
+
+    groups = ["board"]
+
+    async def connect(self):
+        await super().connect()
+        await self.tell_board("people", await self.keep_presence())
+
+    async def disconnect(self, code):
+        leave = database_sync_to_async(Presence.objects.leave)
+        await self.tell_board("people", {"people": await leave(self.channel_name)})
+
+    @auto_route
+    async def board(self):
+        return await database_sync_to_async(read_board)()
+
+    @auto_route
+    async def still_here(self):
+        return await self.keep_presence()
+
+    @auto_route
+    async def post_note(self, event):
+        note = await self.write(Note, event)
+        await self.tell_board("note", note)
+        return note
+
+    @auto_route
+    async def mark_done(self, event):
+        note = await database_sync_to_async(mark_done)(event.get("id"), event.get("is_done"))
+        await self.tell_board("note", note)
+        return note
+
+    @auto_route
+    @require_perms("board.publish_announcement")
+    async def publish_announcement(self, event):
+        announcement = await self.write(Announcement, event)
+        await self.tell_board("announcement", announcement)
+        return announcement
+
+    @auto_route
+    async def handover_report(self):
+        # As long as a real one would take, with more to count.
+        await asyncio.sleep(1.5)
+        return await database_sync_to_async(handover_report)()
+
+    async def board_note(self, event):
+        await self.push("note", event["payload"])
+
+    async def board_announcement(self, event):
+        await self.push("announcement", event["payload"])
+
+    async def board_people(self, event):
+        await self.push("people", event["payload"])
+
+    async def tell_board(self, what, payload):
+        """Tell every page, this one included."""
+        await self.channel_layer.group_send("board", {"type": f"board.{what}", "payload": payload})
+
+    async def keep_presence(self):
+        keep = database_sync_to_async(Presence.objects.keep)
+        return {"people": await keep(self.scope["user"], self.channel_name)}
+
+    async def write(self, model, event):
+        message = await database_sync_to_async(model.write)(self.scope["user"], event.get("text"))
+        return message.as_json()
+
+
+def read_board():
+    notes = Note.objects.select_related("author").order_by("-pk")[:SHOWN_NOTES]
+    announcement = Announcement.objects.select_related("author").order_by("pk").last()
+    return {
+        "notes": [note.as_json() for note in notes],
+        "announcement": announcement and announcement.as_json(),
+        "people": Presence.objects.people(),
+    }
+
+
+def mark_done(note_id, is_done):
+    # JSON's true is a bool, and in Python a bool is an int.
+    note = None
+    if type(note_id) is int:
+        note = Note.objects.select_related("author").filter(pk=note_id).first()
+    if note is None:
+        raise ValidationError("There is no such note any more.")
+    note.done_at = timezone.now() if is_done is True else None
+    note.save(update_fields=["done_at"])
+    return note.as_json()

@@ -1,0 +1,32 @@
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from board.demo_users import DEMO_USERS
+
+
+class Command(BaseCommand):
+    help = "Create the two users of the demo. Running it again changes nothing."
+
+    @transaction.atomic
+    def handle(self, **options):
+        if not settings.DEBUG:
+            raise CommandError("The demo users' passwords are public: only for DEBUG = True.")
+        publish = Permission.objects.get(
+            content_type__app_label="board", codename="publish_announcement"
+        )
+        self.stdout.write("Sign in as")
+        for demo in DEMO_USERS:
+            user, _ = get_user_model().objects.update_or_create(
+                username=demo["username"],
+                defaults={"first_name": demo["name"], "is_staff": demo["may_announce"]},
+            )
+            # A new hash of the same password would sign everybody out.
+            if not user.check_password(demo["password"]):
+                user.set_password(demo["password"])
+                user.save(update_fields=["password"])
+            user.user_permissions.set([publish] if demo["may_announce"] else [])
+            can = "may announce" if demo["may_announce"] else "may not announce"
+            self.stdout.write(f"  {demo['username']} / {demo['password']}  ({can})")

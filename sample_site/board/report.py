@@ -1,0 +1,47 @@
+from datetime import timedelta
+
+from django.db.models import Count, Q
+from django.db.models.functions import TruncHour
+from django.utils import timezone
+
+from .models import Note
+
+__all__ = ["handover_report"]
+
+HOURS = 24
+
+
+def handover_report():
+    """Return what the next shift has to know, from the notes of the last 24 hours."""
+    notes = Note.objects.filter(created_at__gte=timezone.now() - timedelta(hours=HOURS))
+    counts = {"count": Count("pk"), "open": Count("pk", filter=Q(done_at=None))}
+    authors = list(
+        notes.values("author__username", "author__first_name")
+        .annotate(**counts)
+        .order_by("-count", "author__username")
+    )
+    busiest = (
+        notes.annotate(hour=TruncHour("created_at"))
+        .values("hour")
+        .annotate(count=Count("pk"))
+        .order_by("-count", "-hour")
+        .first()
+    )
+    with_author = notes.select_related("author").order_by("created_at")
+    newest = with_author.last()
+    oldest_open = with_author.filter(done_at=None).first()
+    return {
+        "hours": HOURS,
+        "count": sum(author["count"] for author in authors),
+        "open": sum(author["open"] for author in authors),
+        "authors": [
+            {
+                "name": author["author__first_name"] or author["author__username"],
+                "count": author["count"],
+            }
+            for author in authors
+        ],
+        "busiest_hour": busiest,
+        "newest": newest and newest.as_json(),
+        "oldest_open": oldest_open and oldest_open.as_json(),
+    }

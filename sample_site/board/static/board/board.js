@@ -1,0 +1,261 @@
+"use strict"
+
+/*
+ * The board's page: one WebSocketManager, and what it hears shown.
+ *
+ * All text goes into the page as text nodes, so what people write is never read as HTML.
+ */
+{
+  const STILL_HERE_EVERY = 25000
+  const SHOWN_NOTES = 50
+  const MAX_LENGTH = 500
+
+  const byId = (id) => document.getElementById(id)
+  const { socketPath, tokenUrl, username } = byId("board").dataset
+
+  // The CSRF token is found by itself: the page has a data-csrf-token.
+  const manager = new WebSocketManager(socketPath, null, { tokenURL: tokenUrl })
+
+  function make(tag, attributes, ...children) {
+    const element = document.createElement(tag)
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
+    element.append(...children)
+    return element
+  }
+
+  // The connection
+
+  let countdown
+
+  manager.on("state", ({ state, reason, delay }) => {
+    clearInterval(countdown)
+    byId("countdown").textContent = ""
+    if (state === "connecting") showState(state, reason === "start" ? "Connecting…" : "Reconnecting…")
+    if (state === "waiting") countDown(Date.now() + delay)
+    if (state === "open") {
+      showState(state, "Live")
+      loadBoard()
+    }
+    if (state === "closed") {
+      const texts = {
+        refused: "Refused",
+        token_refused: "Refused",
+        signed_out: "You were signed out",
+        user_changed: "Somebody else signed in",
+      }
+      showState(state, texts[reason] || "Disconnected")
+      byId("try-now").hidden = byId("sign-in").hidden = true
+      byId(reason === "signed_out" ? "sign-in" : "try-now").hidden = false
+    }
+  })
+
+  manager.on("error", (error) => {
+    if (manager.state === "open") byId("board-error").textContent = error.message
+  })
+
+  function showState(state, text) {
+    byId("state").dataset.state = state
+    byId("state-text").textContent = text
+    byId("try-now").hidden = state !== "waiting" && state !== "closed"
+    byId("sign-in").hidden = true
+  }
+
+  function countDown(until) {
+    showState("waiting", "Reconnecting")
+    const show = () => {
+      byId("countdown").textContent = `in ${Math.max(1, Math.ceil((until - Date.now()) / 1000))} s`
+    }
+    show()
+    countdown = setInterval(show, 250)
+  }
+
+  byId("try-now").addEventListener("click", () => manager.reconnect())
+
+  function stillHere() {
+    if (manager.state !== "open") return
+    // A lost answer is no news: the next one comes soon.
+    manager.request({ type: "still_here" }).then(showPeople, () => {})
+  }
+
+  setInterval(stillHere, STILL_HERE_EVERY)
+  document.addEventListener("visibilitychange", () => document.hidden || stillHere())
+
+  // What the server tells
+
+  async function loadBoard() {
+    try {
+      const board = await manager.request({ type: "board" })
+      byId("notes").replaceChildren(...board.notes.map(noteElement))
+      byId("no-notes").hidden = board.notes.length > 0
+      if (board.announcement) showAnnouncement(board.announcement)
+      showPeople(board)
+      byId("board-error").textContent = ""
+    } catch (error) {
+      byId("board-error").textContent = explain(error)
+    }
+  }
+
+  manager.addMessageListener("people", showPeople)
+  manager.addMessageListener("announcement", showAnnouncement)
+  manager.addMessageListener("note", (note) => {
+    const isNew = showNote(note)
+    if (isNew && note.author.username !== username) {
+      byId("announcer").textContent = `New note by ${note.author.name}: ${note.text}`
+    }
+  })
+
+  function showPeople({ people }) {
+    const rows = people.map((person) => {
+      const you = person.username === username ? [make("small", {}, "you")] : []
+      return make("li", { class: "person" }, avatar(person), make("span", {}, person.name), ...you)
+    })
+    byId("people").replaceChildren(...rows)
+  }
+
+  function showAnnouncement({ author, text, created_at }) {
+    const by = make("footer", {}, `${author.name}, `, time(created_at))
+    byId("announcement").replaceChildren(make("p", { class: "text" }, text), by)
+    byId("announcement").hidden = false
+  }
+
+  /** Show a note, new or changed; true if it is new. */
+  function showNote(note) {
+    const list = byId("notes")
+    const shown = list.querySelector(`[data-id="${Number(note.id)}"]`)
+    const element = noteElement(note)
+    if (shown) {
+      const hadFocus = shown.contains(document.activeElement)
+      shown.replaceWith(element)
+      if (hadFocus) element.querySelector("button").focus()
+      return false
+    }
+    // Notes of different processes may arrive in another order than they were written in.
+    const older = [...list.children].find((item) => Number(item.dataset.id) < note.id) || null
+    if (!older && list.children.length >= SHOWN_NOTES) return false
+    element.classList.add("new")
+    list.insertBefore(element, older)
+    if (list.children.length > SHOWN_NOTES) list.lastElementChild.remove()
+    byId("no-notes").hidden = true
+    return true
+  }
+
+  function noteElement({ id, author, text, created_at, is_done }) {
+    const button = make("button", { class: "quiet" }, is_done ? "Reopen" : "Done")
+    button.setAttribute("aria-label", `${button.textContent}: ${text.slice(0, 60)}`)
+    button.addEventListener("click", async () => {
+      byId("board-error").textContent = ""
+      button.disabled = true
+      try {
+        showNote(await manager.request({ type: "mark_done", id, is_done: !is_done }))
+      } catch (error) {
+        byId("board-error").textContent = explain(error)
+      }
+      button.disabled = false
+    })
+    const head = make("header", {}, make("strong", {}, author.name), time(created_at), button)
+    const body = make("div", {}, head, make("p", { class: "text" }, text))
+    return make("li", { class: is_done ? "note done" : "note", "data-id": id }, avatar(author), body)
+  }
+
+  // What the user asks
+
+  function onSubmit(name, ask) {
+    const form = byId(`${name}-form`)
+    const button = form.querySelector("button")
+    const box = form.querySelector("textarea")
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault()
+      // Not the disabled attribute: the button would lose the keyboard's focus.
+      if (form.getAttribute("aria-busy") === "true") return
+      form.setAttribute("aria-busy", "true")
+      button.setAttribute("aria-disabled", "true")
+      byId(`${name}-error`).textContent = ""
+      box?.removeAttribute("aria-invalid")
+      try {
+        await ask(box)
+      } catch (error) {
+        byId(`${name}-error`).textContent = explain(error)
+        box?.setAttribute("aria-invalid", "true")
+      }
+      form.removeAttribute("aria-busy")
+      button.removeAttribute("aria-disabled")
+    })
+    box?.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit()
+    })
+  }
+
+  function explain(error) {
+    const texts = {
+      permission_denied: "You are not allowed to publish announcements.",
+      disconnected: "The connection was lost on the way. Look at the board before you try again.",
+      timeout: "There was no answer. Look at the board before you try again.",
+      closed: "There is no connection to the board.",
+    }
+    return texts[error.code] || error.message
+  }
+
+  function count() {
+    // By characters, as the server counts, not by UTF-16 units.
+    const length = [...byId("note-text").value.trim()].length
+    byId("note-count").textContent = `${length} / ${MAX_LENGTH}`
+    byId("note-count").classList.toggle("over", length > MAX_LENGTH)
+  }
+
+  async function send(type, box, show) {
+    const sent = box.value
+    show(await manager.request({ type, text: sent }))
+    // What was typed meanwhile stays.
+    if (box.value === sent) box.value = ""
+    count()
+  }
+
+  byId("note-text").addEventListener("input", count)
+  count()
+  onSubmit("note", (box) => send("post_note", box, showNote))
+  onSubmit("announcement", (box) => send("publish_announcement", box, showAnnouncement))
+  onSubmit("report", async () => {
+    byId("report").replaceChildren(make("p", { class: "waiting" }, "Counting the notes of the last 24 hours…"))
+    try {
+      byId("report").replaceChildren(...reportElements(await manager.request({ type: "handover_report" })))
+    } catch (error) {
+      byId("report").replaceChildren()
+      throw error
+    }
+  })
+
+  function reportElements(report) {
+    const rows = []
+    const row = (name, ...value) => rows.push(make("div", {}, make("dt", {}, name), make("dd", {}, ...value)))
+    row(`Notes in ${report.hours} hours`, `${report.count}, ${report.open} of them open`)
+    if (report.busiest_hour) {
+      const { hour, count } = report.busiest_hour
+      row("Busiest hour", "from ", time(hour), `: ${count === 1 ? "1 note" : `${count} notes`}`)
+    }
+    if (report.oldest_open) row("Open the longest", `${report.oldest_open.text.slice(0, 80)} (`, time(report.oldest_open.created_at), ")")
+    if (report.newest) row("Newest", `${report.newest.text.slice(0, 80)} (${report.newest.author.name})`)
+    const bars = report.authors.map(({ name, count }) => {
+      const bar = make("span", { class: "bar" })
+      bar.style.setProperty("--part", count / report.count)
+      return make("li", {}, make("span", {}, name), bar, make("span", {}, String(count)))
+    })
+    return [make("dl", {}, ...rows), make("ul", { class: "list bars" }, ...bars)]
+  }
+
+  // Small things
+
+  function avatar({ username, name }) {
+    const element = make("span", { class: "avatar", "aria-hidden": "true" }, [...name][0].toUpperCase())
+    const hue = [...username].reduce((sum, letter) => sum * 31 + letter.codePointAt(0), 7) % 360
+    element.style.setProperty("--hue", hue)
+    return element
+  }
+
+  function time(iso) {
+    const date = new Date(iso)
+    const isToday = date.toDateString() === new Date().toDateString()
+    const day = isToday ? {} : { day: "numeric", month: "short" }
+    const text = date.toLocaleString([], { hour: "2-digit", minute: "2-digit", ...day })
+    return make("time", { datetime: iso, title: date.toLocaleString() }, text)
+  }
+}

@@ -1,0 +1,267 @@
+"""The sample site in Chromium: two people, one board."""
+
+import contextlib
+import re
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from .browser import chromium
+from .sample_site_fixtures import LIMIT, PASSWORDS, running_site
+
+pytestmark = pytest.mark.browser
+
+# Told by addInitScript, so it hears what the page's own policy forbids from the first moment on.
+WATCH_POLICY = """
+window.violations = []
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.violations.push(event.violatedDirective + " " + event.blockedURI)
+})
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("board")) as site:
+        yield site
+
+
+# No wider than the module: while Playwright runs, async tests cannot.
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright, chromium(playwright) as browser:
+        yield browser
+
+
+@pytest.fixture
+def sign_in(site, browser):
+    """A function that signs a user in, in a browser of their own, and returns the page."""
+    with contextlib.ExitStack() as stack:
+
+        def sign_in(username):
+            context = browser.new_context()
+            stack.callback(context.close)
+            context.set_default_timeout(LIMIT * 1000)
+            context.add_init_script(WATCH_POLICY)
+            page = context.new_page()
+            page.problems = []
+            page.on("console", lambda message: note_console(page, message))
+            page.on("pageerror", lambda error: page.problems.append(str(error)))
+            page.goto(site.url)
+            page.get_by_label("Name").fill(username)
+            page.get_by_label("Password").fill(PASSWORDS[username])
+            page.get_by_role("button", name="Sign in").click()
+            expect_state(page, "Live")
+            return page
+
+        yield sign_in
+
+
+@pytest.fixture
+def ada(sign_in):
+    page = sign_in("ada")
+    yield page
+    assert page.problems == []
+    assert page.evaluate("window.violations") == []
+
+
+@pytest.fixture
+def ben(sign_in):
+    page = sign_in("ben")
+    yield page
+    assert page.problems == []
+    assert page.evaluate("window.violations") == []
+
+
+def note_console(page, message):
+    if message.type in ("error", "warning"):
+        page.problems.append(message.text)
+
+
+def expect_state(page, text):
+    expect(page.locator("#state-text")).to_have_text(text, timeout=LIMIT * 1000)
+
+
+def post_note(page, text):
+    page.get_by_label("New note").fill(text)
+    page.get_by_role("button", name="Post note").click()
+
+
+def note(page, text):
+    return page.locator("#notes .note", has_text=text)
+
+
+def test_note_appears_for_everyone(ada, ben):
+    post_note(ada, "Lift 2 is stuck on level 3")
+
+    expect(note(ben, "Lift 2 is stuck on level 3")).to_have_count(1)
+    expect(note(ada, "Lift 2 is stuck on level 3")).to_have_count(1)
+    expect(ada.get_by_label("New note")).to_have_value("")
+    expect(ben.locator("#announcer")).to_contain_text("New note by Ada")
+
+
+def test_note_is_there_after_a_reload(ada):
+    post_note(ada, "Key 14 is with the porter")
+    expect(note(ada, "Key 14 is with the porter")).to_have_count(1)
+
+    ada.reload()
+
+    expect(note(ada, "Key 14 is with the porter")).to_have_count(1)
+
+
+def test_html_in_a_note_is_text(ada, ben):
+    text = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
+
+    post_note(ada, text)
+
+    expect(note(ben, "onerror").locator(".text")).to_have_text(text)
+    assert ben.locator("#notes img, #notes b").count() == 0
+    assert "taken" not in ben.title()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("   ", "Write something first."), ("x" * 501, "501 characters are too many: at most 500.")],
+)
+def test_bad_note_is_refused_beside_the_form(ada, text, message):
+    post_note(ada, text)
+
+    expect(ada.locator("#note-error")).to_have_text(message)
+    # Nothing that was typed is lost.
+    expect(ada.get_by_label("New note")).to_have_value(text)
+    expect(ada.get_by_label("New note")).to_have_attribute("aria-invalid", "true")
+
+
+def test_note_is_done_for_everyone(ada, ben):
+    post_note(ada, "Bulb in hall 2")
+    note(ben, "Bulb in hall 2").get_by_role("button", name="Done").click()
+
+    expect(note(ada, "Bulb in hall 2")).to_have_class("note done")
+    expect(note(ada, "Bulb in hall 2").get_by_role("button")).to_have_text("Reopen")
+
+
+def test_both_see_who_is_here(ada, ben):
+    for page in (ada, ben):
+        expect(page.locator("#people .person")).to_have_count(2)
+        expect(page.locator("#people")).to_contain_text("Ada")
+        expect(page.locator("#people")).to_contain_text("Ben")
+
+
+def test_second_tab_is_the_same_person(ada, ben):
+    tab = ben.context.new_page()
+    tab.goto(ben.url)
+    expect_state(tab, "Live")
+    expect(ada.locator("#people .person")).to_have_count(2)
+
+    tab.close()
+    post_note(ben, "still here")
+
+    expect(note(ada, "still here")).to_have_count(1)
+    expect(ada.locator("#people .person")).to_have_count(2)
+
+
+def test_announcement_is_for_those_who_may(ada, ben):
+    ben.get_by_label("Text for everyone").fill("Free coffee")
+    ben.get_by_role("button", name="Publish").click()
+    expect(ben.locator("#announcement-error")).to_have_text(
+        "You are not allowed to publish announcements."
+    )
+
+    ada.get_by_label("Text for everyone").fill("Fire drill at 03:00")
+    ada.get_by_role("button", name="Publish").click()
+
+    for page in (ada, ben):
+        expect(page.locator("#announcement .text")).to_have_text("Fire drill at 03:00")
+
+
+def test_report_arrives_and_the_page_shows_that_it_waits(ada):
+    post_note(ada, "Pump 1 checked")
+    expect(note(ada, "Pump 1 checked")).to_have_count(1)
+
+    ada.get_by_role("button", name="Make the report").click()
+
+    expect(ada.locator("#report .waiting")).to_be_visible()
+    expect(ada.locator("#report dl")).to_contain_text("Busiest hour")
+    expect(ada.locator("#report .bars")).to_contain_text("Ada")
+    expect(ada.locator("#report .waiting")).to_have_count(0)
+
+
+def test_keyboard_is_enough(ada):
+    ada.get_by_label("New note").focus()
+    ada.keyboard.type("Typed, not clicked")
+    ada.keyboard.press("Tab")
+    ada.keyboard.press("Enter")
+
+    expect(note(ada, "Typed, not clicked")).to_have_count(1)
+    assert ada.evaluate("document.activeElement.textContent") == "Post note"
+
+
+def test_source_of_the_page_holds_no_token(ada):
+    assert "wst_" not in ada.request.get(ada.url).text()
+    assert "wst_" not in ada.content()
+
+
+def test_board_fits_a_phone(ada):
+    post_note(ada, "w" * 300)
+    expect(note(ada, "www")).to_have_count(1)
+
+    ada.set_viewport_size({"width": 390, "height": 844})
+
+    assert ada.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_signing_out_ends_on_the_login_page(site, ada, ben):
+    ben.get_by_role("button", name="Sign out").click()
+
+    expect(ben).to_have_url(f"{site.url}/login/")
+    expect(ada.locator("#people .person")).to_have_count(1)
+    ben.goto(site.url)
+    expect(ben).to_have_url(f"{site.url}/login/?next=/")
+
+
+def test_page_comes_back_after_a_restart(site, sign_in):
+    """With a fresh token, and with the note that was written meanwhile."""
+    page = sign_in("ada")
+    tokens = []
+    page.on("websocket", lambda socket: tokens.append(re.search(r"wst_[\w-]+", socket.url)[0]))
+    page.reload()
+    expect_state(page, "Live")
+
+    site.stop(kill=True)
+    expect_state(page, "Reconnecting")
+    expect(page.locator("#countdown")).to_have_text(re.compile(r"in \d+ s"))
+    site.sql(
+        "INSERT INTO board_note (text, created_at, author_id) VALUES (?, datetime('now'), 2)",
+        "written meanwhile",
+    )
+    site.start()
+
+    expect_state(page, "Live")
+    expect(note(page, "written meanwhile")).to_have_count(1)
+    post_note(page, "and back")
+    expect(note(page, "and back")).to_have_count(1)
+    assert len(tokens) == len(set(tokens)) >= 2
+
+
+def test_page_of_an_ended_session_says_so(site, sign_in):
+    """Signed out in another tab while the server was away: no dialling in vain."""
+    page = sign_in("ben")
+    site.sql("DELETE FROM django_session")
+    site.stop(kill=True)
+    site.start()
+
+    expect_state(page, "You were signed out")
+    expect(page.get_by_role("link", name="Sign in")).to_be_visible()
+    page.get_by_role("link", name="Sign in").click()
+    expect(page.get_by_label("Password")).to_be_visible()
+
+
+def test_wrong_password_is_told(site, browser):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(site.url)
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Password").fill("wrong")
+        page.get_by_role("button", name="Sign in").click()
+
+        expect(page.get_by_role("alert")).to_contain_text("do not match")
