@@ -120,13 +120,16 @@ class Call:
     """
     One message from the client, and the one answer to it.
 
-    ``is_from_wire`` tells it from a channel-layer event, which nobody waits for.
+    ``is_from_wire`` tells it from a channel-layer event, which nobody waits for. The block of
+    ``with call:`` carries it out; an exception that ends the block is kept for the answer.
     """
 
     __slots__ = (
+        "_token",
         "consumer",
         "content",
         "denial",
+        "error",
         "is_done",
         "is_from_wire",
         "is_routed",
@@ -142,18 +145,28 @@ class Call:
         self.is_routed = False
         self.is_done = False
         self.denial = None
+        self.error = None
         self.result = None
 
-    def answer(self, error=None):
+    def __enter__(self):
+        self._token = _current_call.set(self)
+
+    def __exit__(self, kind, error, traceback):
+        _current_call.reset(self._token)
+        self.is_done = True
+        if not isinstance(error, Exception):
+            return False
+        self.error = error
+        return True
+
+    def answer(self):
         """
         Return the frame that answers the call, or ``None`` when there is none to send.
 
-        ``error`` is the exception that ended the call; it is raised again when nobody is waiting
-        for an answer.
+        The exception that ended the call is raised again when nobody is waiting for an answer.
         """
-        if self.denial is not None:
-            # Also when somebody's decorator in between has swallowed the exception.
-            error = self.denial
+        # The denial also where somebody's decorator in between has swallowed the exception.
+        error = self.denial or self.error
         if error is None:
             is_awaited = self.is_routed and self.reply_key is not None and self.is_from_wire
             return messages.build_reply(self.reply_key, self.result) if is_awaited else None
@@ -165,6 +178,11 @@ class Call:
             logger.debug("Dropped an event for %s: %s", type(self.consumer).__name__, error.code)
             return None
         return messages.build_error(self._told(error))
+
+    def answer_unsendable(self, error):
+        """Return, as JSON text, the answer to a call whose result could not be encoded."""
+        self.error = error
+        return messages.encode(self.answer())
 
     def _told(self, error):
         """Return ``error`` as the client may know it, and log what it may not."""
@@ -191,56 +209,44 @@ def carry_out(call, function, *args, **kwargs):
 
     Returns what ``function`` returned, ``None`` after an error that was answered.
     """
-    result = error = None
-    token = _current_call.set(call)
-    try:
+    returned = None
+    with call:
         if call.denial is None:
-            result = _settle(function(*args, **kwargs))
-    except Exception as raised:
-        error = raised
-    finally:
-        _current_call.reset(token)
-        call.is_done = True
-    frame = call.answer(error)
+            returned = _settle(function(*args, **kwargs))
+    frame = call.answer()
     if frame is not None:
         consumer = call.consumer
         try:
             encode = _site_encoder(consumer) or messages.encode
             text = encode(frame)
-        except _NOT_JSON as unsendable:
-            text = messages.encode(call.answer(unsendable))
+        except _NOT_JSON as error:
+            text = call.answer_unsendable(error)
         if isinstance(consumer, WebsocketConsumer):
             consumer.send(text_data=text)
         else:
             consumer.send({"type": "websocket.send", "text": text})
-    return result
+    return returned
 
 
 async def acarry_out(call, function, *args, **kwargs):
     """See carry_out()."""
-    result = error = None
-    token = _current_call.set(call)
-    try:
+    returned = None
+    with call:
         if call.denial is None:
-            result = await _asettle(function(*args, **kwargs))
-    except Exception as raised:
-        error = raised
-    finally:
-        _current_call.reset(token)
-        call.is_done = True
-    frame = call.answer(error)
+            returned = await _asettle(function(*args, **kwargs))
+    frame = call.answer()
     if frame is not None:
         consumer = call.consumer
         try:
             encode = _site_encoder(consumer)
             text = await encode(frame) if encode else messages.encode(frame)
-        except _NOT_JSON as unsendable:
-            text = messages.encode(call.answer(unsendable))
+        except _NOT_JSON as error:
+            text = call.answer_unsendable(error)
         if isinstance(consumer, AsyncWebsocketConsumer):
             await consumer.send(text_data=text)
         else:
             await consumer.send({"type": "websocket.send", "text": text})
-    return result
+    return returned
 
 
 def _decorate(method, perms):
@@ -254,14 +260,12 @@ def _decorate(method, perms):
         if not has_event:
             args, kwargs = (), {}
         # Channels awaits every handler of an async consumer, whatever kind the method is.
-        is_sync = self._sync
+        run, carry = (step, carry_out) if self._sync else (astep, acarry_out)
         call = _current_call.get()
         if call is not None and _belongs(call, self, content):
-            return (step if is_sync else astep)(call, perms, method, self, *args, **kwargs)
+            return run(call, perms, method, self, *args, **kwargs)
         call = _open_call(self, content)
-        carry = carry_out if is_sync else acarry_out
-        inner = step if is_sync else astep
-        return carry(call, inner, call, perms, method, self, *args, **kwargs)
+        return carry(call, run, call, perms, method, self, *args, **kwargs)
 
     wrapper._is_websocket_routed = True
     # functools.wraps in somebody else's decorator copies this; there it does not name itself.

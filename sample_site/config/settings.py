@@ -66,3 +66,4 @@ LOGOUT_REDIRECT_URL = "login"
 
 STATIC_URL = "static/"
 USE_TZ = True
+TIME_ZONE = "UTC"
