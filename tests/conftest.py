@@ -93,6 +93,12 @@ def pytest_runtest_setup(item):
             say(f"needs {what}")
 
 
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("TEST_REQUIRE_ALL") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter):
     if _not_run:
         terminalreporter.section("not run, for want of a program")
