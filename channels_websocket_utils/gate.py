@@ -216,8 +216,6 @@ def _signed_in(session, user):
 def _read_session(session):
     if session is None or SESSION_KEY not in session or BACKEND_SESSION_KEY not in session:
         return None
-    if session[BACKEND_SESSION_KEY] not in settings.AUTHENTICATION_BACKENDS:
-        return None
     # A session keeps the primary key as text, see django.contrib.auth.login().
     user_id = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
     return _SignedIn(user_id, session[BACKEND_SESSION_KEY], session.get(HASH_SESSION_KEY, ""))

@@ -168,6 +168,40 @@ def test_session_that_ended_takes_its_token_along(user, session, compose, run):
 
 
 @COMPOSITIONS
+def test_session_from_before_a_password_change_is_nobodys(user, session, compose, run):
+    """A fresh token of the same user does not make up for it."""
+    user.set_password("new")
+    user.save()
+    token = get_websocket_token(user)
+
+    assert run(compose(AsyncManager), f"/ws/{token}", session=session) == 4401
+    assert used() == 0
+
+
+@COMPOSITIONS
+def test_session_of_a_backend_that_was_removed_is_nobodys(user, session, compose, settings, run):
+    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
+    token = get_websocket_token(user)
+
+    assert run(compose(AsyncManager), f"/ws/{token}", session=session) == 4401
+    assert run(stack(AsyncManager, "ws/"), "/ws/", session=session) == 403
+
+
+def test_socket_that_lost_the_race_is_refused(session, token, monkeypatch, run):
+    """Another socket spends the token between this one's SELECT and its UPDATE."""
+    find = tokens.find
+
+    def find_and_lose(digest, **kwargs):
+        row = find(digest, **kwargs)
+        assert tokens.spend(row)
+        return row
+
+    monkeypatch.setattr(tokens, "find", find_and_lose)
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
+
+
+@COMPOSITIONS
 def test_token_opens_the_path_it_is_bound_to_and_no_other(user, session, compose, run):
     token = get_websocket_token(user, path="/app/ws/")
     application = compose(AsyncManager, required=True)
@@ -207,6 +241,23 @@ async def test_consumer_that_forgets_to_ask_meets_nobody(
     assert Spy.seen["user"].is_anonymous
     assert Spy.seen["session"].is_empty()
     assert Spy.seen["websocket_token"].reason == "unknown"
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+
+
+async def test_guard_starts_from_the_token_and_not_from_what_a_consumer_puts_there(
+    django_user_model, session, open_socket
+):
+    """After a failed token even a superuser in ``scope["user"]`` may do nothing."""
+    root = await django_user_model.objects.acreate(username="root", is_superuser=True)
+
+    class Misled(AsyncManager):
+        async def connect(self):
+            self.scope["user"] = root
+            await self.accept()
+
+    socket = open_socket(stack(Misled), f"/ws/{UNKNOWN_TOKEN}", session=session)
+
+    assert await socket.outcome() == OPEN
     assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
 
 

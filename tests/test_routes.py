@@ -161,6 +161,7 @@ def test_percent_escapes_are_malformed(raw):
     ("path_", "captured", "extra"),
     [
         (f"/{TOKEN}/{TOKEN}", (TOKEN, TOKEN), {}),
+        (f"/a/{TOKEN}", ("a", TOKEN), {}),
         (f"/{TOKEN}/wst_{'b' * 43}", (TOKEN,), {}),
         (f"/{TOKEN}", (TOKEN,), {"query_string": b"t=" + TOKEN.encode()}),
         (f"/{TOKEN}", (TOKEN,), {"subprotocols": ["websocket.token", "wst_" + "c" * 43]}),
