@@ -262,7 +262,8 @@ def _decorate(method, perms):
         # Channels awaits every handler of an async consumer, whatever kind the method is.
         run, carry = (step, carry_out) if self._sync else (astep, acarry_out)
         call = _current_call.get()
-        if call is not None and _belongs(call, self, content):
+        if call is not None and call.consumer is self and not call.is_done:
+            # Called by another method as part of its work: who opened the call answers it.
             return run(call, perms, method, self, *args, **kwargs)
         call = _open_call(self, content)
         return carry(call, run, call, perms, method, self, *args, **kwargs)
@@ -333,15 +334,6 @@ def _settle(result):
 
 async def _asettle(result):
     return await result if inspect.isawaitable(result) else result
-
-
-def _belongs(call, consumer, content):
-    """Whether ``content`` is part of the ``call`` that is going on, not a message of its own."""
-    return (
-        not call.is_done
-        and call.consumer is consumer
-        and (content is None or content is call.content)
-    )
 
 
 def _open_call(consumer, content):

@@ -6,7 +6,7 @@ function, so a connection costs one hop to a thread.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -41,13 +41,14 @@ class TokenAnnotation:
     one; ``expires_at`` is when the token would have expired. ``reason`` says why it is not valid
     and is for the log alone: ``missing``, ``malformed``, ``two_tokens``, ``unknown``, ``spent``,
     ``expired``, ``wrong_user``, ``inactive``, ``stale``, ``wrong_session``, ``wrong_path`` or
-    ``unavailable``.
+    ``unavailable``. ``auth_digest`` is the user's at connect, for ``fresh_user()``.
     """
 
     is_valid: bool
     user: Any
     expires_at: datetime | None
     reason: str | None
+    auth_digest: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +105,41 @@ def fresh_user(scope):
     """
     Return the connection's user as the database has them now, or ``None`` if they are gone.
 
-    Starts from the token's annotation, then from ``scope["user"]``. Gone means: anonymous, refused
-    by the authentication backend (inactive, deleted), or the password has changed since.
+    The user is ``scope["user"]``, who behind a token must still be the token's. Gone means:
+    anonymous, refused by the authentication backend (inactive, deleted), signed out of the session
+    that the socket came with, or the password has changed since.
     Raises ``ImproperlyConfigured`` when the scope has no user or the backend cannot be known.
     """
-    annotation = scope.get("websocket_token")
-    user = annotation.user if annotation is not None else None
-    if user is None:
-        user = scope.get("user")
+    user = scope.get("user")
     if user is None:
         raise ImproperlyConfigured(
             "The consumer's scope has no user. Put AuthMiddlewareStack or "
             "WebSocketTokenAuthMiddlewareStack around its URLRouter."
         )
-    if not user.is_authenticated:
+    annotation = scope.get("websocket_token")
+    token_user = annotation.user if annotation is not None else None
+    if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
+        # Signed out by channels.auth.logout(), or somebody else by now: not whom the token let in.
         return None
-    signed_in = _signed_in(scope.get("session"), user)
-    fresh = _backend_user(user.pk, _backend_of(signed_in))
-    if fresh is None or not tokens.has_auth_digest(fresh, tokens.auth_digest(user)):
+    if token_user is not None:
+        user = token_user
+    session, claim = scope.get("session"), None
+    if _is_of(_read_session(session), user):
+        # The session that signed them in is read anew: its end is seen here.
+        session = session.__class__(session.session_key)
+        claim = _read_session(session)
+        if not _is_of(claim, user):
+            return None
+    fresh = _backend_user(user.pk, _backend_of(_signed_in(session, user)))
+    if fresh is None:
         return None
-    return fresh
+    if token_user is not None:
+        is_same = tokens.has_auth_digest(fresh, annotation.auth_digest)
+    elif claim is not None:
+        is_same = _has_session_hash(fresh, claim.session_hash)
+    else:
+        is_same = tokens.has_auth_digest(fresh, tokens.auth_digest(user))
+    return fresh if is_same else None
 
 
 def identity_of(user):
@@ -165,7 +181,9 @@ def _decide_token(digest, path, session, signed_in, token_only):
     if reason is not None:
         annotation = annotate(reason, row.expires_at if row is not None else None)
         return Verdict(session, annotation.user, annotation)
-    return Verdict(session, user, TokenAnnotation(True, user, row.expires_at, None))
+    # A string, and not asked of the user later: refresh_from_db() would change the answer.
+    annotation = TokenAnnotation(True, user, row.expires_at, None, tokens.auth_digest(user))
+    return Verdict(session, user, annotation)
 
 
 def _token_user(row, signed_in):
@@ -209,7 +227,7 @@ def _signed_in(session, user):
     if not user.is_authenticated:
         return None
     claim = _read_session(session)
-    backend = claim.backend if claim and claim.user_id == user.pk else ""
+    backend = claim.backend if _is_of(claim, user) else ""
     return _SignedIn(user.pk, getattr(user, "backend", "") or backend, None)
 
 
@@ -219,6 +237,10 @@ def _read_session(session):
     # A session keeps the primary key as text, see django.contrib.auth.login().
     user_id = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
     return _SignedIn(user_id, session[BACKEND_SESSION_KEY], session.get(HASH_SESSION_KEY, ""))
+
+
+def _is_of(claim, user):
+    return claim is not None and claim.user_id == user.pk
 
 
 def _has_session_hash(user, session_hash):

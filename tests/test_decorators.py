@@ -2,7 +2,10 @@ import logging
 from functools import wraps
 
 import pytest
+from channels.auth import logout
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.contrib.sessions.models import Session
 
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
@@ -168,6 +171,65 @@ async def test_whatever_gave_the_permission_can_take_it_away(
     assert refused["error"]["code"] == ("unauthenticated" if gone else "permission_denied")
 
 
+class Privileged(AsyncWebSocketManagerConsumer):
+    """Handlers that change who the connection thinks it is, and one that is guarded."""
+
+    @auto_route
+    @require_perms(PERM)
+    async def guarded(self):
+        return "done"
+
+    @auto_route
+    async def refresh(self):
+        await self.scope["user"].arefresh_from_db()
+
+    @auto_route
+    async def sign_out(self):
+        await logout(self.scope)
+
+    @auto_route
+    async def become(self, event):
+        self.scope["user"] = await get_user_model().objects.aget(username=event["username"])
+
+    @auto_route
+    async def who(self):
+        return self.scope["user"].get_username()
+
+
+async def test_password_change_is_seen_after_the_user_was_refreshed(opened, user, permission):
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Privileged)
+    await get_user_model().objects.aupdate(password="changed")
+
+    await socket.call("refresh")
+
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+
+
+async def test_logout_elsewhere_is_seen_by_the_guard(opened, user, permission, session):
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Privileged)
+    allowed = await socket.call("guarded")
+
+    await Session.objects.filter(session_key=session).adelete()
+
+    assert allowed["data"] == "done"
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+
+
+@pytest.mark.parametrize("change", ["sign_out", "become"])
+async def test_guard_does_not_bring_back_whom_the_consumer_replaced(
+    opened, user, other, permission, change
+):
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Privileged)
+
+    await socket.call(change, username="ben")
+
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+    assert (await socket.call("who"))["data"] != "ada"
+
+
 async def test_fresh_user_replaces_the_scopes_for_good(opened, user, permission):
     class Renames(AsyncWebSocketManagerConsumer):
         @auto_route
@@ -265,6 +327,15 @@ class Decorated:
         return {"outer": self.echo(event)}
 
     @auto_route
+    def saves(self, event):
+        self.writes({**event, "by": "somebody"})
+        return "saved"
+
+    @require_perms(PERM)
+    def writes(self, event):
+        raise AssertionError("ran without the permission")
+
+    @auto_route
     def echo(self, event):
         return event["value"]
 
@@ -317,6 +388,17 @@ async def test_method_that_calls_another_answers_once_with_its_own_result(opened
     await socket.send("echo", reply_key="after", value=0)
 
     assert (await socket.next_for("k"))["outer"] == "inner"
+    assert (await socket.next())["key"] == "after"
+
+
+@DECORATED
+async def test_denial_of_a_step_with_a_content_of_its_own_refuses_the_call(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("saves", reply_key="k")
+    await socket.send("echo", reply_key="after", value=0)
+
+    assert (await socket.next_for("k"))["error"]["code"] == "permission_denied"
     assert (await socket.next())["key"] == "after"
 
 
