@@ -54,7 +54,12 @@ class WebSocketTokenAuthMiddleware:
             raise ImproperlyConfigured(
                 f"{who} needs a token_kwarg that is a name in a route, not {token_kwarg!r}."
             )
-        self.inner = routes.prepare(inner, who)
+        flags = {"required": required, "token_only": token_only, "isolate": isolate}
+        for name, value in flags.items():
+            # "false", from an environment variable, is true.
+            if not isinstance(value, bool):
+                raise ImproperlyConfigured(f"{who} needs True or False for {name}, not {value!r}.")
+        self.inner = routes.prepare(inner, who, token_kwarg)
         self.required = required
         self.token_only = token_only
         self.token_kwarg = token_kwarg
@@ -74,7 +79,6 @@ class WebSocketTokenAuthMiddleware:
                 f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
                 'Put it under "websocket" in ProtocolTypeRouter.'
             )
-        send = _until_gone(send)
         found = routes.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if "path_remaining" in scope:
@@ -95,7 +99,9 @@ class WebSocketTokenAuthMiddleware:
         is_same_route = after is not None and after[0] == found[0]
         del found, after
         if not is_same_route:
-            logger.error(
+            # Without a token it is a stranger's path, and no fault of the routes.
+            logger.log(
+                logging.DEBUG if digest is None else logging.ERROR,
                 "Connection refused: with a dummy in the token's place its path matches another "
                 "route. Let the pattern of %r accept 'wst_' and any 43 of A-Z a-z 0-9 _ -",
                 self.token_kwarg,
@@ -103,31 +109,32 @@ class WebSocketTokenAuthMiddleware:
             return await _refuse(receive, send)
 
         verdict = await self._decide(scope, digest, reason, path)
-        if verdict is not None:
-            scope["websocket_token"] = verdict.token
-            reason = verdict.token.reason
-        else:
-            scope["websocket_token"] = gate.annotate(reason)
-        if reason == "unavailable":
-            return await _accept_and_close(scope, receive, send, messages.CLOSE_TRY_LATER)
-        if reason is not None:
-            logger.debug("Bad token: %s", reason)
+        annotation = gate.annotate(reason) if verdict is None else verdict.token
+        scope["websocket_token"] = annotation
+        socket = _Socket(scope, receive, send)
+        if annotation.reason == "unavailable":
+            return await socket.accept_and_close(messages.CLOSE_TRY_LATER)
+        if annotation.reason is not None:
+            if annotation.reason == "missing":
+                logger.debug("The route of a connection has no %r", self.token_kwarg)
+            else:
+                logger.debug("Bad token: %s", annotation.reason)
             if self.required:
                 if digest is None:
                     return await _refuse(receive, send)
-                return await _accept_and_close(scope, receive, send, messages.CLOSE_TOKEN_REFUSED)
-        if reason in (None, "missing"):
+                return await socket.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
+        if annotation.reason in (None, "missing"):
             if verdict is not None:
                 scope["user"] = verdict.user
         else:
-            scope["user"] = scope["websocket_token"].user
+            scope["user"] = annotation.user
             if "session" in scope:
                 scope["session"] = _session_store()
-            receive, send = _tell_refusal(scope, receive, send)
+            socket.is_refused = True
         if self.isolate:
             async with ThreadSensitiveContext():
-                return await self.inner(scope, receive, send)
-        return await self.inner(scope, receive, send)
+                return await self.inner(scope, socket.receive, socket.send)
+        return await self.inner(scope, socket.receive, socket.send)
 
     async def _decide(self, scope, digest, reason, path):
         """Return the verdict on the connection, ``None`` where the database need not be asked."""
@@ -160,8 +167,9 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
         if "cookies" not in scope:
             scope["cookies"] = _cookies(scope)
         if "session" not in scope:
-            key = scope["cookies"].get(settings.SESSION_COOKIE_NAME)
-            scope["session"] = _session_store(key)
+            key = scope["cookies"].get(settings.SESSION_COOKIE_NAME, "")
+            # PostgreSQL refuses to look for a NUL; no session has one.
+            scope["session"] = _session_store(None if "\0" in key else key)
         if digest is None and (reason != "missing" or self.required):
             # Refused for its form: no query is made for it.
             return None
@@ -186,69 +194,84 @@ def _session_store(key=None):
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
 
 
-def _until_gone(send):
+class _Socket:
     """
-    Return a ``send`` that drops what is said to a client that has gone.
+    The ``receive`` and ``send`` that a consumer is given: they know when the socket is over.
 
-    Servers raise then: ``OSError`` by the ASGI specification, Autobahn's ``Disconnected`` below
-    Daphne. The exception would end the consumer before it hears of ``websocket.disconnect``, and
-    its ``disconnect()`` would never run.
+    What is said to a client that has gone is dropped, for the server's exception would end the
+    consumer before it hears of ``websocket.disconnect``. After a close nothing is sent and no
+    frame is handed over any more, whatever the client has sent along; the disconnect follows at
+    once, and does not wait for the client to answer. On a refused socket (``is_refused``) a close
+    before the accept becomes accept and close with 4401.
     """
 
-    async def send_until_gone(message):
+    __slots__ = (
+        "_close_code",
+        "_has_closed",
+        "_is_accepted",
+        "_is_over",
+        "_receive",
+        "_send",
+        "_subprotocols",
+        "is_refused",
+    )
+
+    def __init__(self, scope, receive, send):
+        self._receive = receive
+        self._send = send
+        self._subprotocols = scope.get("subprotocols")
+        self._is_accepted = self._has_closed = self._is_over = self.is_refused = False
+        self._close_code = None
+
+    async def send(self, message):
+        if self._has_closed:
+            return
+        if message["type"] == "websocket.accept":
+            self._is_accepted = True
+        elif message["type"] == "websocket.close":
+            if self.is_refused and not self._is_accepted:
+                await self._accept()
+                message = {"code": messages.CLOSE_TOKEN_REFUSED, **message}
+            self._has_closed = True
+            if self._is_accepted:
+                self._close_code = message.get("code", 1000)
+        await self._say(message)
+
+    async def receive(self):
+        while self._close_code is None or self._is_over:
+            message = await self._receive()
+            if self._close_code is None or message["type"] != "websocket.receive":
+                return message
+        # Only once: who does not stop at a disconnect would be told again and again.
+        self._is_over = True
+        return {"type": "websocket.disconnect", "code": self._close_code}
+
+    async def accept_and_close(self, close_code):
+        """Close a socket that no consumer has seen, in the way that a browser can tell."""
+        await self._receive()
+        await self._accept()
+        await self.send({"type": "websocket.close", "code": close_code})
+
+    async def _accept(self):
+        # A browser that offered subprotocols and is answered none fails with 1006, and never
+        # sees the close code. Chosen is what it likes best, of what could really have been
+        # offered: Daphne hands over unquoted names, and ours has hidden tokens.
+        offered = routes.plain_subprotocols(self._subprotocols or ())
+        subprotocol = offered[0] if offered else None
+        await self.send({"type": "websocket.accept", "subprotocol": subprotocol})
+
+    async def _say(self, message):
         try:
-            await send(message)
+            await self._send(message)
         except Exception as error:
-            # By its name: Autobahn need not be installed.
+            # OSError by the ASGI specification, or, below Daphne, Autobahn's Disconnected, which
+            # is known by its name, since Autobahn need not be installed.
             if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
                 raise
             logger.debug("Dropped a %s for a client that has gone", message["type"])
-
-    return send_until_gone
-
-
-def _tell_refusal(scope, receive, send):
-    """
-    Return a ``receive`` and a ``send`` for a consumer whose client's token has failed.
-
-    A close before the accept becomes accept and close with 4401. The consumer believes that the
-    socket never opened, so the frames that a client has sent along with its handshake never
-    reach it.
-    """
-    is_answered = is_closed = False
-
-    async def send_refusal(message):
-        nonlocal is_answered, is_closed
-        if message["type"] == "websocket.close" and not is_answered:
-            await send(_accept(scope))
-            message = {"code": messages.CLOSE_TOKEN_REFUSED, **message}
-            is_closed = True
-        is_answered = True
-        await send(message)
-
-    async def receive_refused():
-        while True:
-            message = await receive()
-            if not is_closed or message["type"] != "websocket.receive":
-                return message
-
-    return receive_refused, send_refusal
 
 
 async def _refuse(receive, send):
     # A close before the accept is HTTP 403, see the ASGI specification.
     await receive()
     await send({"type": "websocket.close"})
-
-
-async def _accept_and_close(scope, receive, send, close_code):
-    await receive()
-    await send(_accept(scope))
-    await send({"type": "websocket.close", "code": close_code})
-
-
-def _accept(scope):
-    # A browser that offered subprotocols and is answered none fails with 1006, and never sees
-    # the close code. Chosen is what it likes best.
-    offered = scope.get("subprotocols") or [None]
-    return {"type": "websocket.accept", "subprotocol": offered[0]}

@@ -21,6 +21,7 @@ __all__ = [
     "layers",
     "mask",
     "match",
+    "plain_subprotocols",
     "prepare",
     "read_handshake",
 ]
@@ -34,6 +35,10 @@ _TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
 _SECRET = re.compile(
     TOKEN_PREFIX + r"(?:[A-Za-z0-9_-]{43}|[A-Za-z0-9_-]{20,42})", re.ASCII | re.IGNORECASE
 )
+# What RFC 6455 section 4.1 allows, less what servers quote.
+_SUBPROTOCOL = re.compile(r"[A-Za-z0-9._-]+")
+# Credentials of another kind, in whose random text a part may look like a token.
+_KEPT_HEADERS = (b"cookie", b"authorization")
 # The attributes in which class-based ASGI middleware keeps the application it wraps.
 _INNER_NAMES = ("inner", "application", "app")
 
@@ -70,8 +75,11 @@ def read_handshake(scope, captured):
     else:
         reason = None
         token = captured[0]
-    path = bound_path(scope["path"][len(scope.get("root_path", "")) :], token)
-    return Handshake(scope=_mask_scope(scope), path=path, reason=reason, token=token)
+    masked = _mask_scope(scope)
+    # Without a token to look up nothing is bound, and nothing that is like one may stay in sight.
+    path = scope["path"] if token else masked["path"]
+    path = bound_path(path[len(scope.get("root_path", "")) :], token)
+    return Handshake(scope=masked, path=path, reason=reason, token=token)
 
 
 def bound_path(path, token=None):
@@ -106,26 +114,26 @@ def match(application, scope, token_kwarg):
     return _walk(application, path, token_kwarg, (), captured)
 
 
-def prepare(application, who):
+def prepare(application, who, token_kwarg):
     """
     Return ``application`` ready to be walked: a bare consumer class becomes an application.
 
     Goes through everything below it once. Raises ``ImproperlyConfigured``, naming ``who`` and
-    the remedy, for a consumer instance and for what cannot be seen through (a closure).
+    the remedy, for a consumer instance, for what cannot be seen through (a closure), and for a
+    ``token_kwarg`` of the site's own that no route has.
     """
     application = _prepare_leaf(application, who)
     last = layers(application)[-1]
-    if isinstance(last, URLRouter):
-        for route in last.routes:
-            route.callback = _prepare_leaf(route.callback, who)
-            if _router_of(route.callback) is not None:
-                prepare(route.callback, who)
-    elif not hasattr(last, "consumer_class"):
-        raise ImproperlyConfigured(
-            f"{who} cannot see the routes inside {last!r}. Put {who} directly around URLRouter, "
-            "or write the middleware in between as a class that keeps what it wraps in .inner."
-        )
+    if not isinstance(last, URLRouter):
+        _check_leaf(last, who)
+    elif not _prepare_routes(last, who, token_kwarg) and token_kwarg != "token":
+        raise ImproperlyConfigured(f"{who} finds no route with its token_kwarg {token_kwarg!r}.")
     return application
+
+
+def plain_subprotocols(offered):
+    """Return those of the ``offered`` subprotocols that can be answered and hide no token."""
+    return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not _SECRET.search(name)]
 
 
 def layers(application):
@@ -163,6 +171,31 @@ def _walk(application, path, token_kwarg, routes, captured):
         if below is not None:
             return below
     return None
+
+
+def _prepare_routes(router, who, token_kwarg, is_captured=False):
+    """Prepare every route of ``router``, and return whether one of them captures the token."""
+    captures = False
+    for route in router.routes:
+        route.callback = _prepare_leaf(route.callback, who)
+        names = {*route.pattern.converters, *route.pattern.regex.groupindex}
+        here = is_captured or token_kwarg in names
+        captures = captures or here
+        below = layers(route.callback)[-1]
+        if isinstance(below, URLRouter):
+            captures = _prepare_routes(below, who, token_kwarg, here) or captures
+        elif not here:
+            # Once the token is found it does not matter what is further in.
+            _check_leaf(below, who)
+    return captures
+
+
+def _check_leaf(leaf, who):
+    if not hasattr(leaf, "consumer_class"):
+        raise ImproperlyConfigured(
+            f"{who} cannot see the routes inside {leaf!r}. Put {who} directly around URLRouter, "
+            "or write the middleware in between as a class that keeps what it wraps in .inner."
+        )
 
 
 def _router_of(application):
@@ -224,7 +257,10 @@ def _mask_scope(scope):
         if scope.get(key):
             masked[key] = _mask_bytes(scope[key])
     if scope.get("headers"):
-        masked["headers"] = [(name, _mask_bytes(value)) for name, value in scope["headers"]]
+        masked["headers"] = [
+            (name, value if name.lower() in _KEPT_HEADERS else _mask_bytes(value))
+            for name, value in scope["headers"]
+        ]
     if scope.get("subprotocols"):
         masked["subprotocols"] = [mask(name) for name in scope["subprotocols"]]
     if "url_route" in scope:

@@ -80,25 +80,25 @@ def _annotate(scope):
                 f"validate_websocket_token() found no {key!r} in the scope, so there is no route "
                 "to take a token from. Pass the self.scope of a consumer inside URLRouter."
             )
-    kwargs = scope["url_route"]["kwargs"]
-    captured = (kwargs["token"],) if "token" in kwargs else ()
-    handshake = routes.read_handshake(scope, captured)
-    if handshake.token is None:
-        annotation = gate.annotate(handshake.reason)
-    elif "user" not in scope:
+    if "user" not in scope:
         raise ImproperlyConfigured(
             "validate_websocket_token() cannot find user in scope: only the signed-in user can "
             "validate a token. Put AuthMiddlewareStack around URLRouter, or better "
             "WebSocketTokenAuthMiddlewareStack."
         )
+    kwargs = scope["url_route"]["kwargs"]
+    handshake = routes.read_handshake(scope, (kwargs["token"],) if "token" in kwargs else ())
+    digest = tokens.digest_of(handshake.token) if handshake.token is not None else None
+    reason, path = handshake.reason, handshake.path
+    scope.update(handshake.scope)
+    # As in the middleware: nothing in this frame, or further in, holds the token.
+    del kwargs, handshake
+    if digest is None:
+        annotation = gate.annotate(reason)
     else:
-        annotation = gate.decide(
-            tokens.digest_of(handshake.token),
-            path=handshake.path,
-            session=scope.get("session"),
-            user=scope["user"],
-        ).token
-    scope.update(handshake.scope, websocket_token=annotation)
+        session, user = scope.get("session"), scope["user"]
+        annotation = gate.decide(digest, path=path, session=session, user=user).token
+    scope["websocket_token"] = annotation
 
 
 def _sync_only(name):

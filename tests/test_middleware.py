@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import OriginValidator
 from channels.sessions import SessionMiddlewareStack
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
@@ -32,6 +33,7 @@ from .consumers import (
     Manager,
     OpenManager,
     PlainJson,
+    PlainRaw,
 )
 from .helpers import (
     LIMIT,
@@ -288,6 +290,65 @@ async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(consum
     assert (await socket.receive_output())["type"] == "websocket.accept"
     assert (await socket.receive_output())["code"] == 4401
     assert handled == []
+
+
+@pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
+async def test_nothing_is_handled_or_said_after_a_consumers_own_close(
+    consumer, session, token, open_socket
+):
+    """Neither frames that were on their way, nor what is said; the end comes at once."""
+    ended = []
+
+    class Closes(consumer):
+        def hear(self, content):
+            handled.append(content["type"])
+            return content["type"] == "bye"
+
+        if consumer._sync:
+
+            def receive_json(self, content, **kwargs):
+                if self.hear(content):
+                    self.close(4403)
+                    self.send_json({"key": "too late"})
+
+            def disconnect(self, code):
+                ended.append(code)
+        else:
+
+            async def receive_json(self, content, **kwargs):
+                if self.hear(content):
+                    await self.close(4403)
+                    await self.send_json({"key": "too late"})
+
+            async def disconnect(self, code):
+                ended.append(code)
+
+    handled = []
+    socket = open_socket(stack(Closes), f"/ws/{token}", session=session)
+    await socket.connect()
+    for name in ("hello", "bye", "late", "later"):
+        await socket.send(name)
+    await socket.wait(LIMIT)
+
+    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert said[-1] == {"type": "websocket.close", "code": 4403}
+    assert (handled, ended) == (["hello", "bye"], [4403])
+
+
+async def test_consumer_that_does_not_stop_at_a_disconnect_is_told_once(open_socket):
+    class Stays(PlainRaw):
+        told = 0
+
+        def websocket_disconnect(self, event):
+            type(self).told += 1
+            if event["code"] == 1000:
+                super().websocket_disconnect(event)
+
+    socket = open_socket(stack(Stays), f"/ws/{UNKNOWN_TOKEN}")
+
+    assert await socket.outcome() == 4401
+    await socket.bye()
+    assert Stays.told == 2
 
 
 @pytest.mark.parametrize("consumer", [PlainJson, AsyncManager])
@@ -581,6 +642,24 @@ def test_several_backends_are_no_question_where_the_session_knows(user, settings
     assert run(stack(AsyncManager, token_only=True), f"/ws/{bound}") == OPEN
 
 
+def test_native_client_needs_no_origin_and_a_browser_a_matching_one(user, run):
+    """The recipe of the README, "Other clients"."""
+
+    class NativeOriginValidator(OriginValidator):
+        def valid_origin(self, parsed_origin):
+            return parsed_origin is None or super().valid_origin(parsed_origin)
+
+    gate_ = WebSocketTokenAuthMiddleware(routed(AsyncManager), required=True, token_only=True)
+    application = NativeOriginValidator(gate_, ["example.org"])
+
+    def outcome(*headers):
+        return run(application, f"/ws/{get_websocket_token(user)}", headers=headers)
+
+    assert outcome() == OPEN
+    assert outcome((b"origin", b"https://example.org")) == OPEN
+    assert outcome((b"origin", b"https://elsewhere.example")) == 403
+
+
 def test_no_user_in_scope_names_both_remedies(token, run):
     for application in (
         WebSocketTokenAuthMiddleware(routed(AsyncManager)),
@@ -613,6 +692,13 @@ def test_class_based_middleware_in_between_is_walked_through(user, session, toke
 def test_middleware_around_another_one_is_refused_when_built():
     with pytest.raises(ImproperlyConfigured, match="remove one of them"):
         WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware(routed(AsyncManager)))
+
+
+@pytest.mark.parametrize("flag", ["required", "token_only", "isolate"])
+def test_flag_that_is_no_boolean_is_named(flag):
+    """``"false"`` out of an environment variable would mean true."""
+    with pytest.raises(ImproperlyConfigured, match=f"True or False for {flag}, not 'false'"):
+        WebSocketTokenAuthMiddleware(routed(AsyncManager), **{flag: "false"})
 
 
 def test_bad_token_kwarg_is_named():
@@ -691,6 +777,32 @@ async def test_other_errors_of_a_server_are_not_hidden(session, token):
 
     with pytest.raises(RuntimeError, match="Unexpected ASGI message"):
         await stack(AsyncManager)(scope, connect.get, send)
+
+
+@pytest.mark.parametrize("shape", ["two", "escaped", "queried", "unrouted"])
+async def test_unspent_token_that_was_not_looked_up_is_in_no_frame_of_ours(
+    user, session, token, open_socket, shape
+):
+    class Breaks(OpenManager):
+        async def connect(self):
+            raise RuntimeError("broken")
+
+    path_, extra = f"/ws/{token}", {}
+    if shape == "two":
+        path_ += f"/{await aget_websocket_token(user)}"
+    elif shape == "escaped":
+        extra["raw_path"] = f"/ws/wst%5F{token[4:]}".encode()
+    elif shape == "queried":
+        extra["query_string"] = f"token={token}".encode()
+    kwarg = "other" if shape == "unrouted" else "token"
+    application = stack(Breaks, f"ws/<path:{kwarg}>")
+    socket = open_socket(application, path_, session=session, **extra)
+    with pytest.raises(RuntimeError) as caught:
+        await socket.connect()
+
+    ours = [e.frame.f_locals for e in caught.traceback if "channels_websocket_utils" in str(e.path)]
+    assert len(ours) >= 1
+    assert token[4:] not in repr(ours)
 
 
 async def test_inner_exception_has_no_token_in_frames_of_ours(session, token, open_socket):

@@ -221,7 +221,7 @@ def test_bound_path_is_the_path_without_its_token(given, token, bound):
 def test_bare_consumer_class_becomes_an_application():
     router = URLRouter([path("ws/<str:token>", AsyncManager)])
 
-    routes.prepare(router, "Gate")
+    routes.prepare(router, "Gate", "token")
 
     assert router.routes[0].callback.consumer_class is AsyncManager
 
@@ -230,7 +230,7 @@ def test_bare_consumer_class_becomes_one_in_nested_routers_too():
     inner = URLRouter([path("<str:token>", AsyncManager)])
     router = URLRouter([path("ws/", BaseMiddleware(inner))])
 
-    routes.prepare(AuthMiddlewareStack(router), "Gate")
+    routes.prepare(AuthMiddlewareStack(router), "Gate", "token")
 
     assert inner.routes[0].callback.consumer_class is AsyncManager
 
@@ -239,7 +239,7 @@ def test_consumer_instance_is_refused_with_the_remedy():
     router = URLRouter([path("ws/<str:token>", AsyncManager())])
 
     with pytest.raises(ImproperlyConfigured, match=r"Use AsyncManager\.as_asgi\(\)"):
-        routes.prepare(router, "Gate")
+        routes.prepare(router, "Gate", "token")
 
 
 def test_closure_in_between_is_refused_with_the_remedy():
@@ -249,4 +249,51 @@ def test_closure_in_between_is_refused_with_the_remedy():
         await router(scope, receive, send)
 
     with pytest.raises(ImproperlyConfigured, match="Put Gate directly around URLRouter"):
-        routes.prepare(OriginValidator(closure, ["*"]), "Gate")
+        routes.prepare(OriginValidator(closure, ["*"]), "Gate", "token")
+
+
+def test_closure_below_the_router_is_refused_where_it_could_hide_the_token():
+    async def closure(scope, receive, send):
+        pass
+
+    found_above = URLRouter([path("<str:token>/", closure)])
+    hidden = URLRouter([path("plain/", CONSUMER), re_path(r"^in/", closure)])
+
+    assert routes.prepare(found_above, "Gate", "token") is found_above
+    with pytest.raises(ImproperlyConfigured, match="cannot see the routes"):
+        routes.prepare(hidden, "Gate", "token")
+
+
+@pytest.mark.parametrize("route", [path("<str:tok>", CONSUMER), re_path("(?P<tok>.*)", CONSUMER)])
+def test_token_kwarg_that_no_route_has_is_named(route):
+    inner = URLRouter([route])
+    router = URLRouter([path("ws/", inner)])
+
+    assert routes.prepare(router, "Gate", "tok") is router
+    with pytest.raises(ImproperlyConfigured, match="'key'"):
+        routes.prepare(router, "Gate", "key")
+
+
+def test_nothing_like_a_token_stays_where_none_is_looked_up():
+    path_ = f"/{TOKEN}/wst_{'b' * 43}"
+
+    handshake = routes.read_handshake(scope_of(path_), (TOKEN,))
+
+    assert TOKEN not in repr(handshake)
+    assert "b" * 20 not in repr(handshake)
+
+
+def test_other_credentials_are_left_as_they_are():
+    """In the random text of a signed cookie a part may look like a token."""
+    headers = [(b"cookie", b"sessionid=" + TOKEN.encode()), (b"Authorization", TOKEN.encode())]
+
+    masked = routes.read_handshake(scope_of("/", headers=headers), ()).scope
+
+    assert masked["headers"] == headers
+
+
+def test_only_subprotocols_that_were_offered_as_they_are_can_be_answered():
+    """Daphne hands them over unquoted: what it made of ``%ff`` was never offered."""
+    offered = ["\xff", "a b", "", "websocket token", TOKEN, "chat.v2", "json"]
+
+    assert routes.plain_subprotocols(offered) == ["chat.v2", "json"]
