@@ -98,7 +98,7 @@ def _given():
 
 def _problem(name, value):
     if name not in DEFAULTS:
-        near = get_close_matches(str(name), DEFAULTS, n=1)
+        near = get_close_matches(str(name).upper(), DEFAULTS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"WEBSOCKET_UTILS has no setting {name!r}.{hint}"
     is_right, what = _RULES[name]

@@ -3,6 +3,7 @@ Issue and spend: the one place that knows what makes a token valid.
 """
 
 import hashlib
+import logging
 import secrets
 from datetime import datetime, timedelta, timezone
 
@@ -11,6 +12,7 @@ from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
 from django.contrib.sessions.backends import signed_cookies
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
+from django.db import IntegrityError
 from django.utils.crypto import constant_time_compare
 from django.utils.module_loading import import_string
 
@@ -29,6 +31,12 @@ __all__ = [
     "spend",
     "why_refused",
 ]
+
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# Longer than paths are, short enough to be kept for each token.
+MAX_PATH = 2048
 
 
 def now():
@@ -53,20 +61,25 @@ def issue(user, *, path=None, session=None):
     _check_user(user)
     path_bound = _checked_path(path)
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    if not user.is_authenticated or user.pk is None:
+    # A primary key alone proves nothing: a UUID is there before the row.
+    if not user.is_authenticated or user.pk is None or user._state.adding:
         return token
     present = now()
-    _store().add(
-        present,
-        get_setting("MAX_TOKENS_PER_USER"),
-        digest=digest_of(token),
-        user_id=user.pk,
-        backend=_backend_path(user, session),
-        auth_digest=auth_digest(user),
-        session_digest=session_digest(session),
-        path=path_bound,
-        expires_at=present + timedelta(seconds=get_setting("TOKEN_MAX_AGE")),
-    )
+    try:
+        _store().add(
+            present,
+            get_setting("MAX_TOKENS_PER_USER"),
+            digest=digest_of(token),
+            user_id=user.pk,
+            backend=_backend_path(user, session),
+            auth_digest=auth_digest(user),
+            session_digest=session_digest(session),
+            path=path_bound,
+            expires_at=present + timedelta(seconds=get_setting("TOKEN_MAX_AGE")),
+        )
+    except IntegrityError:
+        # The user was deleted meanwhile: the same as somebody who is not signed in.
+        logger.debug("No token was kept for a user who is not there any more")
     return token
 
 
@@ -187,7 +200,9 @@ def _checked_path(path):
         return ""
     if not isinstance(path, str):
         raise TypeError(f"A path is a string such as '/ws/board/', not {type(path).__name__}.")
-    if "://" in path or "?" in path or "#" in path:
+    if len(path) > MAX_PATH:
+        raise ValueError(f"A path of more than {MAX_PATH} characters cannot be bound to.")
+    if "://" in path or "?" in path or "#" in path or "\0" in path:
         raise ValueError(
             f"A path is the path alone, such as '/ws/board/', without host and query: {path!r}."
         )

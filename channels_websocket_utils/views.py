@@ -1,8 +1,10 @@
 """The token endpoint: where a page that stays open asks for its next token."""
 
 import json
+import logging
 from urllib.parse import unquote
 
+from django import db
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +17,8 @@ from . import gate, tokens
 from .conf import get_setting
 
 __all__ = ["websocket_token"]
+
+logger = logging.getLogger("channels_websocket_utils")
 
 
 # A page's script needs a 401, not the login page of LoginRequiredMiddleware.
@@ -41,13 +45,16 @@ def websocket_token(request):
         )
     verdict = gate.decide(None, session=session)
     if verdict.token.reason == "unavailable":
-        return _error(503, "unavailable", "Try again later.")
+        return _unavailable()
     if not verdict.user.is_authenticated:
         return _error(401, "unauthenticated", "You are not signed in.")
     try:
         token = tokens.issue(verdict.user, path=_read_path(request), session=session)
     except (TypeError, ValueError) as error:
         return _error(400, "bad_message", str(error))
+    except db.Error:
+        logger.exception("The database did not answer, no token was issued")
+        return _unavailable()
     return JsonResponse(
         {
             "token": token,
@@ -61,7 +68,7 @@ def _read_path(request):
     if request.content_type == "application/json":
         try:
             content = json.loads(request.body or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("The body is not valid JSON.") from None
         if not isinstance(content, dict):
             raise ValueError("The body must be a JSON object.")
@@ -75,6 +82,10 @@ def _read_path(request):
     path = unquote(path)
     prefix = request.path.removesuffix(request.path_info)
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+
+
+def _unavailable():
+    return _error(503, "unavailable", "Try again later.")
 
 
 def _error(status, code, message):

@@ -213,6 +213,18 @@ def test_nobody_gets_a_token_that_never_validates(django_user_model):
         assert tokens.find(digest_of(token)) is None
 
 
+def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
+    """A primary key is no proof: a UUID is there before the row, and after it."""
+    unsaved = django_user_model(pk=user.pk + 1, username="new")
+    deleted = django_user_model.objects.get(pk=user.pk)
+    user.delete()
+
+    for nobody in (unsaved, deleted):
+        token = tokens.issue(nobody)
+
+        assert tokens.find(digest_of(token)) is None
+
+
 @pytest.mark.parametrize("nobody", [None, "ada", 5, object()], ids=repr)
 def test_what_is_no_user_is_named(nobody):
     with pytest.raises(TypeError, match=type(nobody).__name__):
@@ -230,7 +242,14 @@ def test_user_of_another_kind_is_named():
 
 @pytest.mark.parametrize(
     ("path", "error"),
-    [(5, TypeError), ("wss://x/ws/", ValueError), ("/ws/?a=1", ValueError), ("/ws/#x", ValueError)],
+    [
+        (5, TypeError),
+        ("wss://x/ws/", ValueError),
+        ("/ws/?a=1", ValueError),
+        ("/ws/#x", ValueError),
+        ("/a\0", ValueError),
+        ("/" + "x" * 2048, ValueError),
+    ],
 )
 def test_what_is_no_path_is_named(user, path, error):
     with pytest.raises(error, match="path"):

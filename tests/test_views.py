@@ -67,7 +67,9 @@ def test_prefix_that_the_site_is_mounted_at_is_left_out(client):
 
 
 @pytest.mark.parametrize(
-    "body", ["{", "[]", '{"path": 5}', '{"path": "https://x/"}', "\xff"], ids=repr
+    "body",
+    ["{", "[]", '{"path": 5}', '{"path": "https://x/"}', "\xff", "[" * 100_000, '{"path": "%00"}'],
+    ids=lambda body: repr(body[:20]),
 )
 def test_body_that_cannot_be_read_is_an_error_and_issues_nothing(client, body):
     response = client.post(URL, body.encode("latin1"), content_type="application/json")
@@ -127,6 +129,19 @@ def test_database_that_is_away_is_no_refusal(client, monkeypatch):
         raise OperationalError("the database is away")
 
     monkeypatch.setattr(gate, "_signed_in", away)
+
+    assert client.post(URL).status_code == 503
+
+
+def test_database_that_goes_away_before_the_token_is_kept_is_no_error_page(client, monkeypatch):
+    from django.db import OperationalError
+
+    from channels_websocket_utils.stores.database import DatabaseTokenStore
+
+    def away(*args, **fields):
+        raise OperationalError("the database is away")
+
+    monkeypatch.setattr(DatabaseTokenStore, "add", away)
 
     assert client.post(URL).status_code == 503
 
