@@ -51,7 +51,7 @@ const mistakes = [
   [[null], /path must be a string, not null/],
   [[undefined], /path must be a string, not undefined/],
   [[7], /path must be a string, not number/],
-  [["ftp://example.com/"], /path must be a full ws: or wss: URL/],
+  [["ftp://example.com/"], /path must be a full wss: URL/],
   [["/ws/", 7], /token must be a string, a function or null, not number/],
   [["/ws/", { token: "wst_secret" }], /token must be a string, a function or null, not object/],
   [["/ws/", true], /token must be .* not boolean/],

@@ -84,8 +84,8 @@ const attribute = { querySelector: (selector) => (selector === "[data-csrf-token
 const noAttribute = { querySelector: () => null }
 const sources = [
   ["a csrfToken function", { csrfToken: () => "of-function" }, { ...attribute, cookie: "csrftoken=of-cookie" }, "of-function"],
-  ["a data-csrf-token attribute", {}, { ...attribute, cookie: "csrftoken=of-cookie" }, "of-attribute"],
-  ["the csrftoken cookie", {}, { ...noAttribute, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
+  ["the csrftoken cookie", {}, { ...attribute, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
+  ["a data-csrf-token attribute, where no cookie can be read", {}, { ...attribute, cookie: "a=1" }, "of-attribute"],
   ["nothing, where there is none", {}, { ...noAttribute, cookie: "a=1" }, undefined],
   ["nothing, where there is no document", {}, undefined, undefined],
 ]
@@ -303,4 +303,54 @@ test("no token is in any event, error or log line", async (t) => {
 
   assert.equal(manager.state, "closed")
   assert.doesNotMatch(JSON.stringify([heard, states, errors]) + errors.map((error) => error.stack), /wst_/)
+})
+
+test("a message that waits for the first dial is not lost with a string token that has grown old", async (t) => {
+  const page = openPage(t)
+  fakeEndpoint(t, { body: { token: "wst_b" } })
+  const { manager, states, errors } = page.connect("/ws/", "wst_old", { tokenURL: "/websocket/token/" })
+  manager.sendJSON({ type: "a" })
+
+  page.socket.accept()
+  page.socket.drop(4401)
+  await page.pass(100)
+
+  assert.deepEqual(page.sockets[0].frames, [])
+  assert.ok(!states.some(({ state }) => state === "open"), "a refused page was never live")
+  page.socket.accept()
+  assert.deepEqual(page.socket.frames, [{ type: "a" }])
+  assert.equal(manager.state, "open")
+  assert.deepEqual(errors, [])
+})
+
+for (const [name, prove] of [
+  ["100 ms", (page) => page.pass(100)],
+  ["the server's hello", (page) => page.socket.push({ key: "websocket.ready", identity: "ada" })],
+  ["any other frame", (page) => page.socket.push({ key: "note" })],
+]) {
+  test(`a string token is proven by ${name}`, async (t) => {
+    const page = openPage(t)
+    const { manager } = page.connect("/ws/", "wst_a")
+    manager.sendJSON({ type: "a" })
+    page.socket.accept()
+    assert.equal(manager.state, "connecting")
+
+    await prove(page)
+
+    assert.equal(manager.state, "open")
+    assert.deepEqual(page.socket.frames, [{ type: "a" }])
+  })
+}
+
+test("a hello of another user stops a page before its first message is sent", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect("/ws/", "wst_a", { identity: "ada" })
+  manager.sendJSON({ type: "a" })
+  page.socket.accept()
+
+  page.socket.push({ key: "websocket.ready", identity: "ben" })
+
+  assert.equal(manager.state, "closed")
+  assert.deepEqual(page.sockets[0].frames, [])
+  assert.ok(codes().includes("user_changed"))
 })

@@ -15,6 +15,9 @@
  * an error with `fatal` ("token_refused"), stops; any other failure is a failed dial (`Retry-After`,
  * `error.retryAfter`: seconds).
  *
+ * A refusal comes as open, then 4401. The first dial's string may be old, so what is queued waits for
+ * the server's first word, or 100 ms, lest it is lost with a socket that was never meant to stand.
+ *
  * Close codes.  judge() alone decides what one means. Stop: 1000 1002 1003 1007 1009 1010 4400 4403
  * 4409. 4401 (token refused): a fresh token, at most 2 in a row. 4410 (session ended): ask for a
  * token at once, once more after 3 s if refused, then stop. 4429: at least 30 s. Others: retry.
@@ -38,6 +41,7 @@
   const QUEUE_BYTES = 1048576
   const STEADY_AFTER = 5000
   const READY_LIMIT = 1000
+  const PROOF_LIMIT = 100
   const ASK_AGAIN = 3000
   const TOO_MANY_WAIT = 30000
   const LONGEST_TIMER = 2147483647 // a longer one would fire at once
@@ -79,7 +83,7 @@
       url.hash = ""
     } catch {}
     if (/^wss?:/.test(url)) return url
-    throw new TypeError("WebSocketManager: path must be a full ws: or wss: URL without a page")
+    throw new TypeError("WebSocketManager: path must be a full wss: URL without a page")
   }
 
   function createLink(path, token, options) {
@@ -98,6 +102,7 @@
     let timer // the one the state needs: attempt limit, steadiness or the wait
     let readyTimer
     let live = false // open, and the queue is settled
+    let unproven // dialled with a string token, which may have grown old in the page
     let unusedToken = !asks && token
 
     let failures = 0 // since a connection last stood
@@ -210,7 +215,7 @@
       change("connecting", reason)
       if (signal.aborted) return
 
-      let given = unusedToken
+      let given = (unproven = unusedToken)
       unusedToken = ""
       // Even what fails at once fails later, when who made the manager listens.
       if (!given && ask) {
@@ -250,9 +255,9 @@
     function opened() {
       clearTimeout(timer)
       timer = setTimeout(forgive, STEADY_AFTER)
-      if (!wasOpen || identity != null || queueIdentity == null) return admit()
-      readyTimer = setTimeout(admit, READY_LIMIT)
-      change("open")
+      if (!unproven && (!wasOpen || identity != null || queueIdentity == null)) return admit()
+      readyTimer = setTimeout(admit, unproven ? PROOF_LIMIT : READY_LIMIT)
+      unproven || change("open")
     }
 
     // Sends the queue if it is this connection's user's, and from here on messages go out directly.
@@ -318,8 +323,9 @@
       const { csrfToken } = options
       const csrf =
         (typeof csrfToken === "function" ? csrfToken() : csrfToken) ||
-        page?.querySelector("[data-csrf-token]")?.getAttribute("data-csrf-token") ||
-        /(?:^|; *)csrftoken=([^;]*)/.exec(page?.cookie)?.[1]
+        // Before the page's own, which is stale once somebody has signed in from another tab.
+        /(?:^|; *)csrftoken=([^;]*)/.exec(page?.cookie)?.[1] ||
+        page?.querySelector("[data-csrf-token]")?.getAttribute("data-csrf-token")
       const response = await fetch(options.tokenURL, {
         method: "POST",
         credentials: "same-origin",
@@ -331,7 +337,7 @@
       if (response.ok) return response.json().catch(() => null)
       const { status, headers } = response
       const retryAfter = headers?.get("Retry-After")
-      throw Object.assign(new Error(`The token endpoint answered ${status}`), { status, retryAfter })
+      throw Object.assign(new Error(`tokenURL answered ${status}`), { status, retryAfter })
     }
 
     // Calls
@@ -393,12 +399,10 @@
         return emit("error", fault("bad_message"))
       }
       const { key, ...rest } = frame
+      const isReady = key === "websocket.ready"
+      if (isReady) learn(frame.identity)
+      if (!live && state !== "closed" && (isReady || unproven)) admit()
       if (key === "websocket.error") return emit("error", serverFault(frame.error))
-      if (key === "websocket.ready") {
-        learn(frame.identity)
-        if (state === "open" && !live) admit()
-        return
-      }
       const call = calls.get(key)
       if (!call?.sent) return dispatch(listeners, key, frame)
       release(call)
@@ -476,8 +480,8 @@
    *   `{token, identity}`. A thrown `status` 401 or 403, or `fatal`, stops; `retryAfter` is seconds.
    * @param {object} [options]
    * @param {string} [options.tokenURL] The endpoint that issues tokens.
-   * @param {string|function(): string} [options.csrfToken] For the tokenURL; else the first
-   *   `data-csrf-token` attribute in the page, else the cookie.
+   * @param {string|function(): string} [options.csrfToken] For the tokenURL; else the cookie, else
+   *   the first `data-csrf-token` attribute in the page, for a cookie that is HttpOnly.
    * @param {string} [options.identity] Whose page this is, where neither token nor server tell.
    * @param {boolean} [options.allowUserChange] Go on when another user has signed in.
    * @param {number} [options.maxRetries] Failed dials in a row before it stops; no limit by default.
