@@ -80,12 +80,6 @@ def _annotate(scope):
                 f"validate_websocket_token() found no {key!r} in the scope, so there is no route "
                 "to take a token from. Pass the self.scope of a consumer inside URLRouter."
             )
-    if "user" not in scope:
-        raise ImproperlyConfigured(
-            "validate_websocket_token() cannot find user in scope: only the signed-in user can "
-            "validate a token. Put AuthMiddlewareStack around URLRouter, or better "
-            "WebSocketTokenAuthMiddlewareStack."
-        )
     kwargs = scope["url_route"]["kwargs"]
     handshake = routes.read_handshake(scope, (kwargs["token"],) if "token" in kwargs else ())
     digest = tokens.digest_of(handshake.token) if handshake.token is not None else None
@@ -93,6 +87,12 @@ def _annotate(scope):
     scope.update(handshake.scope)
     # As in the middleware: nothing in this frame, or further in, holds the token.
     del kwargs, handshake
+    if "user" not in scope:
+        raise ImproperlyConfigured(
+            "validate_websocket_token() cannot find user in scope: only the signed-in user can "
+            "validate a token. Put AuthMiddlewareStack around URLRouter, or better "
+            "WebSocketTokenAuthMiddlewareStack."
+        )
     if digest is None:
         annotation = gate.annotate(reason)
     else:

@@ -130,8 +130,11 @@ def test_scope_without_a_user_names_the_remedy(user, token):
     scope = scope_with(token, user)
     del scope["user"]
 
-    with pytest.raises(ImproperlyConfigured, match="AuthMiddlewareStack"):
+    with pytest.raises(ImproperlyConfigured, match="AuthMiddlewareStack") as caught:
         validate_websocket_token(scope)
+    ours = [e.frame.f_locals for e in caught.traceback if "utils.py" in str(e.path)]
+    assert ours[1:]
+    assert token not in repr(ours[1:])
     assert WebSocketToken.objects.filter(used_at=None).count() == 1
 
 
