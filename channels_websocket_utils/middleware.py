@@ -79,6 +79,7 @@ class WebSocketTokenAuthMiddleware:
                 f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
                 'Put it under "websocket" in ProtocolTypeRouter.'
             )
+        socket = _Socket(scope, receive, send)
         found = routes.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if "path_remaining" in scope:
@@ -86,7 +87,7 @@ class WebSocketTokenAuthMiddleware:
                 raise Resolver404("No route of the nested router matches.")
             # URLRouter's own exception would carry the token into the log.
             logger.debug("Connection refused: no route matches its path")
-            return await _refuse(receive, send)
+            return await socket.refuse()
         handshake = routes.read_handshake(scope, found[1])
         # From here on nothing in this frame, or further in, holds the token.
         scope, digest = handshake.scope, None
@@ -106,12 +107,11 @@ class WebSocketTokenAuthMiddleware:
                 "route. Let the pattern of %r accept 'wst_' and any 43 of A-Z a-z 0-9 _ -",
                 self.token_kwarg,
             )
-            return await _refuse(receive, send)
+            return await socket.refuse()
 
         verdict = await self._decide(scope, digest, reason, path)
         annotation = gate.annotate(reason) if verdict is None else verdict.token
         scope["websocket_token"] = annotation
-        socket = _Socket(scope, receive, send)
         if annotation.reason == "unavailable":
             return await socket.accept_and_close(messages.CLOSE_TRY_LATER)
         if annotation.reason is not None:
@@ -121,7 +121,7 @@ class WebSocketTokenAuthMiddleware:
                 logger.debug("Bad token: %s", annotation.reason)
             if self.required:
                 if digest is None:
-                    return await _refuse(receive, send)
+                    return await socket.refuse()
                 return await socket.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
         if annotation.reason in (None, "missing"):
             if verdict is not None:
@@ -212,14 +212,18 @@ class _Socket:
         "_is_over",
         "_receive",
         "_send",
-        "_subprotocols",
+        "_subprotocol",
         "is_refused",
     )
 
     def __init__(self, scope, receive, send):
         self._receive = receive
         self._send = send
-        self._subprotocols = scope.get("subprotocols")
+        # A browser that offered subprotocols and is answered none fails with 1006, and never
+        # sees a close code. Chosen is what it likes best, of what could really have been
+        # offered: Daphne hands over unquoted names.
+        offered = routes.plain_subprotocols(scope.get("subprotocols") or ())
+        self._subprotocol = offered[0] if offered else None
         self._is_accepted = self._has_closed = self._is_over = self.is_refused = False
         self._close_code = None
 
@@ -246,6 +250,11 @@ class _Socket:
         self._is_over = True
         return {"type": "websocket.disconnect", "code": self._close_code}
 
+    async def refuse(self):
+        """Refuse a socket that no consumer has seen: a close before the accept is HTTP 403."""
+        await self._receive()
+        await self.send({"type": "websocket.close"})
+
     async def accept_and_close(self, close_code):
         """Close a socket that no consumer has seen, in the way that a browser can tell."""
         await self._receive()
@@ -253,12 +262,7 @@ class _Socket:
         await self.send({"type": "websocket.close", "code": close_code})
 
     async def _accept(self):
-        # A browser that offered subprotocols and is answered none fails with 1006, and never
-        # sees the close code. Chosen is what it likes best, of what could really have been
-        # offered: Daphne hands over unquoted names, and ours has hidden tokens.
-        offered = routes.plain_subprotocols(self._subprotocols or ())
-        subprotocol = offered[0] if offered else None
-        await self.send({"type": "websocket.accept", "subprotocol": subprotocol})
+        await self.send({"type": "websocket.accept", "subprotocol": self._subprotocol})
 
     async def _say(self, message):
         try:
@@ -269,9 +273,3 @@ class _Socket:
             if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
                 raise
             logger.debug("Dropped a %s for a client that has gone", message["type"])
-
-
-async def _refuse(receive, send):
-    # A close before the accept is HTTP 403, see the ASGI specification.
-    await receive()
-    await send({"type": "websocket.close"})
