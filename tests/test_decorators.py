@@ -1,3 +1,4 @@
+import asyncio
 import logging
 from functools import wraps
 
@@ -452,6 +453,24 @@ async def test_async_method_on_a_sync_consumer_and_the_other_way_round(opened):
 
     assert (await (await opened(Sync)).call("ask"))["data"] == "async"
     assert (await (await opened(Async)).call("ask"))["data"] == 1
+
+
+async def test_task_that_outlives_its_call_has_calls_of_its_own(opened):
+    class Starts(AsyncPlainJson):
+        @auto_route
+        async def start(self, event):
+            self.task = asyncio.create_task(self.echo({"reply_key": "later", "value": 2}))
+            return "started"
+
+    socket = await opened(Starts)
+
+    await socket.send("start", reply_key="now")
+
+    frames = [await socket.next(), await socket.next()]
+    assert sorted((frame["key"], frame["data"]) for frame in frames) == [
+        ("later", 2),
+        ("now", "started"),
+    ]
 
 
 @pytest.mark.parametrize("perms", [None, 5, {"a.b"}, ["a.b", 5], lambda self: None], ids=repr)

@@ -99,6 +99,16 @@ def test_masked_path_takes_the_same_route(name):
     assert TOKEN not in repr(handshake)
 
 
+def test_default_argument_goes_before_what_the_path_says_as_in_urlrouter():
+    router = URLRouter([path("ws/<str:token>", CONSUMER, {"token": "of the route"})])
+    scope = scope_of(f"/ws/{TOKEN}")
+
+    _, captured = routes.match(router, scope, "token")
+
+    assert captured == ("of the route",)
+    assert routes.read_handshake(scope, captured).reason == "malformed"
+
+
 @pytest.mark.parametrize(
     ("path_", "root_path", "captured"),
     [
@@ -194,7 +204,7 @@ def test_token_is_gone_from_everything_that_inner_applications_see():
 
 
 @pytest.mark.parametrize(
-    "text", [TOKEN, TOKEN.upper().replace("WST", "wst"), TOKEN[:-1], TOKEN[:-3], f"x{TOKEN}y"]
+    "text", [TOKEN, TOKEN.upper(), TOKEN.upper().replace("WST", "wst"), TOKEN[:-3], f"x{TOKEN}y"]
 )
 def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
     masked = routes.mask(text)
