@@ -260,18 +260,30 @@ def _decorate(method, perms):
         if not has_event:
             args, kwargs = (), {}
         # Channels awaits every handler of an async consumer, whatever kind the method is.
-        run, carry = (step, carry_out) if self._sync else (astep, acarry_out)
-        call = _current_call.get()
-        if call is not None and call.consumer is self and not call.is_done:
-            # Called by another method as part of its work: who opened the call answers it.
-            return run(call, perms, method, self, *args, **kwargs)
-        call = _open_call(self, content)
-        return carry(call, run, call, perms, method, self, *args, **kwargs)
+        start, run = (_start, step) if self._sync else (_astart, astep)
+        return start(run, content, perms, method, self, *args, **kwargs)
 
     wrapper._is_websocket_routed = True
     # functools.wraps in somebody else's decorator copies this; there it does not name itself.
     wrapper._websocket_wrapper = wrapper
     return wrapper
+
+
+def _start(run, content, perms, method, consumer, *args, **kwargs):
+    call = _ongoing_call(consumer)
+    if call is not None:
+        return run(call, perms, method, consumer, *args, **kwargs)
+    call = _open_call(consumer, content)
+    return carry_out(call, run, call, perms, method, consumer, *args, **kwargs)
+
+
+async def _astart(run, content, perms, method, consumer, *args, **kwargs):
+    # Asked when it is awaited: a task may begin after the call that made it has ended.
+    call = _ongoing_call(consumer)
+    if call is not None:
+        return await run(call, perms, method, consumer, *args, **kwargs)
+    call = _open_call(consumer, content)
+    return await acarry_out(call, run, call, perms, method, consumer, *args, **kwargs)
 
 
 def _routed(call, _, method, *args, **kwargs):
@@ -335,6 +347,12 @@ def _settle(result):
 
 async def _asettle(result):
     return await result if inspect.isawaitable(result) else result
+
+
+def _ongoing_call(consumer):
+    """Return the call whose work includes this one, and who opened it answers; or ``None``."""
+    call = _current_call.get()
+    return call if call is not None and call.consumer is consumer and not call.is_done else None
 
 
 def _open_call(consumer, content):
