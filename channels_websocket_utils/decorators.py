@@ -203,7 +203,7 @@ class Call:
         return told
 
 
-def carry_out(call, function, *args, **kwargs):
+def carry_out(call, function, /, *args, **kwargs):
     """
     Run ``function`` as ``call`` on a sync consumer, and send the answer.
 
@@ -228,7 +228,7 @@ def carry_out(call, function, *args, **kwargs):
     return returned
 
 
-async def acarry_out(call, function, *args, **kwargs):
+async def acarry_out(call, function, /, *args, **kwargs):
     """See carry_out()."""
     returned = None
     with call:
@@ -269,7 +269,7 @@ def _decorate(method, perms):
     return wrapper
 
 
-def _start(run, content, perms, method, consumer, *args, **kwargs):
+def _start(run, content, perms, method, consumer, /, *args, **kwargs):
     call = _ongoing_call(consumer)
     if call is not None:
         return run(call, perms, method, consumer, *args, **kwargs)
@@ -277,7 +277,7 @@ def _start(run, content, perms, method, consumer, *args, **kwargs):
     return carry_out(call, run, call, perms, method, consumer, *args, **kwargs)
 
 
-async def _astart(run, content, perms, method, consumer, *args, **kwargs):
+async def _astart(run, content, perms, method, consumer, /, *args, **kwargs):
     # Asked when it is awaited: a task may begin after the call that made it has ended.
     call = _ongoing_call(consumer)
     if call is not None:
@@ -286,26 +286,26 @@ async def _astart(run, content, perms, method, consumer, *args, **kwargs):
     return await acarry_out(call, run, call, perms, method, consumer, *args, **kwargs)
 
 
-def _routed(call, _, method, *args, **kwargs):
+def _routed(call, _, method, /, *args, **kwargs):
     call.result = _settle(method(*args, **kwargs))
     call.is_routed = True
     return call.result
 
 
-async def _arouted(call, _, method, *args, **kwargs):
+async def _arouted(call, _, method, /, *args, **kwargs):
     call.result = await _arun(method, *args, **kwargs)
     call.is_routed = True
     return call.result
 
 
-def _guarded(call, perms, method, consumer, *args, **kwargs):
+def _guarded(call, perms, method, consumer, /, *args, **kwargs):
     call.denial = call.denial or _denial(consumer, perms)
     if call.denial is not None:
         raise call.denial
     return method(consumer, *args, **kwargs)
 
 
-async def _aguarded(call, perms, method, consumer, *args, **kwargs):
+async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
     call.denial = call.denial or await database_sync_to_async(_denial)(consumer, perms)
     if call.denial is not None:
         raise call.denial
@@ -333,7 +333,7 @@ def _denial(consumer, perms):
     return MessageError("unauthenticated", "You are not signed in.")
 
 
-async def _arun(method, *args, **kwargs):
+async def _arun(method, /, *args, **kwargs):
     """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
     if inspect.iscoroutinefunction(method) or getattr(method, "_websocket_wrapper", None) is method:
         return await method(*args, **kwargs)

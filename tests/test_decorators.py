@@ -324,6 +324,14 @@ class Decorated:
         return {"outer": self.echo({"value": "inner"})}
 
     @auto_route
+    def names_its_arguments(self, event):
+        return {"outer": self.echoes(event, call=1, method=2, consumer=3)["method"]}
+
+    @auto_route
+    def echoes(self, event, **kwargs):
+        return kwargs
+
+    @auto_route
     def passes_on(self, event):
         return {"outer": self.echo(event)}
 
@@ -378,6 +386,11 @@ async def test_denial_that_somebody_swallows_is_answered_once(opened, consumer):
 
     assert (await socket.call("swallowed"))["error"]["code"] == "permission_denied"
     assert (await socket.call("echo", value=1))["data"] == 1
+
+
+@DECORATED
+async def test_argument_may_have_any_name(opened, consumer):
+    assert (await (await opened(consumer)).call("names_its_arguments"))["outer"] == 2
 
 
 @DECORATED
