@@ -16,7 +16,7 @@ from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.utils import aget_websocket_token
 
 from .consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson
-from .helpers import stack
+from .helpers import bare, documented, stack
 
 EVERY_CONSUMER = pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
 
@@ -204,6 +204,30 @@ async def test_password_change_is_seen_after_the_user_was_refreshed(opened, user
 
     await socket.call("refresh")
 
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+
+
+@pytest.mark.parametrize("compose", [stack, documented, bare])
+@pytest.mark.parametrize("change", ["password", "session", "inactive"])
+async def test_guard_on_a_route_without_a_token_sees_the_same(
+    user, permission, session, open_socket, compose, change
+):
+    class Open(Privileged):
+        async def connect(self):
+            await self.accept()
+
+    await user.user_permissions.aadd(permission)
+    socket = open_socket(compose(Open, "ws/"), "/ws/", session=session)
+    await socket.connect()
+    allowed = await socket.call("guarded")
+    if change == "session":
+        await Session.objects.all().adelete()
+    elif change == "password":
+        await get_user_model().objects.aupdate(password="changed")
+    else:
+        await get_user_model().objects.aupdate(is_active=False)
+
+    assert allowed["data"] == "done"
     assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
 
 
