@@ -161,21 +161,7 @@ def identity_of(user):
 
 def _decide_token(digest, path, session, signed_in, token_only):
     row = tokens.find(digest, with_user=_can_join())
-    # Somebody must be signed in, unless the token alone may do it.
-    reason = "unknown" if row is None else None
-    if reason is None and signed_in is None and not token_only:
-        reason = "wrong_user"
-    user = None
-    if reason is None:
-        reason = tokens.why_refused(
-            row,
-            user_id=signed_in.user_id if signed_in else None,
-            session_digest=_bound_digest(session) if signed_in else None,
-            path=path,
-        )
-    if reason is None:
-        user = _token_user(row, signed_in)
-        reason = _why_user_refused(user, row, signed_in)
+    reason, user = _judge(row, path, session, signed_in, token_only)
     if reason is None and not tokens.spend(row):
         # Another socket was faster, between our SELECT and our UPDATE.
         reason = "spent"
@@ -185,6 +171,22 @@ def _decide_token(digest, path, session, signed_in, token_only):
     # A string, and not asked of the user later: refresh_from_db() would change the answer.
     annotation = TokenAnnotation(True, user, row.expires_at, None, tokens.auth_digest(user))
     return Verdict(session, user, annotation)
+
+
+def _judge(row, path, session, signed_in, token_only):
+    """Return why the token of ``row`` is refused (``None``: it is good), and its user."""
+    if signed_in is None and not token_only:
+        return "wrong_user", None
+    reason = tokens.why_refused(
+        row,
+        user_id=signed_in.user_id if signed_in else None,
+        session_digest=_bound_digest(session) if signed_in else None,
+        path=path,
+    )
+    if reason is not None:
+        return reason, None
+    user = _token_user(row, signed_in)
+    return _why_user_refused(user, row, signed_in), user
 
 
 def _token_user(row, signed_in):
