@@ -4,6 +4,7 @@ from functools import wraps
 
 import pytest
 from channels.auth import logout
+from channels.exceptions import StopConsumer
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.contrib.sessions.models import Session
@@ -12,11 +13,11 @@ from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
-from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.decorators import Call, auto_route, require_perms
 from channels_websocket_utils.utils import aget_websocket_token
 
 from .consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson
-from .helpers import bare, documented, stack
+from .helpers import LIMIT, bare, documented, stack
 
 EVERY_CONSUMER = pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
 
@@ -312,6 +313,19 @@ def swallowing(function):
     return wrapper
 
 
+def translating(function):
+    """Somebody else's decorator that turns every exception into its own."""
+
+    @wraps(function)
+    def wrapper(self, *args, **kwargs):
+        try:
+            return function(self, *args, **kwargs)
+        except Exception as error:
+            raise RuntimeError("translated") from error
+
+    return wrapper
+
+
 class Decorated:
     @foreign
     @auto_route
@@ -342,6 +356,16 @@ class Decorated:
     @require_perms(PERM)
     def swallowed(self, event):
         raise AssertionError("ran without the permission")
+
+    @auto_route
+    @translating
+    @require_perms(PERM)
+    def translated(self, event):
+        raise AssertionError("ran without the permission")
+
+    @auto_route
+    def leaves(self):
+        raise StopConsumer
 
     @auto_route
     def asks_another(self, event):
@@ -405,11 +429,31 @@ async def test_decorators_of_others_run_and_one_answer_comes(
 
 
 @DECORATED
-async def test_denial_that_somebody_swallows_is_answered_once(opened, consumer):
+@pytest.mark.parametrize("method", ["swallowed", "translated"])
+async def test_denial_that_somebody_hides_is_answered_once(opened, consumer, method):
     socket = await opened(consumer)
 
-    assert (await socket.call("swallowed"))["error"]["code"] == "permission_denied"
+    assert (await socket.call(method))["error"]["code"] == "permission_denied"
     assert (await socket.call("echo", value=1))["data"] == 1
+
+
+@DECORATED
+async def test_channels_own_exceptions_go_their_way(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("leaves", reply_key="k")
+    await socket.wait(LIMIT)
+
+    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert not [message for message in said if '"k"' in message["text"]]
+
+
+def test_what_ends_the_process_is_no_error_of_a_call():
+    call = Call(None, {}, reply_key="k", is_from_wire=True)
+
+    with pytest.raises(KeyboardInterrupt), call:
+        raise KeyboardInterrupt
+    assert call.is_done
 
 
 @DECORATED

@@ -464,6 +464,27 @@ async def test_pattern_that_depends_on_the_token_is_refused_and_told(
     assert await WebSocketToken.objects.filter(used_at=None).acount() >= 1
 
 
+async def test_path_that_only_looks_like_a_token_is_no_error_of_the_routes(open_socket, caplog):
+    """A stranger could otherwise fill the log with errors."""
+    application = WebSocketTokenAuthMiddlewareStack(
+        URLRouter([re_path(r"^room/(?P<room>[a-z_]+)$", OpenManager.as_asgi())])
+    )
+    caplog.set_level(logging.DEBUG)
+
+    assert await open_socket(application, f"/room/wst_{'a' * 30}").outcome() == 403
+    assert "matches another route" in caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+async def test_session_key_that_no_database_could_hold_is_nobodys(open_socket):
+    """PostgreSQL refuses a NUL, so it would look like an outage."""
+    headers = [(b"cookie", b'sessionid="\\000aaaaaaaaaaaaaaaa"')]
+
+    assert await open_socket(stack(Spy, "ws/"), "/ws/", headers=headers).outcome() == OPEN
+    assert Spy.seen["cookies"] == {"sessionid": "\0" + "a" * 16}
+    assert Spy.seen["session"].session_key is None
+
+
 async def test_other_token_kwarg(session, token, open_socket):
     application = stack(AsyncManager, "ws/<str:key>", token_kwarg="key")
 

@@ -8,7 +8,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.core import serializers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import connection, router
+from django.db import connection, router, transaction
 from django.test.utils import CaptureQueriesContext, modify_settings
 
 from channels_websocket_utils import tokens
@@ -223,6 +223,10 @@ def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
         token = tokens.issue(nobody)
 
         assert tokens.find(digest_of(token)) is None
+    with transaction.atomic():
+        # No row whose user is missing waits for the end of the request's transaction.
+        tokens.issue(unsaved)
+        assert not WebSocketToken.objects.exists()
 
 
 @pytest.mark.parametrize("nobody", [None, "ada", 5, object()], ids=repr)
