@@ -28,6 +28,10 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_count(value):
+    return isinstance(value, int) and _is_number(value) and value > 0
+
+
 # What each setting must be: a test, and the same in words for the error.
 _RULES = {
     # The upper bound only keeps "now + age" inside the calendar.
@@ -40,11 +44,11 @@ _RULES = {
         "the dotted path of a store class",
     ),
     "MAX_TOKENS_PER_USER": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+        _is_count,
         "a whole number above 0",
     ),
     "MAX_MESSAGE_SIZE": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+        _is_count,
         "a whole number of bytes above 0",
     ),
 }

@@ -8,7 +8,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocket
 
 from . import gate, messages
 from .conf import get_setting
-from .decorators import Call, acarry_out, carry_out, is_routed, takes_event
+from .decorators import Call, acarry_out, asettle, carry_out, is_routed, takes_event
 from .messages import MessageError
 from .utils import avalidate_websocket_token, validate_websocket_token
 
@@ -168,8 +168,7 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
     async def receive_json(self, content, **kwargs):
         """See WebSocketManagerConsumer.receive_json()."""
         function, args = self._route(content)
-        result = function(*args)
-        return await result if inspect.isawaitable(result) else result
+        return await asettle(function(*args))
 
     @classmethod
     async def decode_json(cls, text_data):

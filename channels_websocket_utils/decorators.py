@@ -31,6 +31,7 @@ from .messages import MessageError
 __all__ = [
     "Call",
     "acarry_out",
+    "asettle",
     "auto_route",
     "carry_out",
     "is_routed",
@@ -233,7 +234,7 @@ async def acarry_out(call, function, /, *args, **kwargs):
     returned = None
     with call:
         if call.denial is None:
-            returned = await _asettle(function(*args, **kwargs))
+            returned = await asettle(function(*args, **kwargs))
     frame = call.answer()
     if frame is not None:
         consumer = call.consumer
@@ -337,15 +338,16 @@ async def _arun(method, /, *args, **kwargs):
     """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
     if inspect.iscoroutinefunction(method) or getattr(method, "_websocket_wrapper", None) is method:
         return await method(*args, **kwargs)
-    return await _asettle(await database_sync_to_async(method)(*args, **kwargs))
+    return await asettle(await database_sync_to_async(method)(*args, **kwargs))
 
 
 def _settle(result):
     """Return ``result``, or what it comes to where an async method was called in sync code."""
-    return async_to_sync(_asettle)(result) if inspect.isawaitable(result) else result
+    return async_to_sync(asettle)(result) if inspect.isawaitable(result) else result
 
 
-async def _asettle(result):
+async def asettle(result):
+    """Return ``result``, awaited where it can be: a method may be of either kind."""
     return await result if inspect.isawaitable(result) else result
 
 

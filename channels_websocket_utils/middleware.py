@@ -145,6 +145,9 @@ class WebSocketTokenAuthMiddleware:
                 f"{type(self).__name__} cannot find user in scope. Put AuthMiddlewareStack around "
                 "it, use WebSocketTokenAuthMiddlewareStack instead, or pass token_only=True."
             )
+        return await self._ask_gate(scope, digest, path)
+
+    async def _ask_gate(self, scope, digest, path):
         return await database_sync_to_async(gate.decide)(
             digest,
             path=path,
@@ -173,13 +176,7 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
         if digest is None and (reason != "missing" or self.required):
             # Refused for its form: no query is made for it.
             return None
-        return await database_sync_to_async(gate.decide)(
-            digest,
-            path=path,
-            session=scope["session"],
-            user=scope.get("user"),
-            token_only=self.token_only,
-        )
+        return await self._ask_gate(scope, digest, path)
 
 
 def _cookies(scope):
