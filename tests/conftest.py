@@ -7,9 +7,9 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
 from django.db import connection
 
-from channels_websocket_utils.utils import get_websocket_token
+from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
-from .helpers import Socket, sign_in
+from .helpers import Socket, sign_in, stack
 from .settings import database_url
 
 
@@ -69,6 +69,19 @@ async def open_socket():
             return socket
 
         yield make
+
+
+@pytest.fixture
+async def opened(user, session, open_socket):
+    """A function that opens a socket of ``user`` on a consumer."""
+
+    async def open_(consumer):
+        token = await aget_websocket_token(user)
+        socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+        assert (await socket.connect())["type"] == "websocket.accept"
+        return socket
+
+    return open_
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 
 from websockets.sync.client import connect
+
+from .servers import free_port, wait_for
 
 SAMPLE_SITE = Path(__file__).parent.parent / "sample_site"
 PASSWORDS = {"ada": "ada-demo-1", "ben": "ben-demo-1"}
@@ -29,9 +30,7 @@ class Site:
         self.database = database
         self.log = log
         self.process = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     @property
@@ -67,7 +66,7 @@ class Site:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(self._answers)
+        wait_for(self.process, self.port, self.log)
 
     def stop(self, kill=False):
         if self.process is not None:
@@ -84,14 +83,6 @@ class Site:
             rows = connection.execute(statement, values).fetchall()
             connection.commit()
         return rows
-
-    def _answers(self):
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError:
-            return False
-        return True
 
 
 class Visitor:
@@ -185,13 +176,6 @@ class Socket:
             if test(frame):
                 return frame
             self.pushes.append(frame)
-
-
-def wait_until(fact):
-    deadline = time.monotonic() + LIMIT
-    while not fact():
-        assert time.monotonic() < deadline, f"still not true: {fact}"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -28,11 +28,11 @@ CALLABLE = {
 
 
 @pytest.fixture
-async def opened(user, session, open_socket):
+async def opened(opened, user):
+    """As everywhere, and greeted: our consumers speak first."""
+
     async def open_(consumer):
-        token = await aget_websocket_token(user)
-        socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
-        assert (await socket.connect())["type"] == "websocket.accept"
+        socket = await opened(consumer)
         assert await socket.next() == {"key": "websocket.ready", "identity": identity_of(user)}
         return socket
 
@@ -138,6 +138,24 @@ async def test_ten_bad_frames_in_a_row_end_the_socket(opened, consumer):
 
 
 @BOTH
+async def test_ten_bad_frames_end_the_socket_without_the_middleware_too(
+    user, session, open_socket, consumer
+):
+    """There nobody else keeps silent after the close, and servers raise at what is said then."""
+    token = await aget_websocket_token(user)
+    socket = open_socket(bare(consumer), f"/ws/{token}", session=session)
+    await socket.connect()
+    for _ in range(12):
+        await socket.send_text("{")
+    await socket.bye()
+
+    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert said[-1] == {"type": "websocket.close", "code": 4400}
+    # The hello, ten errors, the close.
+    assert len(said) == 12
+
+
+@BOTH
 async def test_ping_is_answered(opened, consumer):
     socket = await opened(consumer)
 
@@ -157,14 +175,25 @@ async def test_unknown_type_without_a_reply_key_is_a_websocket_error(opened, con
     assert frame["error"]["code"] == "unknown_type"
 
 
-@BOTH
-async def test_without_an_own_connect_only_a_good_token_opens(consumer, session, open_socket):
-    class Bare(WebSocketManagerConsumer if consumer is Manager else AsyncWebSocketManagerConsumer):
+@pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
+@pytest.mark.parametrize(
+    ("compose", "route", "path", "outcome"),
+    [
+        (stack, "ws/<str:token>", "/ws/x", 4401),
+        (bare, "ws/<str:token>", "/ws/x", 403),
+        (stack, "ws/", "/ws/", 403),
+        (bare, "ws/", "/ws/", 403),
+    ],
+)
+async def test_without_an_own_connect_only_a_good_token_opens(
+    base, compose, route, path, outcome, session, open_socket
+):
+    class Bare(base):
         pass
 
-    for application in (stack(Bare), bare(Bare), stack(Bare, "ws/")):
-        socket = open_socket(application, "/ws/x" if application else "/ws/", session=session)
-        assert (await socket.outcome()) in (403, 4401)
+    socket = open_socket(compose(Bare, route), path, session=session)
+
+    assert await socket.outcome() == outcome
 
 
 async def test_identity_is_stable_and_opaque(user, other):

@@ -14,25 +14,11 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import Call, auto_route, require_perms
-from channels_websocket_utils.utils import aget_websocket_token
 
 from .consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson
 from .helpers import LIMIT, bare, documented, stack
 
 EVERY_CONSUMER = pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
-
-
-@pytest.fixture
-async def opened(user, session, open_socket):
-    """A function that opens a socket of ``user`` on a consumer."""
-
-    async def open_(consumer):
-        token = await aget_websocket_token(user)
-        socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
-        assert (await socket.connect())["type"] == "websocket.accept"
-        return socket
-
-    return open_
 
 
 @EVERY_CONSUMER
