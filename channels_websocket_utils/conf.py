@@ -2,13 +2,14 @@
 The settings: one dictionary, ``settings.WEBSOCKET_UTILS``, read at the moment of use.
 """
 
+import re
 from difflib import get_close_matches
 
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["DEFAULTS", "get_setting", "require_installed", "setting_problems"]
+__all__ = ["DEFAULTS", "get_setting", "read_rate", "require_installed", "setting_problems"]
 
 DEFAULTS = {
     # Long enough for a page to load and open its socket, short enough that
@@ -21,7 +22,25 @@ DEFAULTS = {
     "MAX_TOKENS_PER_USER": 20,
     # Far above any hand-written message, and far below what hurts to parse.
     "MAX_MESSAGE_SIZE": 64 * 1024,
+    # The longest that a socket outlives its user's session where no channel layer tells of it.
+    # Three short queries each time: a person has hardly left the room by then.
+    "RECHECK_INTERVAL": 30,
+    # In intervals: a database that restarts cuts nobody off, one that stays away proves nothing.
+    "RECHECK_GRACE": 3,
+    # Every guarded call sees the present. A cached answer is the site's choice.
+    "PERMISSION_MAX_AGE": 0,
+    # What a site allows is the site's to say: none of these four is guessed.
+    "MAX_CONNECTIONS_PER_USER": None,
+    "WHEN_TOO_MANY": "refuse",
+    "MAX_CONNECTION_AGE": None,
+    "RATE_LIMIT": None,
+    # Several slow handlers at once, and in few processes fewer connections than PostgreSQL's 100.
+    "SYNC_THREADS": 16,
+    # The layer that consumers use unless they name another one.
+    "CHANNEL_LAYER": "default",
 }
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def _is_number(value):
@@ -32,11 +51,35 @@ def _is_count(value):
     return isinstance(value, int) and _is_number(value) and value > 0
 
 
+def _is_span(value):
+    # The upper bound only keeps "now + age" inside the calendar.
+    return _is_number(value) and 0 < value <= 10**9
+
+
+def read_rate(text):
+    """
+    Return the ``RATE_LIMIT`` ``text``, such as ``"20/s"``, as messages and seconds.
+
+    The units are ``s``, ``m`` and ``h``. Raises ``ValueError`` for anything else.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,8})/([smh])", text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f"Not a rate: {text!r}")
+    return int(found[1]), _UNITS[found[2]]
+
+
+def _is_rate(value):
+    try:
+        read_rate(value)
+    except ValueError:
+        return False
+    return True
+
+
 # What each setting must be: a test, and the same in words for the error.
 _RULES = {
-    # The upper bound only keeps "now + age" inside the calendar.
     "TOKEN_MAX_AGE": (
-        lambda value: _is_number(value) and 0 < value <= 10**9,
+        _is_span,
         "a number of seconds above 0",
     ),
     "TOKEN_STORE": (
@@ -50,6 +93,42 @@ _RULES = {
     "MAX_MESSAGE_SIZE": (
         _is_count,
         "a whole number of bytes above 0",
+    ),
+    "RECHECK_INTERVAL": (
+        _is_span,
+        "a number of seconds above 0",
+    ),
+    "RECHECK_GRACE": (
+        lambda value: _is_number(value) and 0 <= value <= 10**9,
+        "a number of intervals, 0 or more",
+    ),
+    "PERMISSION_MAX_AGE": (
+        lambda value: value == 0 and _is_number(value) or _is_span(value),
+        "a number of seconds, 0 or more",
+    ),
+    "MAX_CONNECTIONS_PER_USER": (
+        lambda value: value is None or _is_count(value),
+        "None or a whole number above 0",
+    ),
+    "WHEN_TOO_MANY": (
+        lambda value: value in ("refuse", "replace"),
+        "'refuse' or 'replace'",
+    ),
+    "MAX_CONNECTION_AGE": (
+        lambda value: value is None or _is_span(value),
+        "None or a number of seconds above 0",
+    ),
+    "RATE_LIMIT": (
+        lambda value: value is None or _is_rate(value),
+        "None or a rate such as '20/s', '300/m' or '5000/h'",
+    ),
+    "SYNC_THREADS": (
+        _is_count,
+        "a whole number of threads above 0",
+    ),
+    "CHANNEL_LAYER": (
+        lambda value: isinstance(value, str) and bool(value),
+        "the alias of a channel layer",
     ),
 }
 

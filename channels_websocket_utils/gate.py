@@ -8,6 +8,8 @@ function, so a connection costs one hop to a thread.
 import logging
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
+from itertools import islice
 from typing import Any
 
 from django import db
@@ -19,17 +21,34 @@ from django.contrib.auth import (
     get_user_model,
     load_backend,
 )
+from django.contrib.sessions.backends import cache, db as db_sessions, signed_cookies
 from django.core.exceptions import ImproperlyConfigured
+from django.db import router
 from django.db.models import Manager, QuerySet
+from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from . import tokens
+from . import revocations, tokens
+from .signals import token_refused
 
-__all__ = ["TokenAnnotation", "Verdict", "annotate", "decide", "fresh_user", "identity_of"]
+__all__ = [
+    "Principal",
+    "TokenAnnotation",
+    "Verdict",
+    "annotate",
+    "decide",
+    "fresh_user",
+    "identity_of",
+    "outdated",
+    "refuse",
+]
 
 logger = logging.getLogger("channels_websocket_utils")
 
 _MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+# Keys a query: below every database's limit of parameters.
+_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +71,36 @@ class TokenAnnotation:
 
 
 @dataclass(frozen=True, slots=True)
+class Principal:
+    """
+    Whom a live socket belongs to, and what keeps them signed in.
+
+    ``auth_digest`` is the user's at connect. The session is the one that the user was loaded from:
+    the cookie's where that signed them in, else the token's, of which only the digest is known.
+    ``session_key`` and ``session_digest`` are empty where there is none to watch.
+    ``validated_at`` is when the gate began to look.
+    """
+
+    user_id: Any
+    backend: str
+    auth_digest: str = field(repr=False)
+    session_key: str = field(repr=False)
+    session_digest: str = field(repr=False)
+    validated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What ``decide()`` answers: the ``session``, its ``user``, and the token's annotation."""
+    """
+    What ``decide()`` answers: the ``session``, its ``user``, and the token's annotation.
+
+    ``principal`` is ``None`` for a connection that nobody has signed in to.
+    """
 
     session: Any
     user: Any
     token: TokenAnnotation
+    principal: Principal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +126,22 @@ def decide(digest, *, path="", session=None, user=None, token_only=False):
     ``get_user`` does neither). When the database does not answer, the reason is ``unavailable``
     and it is not known whether the token is spent.
     """
+    validated_at = tokens.now()
     try:
         signed_in = _signed_in(session, user)
         if digest is None:
-            if user is None:
-                user = _session_user(signed_in)
-            return Verdict(session, user if user is not None else _anonymous(), annotate("missing"))
-        return _decide_token(digest, path, session, signed_in, token_only)
+            return _decide_session(session, signed_in, user, validated_at)
+        return _decide_token(digest, path, session, signed_in, token_only, validated_at)
     except db.Error as error:
         # One line: an outage refuses thousands.
         logger.error("The database did not answer, a connection was refused: %s", error)
         return Verdict(session, _anonymous(), annotate("unavailable"))
+
+
+def refuse(reason):
+    """Return the annotation of a token that nobody need look up: malformed, or two of them."""
+    token_refused.send_robust(None, reason=reason, user_id=None)
+    return annotate(reason)
 
 
 def annotate(reason, expires_at=None):
@@ -159,18 +207,82 @@ def identity_of(user):
     return digest.hexdigest()[:32]
 
 
-def _decide_token(digest, path, session, signed_in, token_only):
+def outdated(principals):
+    """
+    Return those of ``principals`` whose user or session is not any more what it was at connect.
+
+    The user is gone, refused by their backend (inactive) or has another password; the session is
+    gone or has expired. One query for each batch of users and of sessions, where Django's own
+    ``ModelBackend`` and session stores keep them; other backends are asked for each user, and of
+    sessions kept elsewhere (files) nothing is known here. Raises what the database raises.
+    """
+    users = _present_users({(each.user_id, each.backend) for each in principals})
+    keys = {each.session_key for each in principals if each.session_key}
+    sessions = _present_sessions(keys) if keys else set()
+    answers = {}
+
+    def has_changed(each):
+        asked = each.user_id, each.backend, each.auth_digest
+        if asked not in answers:
+            user = users.get(asked[:2])
+            answers[asked] = user is None or not tokens.has_auth_digest(user, each.auth_digest)
+        return answers[asked]
+
+    return [
+        each
+        for each in principals
+        if has_changed(each) or (each.session_key and each.session_key not in sessions)
+    ]
+
+
+def _decide_session(session, signed_in, user, validated_at):
+    """Decide about a connection without a token."""
+    if user is not None and not isinstance(user, get_user_model()):
+        # Anonymous, or of no table of ours: nothing of them could change here.
+        return Verdict(session, user, annotate("missing"))
+    fresh = _session_user(signed_in)
+    # Whom a middleware above has signed in stays in the scope: it may know more of them than we.
+    known = user if user is not None and fresh is not None else fresh
+    backend = fresh.backend if fresh is not None else ""
+    principal = _principal(session, known, backend, None, validated_at)
+    if principal is None or _is_session_over(principal):
+        return Verdict(session, _anonymous(), annotate("missing"))
+    return Verdict(session, known, annotate("missing"), principal)
+
+
+def _decide_token(digest, path, session, signed_in, token_only, validated_at):
     row = tokens.find(digest, with_user=_can_join())
     reason, user = _judge(row, path, session, signed_in, token_only)
-    if reason is None and not tokens.spend(row):
-        # Another socket was faster, between our SELECT and our UPDATE.
-        reason = "spent"
+    principal = None
+    if reason is None:
+        principal = _principal(session, user, user.backend, row, validated_at)
+        if _is_session_over(principal):
+            # Its page asked for this token before the logout was through.
+            reason = "wrong_session"
+        elif not tokens.spend(row):
+            # Another socket was faster, between our SELECT and our UPDATE.
+            reason = "spent"
     if reason is not None:
+        token_refused.send_robust(None, reason=reason, user_id=row.user_id if row else None)
         annotation = annotate(reason, row.expires_at if row is not None else None)
         return Verdict(session, annotation.user, annotation)
     # A string, and not asked of the user later: refresh_from_db() would change the answer.
-    annotation = TokenAnnotation(True, user, row.expires_at, None, tokens.auth_digest(user))
-    return Verdict(session, user, annotation)
+    annotation = TokenAnnotation(True, user, row.expires_at, None, principal.auth_digest)
+    return Verdict(session, user, annotation, principal)
+
+
+def _principal(session, user, backend, row, validated_at):
+    if user is None or not user.is_authenticated:
+        return None
+    key, digest = "", row.session_digest if row is not None else ""
+    if _is_of(_read_session(session), user):
+        digest = _bound_digest(session)
+        key = session.session_key if digest else ""
+    return Principal(user.pk, backend, tokens.auth_digest(user), key, digest, validated_at)
+
+
+def _is_session_over(principal):
+    return bool(principal.session_digest) and revocations.is_over(principal.session_digest)
 
 
 def _judge(row, path, session, signed_in, token_only):
@@ -217,11 +329,59 @@ def _why_user_refused(user, row, signed_in):
 def _session_user(signed_in):
     if signed_in is None:
         return None
-    user = _backend_user(signed_in.user_id, signed_in.backend)
-    if user is None or not _has_session_hash(user, signed_in.session_hash):
+    path = _backend_of(signed_in)
+    user = _backend_user(signed_in.user_id, path)
+    # A session that somebody above has checked brings no hash to compare.
+    has_hash = signed_in.session_hash is not None
+    if user is None or (has_hash and not _has_session_hash(user, signed_in.session_hash)):
         return None
-    user.backend = signed_in.backend
+    user.backend = path
     return user
+
+
+def _present_users(asked):
+    """Return the users of ``asked``, pairs of a primary key and a backend, who are still good."""
+    found = {}
+    can_join = _can_join()
+    for path in {path for _, path in asked}:
+        ids = [user_id for user_id, of in asked if of == path]
+        if path == _MODEL_BACKEND and can_join:
+            # What this backend's get_user() would ask for, of many at once.
+            backend, model = load_backend(path), get_user_model()
+            manager = model._default_manager.using(router.db_for_write(model))
+            users = [user for batch in _batches(ids) for user in manager.filter(pk__in=batch)]
+            users = filter(backend.user_can_authenticate, users)
+        else:
+            users = filter(None, (_backend_user(user_id, path) for user_id in ids))
+        found.update(((user.pk, path), user) for user in users)
+    return found
+
+
+def _present_sessions(keys):
+    """Return those of the session ``keys`` that are there and have not expired."""
+    store = import_module(settings.SESSION_ENGINE).SessionStore
+    if issubclass(store, db_sessions.SessionStore):
+        model = store.get_model_class()
+        rows = model._default_manager.using(router.db_for_write(model))
+        rows = rows.filter(expire_date__gt=timezone.now())
+        return {
+            key
+            for batch in _batches(keys)
+            for key in rows.filter(session_key__in=batch).values_list("session_key", flat=True)
+        }
+    if issubclass(store, cache.SessionStore):
+        prefix, kept = store.cache_key_prefix, store()._cache
+        found = {}
+        for batch in _batches(keys):
+            found.update(kept.get_many([prefix + key for key in batch]))
+        return {key.removeprefix(prefix) for key in found}
+    return keys
+
+
+def _batches(values):
+    values = iter(values)
+    while batch := list(islice(values, _BATCH)):
+        yield batch
 
 
 def _signed_in(session, user):

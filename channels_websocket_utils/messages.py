@@ -13,7 +13,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 __all__ = [
     "CLOSE_BAD_FRAMES",
+    "CLOSE_REPLACED",
+    "CLOSE_SESSION_ENDED",
     "CLOSE_TOKEN_REFUSED",
+    "CLOSE_TOO_MANY",
+    "CLOSE_TOO_OLD",
     "CLOSE_TRY_LATER",
     "MAX_BAD_FRAMES",
     "MessageError",
@@ -32,6 +36,10 @@ __all__ = [
 # Daphne turns 1008, 1011 and 1013 into an error.
 CLOSE_BAD_FRAMES = 4400
 CLOSE_TOKEN_REFUSED = 4401
+CLOSE_TOO_OLD = 4408
+CLOSE_REPLACED = 4409
+CLOSE_SESSION_ENDED = 4410
+CLOSE_TOO_MANY = 4429
 CLOSE_TRY_LATER = 4490
 
 # One bad frame is a slip of a client; ten in a row are no client at all.

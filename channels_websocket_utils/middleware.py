@@ -6,7 +6,6 @@ import logging
 from importlib import import_module
 
 from asgiref.sync import ThreadSensitiveContext
-from channels.db import database_sync_to_async
 from channels.routing import URLRouter
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +14,8 @@ from django.urls.exceptions import Resolver404
 
 from . import gate, messages, routes, tokens
 from .conf import require_installed
+from .connections import Connection
+from .threads import in_our_pool
 
 __all__ = ["WebSocketTokenAuthMiddleware", "WebSocketTokenAuthMiddlewareStack"]
 
@@ -27,7 +28,8 @@ class WebSocketTokenAuthMiddleware:
 
     Put it around ``URLRouter`` (or inside one, around a nested router or a consumer), below
     ``AuthMiddlewareStack``. It finds the token with the router's own patterns, spends it, and
-    sets ``scope["websocket_token"]``, a ``gate.TokenAnnotation``. Inner applications see a dummy
+    sets ``scope["websocket_token"]``, a ``gate.TokenAnnotation``, and
+    ``scope["websocket_connection"]``, a ``connections.Connection``. Inner applications see a dummy
     in the token's place. When the token fails, ``scope["user"]`` is anonymous and the session
     empty, so a consumer that forgets to ask is still safe; a consumer that closes before it
     accepts then reaches the browser as 4401.
@@ -79,7 +81,7 @@ class WebSocketTokenAuthMiddleware:
                 f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
                 'Put it under "websocket" in ProtocolTypeRouter.'
             )
-        socket = _Socket(scope, receive, send)
+        connection = Connection(scope, receive, send)
         found = routes.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if "path_remaining" in scope:
@@ -87,7 +89,7 @@ class WebSocketTokenAuthMiddleware:
                 raise Resolver404("No route of the nested router matches.")
             # URLRouter's own exception would carry the token into the log.
             logger.debug("Connection refused: no route matches its path")
-            return await socket.refuse()
+            return await connection.refuse()
         handshake = routes.read_handshake(scope, found[1])
         # From here on nothing in this frame, or further in, holds the token.
         scope, digest = handshake.scope, None
@@ -107,13 +109,26 @@ class WebSocketTokenAuthMiddleware:
                 "route. Let the pattern of %r accept 'wst_' and any 43 of A-Z a-z 0-9 _ -",
                 self.token_kwarg,
             )
-            return await socket.refuse()
+            return await connection.refuse()
 
+        connection.path = scope["path"]
+        scope["websocket_connection"] = connection
+        try:
+            await self._serve(scope, connection, digest, reason, path)
+        finally:
+            await connection.leave()
+
+    async def _serve(self, scope, connection, digest, reason, path):
         verdict = await self._decide(scope, digest, reason, path)
-        annotation = gate.annotate(reason) if verdict is None else verdict.token
+        if verdict is not None:
+            annotation = verdict.token
+        elif reason == "missing":
+            annotation = gate.annotate(reason)
+        else:
+            annotation = await in_our_pool(gate.refuse)(reason)
         scope["websocket_token"] = annotation
         if annotation.reason == "unavailable":
-            return await socket.accept_and_close(messages.CLOSE_TRY_LATER)
+            return await connection.accept_and_close(messages.CLOSE_TRY_LATER)
         if annotation.reason is not None:
             if annotation.reason == "missing":
                 logger.debug("The route of a connection has no %r", self.token_kwarg)
@@ -121,8 +136,11 @@ class WebSocketTokenAuthMiddleware:
                 logger.debug("Bad token: %s", annotation.reason)
             if self.required:
                 if digest is None:
-                    return await socket.refuse()
-                return await socket.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
+                    return await connection.refuse()
+                return await connection.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
+        if connection.ended:
+            # While the gate looked, or as one too many.
+            return await connection.accept_and_close(connection.close_code)
         if annotation.reason in (None, "missing"):
             if verdict is not None:
                 scope["user"] = verdict.user
@@ -130,17 +148,20 @@ class WebSocketTokenAuthMiddleware:
             scope["user"] = annotation.user
             if "session" in scope:
                 scope["session"] = _session_store()
-            socket.is_refused = True
+            connection.is_refused = True
         if self.isolate:
             async with ThreadSensitiveContext():
-                return await self.inner(scope, socket.receive, socket.send)
-        return await self.inner(scope, socket.receive, socket.send)
+                return await self.inner(scope, connection.receive, connection.send)
+        return await self.inner(scope, connection.receive, connection.send)
 
     async def _decide(self, scope, digest, reason, path):
         """Return the verdict on the connection, ``None`` where the database need not be asked."""
+        user = scope.get("user")
         if digest is None:
-            return None
-        if "user" not in scope and not self.token_only:
+            is_signed_in = getattr(user, "is_authenticated", False)
+            if not is_signed_in or reason != "missing" or self.required:
+                return None
+        elif user is None and not self.token_only:
             raise ImproperlyConfigured(
                 f"{type(self).__name__} cannot find user in scope. Put AuthMiddlewareStack around "
                 "it, use WebSocketTokenAuthMiddlewareStack instead, or pass token_only=True."
@@ -148,13 +169,17 @@ class WebSocketTokenAuthMiddleware:
         return await self._ask_gate(scope, digest, path)
 
     async def _ask_gate(self, scope, digest, path):
-        return await database_sync_to_async(gate.decide)(
+        connection = scope["websocket_connection"]
+        await connection.register()
+        verdict = await in_our_pool(gate.decide)(
             digest,
             path=path,
             session=scope.get("session"),
             user=scope.get("user"),
             token_only=self.token_only,
         )
+        connection.settle(verdict.principal)
+        return verdict
 
 
 class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
@@ -189,84 +214,3 @@ def _cookies(scope):
 
 def _session_store(key=None):
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
-
-
-class _Socket:
-    """
-    The ``receive`` and ``send`` that a consumer is given: they know when the socket is over.
-
-    What is said to a client that has gone is dropped, for the server's exception would end the
-    consumer before it hears of ``websocket.disconnect``. After a close nothing is sent and no
-    frame is handed over any more, whatever the client has sent along; the disconnect follows at
-    once, and does not wait for the client to answer. On a refused socket (``is_refused``) a close
-    before the accept becomes accept and close with 4401.
-    """
-
-    __slots__ = (
-        "_close_code",
-        "_has_closed",
-        "_is_accepted",
-        "_is_over",
-        "_receive",
-        "_send",
-        "_subprotocol",
-        "is_refused",
-    )
-
-    def __init__(self, scope, receive, send):
-        self._receive = receive
-        self._send = send
-        # A browser that offered subprotocols and is answered none fails with 1006, and never
-        # sees a close code. Chosen is what it likes best, of what could really have been
-        # offered: Daphne hands over unquoted names.
-        offered = routes.plain_subprotocols(scope.get("subprotocols") or ())
-        self._subprotocol = offered[0] if offered else None
-        self._is_accepted = self._has_closed = self._is_over = self.is_refused = False
-        self._close_code = None
-
-    async def send(self, message):
-        if self._has_closed:
-            return
-        if message["type"] == "websocket.accept":
-            self._is_accepted = True
-        elif message["type"] == "websocket.close":
-            if self.is_refused and not self._is_accepted:
-                await self._accept()
-                message = {"code": messages.CLOSE_TOKEN_REFUSED, **message}
-            self._has_closed = True
-            if self._is_accepted:
-                self._close_code = message.get("code", 1000)
-        await self._say(message)
-
-    async def receive(self):
-        while self._close_code is None or self._is_over:
-            message = await self._receive()
-            if self._close_code is None or message["type"] != "websocket.receive":
-                return message
-        # Only once: who does not stop at a disconnect would be told again and again.
-        self._is_over = True
-        return {"type": "websocket.disconnect", "code": self._close_code}
-
-    async def refuse(self):
-        """Refuse a socket that no consumer has seen: a close before the accept is HTTP 403."""
-        await self._receive()
-        await self.send({"type": "websocket.close"})
-
-    async def accept_and_close(self, close_code):
-        """Close a socket that no consumer has seen, in the way that a browser can tell."""
-        await self._receive()
-        await self._accept()
-        await self.send({"type": "websocket.close", "code": close_code})
-
-    async def _accept(self):
-        await self.send({"type": "websocket.accept", "subprotocol": self._subprotocol})
-
-    async def _say(self, message):
-        try:
-            await self._send(message)
-        except Exception as error:
-            # OSError by the ASGI specification, or, below Daphne, Autobahn's Disconnected, which
-            # is known by its name, since Autobahn need not be installed.
-            if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
-                raise
-            logger.debug("Dropped a %s for a client that has gone", message["type"])

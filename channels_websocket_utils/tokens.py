@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 
 from .conf import get_setting, require_installed
 from .routes import TOKEN_PREFIX, bound_path
+from .signals import token_issued, token_spent
 
 __all__ = [
     "auth_digest",
@@ -27,6 +28,7 @@ __all__ = [
     "issue",
     "now",
     "only_backend",
+    "revoke",
     "session_digest",
     "spend",
     "why_refused",
@@ -80,6 +82,8 @@ def issue(user, *, path=None, session=None):
     except IntegrityError:
         # The user was deleted meanwhile: the same as somebody who is not signed in.
         logger.debug("No token was kept for a user who is not there any more")
+    else:
+        token_issued.send_robust(None, user_id=user.pk)
     return token
 
 
@@ -115,7 +119,15 @@ def why_refused(row, *, user_id, session_digest, path):
 
 def spend(row):
     """Spend the token of ``row``, and return whether nobody else had done so."""
-    return _store().spend(row.digest, now())
+    is_first = _store().spend(row.digest, now())
+    if is_first:
+        token_spent.send_robust(None, user_id=row.user_id)
+    return is_first
+
+
+def revoke(**owner):
+    """Kill the unspent tokens of ``user_id=...``, or of ``session_digest=...``."""
+    _store().revoke(**owner)
 
 
 def digest_of(secret):

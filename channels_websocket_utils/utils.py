@@ -5,15 +5,28 @@ The documented helpers, each with its async twin.
 import asyncio
 import os
 
-from channels.db import database_sync_to_async
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import router, transaction
 
-from . import gate, routes, tokens
+from . import gate, messages, revocations, routes, tokens, words
+from .conf import require_installed
+from .connections import tell
+from .models import WebSocketRevocation
+from .signals import user_disconnected
+from .threads import in_our_pool
 
 __all__ = [
+    "adisconnect_session",
+    "adisconnect_user",
     "aget_websocket_token",
+    "apush_to_user",
     "avalidate_websocket_token",
+    "disconnect_session",
+    "disconnect_user",
     "get_websocket_token",
+    "push_to_user",
     "validate_websocket_token",
 ]
 
@@ -36,7 +49,8 @@ def get_websocket_token(user, *, path=None, session=None):
 
 async def aget_websocket_token(user, *, path=None, session=None):
     """See get_websocket_token()."""
-    return await database_sync_to_async(get_websocket_token)(user, path=path, session=session)
+    # Called from views: in their thread, where their transaction and their tests' rows are.
+    return await sync_to_async(get_websocket_token)(user, path=path, session=session)
 
 
 def validate_websocket_token(scope):
@@ -62,7 +76,107 @@ async def avalidate_websocket_token(scope):
     """See validate_websocket_token()."""
     if _is_annotated(scope):
         return validate_websocket_token(scope)
-    return await database_sync_to_async(validate_websocket_token)(scope)
+    return await in_our_pool(validate_websocket_token)(scope)
+
+
+def disconnect_user(user):
+    """
+    End all live sockets of ``user`` with 4410, in every process, and kill their unspent tokens.
+
+    At once where this process has them or a channel layer is shared, else within
+    ``RECHECK_INTERVAL``; inside a transaction, when it is committed. A user who is still signed in
+    may come back: deactivate them, or end their sessions, first.
+
+    Raises ``TypeError`` for what is not a user, ``ValueError`` for one who is not saved, and
+    ``SynchronousOnlyOperation`` in async code.
+    """
+    _sync_only("disconnect_user")
+    _disconnect(user_id=_user_id("disconnect_user", user))
+
+
+async def adisconnect_user(user):
+    """See disconnect_user()."""
+    return await sync_to_async(disconnect_user)(user)
+
+
+def disconnect_session(session):
+    """
+    End all live sockets of one session with 4410, in every process, and kill its unspent tokens.
+
+    ``session`` is a ``SessionStore`` or its key. As with ``disconnect_user()``, who is still signed
+    in may come back; ``logout()`` does this and ends the session.
+
+    Raises ``TypeError`` for what is not a session, ``ValueError`` for one without a key,
+    ``ImproperlyConfigured`` for sessions of ``signed_cookies``, which have no lasting key, and
+    ``SynchronousOnlyOperation`` in async code.
+    """
+    _sync_only("disconnect_session")
+    if session is None:
+        raise TypeError("disconnect_session() needs a SessionStore or its key, not None.")
+    digest = tokens.session_digest(session)
+    if not digest:
+        raise ImproperlyConfigured(
+            "disconnect_session() cannot tell sessions of signed_cookies apart: their key changes "
+            "at every save. Use disconnect_user()."
+        )
+    _disconnect(session_digest=digest)
+
+
+async def adisconnect_session(session):
+    """See disconnect_session()."""
+    return await sync_to_async(disconnect_session)(session)
+
+
+def push_to_user(user, key, payload):
+    """
+    Send a push to every live socket of ``user``: ``addMessageListener(key, ...)`` hears it.
+
+    ``payload`` is a dictionary of what JSON can say, without reserved names. Reaches the sockets of
+    this process, and with a shared channel layer those of all others; nothing is kept for sockets
+    that open later. Inside a transaction it is sent at once: use ``transaction.on_commit()`` for
+    what others are to read then.
+
+    Raises ``TypeError`` or ``ValueError`` for a user, key or payload that cannot be,
+    and ``SynchronousOnlyOperation`` in async code.
+    """
+    _sync_only("push_to_user")
+    tell("push", words.PUSHES, **_push("push_to_user", user, key, payload))
+
+
+async def apush_to_user(user, key, payload):
+    """See push_to_user()."""
+    return await atell("push", words.PUSHES, **_push("apush_to_user", user, key, payload))
+
+
+def _disconnect(**owner):
+    require_installed("disconnect_user()")
+    alias = router.db_for_write(WebSocketRevocation)
+    revocation = revocations.revoke(**owner)
+
+    def speak():
+        tell("revocation", **revocation.as_word())
+        user_disconnected.send_robust(
+            None,
+            user_id=revocation.user_id,
+            session_digest=revocation.session_digest or None,
+        )
+
+    transaction.on_commit(speak, using=alias)
+
+
+def _push(who, user, key, payload):
+    user_id = _user_id(who, user)
+    return {"user": str(user_id), "text": messages.encode(messages.build_push(key, payload))}
+
+
+def _user_id(who, user):
+    if not isinstance(user, get_user_model()):
+        raise TypeError(
+            f"{who}() needs a {get_user_model().__name__}, not {type(user).__name__}."
+        )
+    if user.pk is None:
+        raise ValueError(f"{who}() needs a user that is saved.")
+    return user.pk
 
 
 def _is_annotated(scope):
@@ -94,7 +208,7 @@ def _annotate(scope):
             "WebSocketTokenAuthMiddlewareStack."
         )
     if digest is None:
-        annotation = gate.annotate(reason)
+        annotation = gate.annotate(reason) if reason == "missing" else gate.refuse(reason)
     else:
         session, user = scope.get("session"), scope["user"]
         annotation = gate.decide(digest, path=path, session=session, user=user).token

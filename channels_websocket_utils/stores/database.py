@@ -45,3 +45,8 @@ class DatabaseTokenStore:
         # This UPDATE decides the winner, so it names only the token's own columns: a join
         # would become a subquery, and PostgreSQL would let two sockets pass.
         return rows.filter(digest=digest, used_at=None).update(used_at=now) == 1
+
+    def revoke(self, **owner):
+        """Delete the unspent rows of an owner: ``user_id=...`` or ``session_digest=...``."""
+        rows = WebSocketToken.objects.using(router.db_for_write(WebSocketToken))
+        rows.filter(used_at=None, **owner).delete()

@@ -1,0 +1,136 @@
+"""
+What Django tells of users, sessions and permissions, and what that means for live sockets.
+
+A logout ends the session's sockets. Everything about a user says only "re-check": one query then
+decides, and nobody is ended wrongly.
+"""
+
+import logging
+import threading
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import SyncToAsync
+from django import db
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.contrib.auth.signals import user_logged_out
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.signals import request_finished, request_started
+from django.db import router, transaction
+from django.db.models.signals import m2m_changed, post_delete, post_save
+
+from . import revocations, tokens
+from .conf import get_setting
+from .connections import tell
+from .models import WebSocketRevocation
+
+__all__ = ["connect"]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# By request, or else by thread: the users whose word leaves when the request has finished.
+_waiting = WeakKeyDictionary()
+
+
+def connect():
+    """Connect all receivers; once, when the apps are loaded."""
+    request_started.connect(_begin_request, dispatch_uid=_uid("begin"))
+    request_finished.connect(_finish_request, dispatch_uid=_uid("finish"))
+    user_logged_out.connect(_end_session, dispatch_uid=_uid("logout"))
+    user_model = get_user_model()
+    # By sender: with a receiver for all models Django could not delete the site's rows fast.
+    for model in apps.get_models():
+        if issubclass(model, user_model):
+            post_save.connect(_recheck_saved, sender=model, dispatch_uid=_uid("save", model))
+            post_delete.connect(_recheck_deleted, sender=model, dispatch_uid=_uid("delete", model))
+    post_delete.connect(_drop_all_grants, sender=Group, dispatch_uid=_uid("group"))
+    for holder, name in ((user_model, "groups"), (user_model, "user_permissions"), (Group, "permissions")):
+        field = getattr(holder, name, None)
+        # A custom user may have no permissions of Django's.
+        if hasattr(field, "through"):
+            m2m_changed.connect(_drop_grants, sender=field.through, dispatch_uid=_uid(name, holder))
+
+
+def _end_session(sender, request, user, **kwargs):
+    session = getattr(request, "session", None)
+    if user is None or not isinstance(session, SessionBase) or not session.session_key:
+        return
+    digest = tokens.session_digest(session)
+    owner = {"session_digest": digest, "is_final": True}
+    if not digest:
+        # A session without a lasting key: which sockets are its own, nobody can tell.
+        owner = {"user_id": user.pk}
+    try:
+        revocation = revocations.revoke(**owner)
+    except db.Error as error:
+        # The logout itself must not fail: where sessions have rows, the re-check finds it.
+        logger.error("The database did not take a logout: %s", error)
+        return
+    alias = router.db_for_write(WebSocketRevocation)
+    transaction.on_commit(lambda: tell("revocation", **revocation.as_word()), using=alias)
+
+
+def _recheck_saved(sender, instance, created, update_fields, using, **kwargs):
+    if not created and set(update_fields or ()) != {"last_login"}:
+        _recheck(instance.pk, using)
+
+
+def _recheck_deleted(sender, instance, using, **kwargs):
+    _recheck(instance.pk, using)
+
+
+def _recheck(user_id, using):
+    transaction.on_commit(lambda: _tell_of(str(user_id)), using=using)
+
+
+def _tell_of(user):
+    # update_session_auth_hash() follows the save of a new password. Told at once, the user's other
+    # tabs would come back in between, and be taken for somebody signed out.
+    waiting = _waiting.get(_request())
+    if waiting is None:
+        tell("recheck", users=[user])
+    elif user not in waiting:
+        waiting.append(user)
+
+
+def _begin_request(**kwargs):
+    _finish_request()
+    _waiting[_request()] = []
+
+
+def _finish_request(**kwargs):
+    users = _waiting.pop(_request(), None)
+    if users:
+        tell("recheck", users=users)
+
+
+def _request():
+    """Return what stands for the present request: asgiref's context of it, or the thread."""
+    return SyncToAsync.thread_sensitive_context.get(None) or threading.current_thread()
+
+
+def _drop_grants(sender, instance, action, reverse, pk_set, using, **kwargs):
+    if not action.startswith("post_"):
+        return
+    if isinstance(instance, get_user_model()):
+        users = [str(instance.pk)]
+    elif reverse and pk_set and issubclass(kwargs["model"], get_user_model()):
+        users = [str(pk) for pk in pk_set]
+    else:
+        users = None
+    _tell_of_grants(users, using)
+
+
+def _drop_all_grants(sender, using, **kwargs):
+    _tell_of_grants(None, using)
+
+
+def _tell_of_grants(users, using):
+    # Where nothing is kept, there is nothing to drop.
+    if get_setting("PERMISSION_MAX_AGE"):
+        transaction.on_commit(lambda: tell("permissions", users=users), using=using)
+
+
+def _uid(what, model=None):
+    return f"channels_websocket_utils.{what}.{model._meta.label if model else ''}"

@@ -1,0 +1,107 @@
+"""
+Who was disconnected: rows that every process reads, since no state tells it.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db import router, transaction
+
+from . import tokens
+from .conf import get_setting
+from .models import WebSocketRevocation
+
+__all__ = ["Revocation", "is_over", "kept_since", "recent", "revoke"]
+
+# Machines whose clocks are further apart than this have other worries.
+_CLOCK_SKEW = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """One row, as it also travels to other processes: see ``WebSocketRevocation``."""
+
+    id: int
+    user_id: Any
+    session_digest: str
+    is_final: bool
+    created_at: datetime
+
+    def ends(self, validated_at):
+        """
+        Return whether it ends a socket of its user or session that was ``validated_at`` then.
+
+        In doubt, yes: who is still signed in comes back.
+        """
+        return self.is_final or validated_at < self.created_at + _CLOCK_SKEW
+
+    def as_word(self):
+        """Return it as a dictionary of JSON's types; see from_word()."""
+        return {
+            "id": self.id,
+            "user": None if self.user_id is None else str(self.user_id),
+            "session": self.session_digest,
+            "is_final": self.is_final,
+            "created_at": self.created_at.isoformat(),
+        }
+
+    @classmethod
+    def from_word(cls, word):
+        user = word["user"]
+        return cls(
+            id=word["id"],
+            user_id=None if user is None else get_user_model()._meta.pk.to_python(user),
+            session_digest=word["session"],
+            is_final=word["is_final"],
+            created_at=datetime.fromisoformat(word["created_at"]),
+        )
+
+
+def revoke(*, user_id=None, session_digest="", is_final=False):
+    """
+    Keep a row for a user or a session, kill their unspent tokens, and return the ``Revocation``.
+
+    ``is_final`` is for a session that is over. Rows older than the window go.
+    """
+    present = tokens.now()
+    alias = router.db_for_write(WebSocketRevocation)
+    rows = WebSocketRevocation.objects.using(alias)
+    with transaction.atomic(using=alias):
+        rows.filter(created_at__lte=kept_since(present)).delete()
+        row = rows.create(
+            user_id=user_id, session_digest=session_digest, is_final=is_final, created_at=present
+        )
+        owner = {"session_digest": session_digest} if session_digest else {"user_id": user_id}
+        tokens.revoke(**owner)
+    return Revocation(row.pk, user_id, session_digest, is_final, present)
+
+
+def recent():
+    """
+    Return all revocations of the window.
+
+    The whole window each time: neither ids nor times follow the order of commits, so nothing that
+    was asked for "since the last time" is sure to be complete.
+    """
+    rows = WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
+    rows = rows.filter(created_at__gt=kept_since(tokens.now()))
+    names = ("pk", "user_id", "session_digest", "is_final", "created_at")
+    return [Revocation(*row) for row in rows.values_list(*names)]
+
+
+def is_over(session_digest):
+    """Return whether the session with this digest was logged out within the window."""
+    rows = WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
+    return rows.filter(session_digest=session_digest, is_final=True).exists()
+
+
+def window():
+    """Return how long rows are kept, in seconds: an hour, or 10 intervals where that is longer."""
+    return max(3600, 10 * get_setting("RECHECK_INTERVAL"))
+
+
+def kept_since(present):
+    """Return the time before which rows are of no use any more."""
+    return present - timedelta(seconds=window())

@@ -1,0 +1,183 @@
+"""
+One socket, as its consumer is given it: a ``receive`` and a ``send`` that know when it is over.
+"""
+
+import asyncio
+import logging
+
+from . import messages, routes
+
+__all__ = ["Socket"]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# A peer that does not answer a close must not hold up anybody: uvicorn waits 20 s for it.
+CLOSE_LIMIT = 5
+
+
+class Socket:
+    """
+    What stands between a server and a consumer: the ASGI ``receive`` and ``send``.
+
+    What is said to a client that has gone is dropped, for the server's exception would end the
+    consumer before it hears of ``websocket.disconnect``. After a close nothing is sent and no
+    frame is handed over any more, whatever the client has sent along; the disconnect follows at
+    once, and does not wait for the client to answer. On a refused socket (``is_refused``) a close
+    before the accept becomes accept and close with 4401.
+
+    ``ended`` is true from the moment on when the socket was closed, by its consumer or by
+    ``end()``; ``close_code`` is the code of that close, or the one that the client came with.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_has_connected",
+        "_is_released",
+        "_is_told",
+        "_must_close",
+        "_receive",
+        "_send",
+        "_subprotocol",
+        "_waiting",
+        "close_code",
+        "ended",
+        "is_accepted",
+        "is_refused",
+    )
+
+    def __init__(self, scope, receive, send):
+        self._receive = receive
+        self._send = send
+        # A browser that offered subprotocols and is answered none fails with 1006, and never
+        # sees a close code. Chosen is what it likes best, of what could really have been
+        # offered: Daphne hands over unquoted names.
+        offered = routes.plain_subprotocols(scope.get("subprotocols") or ())
+        self._subprotocol = offered[0] if offered else None
+        self.ended = self.is_accepted = self.is_refused = False
+        self._has_connected = self._is_told = self._is_released = self._must_close = False
+        self._waiting = self._closing = self.close_code = None
+
+    @property
+    def drops_calls(self):
+        """Whether what the consumer still holds of this socket must not be handled any more."""
+        # Once it knows, it may clean up with whatever methods it likes.
+        return self.ended and not self._is_told
+
+    async def send(self, message):
+        if self.ended:
+            return
+        if message["type"] == "websocket.accept":
+            self.is_accepted = True
+            await self._say(message)
+            return await self.accepted()
+        if message["type"] == "websocket.close":
+            if self.is_refused and not self.is_accepted:
+                await self.send({"type": "websocket.accept", "subprotocol": self._subprotocol})
+                message = {"code": messages.CLOSE_TOKEN_REFUSED, **message}
+            self.ended = True
+            if self.is_accepted:
+                self.close_code = message.get("code", 1000)
+        await self._say(message)
+
+    async def accepted(self):
+        """Called when the consumer has accepted the socket."""
+
+    async def receive(self):
+        while not self._is_cut or self._is_told:
+            message = await self._next()
+            if message is None:
+                continue
+            if message["type"] == "websocket.disconnect":
+                self._is_told = True
+                if self.close_code is None:
+                    self.close_code = message.get("code", 1005)
+                return message
+            if not self._is_cut or message["type"] != "websocket.receive":
+                self._has_connected = True
+                return message
+        # Only once: who does not stop at a disconnect would be told again and again.
+        self._is_told = True
+        return {"type": "websocket.disconnect", "code": self.close_code}
+
+    def end(self, close_code):
+        """
+        End the socket and return whether it was still alive. No frame is handled from now on.
+
+        What is left to do takes time: ``release()``, and to await ``close()``.
+        """
+        if self.ended:
+            return False
+        self.ended = self._must_close = True
+        self.close_code = close_code
+        return True
+
+    def release(self):
+        """Let a consumer that waits for the next message know of the end at once."""
+        # The connect comes first; to cancel then might lose it.
+        if self._waiting is not None and self._is_cut:
+            self._is_released = True
+            self._waiting.cancel()
+
+    async def close(self):
+        """Tell the client of an ``end()``, once and within 5 s; return when that is done."""
+        if self._must_close:
+            if self._closing is None:
+                self._closing = asyncio.ensure_future(self._close())
+            # Several wait for it, and one of them may be cancelled.
+            await asyncio.shield(self._closing)
+
+    async def refuse(self):
+        """Refuse a socket that no consumer has seen: a close before the accept is HTTP 403."""
+        await self._receive()
+        await self.send({"type": "websocket.close"})
+
+    async def accept_and_close(self, close_code):
+        """Close a socket that no consumer has seen, in the way that a browser can tell."""
+        await self._receive()
+        self.end(close_code)
+        await self.close()
+
+    @property
+    def _is_cut(self):
+        """Whether the next thing that the consumer hears is its disconnect."""
+        # A close before the accept is the server's to answer; and first comes the connect.
+        return self.ended and self.close_code is not None and self._has_connected
+
+    async def _next(self):
+        """Return the server's next message, or ``None`` when ``release()`` came first."""
+        self._waiting = asyncio.current_task()
+        try:
+            return await self._receive()
+        except asyncio.CancelledError:
+            if not self._is_released:
+                raise
+            self._is_released = False
+            # Python before 3.11 does not count who else has cancelled.
+            uncancel = getattr(self._waiting, "uncancel", None)
+            if uncancel is not None and uncancel() > 0:
+                raise
+            return None
+        finally:
+            self._waiting = None
+
+    async def _close(self):
+        try:
+            await asyncio.wait_for(self._say_close(), CLOSE_LIMIT)
+        except asyncio.TimeoutError:
+            logger.debug("A client did not answer its close within %s s", CLOSE_LIMIT)
+
+    async def _say_close(self):
+        if not self.is_accepted:
+            self.is_accepted = True
+            await self._say({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        await self._say({"type": "websocket.close", "code": self.close_code})
+
+    async def _say(self, message):
+        try:
+            await self._send(message)
+        except Exception as error:
+            # OSError by the ASGI specification, or, below Daphne, Autobahn's Disconnected, which
+            # is known by its name, since Autobahn need not be installed.
+            if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
+                raise
+            logger.debug("Dropped a %s for a client that has gone", message["type"])
