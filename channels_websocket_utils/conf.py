@@ -103,7 +103,7 @@ _RULES = {
         "a number of intervals, 0 or more",
     ),
     "PERMISSION_MAX_AGE": (
-        lambda value: value == 0 and _is_number(value) or _is_span(value),
+        lambda value: (value == 0 and _is_number(value)) or _is_span(value),
         "a number of seconds, 0 or more",
     ),
     "MAX_CONNECTIONS_PER_USER": (

@@ -21,7 +21,8 @@ from django.contrib.auth import (
     get_user_model,
     load_backend,
 )
-from django.contrib.sessions.backends import cache, db as db_sessions, signed_cookies
+from django.contrib.sessions.backends import cache
+from django.contrib.sessions.backends import db as db_sessions
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router
 from django.db.models import Manager, QuerySet

@@ -45,7 +45,11 @@ def connect():
             post_save.connect(_recheck_saved, sender=model, dispatch_uid=_uid("save", model))
             post_delete.connect(_recheck_deleted, sender=model, dispatch_uid=_uid("delete", model))
     post_delete.connect(_drop_all_grants, sender=Group, dispatch_uid=_uid("group"))
-    for holder, name in ((user_model, "groups"), (user_model, "user_permissions"), (Group, "permissions")):
+    for holder, name in (
+        (user_model, "groups"),
+        (user_model, "user_permissions"),
+        (Group, "permissions"),
+    ):
         field = getattr(holder, name, None)
         # A custom user may have no permissions of Django's.
         if hasattr(field, "through"):

@@ -171,9 +171,7 @@ def _push(who, user, key, payload):
 
 def _user_id(who, user):
     if not isinstance(user, get_user_model()):
-        raise TypeError(
-            f"{who}() needs a {get_user_model().__name__}, not {type(user).__name__}."
-        )
+        raise TypeError(f"{who}() needs a {get_user_model().__name__}, not {type(user).__name__}.")
     if user.pk is None:
         raise ValueError(f"{who}() needs a user that is saved.")
     return user.pk

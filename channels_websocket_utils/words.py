@@ -12,7 +12,7 @@ import os
 import uuid
 
 from asgiref.sync import async_to_sync
-from channels.layers import InMemoryChannelLayer, get_channel_layer
+from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from .conf import get_setting
 
@@ -97,7 +97,7 @@ class Listener:
         delay, longest = BACKOFF
         while True:
             try:
-                layer = shared_layer()
+                layer = _listening_layer()
                 channel = await layer.new_channel(self._group)
                 try:
                     await self._join(layer, channel)
@@ -144,8 +144,24 @@ class Listener:
     async def _leave(self, layer, channel):
         try:
             await asyncio.wait_for(layer.group_discard(self._group, channel), LIMIT)
+            if _receives_one_at_a_time(layer):
+                await asyncio.wait_for(layer.close_pools(), LIMIT)
         except Exception as error:
             logger.debug("A listener could not leave %s: %s", self._group, _told(error))
+
+
+def _listening_layer():
+    layer = shared_layer()
+    if _receives_one_at_a_time(layer):
+        # An instance of our own: beside ours, no consumer would receive anything. And its channel
+        # has a queue of its own, which the consumers' messages cannot fill.
+        layer = channel_layers.make_backend(get_setting("CHANNEL_LAYER"))
+    return layer
+
+
+def _receives_one_at_a_time(layer):
+    """Whether it is like ``channels_redis.core``, which waits for one prefix of channels only."""
+    return hasattr(layer, "close_pools")
 
 
 def _sender():

@@ -7,6 +7,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
 from django.db import connection
 
+from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from .helpers import Socket, sign_in, stack
@@ -49,11 +50,12 @@ def run():
 
     @async_to_sync
     async def connect(application, path, probe=True, **kwargs):
-        socket = Socket(application, path, **kwargs)
-        try:
-            return await socket.outcome(probe)
-        finally:
-            await socket.bye()
+        with single_thread():
+            socket = Socket(application, path, **kwargs)
+            try:
+                return await socket.outcome(probe)
+            finally:
+                await socket.bye()
 
     return connect
 
