@@ -4,6 +4,7 @@ The settings: one dictionary, ``settings.WEBSOCKET_UTILS``, read at the moment o
 
 import re
 from difflib import get_close_matches
+from functools import lru_cache
 
 from django.apps import apps
 from django.conf import settings
@@ -56,6 +57,7 @@ def _is_span(value):
     return _is_number(value) and 0 < value <= 10**9
 
 
+@lru_cache
 def read_rate(text):
     """
     Return the ``RATE_LIMIT`` ``text``, such as ``"20/s"``, as messages and seconds.

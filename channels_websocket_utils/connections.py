@@ -166,7 +166,7 @@ async def atell(kind, group=words.REVOCATIONS, **details):
 
 
 def live_connections():
-    """Return the ``Connection`` of each live socket of this process that somebody is signed in to."""
+    """Return the ``Connection`` of each live socket in this process with a signed-in user."""
     return [connection for hub in list(_hubs.values()) for connection in hub.live()]
 
 

@@ -3,13 +3,25 @@ The server peer of ``WebSocketManager``: a consumer whose clients can call what 
 """
 
 import inspect
+import time
 
+from channels.consumer import get_handler_name
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 
 from . import gate, messages
-from .conf import get_setting
-from .decorators import Call, acarry_out, asettle, carry_out, is_routed, takes_event
+from .conf import get_setting, read_rate
+from .decorators import (
+    Call,
+    acarry_out,
+    asettle,
+    carry_out,
+    is_denied,
+    is_over,
+    is_routed,
+    takes_event,
+)
 from .messages import MessageError
+from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from .utils import avalidate_websocket_token, validate_websocket_token
 
 __all__ = ["AsyncWebSocketManagerConsumer", "WebSocketManagerConsumer"]
@@ -22,7 +34,9 @@ class _Routing:
     opens_calls = True
 
     _routes = {}
-    _bad_frames = 0
+    _bad_frames = _surplus_frames = 0
+    # Messages that may come at once, and when that was so.
+    _allowance = _counted_at = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -47,16 +61,50 @@ class _Routing:
         return function, (self, content) if has_event else (self,)
 
     def _open_call(self, content):
-        self._bad_frames = 0
         return Call(self, content, reply_key=content.get("reply_key"), is_from_wire=True)
 
-    def _is_given_up(self):
-        """Whether the client has sent so many bad frames in a row that its socket was closed."""
-        return self._bad_frames >= messages.MAX_BAD_FRAMES
+    def _check_rate(self, content):
+        """Raise ``MessageError`` for a message that is one too many of ``RATE_LIMIT``."""
+        rate = get_setting("RATE_LIMIT")
+        if rate is None:
+            return
+        count, seconds = read_rate(rate)
+        present = time.monotonic()
+        if self._allowance is None:
+            self._allowance = count
+        else:
+            regained = (present - self._counted_at) * count / seconds
+            self._allowance = min(count, self._allowance + regained)
+        self._counted_at = present
+        if self._allowance < 1:
+            self._surplus_frames += 1
+            raise MessageError(
+                "rate_limited",
+                f"More than {rate} messages.",
+                reply_key=content.get("reply_key"),
+                type=content["type"],
+            )
+        self._allowance -= 1
+        self._surplus_frames = 0
 
     def _refuse_frame(self, error):
-        self._bad_frames += 1
+        if error.code != "rate_limited":
+            self._bad_frames += 1
         return messages.build_error(error)
+
+    def _close_code(self):
+        """Return what to close the socket with after too many refused frames in a row, if any."""
+        if self._bad_frames >= messages.MAX_BAD_FRAMES:
+            return messages.CLOSE_BAD_FRAMES
+        if self._surplus_frames >= messages.MAX_BAD_FRAMES:
+            return messages.CLOSE_TOO_MANY
+        return None
+
+    def _is_dropped(self, message):
+        """Whether the socket has ended, and ``message`` was already on its way to us."""
+        if message["type"] in ("websocket.connect", "websocket.disconnect"):
+            return False
+        return is_over(self) or self._close_code() is not None
 
     def _ready(self):
         return messages.build_ready(gate.identity_of(self.scope.get("user")))
@@ -71,6 +119,17 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
     name; every refusal is an error reply and the socket lives on, but ten frames in a row that
     cannot be read end it with 4400.
     """
+
+    async def dispatch(self, message):
+        """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
+        if self._is_dropped(message):
+            return
+        # Opening a socket does not wait behind a handler, nor does a refusal.
+        is_ours = message["type"] == "websocket.connect" or (
+            handlers_are_waiting() and await in_our_pool(self._will_be_denied)(message)
+        )
+        run = in_our_pool if is_ours else in_handler_pool
+        await run(self._handle)(message)
 
     def connect(self):
         if validate_websocket_token(self.scope):
@@ -92,20 +151,19 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         self.send_json(messages.build_push(key, payload))
 
     def receive(self, text_data=None, bytes_data=None, **kwargs):
-        if self._is_given_up():
-            # What was on its way when we closed.
-            return
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
             content = self.decode_json(text_data)
             messages.read_call(content)
+            self._bad_frames = 0
+            self._check_rate(content)
         except MessageError as error:
             self.send_json(self._refuse_frame(error))
-            if self._is_given_up():
-                self.close(messages.CLOSE_BAD_FRAMES)
+            close_code = self._close_code()
+            if close_code is not None:
+                self.close(close_code)
             return
         if content["type"] == messages.PING:
-            self._bad_frames = 0
             self.send_json(messages.PONG)
         else:
             carry_out(self._open_call(content), self.receive_json, content, **kwargs)
@@ -114,6 +172,23 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         """Call the method that ``content`` names. Whoever overrides this routes by themselves."""
         function, args = self._route(content)
         return function(*args)
+
+    def _handle(self, message):
+        # As channels.consumer.SyncConsumer.dispatch() does, in Django's one thread.
+        handler = getattr(self, get_handler_name(message), None)
+        if handler is None:
+            raise ValueError(f"No handler for message type {message['type']}")
+        handler(message)
+
+    def _will_be_denied(self, message):
+        try:
+            messages.check_frame(message.get("text"), get_setting("MAX_MESSAGE_SIZE"))
+            content = self.decode_json(message["text"])
+            messages.read_call(content)
+            function, _ = self._route(content)
+        except MessageError:
+            return False
+        return is_denied(self, function)
 
     @classmethod
     def decode_json(cls, text_data):
@@ -131,6 +206,11 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
     Sync methods run in a thread, so they may use the ORM.
     """
 
+    async def dispatch(self, message):
+        """Handle ``message``, unless the socket has ended."""
+        if not self._is_dropped(message):
+            await super().dispatch(message)
+
     async def connect(self):
         if await avalidate_websocket_token(self.scope):
             await self.accept()
@@ -147,20 +227,19 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
         await self.send_json(messages.build_push(key, payload))
 
     async def receive(self, text_data=None, bytes_data=None, **kwargs):
-        if self._is_given_up():
-            # What was on its way when we closed.
-            return
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
             content = await self.decode_json(text_data)
             messages.read_call(content)
+            self._bad_frames = 0
+            self._check_rate(content)
         except MessageError as error:
             await self.send_json(self._refuse_frame(error))
-            if self._is_given_up():
-                await self.close(messages.CLOSE_BAD_FRAMES)
+            close_code = self._close_code()
+            if close_code is not None:
+                await self.close(close_code)
             return
         if content["type"] == messages.PING:
-            self._bad_frames = 0
             await self.send_json(messages.PONG)
         else:
             await acarry_out(self._open_call(content), self.receive_json, content, **kwargs)

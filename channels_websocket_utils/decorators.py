@@ -9,12 +9,12 @@ order, with anybody else's in between.
 
 import inspect
 import logging
+import time
 import uuid
 from contextvars import ContextVar
 from functools import wraps
 
 from asgiref.sync import async_to_sync
-from channels.db import database_sync_to_async
 from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
 from channels.generic.websocket import (
     AsyncJsonWebsocketConsumer,
@@ -26,7 +26,9 @@ from django import db
 from django.core.exceptions import PermissionDenied, ValidationError
 
 from . import gate, messages
+from .conf import get_setting
 from .messages import MessageError
+from .threads import in_handler_pool, in_our_pool
 
 __all__ = [
     "Call",
@@ -34,6 +36,8 @@ __all__ = [
     "asettle",
     "auto_route",
     "carry_out",
+    "is_denied",
+    "is_over",
     "is_routed",
     "require_perms",
     "takes_event",
@@ -51,6 +55,12 @@ _CHANNELS_ENCODERS = (
     JsonWebsocketConsumer.encode_json.__func__,
     AsyncJsonWebsocketConsumer.encode_json.__func__,
 )
+# A new error each time: it is told whom it answers.
+_DENIALS = {
+    None: lambda: None,
+    "permission_denied": lambda: MessageError("permission_denied", "You may not do this."),
+    "unauthenticated": lambda: MessageError("unauthenticated", "You are not signed in."),
+}
 _NEVER_GUARDED = {"connect", "disconnect", "websocket_connect", "websocket_disconnect"}
 
 
@@ -75,10 +85,11 @@ def require_perms(perms):
     Call the method only for a user who has all of ``perms`` at that moment.
 
     ``perms`` is a permission such as ``"notes.change_note"``, or a non-empty list or tuple of them.
-    The user and the permissions are read from the database at every call, and the user read
-    replaces ``scope["user"]``. A denied call is answered with ``permission_denied`` or, for
-    somebody not signed in, ``unauthenticated``; a denied channel-layer event is dropped with a
-    debug line. Stacks with ``auto_route`` in either order.
+    The user and the permissions are read from the database at every call, or as seldom as
+    ``PERMISSION_MAX_AGE`` says, and the user read replaces ``scope["user"]``. A denied call is
+    answered with ``permission_denied`` or, for somebody not signed in, ``unauthenticated``; a
+    denied channel-layer event is dropped with a debug line. Stacks with ``auto_route`` in either
+    order.
 
     Raises ``TypeError`` or ``ValueError`` for anything but permissions, and ``TypeError`` on
     ``connect`` and ``disconnect``, which must run for everybody.
@@ -106,6 +117,18 @@ def require_perms(perms):
 def is_routed(function):
     """Return whether a decorator of ours allows clients to call ``function``."""
     return getattr(function, "_is_websocket_routed", False) is True
+
+
+def is_over(consumer):
+    """Return whether its socket was ended or closed, so that no message may be handled any more."""
+    connection = consumer.scope.get("websocket_connection")
+    return connection is not None and connection.drops_calls
+
+
+def is_denied(consumer, function):
+    """Return whether a ``require_perms`` of ``function`` would refuse the user now."""
+    perms = getattr(function, "_websocket_perms", None)
+    return perms is not None and _denial(consumer, perms) is not None
 
 
 def takes_event(function):
@@ -265,6 +288,8 @@ def _decorate(method, perms):
         return start(run, content, perms, method, self, *args, **kwargs)
 
     wrapper._is_websocket_routed = True
+    if perms is not None:
+        wrapper._websocket_perms = perms
     # functools.wraps in somebody else's decorator copies this; there it does not name itself.
     wrapper._websocket_wrapper = wrapper
     return wrapper
@@ -274,6 +299,8 @@ def _start(run, content, perms, method, consumer, /, *args, **kwargs):
     call = _ongoing_call(consumer)
     if call is not None:
         return run(call, perms, method, consumer, *args, **kwargs)
+    if is_over(consumer):
+        return _drop(consumer)
     call = _open_call(consumer, content)
     return carry_out(call, run, call, perms, method, consumer, *args, **kwargs)
 
@@ -283,6 +310,8 @@ async def _astart(run, content, perms, method, consumer, /, *args, **kwargs):
     call = _ongoing_call(consumer)
     if call is not None:
         return await run(call, perms, method, consumer, *args, **kwargs)
+    if is_over(consumer):
+        return _drop(consumer)
     call = _open_call(consumer, content)
     return await acarry_out(call, run, call, perms, method, consumer, *args, **kwargs)
 
@@ -307,7 +336,9 @@ def _guarded(call, perms, method, consumer, /, *args, **kwargs):
 
 
 async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
-    call.denial = call.denial or await database_sync_to_async(_denial)(consumer, perms)
+    if call.denial is None:
+        answer = _kept_answer(consumer, perms)
+        call.denial = await in_our_pool(_denial)(consumer, perms) if answer is None else answer[0]
     if call.denial is not None:
         raise call.denial
     return await _arun(method, consumer, *args, **kwargs)
@@ -315,30 +346,56 @@ async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
 
 def _denial(consumer, perms):
     """Return the error for a user who lacks ``perms`` now, ``None`` for one who has them."""
-    from django.contrib.auth.models import AnonymousUser
-
+    answer = _kept_answer(consumer, perms)
+    if answer is not None:
+        return answer[0]
+    connection = consumer.scope.get("websocket_connection")
+    # What is dropped while we ask takes our answer with it.
+    grants = connection.grants if connection is not None else {}
     try:
-        user = gate.fresh_user(consumer.scope)
-        if user is None:
-            user = AnonymousUser()
-        # For good, not for this call: tasks share the scope.
-        consumer.scope["user"] = user
-        if user.has_perms(perms):
-            return None
+        code = _why_denied(consumer, perms)
     except db.Error as error:
         # One line: an outage refuses thousands.
         logger.error("The database did not answer, a guarded call was refused: %s", error)
         return MessageError("unavailable", "Try again later.")
-    if user.is_authenticated:
-        return MessageError("permission_denied", "You may not do this.")
-    return MessageError("unauthenticated", "You are not signed in.")
+    grants[perms] = code, time.monotonic()
+    return _DENIALS[code]()
+
+
+def _kept_answer(consumer, perms):
+    """Return a denial that was kept, in a tuple, ``None`` where the database must be asked."""
+    age = get_setting("PERMISSION_MAX_AGE")
+    connection = consumer.scope.get("websocket_connection")
+    if not age or connection is None or connection.is_database_away:
+        return None
+    code, asked_at = connection.grants.get(perms, (None, None))
+    if asked_at is None or time.monotonic() - asked_at >= age:
+        return None
+    return (_DENIALS[code](),)
+
+
+def _why_denied(consumer, perms):
+    from django.contrib.auth.models import AnonymousUser
+
+    user = gate.fresh_user(consumer.scope)
+    if user is None:
+        user = AnonymousUser()
+    # For good, not for this call: tasks share the scope.
+    consumer.scope["user"] = user
+    if user.has_perms(perms):
+        return None
+    return "permission_denied" if user.is_authenticated else "unauthenticated"
+
+
+def _drop(consumer):
+    logger.debug("Dropped a message to %s: its socket has ended", type(consumer).__name__)
 
 
 async def _arun(method, /, *args, **kwargs):
     """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
     if inspect.iscoroutinefunction(method) or getattr(method, "_websocket_wrapper", None) is method:
         return await method(*args, **kwargs)
-    return await asettle(await database_sync_to_async(method)(*args, **kwargs))
+    return await asettle(await in_handler_pool(method)(*args, **kwargs))
 
 
 def _settle(result):

@@ -42,7 +42,7 @@ CLOSE_SESSION_ENDED = 4410
 CLOSE_TOO_MANY = 4429
 CLOSE_TRY_LATER = 4490
 
-# One bad frame is a slip of a client; ten in a row are no client at all.
+# One bad frame is a slip of a client, and so is one too many; ten in a row are no client at all.
 MAX_BAD_FRAMES = 10
 
 # Deeper than any message people write, shallower than any recursion limit of ours or theirs.

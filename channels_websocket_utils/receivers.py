@@ -13,7 +13,7 @@ from asgiref.sync import SyncToAsync
 from django import db
 from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.signals import request_finished, request_started
@@ -44,12 +44,13 @@ def connect():
         if issubclass(model, user_model):
             post_save.connect(_recheck_saved, sender=model, dispatch_uid=_uid("save", model))
             post_delete.connect(_recheck_deleted, sender=model, dispatch_uid=_uid("delete", model))
-    post_delete.connect(_drop_all_grants, sender=Group, dispatch_uid=_uid("group"))
-    for holder, name in (
+    for model in (Group, Permission):
+        post_delete.connect(_drop_all_grants, sender=model, dispatch_uid=_uid("delete", model))
+    for holder, name in [
         (user_model, "groups"),
         (user_model, "user_permissions"),
         (Group, "permissions"),
-    ):
+    ]:
         field = getattr(holder, name, None)
         # A custom user may have no permissions of Django's.
         if hasattr(field, "through"):
@@ -99,12 +100,23 @@ def _tell_of(user):
 
 
 def _begin_request(**kwargs):
-    _finish_request()
-    _waiting[_request()] = []
+    request = _request()
+    _release(request)
+    _waiting[request] = []
 
 
 def _finish_request(**kwargs):
-    users = _waiting.pop(_request(), None)
+    request = _request()
+    if request in _waiting:
+        _release(request)
+    else:
+        # Django's AsyncClient finishes its request in some other thread.
+        for each in list(_waiting):
+            _release(each)
+
+
+def _release(request):
+    users = _waiting.pop(request, None)
     if users:
         tell("recheck", users=users)
 

@@ -6,11 +6,11 @@ waits for them. What they raise is logged and changes nothing. No signal carries
 
 ``token_issued``: ``user_id``.
 ``token_spent``: ``user_id``.
-``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id``, whose token
-it was, ``None`` where that is not known.
+``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id``, whose
+token it was, ``None`` where that is not known.
 ``connection_opened``: ``connection``, a ``connections.Connection``; sent when it was accepted.
-``connection_closed``: ``connection`` and ``code``, the close code: ours, or the client's (1005 where
-it sent none, 1006 where it has just gone, RFC 6455 section 7.4.1).
+``connection_closed``: ``connection`` and ``code``, the close code: ours, or the client's (1005
+where it sent none, 1006 where it has just gone, RFC 6455 section 7.4.1).
 ``user_disconnected``: ``user_id``, or ``session_digest`` where one session was; the other is
 ``None``. Sent where ``disconnect_user()`` or ``disconnect_session()`` was called.
 """

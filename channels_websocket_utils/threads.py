@@ -17,7 +17,7 @@ from django.db import connections
 
 from .conf import get_setting
 
-__all__ = ["in_handler_pool", "in_our_pool", "single_thread"]
+__all__ = ["handlers_are_waiting", "in_handler_pool", "in_our_pool", "single_thread"]
 
 # A decision is three queries: a few threads serve thousands of connects a second, and each may
 # hold a database connection.
@@ -28,6 +28,7 @@ IDLE = 1.0
 
 _lock = threading.Lock()
 _pools = {}
+_at_work = {"ours": 0, "handlers": 0}
 _single_threads = 0
 
 
@@ -39,6 +40,11 @@ def in_our_pool(function):
 def in_handler_pool(function):
     """Return an awaitable twin of ``function``, a sync handler of a consumer."""
     return _twin(function, "handlers", get_setting("SYNC_THREADS"))
+
+
+def handlers_are_waiting():
+    """Return whether a handler that starts now would wait until another one has ended."""
+    return not _single_threads and _at_work["handlers"] >= get_setting("SYNC_THREADS")
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def single_thread():
 def _twin(function, name, threads):
     if _single_threads:
         return database_sync_to_async(function)
-    return _PoolSyncToAsync(function, thread_sensitive=False, executor=_pool(name, threads))
+    return _PoolSyncToAsync(function, name, _pool(name, threads))
 
 
 def _pool(name, threads):
@@ -76,8 +82,25 @@ def _pool(name, threads):
         return pool
 
 
+def _count(name, change):
+    # Event loops run in threads of their own.
+    with _lock:
+        _at_work[name] += change
+
+
 class _PoolSyncToAsync(SyncToAsync):
     _thread = threading.local()
+
+    def __init__(self, function, name, pool):
+        super().__init__(function, thread_sensitive=False, executor=pool)
+        self._name = name
+
+    async def __call__(self, *args, **kwargs):
+        _count(self._name, 1)
+        try:
+            return await super().__call__(*args, **kwargs)
+        finally:
+            _count(self._name, -1)
 
     def thread_handler(self, loop, *args, **kwargs):
         idle_since = getattr(self._thread, "idle_since", None)

@@ -12,7 +12,7 @@ from django.db import router, transaction
 
 from . import gate, messages, revocations, routes, tokens, words
 from .conf import require_installed
-from .connections import tell
+from .connections import atell, tell
 from .models import WebSocketRevocation
 from .signals import user_disconnected
 from .threads import in_our_pool
@@ -145,7 +145,7 @@ def push_to_user(user, key, payload):
 
 async def apush_to_user(user, key, payload):
     """See push_to_user()."""
-    return await atell("push", words.PUSHES, **_push("apush_to_user", user, key, payload))
+    await atell("push", words.PUSHES, **_push("apush_to_user", user, key, payload))
 
 
 def _disconnect(**owner):
