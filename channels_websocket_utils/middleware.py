@@ -115,6 +115,11 @@ class WebSocketTokenAuthMiddleware:
         scope["websocket_connection"] = connection
         try:
             await self._serve(scope, connection, digest, reason, path)
+        except Exception:
+            if connection.is_accepted:
+                # Servers would say 1011 or 1006, if anything.
+                connection.end(messages.CLOSE_TRY_LATER)
+            raise
         finally:
             await connection.leave()
 

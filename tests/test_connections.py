@@ -695,7 +695,6 @@ async def test_own_password_change_lets_both_tabs_come_back(user, session, open_
     """
     The word leaves when the request has finished, so no tab asks before the session has its hash.
     """
-    settings.ROOT_URLCONF = "tests.password_urls"
     tabs = [await open_as(user, session), await open_as(user, session)]
     client = client_of(session, AsyncClient)
 
@@ -715,7 +714,6 @@ async def test_own_password_change_lets_both_tabs_come_back(user, session, open_
 def test_own_password_change_under_wsgi_waits_as_well(user, session, settings, monkeypatch):
     from channels_websocket_utils import receivers
 
-    settings.ROOT_URLCONF = "tests.password_urls"
     told = []
     monkeypatch.setattr(receivers, "tell", lambda kind, **details: told.append((kind, details)))
 
@@ -744,7 +742,6 @@ async def test_logout_of_signed_cookies_ends_all_sockets_of_the_user(user, open_
     await client.aforce_login(user)
     session = client.cookies["sessionid"].value
     socket = await open_as(user, session)
-    settings.ROOT_URLCONF = "tests.password_urls"
 
     await client.post("/logout/")
 

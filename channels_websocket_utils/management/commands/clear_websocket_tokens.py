@@ -1,0 +1,60 @@
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections, router
+
+from ... import revocations, tokens
+from ...models import WebSocketRevocation, WebSocketToken
+
+
+class Command(BaseCommand):
+    help = (
+        "Delete expired WebSocket tokens, and revocations that no process needs any more. Safe at "
+        "any time, and sockets go on connecting meanwhile."
+    )
+
+    def add_arguments(self, parser):
+        parser.add_argument(
+            "--batch-size",
+            type=int,
+            default=1000,
+            help="rows to delete in one transaction, 1000 by default",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="only count them, and delete nothing"
+        )
+
+    def handle(self, *, batch_size, dry_run, verbosity, **options):
+        if batch_size < 1:
+            raise CommandError(f"--batch-size must be 1 or more, not {batch_size}.")
+        self._shows_progress = verbosity > 0 and self.stdout.isatty()
+        present = tokens.now()
+        old = {
+            WebSocketToken: {"expires_at__lte": present},
+            WebSocketRevocation: {"created_at__lte": revocations.kept_since(present)},
+        }
+        counts, so_far = [], 0
+        for model, condition in old.items():
+            rows = model.objects.using(router.db_for_write(model)).filter(**condition)
+            count = rows.count() if dry_run else self._delete(rows, batch_size, so_far)
+            counts.append(count)
+            so_far += count
+        if verbosity > 0:
+            done = "Would delete" if dry_run else "Deleted"
+            line = "{} expired tokens: {}, old revocations: {}.".format(done, *counts)
+            # Longer than the progress, which it takes the place of.
+            self.stdout.write(f"\r{line}" if self._shows_progress else line)
+
+    def _delete(self, rows, batch_size, so_far):
+        """Delete ``rows``, a batch after the other, and return how many there were."""
+        limit = connections[rows.db].features.max_query_params
+        size = min(batch_size, limit or batch_size)
+        deleted = 0
+        while True:
+            # By key and without a join: a DELETE with a limit is not for every database, and a
+            # short one holds up nobody who is connecting.
+            keys = list(rows.values_list("pk", flat=True)[:size])
+            deleted += rows.model.objects.using(rows.db).filter(pk__in=keys).delete()[0]
+            if self._shows_progress:
+                self.stdout.write(f"\rDeleted: {so_far + deleted}", ending="")
+                self.stdout.flush()
+            if len(keys) < size:
+                return deleted

@@ -1,0 +1,33 @@
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+
+from ...conf import get_setting
+from ...utils import disconnect_user
+from ...words import shared_layer
+
+
+class Command(BaseCommand):
+    help = (
+        "End all live WebSockets of a user, in every process, and kill their unspent tokens. Who "
+        "is still signed in may come back: deactivate them, or end their sessions, first."
+    )
+
+    def add_arguments(self, parser):
+        parser.add_argument("user", help="the name that the user signs in with")
+        parser.add_argument(
+            "--pk", action="store_true", help="the argument is the user's primary key instead"
+        )
+
+    def handle(self, *, user, pk, verbosity, **options):
+        users = get_user_model()._default_manager
+        try:
+            found = users.get(pk=user) if pk else users.get_by_natural_key(user)
+        except (users.model.DoesNotExist, ValueError, ValidationError):
+            what = "primary key" if pk else "name"
+            raise CommandError(f"There is no user with the {what} {user!r}.") from None
+        disconnect_user(found)
+        if verbosity > 0:
+            # This process has no sockets itself: the others hear it, or read it.
+            when = "now" if shared_layer() else f"within {get_setting('RECHECK_INTERVAL')} s"
+            self.stdout.write(f"All live sockets of {found.get_username()} end {when}.")

@@ -1,0 +1,468 @@
+"""
+The test kit: a client's end of one WebSocket, for the tests of a site's own consumers.
+
+It stands on asgiref alone, since Channels' own communicator cannot be imported without Daphne.
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack, asynccontextmanager
+from importlib import import_module
+from textwrap import shorten
+from urllib.parse import unquote
+
+from asgiref.compatibility import guarantee_single_callable
+from asgiref.sync import sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from django.conf import settings
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
+from django.db import DEFAULT_DB_ALIAS
+from django.test import TestCase
+
+from . import gate, messages
+from .threads import single_thread
+from .utils import get_websocket_token
+
+__all__ = ["CallError", "ClosedError", "WebSocketCommunicator", "committed", "single_thread"]
+
+# What a server says of a socket that was closed before it was accepted.
+HTTP_FORBIDDEN = 403
+
+# Django's test client and a browser on its site send these; Origin validators ask for them.
+_HEADERS = {b"host": b"testserver", b"origin": b"http://testserver"}
+
+
+class CallError(Exception):
+    """
+    An error reply: its ``code`` and ``message``.
+
+    ``id`` is set for the code ``internal`` alone: with it the traceback is in the server's log.
+    """
+
+    def __init__(self, code, message, id=None):
+        super().__init__(f"{code}: {message}" + (f" See {id} in the log." if id else ""))
+        self.code = code
+        self.message = message
+        self.id = id
+
+
+class ClosedError(AssertionError):
+    """The application has refused or closed the socket: ``code`` is the close code, or 403."""
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
+class WebSocketCommunicator:
+    """
+    One WebSocket to ``application``, opened as a browser would with ``user`` signed in.
+
+    It passes through everything that stands in front of the consumer: origin check, session,
+    gate, routes::
+
+        async with WebSocketCommunicator(application, "/ws/board/{token}/", user=user) as socket:
+            assert await socket.call("save_note", text="Milk") == {"id": 1}
+            assert await socket.receive_push("saved") == {"id": 1}
+
+    ``path`` may have a query. In the place of ``{token}`` comes a new token of the user, bound to
+    the session; for nobody it is one that never validates. To send another one, or no cookie
+    beside it (``token_only``), write the token into the path and leave ``user`` out.
+    ``session``, a ``SessionStore`` or its key, is the cookie to use, such as
+    ``self.client.session``; without ``user`` its user is taken. Otherwise a new session is made.
+    ``headers`` is a dictionary, or pairs as in a scope; ``None`` leaves a header out that would be
+    sent, as apps leave out ``origin``. ``subprotocols`` is a list of names. ``timeout`` is how many
+    seconds each waiting may take.
+
+    While it is open everything runs in Django's one thread, so it works in a ``TestCase`` and
+    sees the rows of the test's transaction. That transaction is never committed, and what is told
+    on commit (a logout, ``disconnect_user()``) is told inside ``committed()`` only.
+
+    ``scope`` may be changed until it connects. ``subprotocol`` is the chosen one; ``close_code``
+    what the application has closed the socket with, 403 before it was accepted, ``None`` while it
+    has not. What the application raises is raised by the method that waits, once. At its end
+    nothing is left behind: an application that goes on is cancelled.
+    """
+
+    def __init__(
+        self,
+        application,
+        path,
+        *,
+        user=None,
+        session=None,
+        headers=(),
+        subprotocols=(),
+        timeout=5,
+    ):
+        self.path = path
+        self.user = user
+        self.session = session
+        self.timeout = timeout
+        self.scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "server": ("testserver", 80),
+            "client": ("127.0.0.1", 50000),
+            "root_path": "",
+            "headers": _read_headers(headers),
+            "subprotocols": [*subprotocols],
+        }
+        self.subprotocol = self.close_code = None
+        self._application = guarantee_single_callable(application)
+        self._communicator = ApplicationCommunicator(self._run, self.scope)
+        self._news = asyncio.Event()
+        self._frames = []
+        self._reply_keys = (f"call-{number}" for number in itertools.count(1))
+        self._has_begun = self._is_accepted = self._has_settled = self._has_raised = False
+
+    async def __aenter__(self):
+        await self.connect()
+        return self
+
+    async def __aexit__(self, kind, error, traceback):
+        if error is None:
+            await self.disconnect()
+        else:
+            await self._end(1000)
+
+    async def connect(self):
+        """
+        Open the socket, and return when the consumer has accepted it and done its ``connect()``.
+
+        Raises ``ClosedError`` when the socket is refused: by a close before the accept, which is
+        HTTP 403, or by one that is sent along with it, which a browser sees as its close code.
+        """
+        if self._has_begun:
+            raise RuntimeError("A WebSocketCommunicator is for one socket. Make another one.")
+        await sync_to_async(self._prepare)()
+        self._begin()
+        try:
+            await self._put({"type": "websocket.connect"})
+            await self._wait_for(
+                lambda: self._is_accepted or self.close_code is not None, "answer to the handshake"
+            )
+            await self._settle()
+            if self.close_code is not None:
+                raise self._closed("refused")
+        except BaseException:
+            await self._end(1006)
+            raise
+
+    async def disconnect(self, code=1000):
+        """
+        Close the socket as a client does, and return when the application has ended.
+
+        Raises what the application raised, and ``TimeoutError`` when it had to be cancelled.
+        """
+        if not self._has_begun:
+            return
+        if not await self._end(code):
+            raise TimeoutError(
+                f"The application did not end within {self.timeout} s of its disconnect. It was "
+                "cancelled."
+            )
+        self._raise_application_error()
+
+    async def call(self, name, /, **payload):
+        """
+        Call the consumer's method ``name`` with ``payload``, and return what it returned.
+
+        Raises ``CallError`` when the reply is an error. Pushes that come meanwhile are kept.
+        """
+        for reserved in ("type", "reply_key"):
+            if reserved in payload:
+                raise ValueError(f"{reserved!r} is not for the payload: call() gives its own.")
+        reply_key = next(self._reply_keys)
+        await self.send_json({"type": name, "reply_key": reply_key, **payload})
+        reply = await self._take(
+            reply_key, f"reply to {name!r}; methods without @auto_route give none"
+        )
+        if "error" in reply:
+            raise CallError(**reply["error"])
+        return reply["data"] if reply.keys() == {"data"} else reply
+
+    async def receive_push(self, key):
+        """
+        Return the payload of the next push with this ``key``.
+
+        All other frames are kept, and so are pushes until somebody asks for them.
+        """
+        return await self._take(key, f"push {key!r}")
+
+    async def receive_json(self):
+        """Return the next frame as it is, of whatever kind; the server's hello is passed over."""
+        return json.loads(await self.receive_text())
+
+    async def receive_text(self):
+        """Return the text of the next frame; see receive_json()."""
+        await self._wait_for(lambda: self._frames, "frame")
+        return self._frames.pop(0)
+
+    async def receive_nothing(self, timeout=0.1):
+        """
+        Return whether there is no frame to receive, and none comes within ``timeout`` seconds.
+
+        To be sure instead of patient, ``call()`` a method first: what was said before it is here.
+        """
+        try:
+            await self._wait_for(
+                lambda: self._frames or self.close_code is not None, "frame", timeout
+            )
+        except TimeoutError:
+            return True
+        return not self._frames
+
+    async def send_json(self, content):
+        """Send ``content`` as JSON; dates, decimals and UUIDs as Django writes them."""
+        await self.send_text(messages.encode(content))
+
+    async def send_text(self, text):
+        """Send a text frame. On a socket that was closed it is lost, as it is in a browser."""
+        if not self._has_begun:
+            raise RuntimeError("The socket is not open: connect() first, or use 'async with'.")
+        await self._put({"type": "websocket.receive", "text": text})
+
+    async def assert_closes(self, code):
+        """Wait until the application closes the socket, and assert that it does so with ``code``."""
+        try:
+            await self._wait_for(lambda: self.close_code is not None, f"close with {code}")
+        except TimeoutError as error:
+            raise AssertionError(str(error)) from None
+        if self.close_code != code:
+            raise self._closed(f"closed, not with {code} but")
+
+    async def assert_refused(self, code):
+        """
+        Connect, and assert that the socket is refused with ``code``: 4401, say, or 403.
+
+        In the place of ``connect()``; nothing is open afterwards.
+        """
+        try:
+            await self.connect()
+        except ClosedError as refusal:
+            if refusal.code != code:
+                raise self._closed(f"refused, not with {code} but") from None
+        else:
+            await self.disconnect()
+            raise AssertionError(f"The socket was opened, and not refused with {code}.")
+
+    def _prepare(self):
+        """Sign the user in, and complete the scope; in Django's thread."""
+        if self.user is not None and not hasattr(self.user, "is_authenticated"):
+            raise TypeError(
+                f"A socket is opened by a {get_user_model().__name__}, not by "
+                f"{type(self.user).__name__}."
+            )
+        if isinstance(self.session, str):
+            self.session = _session_store(self.session)
+        user = self.user
+        if user is None:
+            user = gate.decide(None, session=self.session).user
+        if self.session is None and user.is_authenticated:
+            self.session = _sign_in(user)
+        path = self.path
+        if "{token}" in path:
+            path = path.replace("{token}", get_websocket_token(user, session=self.session))
+        path, _, query = path.partition("?")
+        self.scope["path"] = unquote(path)
+        self.scope["raw_path"] = path.encode()
+        self.scope["query_string"] = query.encode()
+        if self.session is not None and self.session.session_key:
+            cookie = f"{settings.SESSION_COOKIE_NAME}={self.session.session_key}"
+            self.scope["headers"] = _add_cookie(self.scope["headers"], cookie.encode())
+
+    def _begin(self):
+        self._has_begun = True
+        held = ExitStack()
+        held.enter_context(single_thread())
+
+        def end(future):
+            held.close()
+            self._news.set()
+
+        # With the task, however that ends: a test may forget to disconnect.
+        self._communicator.future.add_done_callback(end)
+
+    async def _run(self, scope, receive, send):
+        is_connecting = True
+
+        async def watched_receive():
+            nonlocal is_connecting
+            if not is_connecting:
+                # Who asks for more is done with the connect.
+                self._has_settled = True
+                self._news.set()
+            message = await receive()
+            is_connecting = False
+            return message
+
+        async def watched_send(message):
+            self._hear(message)
+            self._news.set()
+
+        await self._application(scope, watched_receive, watched_send)
+
+    def _hear(self, message):
+        if message["type"] == "websocket.accept":
+            self._is_accepted = True
+            self.subprotocol = message.get("subprotocol")
+        elif message["type"] == "websocket.close":
+            if self.close_code is None:
+                code = message.get("code") or 1000
+                self.close_code = code if self._is_accepted else HTTP_FORBIDDEN
+        elif message.get("text") is None:
+            raise AssertionError("The consumer sent a binary frame, but clients expect JSON.")
+        elif _key(message["text"]) != messages.READY_KEY:
+            self._frames.append(message["text"])
+
+    async def _settle(self):
+        """Wait until what came with the accept is here: a close may be among it."""
+        try:
+            await self._wait_for(lambda: self._has_settled or self.close_code is not None, "rest")
+        except TimeoutError:
+            # A connect() that never returns, but has accepted.
+            pass
+        self._raise_application_error()
+
+    async def _take(self, key, what):
+        """Return the first frame with ``key``, without the key. All others stay."""
+
+        def find():
+            return next((text for text in self._frames if _key(text) == key), None)
+
+        text = await self._wait_for(find, what)
+        self._frames.remove(text)
+        frame = json.loads(text)
+        del frame["key"]
+        return frame
+
+    async def _wait_for(self, find, what, timeout=None):
+        """Return what ``find()`` returns as soon as that is true; ``what`` it is, for the errors."""
+        timeout = self.timeout if timeout is None else timeout
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        while not (found := self._has_begun and find()):
+            if not self._has_begun:
+                raise RuntimeError("The socket is not open: connect() first, or use 'async with'.")
+            self._raise_application_error()
+            if self.close_code is not None:
+                raise self._closed(f"closed while waiting for a {what}:")
+            if self._communicator.future.done():
+                raise AssertionError(f"The application has ended, and there was no {what}.")
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), deadline - clock())
+            except asyncio.TimeoutError:
+                raise TimeoutError(f"No {what} within {timeout} s.{self._kept()}") from None
+        return found
+
+    async def _end(self, code):
+        """End the application, and return whether it did so without being cancelled."""
+        future = self._communicator.future
+        try:
+            await self._put({"type": "websocket.disconnect", "code": code})
+            await asyncio.wait({future}, timeout=self.timeout)
+            return future.done()
+        finally:
+            if not future.done():
+                future.cancel()
+                await asyncio.wait({future}, timeout=self.timeout)
+
+    async def _put(self, message):
+        await self._communicator.input_queue.put(message)
+
+    def _raise_application_error(self):
+        future = self._communicator.future
+        if self._has_raised or not future.done() or future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._has_raised = True
+            raise error
+
+    def _closed(self, how):
+        code, hint = self.close_code, ""
+        if not self._has_settled and code in (HTTP_FORBIDDEN, messages.CLOSE_TOKEN_REFUSED):
+            hint = " The log channels_websocket_utils may tell the reason, at level DEBUG."
+        return ClosedError(f"The socket was {how} {code}.{hint}{self._kept()}", code)
+
+    def _kept(self):
+        if not self._frames:
+            return ""
+        return shorten(f" Frames that came: {', '.join(self._frames)}", 500)
+
+
+@asynccontextmanager
+async def committed(using=DEFAULT_DB_ALIAS):
+    """
+    Let what is done inside count as committed in a ``TestCase``, when the block ends::
+
+        async with committed():
+            await self.client.alogout()
+        await socket.assert_closes(4410)
+
+    The async twin of ``captureOnCommitCallbacks(execute=True)``, which in async tests looks at the
+    connection of another thread and finds nothing. In tests that do commit it changes nothing.
+    """
+    capture = TestCase.captureOnCommitCallbacks(using=using, execute=True)
+    await sync_to_async(capture.__enter__)()
+    try:
+        yield
+    finally:
+        await sync_to_async(capture.__exit__)(None, None, None)
+
+
+def _key(text):
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content.get("key") if isinstance(content, dict) else None
+
+
+def _session_store(key=None):
+    return import_module(settings.SESSION_ENGINE).SessionStore(key)
+
+
+def _sign_in(user):
+    """Return a new session in which ``user`` is signed in, as ``login()`` makes it."""
+    session = _session_store()
+    session[SESSION_KEY] = user._meta.pk.value_to_string(user)
+    session[BACKEND_SESSION_KEY] = getattr(user, "backend", None) or next(
+        path for path in settings.AUTHENTICATION_BACKENDS if hasattr(load_backend(path), "get_user")
+    )
+    session[HASH_SESSION_KEY] = (
+        user.get_session_auth_hash() if hasattr(user, "get_session_auth_hash") else ""
+    )
+    session.save()
+    return session
+
+
+def _read_headers(headers):
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    given = [(_bytes(name).lower(), value) for name, value in pairs]
+    names = {name for name, _ in given}
+    defaults = [(name, value) for name, value in _HEADERS.items() if name not in names]
+    return defaults + [(name, _bytes(value)) for name, value in given if value is not None]
+
+
+def _add_cookie(headers, cookie):
+    # In one header: who reads cookies reads the first.
+    cookies = [value for name, value in headers if name == b"cookie"]
+    others = [(name, value) for name, value in headers if name != b"cookie"]
+    return [*others, (b"cookie", b"; ".join([*cookies, cookie]))]
+
+
+def _bytes(text):
+    return text.encode("latin1") if isinstance(text, str) else text
