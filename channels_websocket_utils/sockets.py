@@ -72,7 +72,7 @@ class Socket:
             return await self.accepted()
         if message["type"] == "websocket.close":
             if self.is_refused and not self.is_accepted:
-                await self.send({"type": "websocket.accept", "subprotocol": self._subprotocol})
+                await self._accept()
                 message = {"code": messages.CLOSE_TOKEN_REFUSED, **message}
             self.ended = True
             if self.is_accepted:
@@ -168,9 +168,13 @@ class Socket:
 
     async def _say_close(self):
         if not self.is_accepted:
-            self.is_accepted = True
-            await self._say({"type": "websocket.accept", "subprotocol": self._subprotocol})
+            await self._accept()
         await self._say({"type": "websocket.close", "code": self.close_code})
+
+    async def _accept(self):
+        # Only to be able to close with a code: nobody is told that it was opened.
+        self.is_accepted = True
+        await self._say({"type": "websocket.accept", "subprotocol": self._subprotocol})
 
     async def _say(self, message):
         try:

@@ -8,27 +8,25 @@ import asyncio
 import itertools
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib import import_module
-from textwrap import shorten
 from urllib.parse import unquote
 
 from asgiref.compatibility import guarantee_single_callable
 from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
+from channels import db as channels_db
 from django.conf import settings
 from django.contrib.auth import (
     BACKEND_SESSION_KEY,
     HASH_SESSION_KEY,
     SESSION_KEY,
-    get_user_model,
     load_backend,
 )
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, close_old_connections
 from django.test import TestCase
 
-from . import gate, messages
-from .threads import single_thread
+from . import gate, messages, threads
 from .utils import get_websocket_token
 
 __all__ = ["CallError", "ClosedError", "WebSocketCommunicator", "committed", "single_thread"]
@@ -38,6 +36,35 @@ HTTP_FORBIDDEN = 403
 
 # Django's test client and a browser on its site send these; Origin validators ask for them.
 _HEADERS = {b"host": b"testserver", b"origin": b"http://testserver"}
+
+
+_single_threads = 0
+
+
+@contextmanager
+def single_thread():
+    """
+    Run everything in Django's own one thread meanwhile, and keep its database connection open.
+
+    For tests in a ``TestCase`` that use another communicator, such as Channels' own: the test's
+    rows are in a transaction of that connection, which ``database_sync_to_async()`` would close.
+    """
+    global _single_threads
+    with threads.single_thread():
+        _single_threads += 1
+        channels_db.close_old_connections = _close_old_connections
+        try:
+            yield
+        finally:
+            _single_threads -= 1
+            if not _single_threads:
+                channels_db.close_old_connections = close_old_connections
+
+
+def _close_old_connections():
+    # Channels' communicator patches this name too, and may put us back when we are done.
+    if not _single_threads:
+        close_old_connections()
 
 
 class CallError(Exception):
@@ -103,6 +130,8 @@ class WebSocketCommunicator:
         subprotocols=(),
         timeout=5,
     ):
+        if user is not None and not hasattr(user, "is_authenticated"):
+            raise TypeError(f"A socket is opened by a user, not by {type(user).__name__}.")
         self.path = path
         self.user = user
         self.session = session
@@ -154,7 +183,8 @@ class WebSocketCommunicator:
             )
             await self._settle()
             if self.close_code is not None:
-                raise self._closed("refused")
+                await self._see_end()
+                raise self._closed(f"refused with {self.close_code}")
         except BaseException:
             await self._end(1006)
             raise
@@ -178,18 +208,18 @@ class WebSocketCommunicator:
         """
         Call the consumer's method ``name`` with ``payload``, and return what it returned.
 
-        Raises ``CallError`` when the reply is an error. Pushes that come meanwhile are kept.
+        Raises ``CallError`` when the reply is an error. Pushes that come meanwhile are kept. A
+        method without ``auto_route`` never replies: ``send_json({"type": ...})`` calls it.
         """
         for reserved in ("type", "reply_key"):
             if reserved in payload:
                 raise ValueError(f"{reserved!r} is not for the payload: call() gives its own.")
         reply_key = next(self._reply_keys)
         await self.send_json({"type": name, "reply_key": reply_key, **payload})
-        reply = await self._take(
-            reply_key, f"reply to {name!r}; methods without @auto_route give none"
-        )
+        reply = await self._take(reply_key, f"reply to {name!r}")
         if "error" in reply:
-            raise CallError(**reply["error"])
+            error = reply["error"]
+            raise CallError(error["code"], error["message"], error.get("id"))
         return reply["data"] if reply.keys() == {"data"} else reply
 
     async def receive_push(self, key):
@@ -201,11 +231,11 @@ class WebSocketCommunicator:
         return await self._take(key, f"push {key!r}")
 
     async def receive_json(self):
-        """Return the next frame as it is, of whatever kind; the server's hello is passed over."""
-        return json.loads(await self.receive_text())
+        """Return the next frame from JSON, of whatever kind; see receive()."""
+        return json.loads(await self.receive())
 
-    async def receive_text(self):
-        """Return the text of the next frame; see receive_json()."""
+    async def receive(self):
+        """Return the next frame, text or bytes, other than the server's hello."""
         await self._wait_for(lambda: self._frames, "frame")
         return self._frames.pop(0)
 
@@ -229,18 +259,22 @@ class WebSocketCommunicator:
 
     async def send_text(self, text):
         """Send a text frame. On a socket that was closed it is lost, as it is in a browser."""
-        if not self._has_begun:
-            raise RuntimeError("The socket is not open: connect() first, or use 'async with'.")
+        self._check_begun()
         await self._put({"type": "websocket.receive", "text": text})
 
+    async def send_bytes(self, data):
+        """Send a binary frame; see send_text()."""
+        self._check_begun()
+        await self._put({"type": "websocket.receive", "bytes": data})
+
     async def assert_closes(self, code):
-        """Wait until the application closes the socket, and assert that it does so with ``code``."""
+        """Wait until the application closes the socket, and assert that it is with ``code``."""
         try:
             await self._wait_for(lambda: self.close_code is not None, f"close with {code}")
         except TimeoutError as error:
             raise AssertionError(str(error)) from None
         if self.close_code != code:
-            raise self._closed(f"closed, not with {code} but")
+            raise self._closed(f"closed with {self.close_code}, not with {code}")
 
     async def assert_refused(self, code):
         """
@@ -252,18 +286,13 @@ class WebSocketCommunicator:
             await self.connect()
         except ClosedError as refusal:
             if refusal.code != code:
-                raise self._closed(f"refused, not with {code} but") from None
+                raise self._closed(f"refused with {refusal.code}, not with {code}") from None
         else:
             await self.disconnect()
             raise AssertionError(f"The socket was opened, and not refused with {code}.")
 
     def _prepare(self):
         """Sign the user in, and complete the scope; in Django's thread."""
-        if self.user is not None and not hasattr(self.user, "is_authenticated"):
-            raise TypeError(
-                f"A socket is opened by a {get_user_model().__name__}, not by "
-                f"{type(self.user).__name__}."
-            )
         if isinstance(self.session, str):
             self.session = _session_store(self.session)
         user = self.user
@@ -321,10 +350,11 @@ class WebSocketCommunicator:
             if self.close_code is None:
                 code = message.get("code") or 1000
                 self.close_code = code if self._is_accepted else HTTP_FORBIDDEN
-        elif message.get("text") is None:
-            raise AssertionError("The consumer sent a binary frame, but clients expect JSON.")
-        elif _key(message["text"]) != messages.READY_KEY:
-            self._frames.append(message["text"])
+        else:
+            text = message.get("text")
+            frame = message["bytes"] if text is None else text
+            if _key(frame) != messages.READY_KEY:
+                self._frames.append(frame)
 
     async def _settle(self):
         """Wait until what came with the accept is here: a close may be among it."""
@@ -339,25 +369,25 @@ class WebSocketCommunicator:
         """Return the first frame with ``key``, without the key. All others stay."""
 
         def find():
-            return next((text for text in self._frames if _key(text) == key), None)
+            return next((frame for frame in self._frames if _key(frame) == key), None)
 
-        text = await self._wait_for(find, what)
-        self._frames.remove(text)
-        frame = json.loads(text)
-        del frame["key"]
-        return frame
+        frame = await self._wait_for(find, what)
+        self._frames.remove(frame)
+        content = json.loads(frame)
+        del content["key"]
+        return content
 
     async def _wait_for(self, find, what, timeout=None):
-        """Return what ``find()`` returns as soon as that is true; ``what`` it is, for the errors."""
+        """Return what ``find()`` does as soon as that is true; ``what`` it is, for the errors."""
+        self._check_begun()
         timeout = self.timeout if timeout is None else timeout
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
-        while not (found := self._has_begun and find()):
-            if not self._has_begun:
-                raise RuntimeError("The socket is not open: connect() first, or use 'async with'.")
+        while not (found := find()):
             self._raise_application_error()
             if self.close_code is not None:
-                raise self._closed(f"closed while waiting for a {what}:")
+                await self._see_end()
+                raise self._closed(f"closed with {self.close_code}, and there was no {what}")
             if self._communicator.future.done():
                 raise AssertionError(f"The application has ended, and there was no {what}.")
             self._news.clear()
@@ -366,6 +396,11 @@ class WebSocketCommunicator:
             except asyncio.TimeoutError:
                 raise TimeoutError(f"No {what} within {timeout} s.{self._kept()}") from None
         return found
+
+    async def _see_end(self):
+        """Let the application end after its close: what it raises was often the reason."""
+        await self._end(self.close_code)
+        self._raise_application_error()
 
     async def _end(self, code):
         """End the application, and return whether it did so without being cancelled."""
@@ -378,6 +413,10 @@ class WebSocketCommunicator:
             if not future.done():
                 future.cancel()
                 await asyncio.wait({future}, timeout=self.timeout)
+
+    def _check_begun(self):
+        if not self._has_begun:
+            raise RuntimeError("The socket is not open: connect() first, or use 'async with'.")
 
     async def _put(self, message):
         await self._communicator.input_queue.put(message)
@@ -392,15 +431,13 @@ class WebSocketCommunicator:
             raise error
 
     def _closed(self, how):
-        code, hint = self.close_code, ""
-        if not self._has_settled and code in (HTTP_FORBIDDEN, messages.CLOSE_TOKEN_REFUSED):
-            hint = " The log channels_websocket_utils may tell the reason, at level DEBUG."
-        return ClosedError(f"The socket was {how} {code}.{hint}{self._kept()}", code)
+        hint = ""
+        if self.close_code in (HTTP_FORBIDDEN, messages.CLOSE_TOKEN_REFUSED):
+            hint = " The log channels_websocket_utils may tell why, at level DEBUG."
+        return ClosedError(f"The socket was {how}.{hint}{self._kept()}", self.close_code)
 
     def _kept(self):
-        if not self._frames:
-            return ""
-        return shorten(f" Frames that came: {', '.join(self._frames)}", 500)
+        return f" Not asked for: {self._frames}"[:500] if self._frames else ""
 
 
 @asynccontextmanager
@@ -409,7 +446,7 @@ async def committed(using=DEFAULT_DB_ALIAS):
     Let what is done inside count as committed in a ``TestCase``, when the block ends::
 
         async with committed():
-            await self.client.alogout()
+            await adisconnect_user(user)
         await socket.assert_closes(4410)
 
     The async twin of ``captureOnCommitCallbacks(execute=True)``, which in async tests looks at the
@@ -423,9 +460,9 @@ async def committed(using=DEFAULT_DB_ALIAS):
         await sync_to_async(capture.__exit__)(None, None, None)
 
 
-def _key(text):
+def _key(frame):
     try:
-        content = json.loads(text)
+        content = json.loads(frame)
     except ValueError:
         return None
     return content.get("key") if isinstance(content, dict) else None
@@ -437,6 +474,8 @@ def _session_store(key=None):
 
 def _sign_in(user):
     """Return a new session in which ``user`` is signed in, as ``login()`` makes it."""
+    if user.pk is None:
+        raise ValueError("A socket is opened by a user that is saved.")
     session = _session_store()
     session[SESSION_KEY] = user._meta.pk.value_to_string(user)
     session[BACKEND_SESSION_KEY] = getattr(user, "backend", None) or next(

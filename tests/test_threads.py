@@ -1,0 +1,291 @@
+"""Where sync code runs: side by side for different sockets, and never in the way of an opening."""
+
+import asyncio
+import threading
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connection, connections
+from django.db.backends.signals import connection_created
+
+from channels_websocket_utils import threads
+from channels_websocket_utils.consumers import (
+    AsyncWebSocketManagerConsumer,
+    WebSocketManagerConsumer,
+)
+from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.threads import in_handler_pool, in_our_pool, single_thread
+from channels_websocket_utils.tokens import issue
+
+from .consumers import PERM, AsyncManager, Manager, PlainJson
+from .helpers import LIMIT, stack
+
+
+class Gathering:
+    """Sync handlers that wait for each other, or for the test."""
+
+    barrier = None
+    entered = None
+    go_on = None
+
+    @auto_route
+    def gather(self):
+        type(self).barrier.wait(LIMIT)
+        return "gathered"
+
+    @auto_route
+    def block(self):
+        Gathering.entered.release()
+        assert Gathering.go_on.wait(LIMIT)
+        return "blocked"
+
+    @auto_route
+    def echo(self, event):
+        return event["value"]
+
+    @auto_route
+    @require_perms(PERM)
+    def guarded(self):
+        return "done"
+
+
+class Sync(Gathering, WebSocketManagerConsumer):
+    pass
+
+
+class Async(Gathering, AsyncWebSocketManagerConsumer):
+    pass
+
+
+OURS = pytest.mark.parametrize("consumer", [Sync, Async])
+
+
+@pytest.fixture(autouse=True)
+def fresh_events():
+    Gathering.entered, Gathering.go_on = threading.Semaphore(0), threading.Event()
+    yield
+    Gathering.go_on.set()
+
+
+async def entered(count):
+    """Wait until so many handlers block."""
+    for _ in range(count):
+        assert await asyncio.to_thread(Gathering.entered.acquire, timeout=LIMIT)
+
+
+@OURS
+async def test_handlers_of_different_sockets_run_side_by_side(opened, consumer, monkeypatch):
+    monkeypatch.setattr(consumer, "barrier", threading.Barrier(6))
+    sockets = [await opened(consumer) for _ in range(6)]
+
+    replies = await asyncio.gather(*(socket.call("gather") for socket in sockets))
+
+    assert {reply["data"] for reply in replies} == {"gathered"}
+
+
+@OURS
+async def test_handlers_of_one_socket_run_in_order(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("block", reply_key="first")
+    await socket.send("echo", reply_key="second", value=2)
+    await entered(1)
+    other = await opened(consumer)
+    assert (await other.call("echo", value=1))["data"] == 1
+    Gathering.go_on.set()
+
+    await socket.next()
+    assert [(await socket.next())["key"] for _ in range(2)] == ["first", "second"]
+
+
+@OURS
+@pytest.mark.parametrize("opens", [Sync, Async, Manager, AsyncManager])
+async def test_opening_does_not_wait_behind_blocked_handlers(opened, settings, consumer, opens):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
+    for _ in range(2):
+        await (await opened(consumer)).send("block")
+    await entered(2)
+
+    socket = await opened(opens)
+
+    assert (await socket.next())["key"] == "websocket.ready"
+    Gathering.go_on.set()
+
+
+@OURS
+async def test_permission_check_does_not_wait_behind_blocked_handlers(opened, settings, consumer):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
+    socket = await opened(consumer)
+    for _ in range(2):
+        await (await opened(consumer)).send("block")
+    await entered(2)
+
+    refused = await socket.call("guarded")
+
+    assert refused["error"]["code"] == "permission_denied"
+    Gathering.go_on.set()
+
+
+async def test_naive_handlers_keep_an_opening_waiting(opened, user, session, open_socket):
+    """The test has teeth: Channels' own consumers share one thread, and a connect waits for it."""
+
+    class Naive(Gathering, PlainJson):
+        pass
+
+    await (await opened(Naive)).send("block")
+    await entered(1)
+    # In our pool: Django's thread is the one that blocks.
+    tokens = [await in_our_pool(issue)(user) for _ in range(2)]
+    socket = open_socket(stack(Naive), f"/ws/{tokens[0]}", session=session)
+    opening = asyncio.ensure_future(socket.connect())
+    ours = open_socket(stack(Sync), f"/ws/{tokens[1]}", session=session)
+
+    assert (await ours.connect())["type"] == "websocket.accept"
+    assert not opening.done()
+    Gathering.go_on.set()
+    assert (await opening)["type"] == "websocket.accept"
+
+
+async def test_pool_has_as_many_threads_as_the_setting_says(settings):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
+    running, most = [], []
+    lock, both = threading.Lock(), threading.Barrier(2)
+
+    def work():
+        with lock:
+            running.append(1)
+            most.append(len(running))
+        both.wait(LIMIT)
+        with lock:
+            running.pop()
+
+    await asyncio.gather(*(in_handler_pool(work)() for _ in range(6)))
+
+    assert max(most) == 2
+
+
+def test_single_thread_runs_everything_in_the_thread_of_the_test():
+    """So a ``TestCase`` sees its rows: its transaction belongs to this thread."""
+
+    async def where():
+        return {
+            await in_our_pool(threading.current_thread)(),
+            await in_handler_pool(threading.current_thread)(),
+        }
+
+    with single_thread():
+        assert async_to_sync(where)() == {threading.current_thread()}
+    assert threading.current_thread() not in async_to_sync(where)()
+
+
+# Database connections of the pools' threads
+
+
+@pytest.fixture
+def one_thread(transactional_db, monkeypatch):
+    """Our pool with one thread, new: all work meets the same connection."""
+    monkeypatch.setattr(threads, "OUR_THREADS", 1)
+    yield
+    async_to_sync(in_our_pool(lambda: connection.close()))()
+
+
+def ask():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return cursor.fetchone()[0]
+
+
+def lose_connection():
+    """Let the server close this thread's connection, as a restart or a proxy does."""
+    if connection.vendor == "postgresql":
+        connection.ensure_connection()
+        pid = connection.connection.info.backend_pid
+        other = connection.copy()
+        try:
+            with other.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+        finally:
+            other.close()
+    else:
+        connection.ensure_connection()
+        connection.connection.close()
+
+
+def is_usable():
+    # What Django says of an SQLite connection is always yes.
+    try:
+        connection.connection.execute("SELECT 1")
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("one_thread")
+async def test_connection_that_the_server_closed_does_not_poison_later_work(monkeypatch):
+    assert await in_our_pool(ask)() == 1
+    if connection.vendor != "postgresql":
+        monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
+    await in_our_pool(lose_connection)()
+
+    # As after the second of idling.
+    monkeypatch.setattr(threads, "IDLE", 0)
+    assert await in_our_pool(ask)() == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+async def test_busy_thread_is_poisoned_once_at_most(monkeypatch):
+    assert await in_our_pool(ask)() == 1
+    if connection.vendor != "postgresql":
+        monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
+    await in_our_pool(lose_connection)()
+
+    with pytest.raises(Exception, match=r"closed|terminat|connection"):
+        await in_our_pool(ask)()
+
+    assert await in_our_pool(ask)() == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+async def test_busy_thread_keeps_its_connection():
+    """Channels would open a new one for each call: ``CONN_MAX_AGE`` is 0 by default."""
+    made = []
+    await in_our_pool(ask)()
+
+    def count(**kwargs):
+        made.append(kwargs)
+
+    connection_created.connect(count)
+    try:
+        for _ in range(10):
+            await in_our_pool(ask)()
+    finally:
+        connection_created.disconnect(count)
+
+    assert made == []
+
+
+@pytest.mark.usefixtures("one_thread")
+async def test_idle_thread_gives_up_a_connection_that_is_too_old(monkeypatch):
+    def age():
+        connection.ensure_connection()
+        connection.close_at = 0
+        return connection.connection
+
+    old = await in_our_pool(age)()
+    monkeypatch.setattr(threads, "IDLE", 0)
+
+    assert await in_our_pool(lambda: connection.connection is old)() is False
+
+
+async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch):
+    from django.db import transaction
+
+    monkeypatch.setattr(threads, "IDLE", 0)
+
+    def inside():
+        with transaction.atomic():
+            ask()
+            threads._close_stale_connections(has_idled=True)
+            return ask()
+
+    assert await sync_to_async(inside)() == 1
