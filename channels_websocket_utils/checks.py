@@ -1,18 +1,27 @@
 """System checks: what cannot work, said before the first socket opens."""
 
+import inspect
+
 from channels.auth import AuthMiddleware
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.apps import apps
 from django.conf import settings
+from django.contrib.sessions.backends import cache, db
 from django.core.checks import Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from .conf import get_setting, setting_problems
+from .conf import DEFAULTS, get_setting, setting_problems
 from .middleware import WebSocketTokenAuthMiddleware
 from .routes import layers
 
-__all__ = ["check_application", "check_installed_apps", "check_settings"]
+__all__ = [
+    "check_application",
+    "check_channel_layer",
+    "check_installed_apps",
+    "check_sessions",
+    "check_settings",
+]
 
 
 @register
@@ -51,6 +60,59 @@ def check_installed_apps(**kwargs):
 
 
 @register
+def check_channel_layer(**kwargs):
+    """E005: no such channel layer. W002: a Redis layer that ends idle consumers."""
+    try:
+        alias = get_setting("CHANNEL_LAYER")
+    except ImproperlyConfigured:
+        # E001 tells.
+        return []
+    layers = getattr(settings, "CHANNEL_LAYERS", {})
+    problems = []
+    if alias != DEFAULTS["CHANNEL_LAYER"] and alias not in layers:
+        problems.append(
+            Error(
+                f"WEBSOCKET_UTILS['CHANNEL_LAYER'] names {alias!r}: not in CHANNEL_LAYERS.",
+                hint="Name a layer of CHANNEL_LAYERS, or leave the setting out.",
+                id="channels_websocket_utils.E005",
+            )
+        )
+    if _redis_times_out():
+        problems += [
+            Warning(
+                f"CHANNEL_LAYERS[{name!r}] ends every consumer that is idle for some seconds: "
+                "redis-py now gives up reading after a while, and channels_redis waits for longer.",
+                hint='Give its hosts as {"address": "redis://...", "socket_timeout": None}.',
+                id="channels_websocket_utils.W002",
+            )
+            for name, layer in layers.items()
+            if layer.get("BACKEND", "").startswith("channels_redis.core.")
+            and any(_lets_time_out(host) for host in _hosts(layer))
+        ]
+    return problems
+
+
+@register
+def check_sessions(**kwargs):
+    """W003: sessions whose end is not seen unless it is a logout."""
+    try:
+        store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
+    except ImportError:
+        # Django says it.
+        return []
+    if issubclass(store, (db.SessionStore, cache.SessionStore)):
+        return []
+    return [
+        Warning(
+            f"The re-check of live sockets cannot ask {settings.SESSION_ENGINE!r} for sessions: "
+            "a session that expires or is deleted does not end its sockets, only a logout does.",
+            hint="Use sessions of 'db', 'cached_db' or 'cache', or set MAX_CONNECTION_AGE.",
+            id="channels_websocket_utils.W003",
+        )
+    ]
+
+
+@register
 def check_application(**kwargs):
     """E004: an application that cannot be built. W001: key rotation with Channels' own stack."""
     if not getattr(settings, "ASGI_APPLICATION", None):
@@ -81,6 +143,28 @@ def check_application(**kwargs):
             )
         ]
     return []
+
+
+def _redis_times_out():
+    """Whether redis-py has a limit for reading of its own: since version 8."""
+    try:
+        from redis.asyncio.connection import AbstractConnection
+    except ImportError:
+        return False
+    parameter = inspect.signature(AbstractConnection).parameters.get("socket_timeout")
+    return parameter is not None and parameter.default is not None
+
+
+def _hosts(layer):
+    # What channels_redis takes: one address, or a list of addresses or dictionaries.
+    hosts = layer.get("CONFIG", {}).get("hosts") or ["redis://localhost:6379"]
+    return [hosts] if isinstance(hosts, (str, bytes)) else hosts
+
+
+def _lets_time_out(host):
+    if isinstance(host, dict):
+        return host.get("socket_timeout", 0) is not None
+    return True
 
 
 def _has_auth_above_gate(chain):

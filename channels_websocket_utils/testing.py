@@ -111,7 +111,8 @@ class WebSocketCommunicator:
 
     While it is open everything runs in Django's one thread, so it works in a ``TestCase`` and
     sees the rows of the test's transaction. That transaction is never committed, and what is told
-    on commit (a logout, ``disconnect_user()``) is told inside ``committed()`` only.
+    on commit (a logout, ``disconnect_user()``) is told inside ``committed()`` only. An async test
+    of pytest needs ``@pytest.mark.django_db(transaction=True)``.
 
     ``scope`` may be changed until it connects. ``subprotocol`` is the chosen one; ``close_code``
     what the application has closed the socket with, 403 before it was accepted, ``None`` while it

@@ -8,6 +8,7 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 
+from channels_websocket_utils import checks
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
 
 from .consumers import AsyncManager
@@ -100,5 +101,68 @@ def test_key_rotation_under_authmiddlewarestack_is_warned_of(
 ):
     settings.SECRET_KEY_FALLBACKS = fallbacks
     serve(AllowedHostsOriginValidator(build(AsyncManager)))
+
+    assert ids() == found
+
+
+def redis_layer(hosts):
+    return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": hosts}}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"BACKEND": "channels_redis.core.RedisChannelLayer"},
+        redis_layer(["redis://127.0.0.1:6379/0"]),
+        redis_layer([("127.0.0.1", 6379)]),
+        redis_layer([{"address": "redis://127.0.0.1:6379/0"}]),
+        redis_layer([{"address": "redis://127.0.0.1:6379/0", "socket_timeout": 20}]),
+    ],
+)
+def test_redis_layer_that_ends_idle_consumers_is_found(settings, layer):
+    settings.CHANNEL_LAYERS = {"default": layer}
+
+    assert ids() == ["channels_websocket_utils.W002"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"BACKEND": "channels.layers.InMemoryChannelLayer"},
+        {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"},
+        redis_layer([{"address": "redis://127.0.0.1:6379/0", "socket_timeout": None}]),
+    ],
+)
+def test_layer_in_order_is_silent(settings, layer):
+    settings.CHANNEL_LAYERS = {"default": layer}
+
+    assert ids() == []
+
+
+def test_redis_py_without_a_limit_of_its_own_needs_no_warning(settings, monkeypatch):
+    monkeypatch.setattr(checks, "_redis_times_out", lambda: False)
+    settings.CHANNEL_LAYERS = {"default": redis_layer(["redis://127.0.0.1:6379/0"])}
+
+    assert ids() == []
+
+
+def test_channel_layer_that_is_not_there_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"CHANNEL_LAYER": "sockets"}
+
+    assert ids() == ["channels_websocket_utils.E005"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "found"),
+    [
+        ("db", []),
+        ("cached_db", []),
+        ("cache", []),
+        ("file", ["channels_websocket_utils.W003"]),
+        ("signed_cookies", ["channels_websocket_utils.W003"]),
+    ],
+)
+def test_sessions_whose_end_is_not_seen_are_found(settings, engine, found):
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
 
     assert ids() == found

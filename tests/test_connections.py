@@ -6,6 +6,7 @@ import threading
 import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
@@ -15,6 +16,7 @@ from django.utils import timezone
 
 from channels_websocket_utils import connections, gate, revocations, tokens
 from channels_websocket_utils.connections import live_connections
+from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.revocations import revoke
 from channels_websocket_utils.utils import (
@@ -543,6 +545,63 @@ async def test_frames_queued_behind_a_handler_are_not_handled(user, session, ope
     await socket.wait(LIMIT)
 
     assert Stuck.handled == []
+
+
+class Holds:
+    """While its event blocks, Channels already holds the client's next frame."""
+
+    groups = ["news"]
+    entered = None
+    go_on = None
+    handled = None
+
+    async def news(self, event):
+        Holds.entered.set()
+        await Holds.go_on.wait()
+
+    @auto_route
+    async def act(self, event):
+        Holds.handled.append(event)
+
+
+class HoldsPlain(Holds, AsyncPlainJson):
+    pass
+
+
+class HoldsOurs(Holds, AsyncManager):
+    pass
+
+
+class HoldsUndecorated(Holds, AsyncManager):
+    async def receive_json(self, content, **kwargs):
+        Holds.handled.append(content)
+
+
+@pytest.mark.parametrize("consumer", [HoldsPlain, HoldsOurs, HoldsUndecorated])
+@pytest.mark.parametrize("end", ["disconnect", "close"])
+async def test_frame_that_channels_already_holds_is_not_handled(
+    user, session, open_socket, consumer, end
+):
+    Holds.entered, Holds.go_on, Holds.handled = asyncio.Event(), asyncio.Event(), []
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+    await socket.connect()
+    await get_channel_layer().group_send("news", {"type": "news"})
+    await Holds.entered.wait()
+    await socket.send("act")
+    await until(socket.input_queue.empty)
+    (connection,) = live_connections()
+
+    if end == "disconnect":
+        await adisconnect_user(user)
+        await until(lambda: connection.ended)
+    else:
+        # As the consumer's own close() in its event would.
+        await connection.send({"type": "websocket.close", "code": 4403})
+    Holds.go_on.set()
+    await socket.wait(LIMIT)
+
+    assert Holds.handled == []
 
 
 async def test_one_peer_that_does_not_answer_keeps_nobody_waiting(user, session, open_socket):

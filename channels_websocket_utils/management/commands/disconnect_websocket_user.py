@@ -2,9 +2,9 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
+from ... import words
 from ...conf import get_setting
 from ...utils import disconnect_user
-from ...words import shared_layer
 
 
 class Command(BaseCommand):
@@ -29,5 +29,5 @@ class Command(BaseCommand):
         disconnect_user(found)
         if verbosity > 0:
             # This process has no sockets itself: the others hear it, or read it.
-            when = "now" if shared_layer() else f"within {get_setting('RECHECK_INTERVAL')} s"
+            when = "now" if words.shared_layer() else f"within {get_setting('RECHECK_INTERVAL')} s"
             self.stdout.write(f"All live sockets of {found.get_username()} end {when}.")
