@@ -33,6 +33,8 @@ FLOORS = {
     "urls": 5,
     "receivers": 5,
     "checks": 5,
+    "testing": 5,
+    "management": 5,
     "apps": 6,
 }
 

@@ -164,7 +164,7 @@ async def test_pool_has_as_many_threads_as_the_setting_says(settings):
     assert max(most) == 2
 
 
-def test_single_thread_runs_everything_in_the_thread_of_the_test():
+def test_single_thread_runs_everything_in_the_thread_of_the_test(transactional_db):
     """So a ``TestCase`` sees its rows: its transaction belongs to this thread."""
 
     async def where():
