@@ -23,7 +23,7 @@ from django.contrib.auth import (
     SESSION_KEY,
     load_backend,
 )
-from django.db import DEFAULT_DB_ALIAS, close_old_connections
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 from django.test import TestCase
 
 from . import gate, messages, threads
@@ -34,9 +34,8 @@ __all__ = ["CallError", "ClosedError", "WebSocketCommunicator", "committed", "si
 # What a server says of a socket that was closed before it was accepted.
 HTTP_FORBIDDEN = 403
 
-# Django's test client and a browser on its site send these; Origin validators ask for them.
+# As a browser on the site of Django's test client; Origin validators ask for it.
 _HEADERS = {b"host": b"testserver", b"origin": b"http://testserver"}
-
 
 _single_threads = 0
 
@@ -44,10 +43,10 @@ _single_threads = 0
 @contextmanager
 def single_thread():
     """
-    Run everything in Django's own one thread meanwhile, and keep its database connection open.
+    Run everything in Django's own one thread meanwhile, and do not end its transaction.
 
     For tests in a ``TestCase`` that use another communicator, such as Channels' own: the test's
-    rows are in a transaction of that connection, which ``database_sync_to_async()`` would close.
+    rows are in a transaction of that thread, whose connection Channels would close.
     """
     global _single_threads
     with threads.single_thread():
@@ -62,9 +61,10 @@ def single_thread():
 
 
 def _close_old_connections():
-    # Channels' communicator patches this name too, and may put us back when we are done.
-    if not _single_threads:
-        close_old_connections()
+    # As Django's, which takes a transaction that is open for a connection somebody has spoilt.
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
 
 
 class CallError(Exception):
@@ -414,6 +414,8 @@ class WebSocketCommunicator:
             if not future.done():
                 future.cancel()
                 await asyncio.wait({future}, timeout=self.timeout)
+            # A connection that this thread keeps would hold up the end of the test database.
+            await sync_to_async(_close_old_connections)()
 
     def _check_begun(self):
         if not self._has_begun:

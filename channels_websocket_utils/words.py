@@ -128,8 +128,7 @@ class Listener:
                 await asyncio.wait({receiving}, timeout=max(0, renewal - clock()))
                 if receiving.done():
                     message, receiving = receiving.result(), None
-                    if message["sender"] != _sender():
-                        self._hear(message["word"])
+                    self._take(message)
                 if clock() >= renewal:
                     await self._join(layer, channel)
                     renewal = clock() + interval
@@ -137,6 +136,14 @@ class Listener:
             if receiving is not None:
                 receiving.cancel()
                 await asyncio.wait({receiving}, timeout=LIMIT)
+
+    def _take(self, message):
+        try:
+            if message["sender"] != _sender():
+                self._hear(message["word"])
+        except Exception:
+            # Of another version, perhaps: the next one may be understood.
+            logger.exception("A word to %s was not understood", self._group)
 
     async def _join(self, layer, channel):
         await asyncio.wait_for(layer.group_add(self._group, channel), LIMIT)

@@ -118,6 +118,19 @@ async def test_push_of_another_process_arrives_and_ones_own_but_once(user, layer
     assert (await socket.call("echo", value=1))["data"] == 1
 
 
+async def test_word_that_nobody_understands_is_passed_over(user, layer, open_one, caplog):
+    """As from a process that runs another version."""
+    socket = await open_one()
+
+    await get_channel_layer().group_send(words.REVOCATIONS, {"type": "websocket.word"})
+    await said_elsewhere(words.REVOCATIONS, "revocation")
+    await said_elsewhere(words.REVOCATIONS, "of tomorrow")
+    await disconnected_elsewhere(user)
+
+    assert await ended(socket) == 4410
+    assert caplog.text.count("was not understood") == 2
+
+
 async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
     """Naive code misses what is said between the gate's look and its own subscription."""
     layer.hangs.add("group_add")

@@ -1,0 +1,255 @@
+"""
+Teeth: weaknesses of live sockets that were put in, and the tests that saw them
+===============================================================================
+
+Each row is one weakness, put into a copy of the package; then the named test file runs. *Caught by* is
+the first test that fails. The last row is the control: the copy as it is, for which all of these
+files pass.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+PACKAGES = ["pytest"]
+ROOT = Path(__file__).parent.parent
+LIMIT = 300
+
+# What it is, the module, the text that is replaced and what stands there instead, the test file.
+WEAKNESSES = [
+    (
+        "forget the release",
+        "middleware.py",
+        "            await connection.leave()\n",
+        "            pass\n",
+        "connections",
+    ),
+    (
+        "register after the spend",
+        "middleware.py",
+        "        await connection.register()\n        verdict = await in_our_pool(gate.decide)(",
+        "        verdict = await in_our_pool(gate.decide)(",
+        "connections",
+    ),
+    (
+        "skip the window: read only what is new",
+        "revocations.py",
+        "created_at__gt=kept_since(tokens.now())",
+        "created_at__gt=tokens.now() - timedelta(seconds=1)",
+        "connections",
+    ),
+    (
+        "use the cached user",
+        "gate.py",
+        "    fresh = _backend_user(user.pk, _backend_of(_signed_in(session, user)))\n"
+        "    if fresh is None:",
+        "    fresh = user\n    if fresh is None:",
+        "decorators",
+    ),
+    (
+        "let a known logout not count for who registers later",
+        "connections.py",
+        "if principal.session_digest in self._over:",
+        "if False:",
+        "connections",
+    ),
+    (
+        "spend a token whose session has a row",
+        "gate.py",
+        "return bool(principal.session_digest) and revocations.is_over(principal.session_digest)",
+        "return False",
+        "connections",
+    ),
+    (
+        "handle the frames of an ended socket",
+        "sockets.py",
+        "        return self.ended and self.close_code is not None and self._has_connected",
+        "        return False",
+        "connections",
+    ),
+    (
+        "handle the frame that Channels already holds",
+        "sockets.py",
+        "        return self.ended and not self._is_told",
+        "        return False",
+        "connections",
+    ),
+    (
+        "do not wake a waiting consumer",
+        "connections.py",
+        "            connection.release()\n",
+        "",
+        "connections",
+    ),
+    (
+        "wait for each close before the next",
+        "connections.py",
+        "            _keep(connection.close())",
+        "            await connection.close()",
+        "connections",
+    ),
+    (
+        "take a recheck for an order",
+        "connections.py",
+        "        ended = {each for each in connections if each.principal in outdated}",
+        "        ended = set(connections)",
+        "connections",
+    ),
+    (
+        "tell before the commit",
+        "utils.py",
+        "    transaction.on_commit(speak, using=alias)",
+        "    speak()",
+        "connections",
+    ),
+    (
+        "tell of a new password within the request",
+        "receivers.py",
+        "    waiting = _waiting.get(_request())",
+        "    waiting = None",
+        "connections",
+    ),
+    (
+        "trust an expired session",
+        "gate.py",
+        "        rows = rows.filter(expire_date__gt=timezone.now())\n",
+        "",
+        "connections",
+    ),
+    (
+        "keep sockets for ever without a database",
+        "connections.py",
+        "if self.is_database_away and time.monotonic() - answered > grace:",
+        "if False:",
+        "connections",
+    ),
+    (
+        "connect before the word is heard",
+        "connections.py",
+        "            await listener.ready()",
+        "            pass",
+        "words",
+    ),
+    (
+        "do not ask for what was missed",
+        "words.py",
+        "                        self._missed()",
+        "                        pass",
+        "words",
+    ),
+    (
+        "let the membership run out",
+        "words.py",
+        "                    await self._join(layer, channel)\n                    renewal =",
+        "                    renewal =",
+        "words",
+    ),
+    (
+        "hear one's own word twice",
+        "words.py",
+        'if message["sender"] != _sender():',
+        "if True:",
+        "words",
+    ),
+    (
+        "pushes and logouts in one channel",
+        "words.py",
+        'PUSHES = "websocket_utils.pushes"',
+        "PUSHES = REVOCATIONS",
+        "words",
+    ),
+    (
+        "listen on the layer that consumers share",
+        "words.py",
+        '    return hasattr(layer, "close_pools")',
+        "    return False",
+        "words",
+    ),
+    (
+        "open a socket behind the handlers",
+        "consumers.py",
+        'is_ours = message["type"] == "websocket.connect" or (',
+        "is_ours = False and (",
+        "threads",
+    ),
+    (
+        "never ask whether a connection is still there",
+        "threads.py",
+        "        connection.close_if_unusable_or_obsolete()\n        if has_idled and",
+        "        if False and",
+        "threads",
+    ),
+    (
+        "keep a permission that was dropped while it was asked for",
+        "decorators.py",
+        "    grants[perms] = code, time.monotonic()",
+        "    connection and connection.grants.update({perms: (code, time.monotonic())})",
+        "permissions",
+    ),
+    (
+        "count no rate",
+        "consumers.py",
+        "        self._allowance -= 1\n",
+        "",
+        "limits",
+    ),
+]
+CONTROL = "nothing: the control"
+
+
+async def measure(small, is_kept):
+    rows = WEAKNESSES[:1] if small else WEAKNESSES
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        for name in ("channels_websocket_utils", "tests", "pyproject.toml"):
+            take = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy.mkdir(exist_ok=True)
+            take(ROOT / name, copy / name)
+        for name, module, old, new, tests in rows:
+            if is_kept(name):
+                continue
+            file = copy / "channels_websocket_utils" / module
+            source = file.read_text()
+            if source.count(old) != 1:
+                raise AssertionError(f"{name}: {module} has no such text, or has it twice: {old!r}")
+            file.write_text(source.replace(old, new))
+            caught_by = await first_failure(copy, [tests])
+            file.write_text(source)
+            broken = [] if caught_by else ["no test saw it"]
+            yield name, {"module": module, "caught by": caught_by or "nothing"}, broken
+        if not is_kept(CONTROL):
+            failure = await first_failure(copy, sorted({row[-1] for row in rows}))
+            broken = ["the tests fail without any weakness"] if failure else []
+            yield (
+                CONTROL,
+                {"module": "", "caught by": failure or "nothing, as it should be"},
+                broken,
+            )
+
+
+async def first_failure(copy, files):
+    """Run the test files in the copy and return the name of the first test that fails, if any."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
+        *(f"tests/test_{name}.py" for name in files),
+        cwd=copy,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        # The copy comes first on the path, before the package that is installed.
+        env={**os.environ, "PYTHONPATH": str(copy)},
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), LIMIT)
+    except asyncio.TimeoutError:
+        process.kill()
+        return "a test that hung"
+    found = re.search(r"^(?:FAILED|ERROR) tests/\S+?::(\w+)", output.decode(), re.M)
+    if process.returncode == 1 and found:
+        return found[1]
+    if process.returncode:
+        raise AssertionError(output.decode())
+    return None
