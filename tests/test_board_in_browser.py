@@ -19,6 +19,10 @@ document.addEventListener("securitypolicyviolation", (event) => {
 })
 """
 
+# A board that is open while somebody signs out hears of it, and asks for a token once or twice:
+# Chromium logs each answer as an error.
+REFUSED_TOKEN = re.compile(r"status of 401 .*/websocket/token/$")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -44,9 +48,10 @@ def sign_in(site, browser):
             context.set_default_timeout(LIMIT * 1000)
             context.add_init_script(WATCH_POLICY)
             page = context.new_page()
-            page.problems = []
-            page.on("console", lambda message: note_console(page, message))
-            page.on("pageerror", lambda error: page.problems.append(str(error)))
+            # Of every tab of this browser.
+            page.problems, page.is_signing_out = [], False
+            context.on("console", lambda message: note_console(page, message))
+            context.on("weberror", lambda error: page.problems.append(str(error.error)))
             page.goto(site.url)
             page.get_by_label("Name").fill(username)
             page.get_by_label("Password").fill(PASSWORDS[username])
@@ -75,7 +80,28 @@ def ben(sign_in):
 
 def note_console(page, message):
     if message.type in ("error", "warning"):
-        page.problems.append(message.text)
+        problem = f"{message.text} {message.location['url']}"
+        if not (page.is_signing_out and REFUSED_TOKEN.search(problem)):
+            page.problems.append(problem)
+
+
+def sign_out(page, tab):
+    """Sign out in ``tab``, of the same browser as ``page``."""
+    page.is_signing_out = True
+    tab.get_by_role("button", name="Sign out").click()
+
+
+def new_tab(page, url=None):
+    tab = page.context.new_page()
+    tab.goto(url or page.url)
+    return tab
+
+
+def note_new_sockets(page):
+    """Return a list that grows with every socket that the page opens from now on."""
+    opened = []
+    page.on("websocket", lambda socket: opened.append(socket))
+    return opened
 
 
 def expect_state(page, text):
@@ -148,8 +174,7 @@ def test_both_see_who_is_here(ada, ben):
 
 
 def test_second_tab_is_the_same_person(ada, ben):
-    tab = ben.context.new_page()
-    tab.goto(ben.url)
+    tab = new_tab(ben)
     expect_state(tab, "Live")
     expect(ada.locator("#people .person")).to_have_count(2)
 
@@ -211,12 +236,87 @@ def test_board_fits_a_phone(ada):
 
 
 def test_signing_out_ends_on_the_login_page(site, ada, ben):
-    ben.get_by_role("button", name="Sign out").click()
+    sign_out(ben, tab=ben)
 
     expect(ben).to_have_url(f"{site.url}/login/")
     expect(ada.locator("#people .person")).to_have_count(1)
     ben.goto(site.url)
     expect(ben).to_have_url(f"{site.url}/login/?next=/")
+
+
+def test_signing_out_ends_the_boards_of_that_browser_alone(site, sign_in, ben):
+    """The other tab says so and shows the board no longer; another browser does not notice."""
+    elsewhere = sign_in("ben")
+    opened = note_new_sockets(elsewhere)
+    post_note(ben, "For the shift's eyes")
+    expect(note(elsewhere, "For the shift's eyes")).to_have_count(1)
+    tab = new_tab(ben)
+    expect_state(tab, "Live")
+
+    sign_out(ben, tab)
+
+    expect(tab).to_have_url(f"{site.url}/login/")
+    expect_state(ben, "You were signed out")
+    expect(ben.get_by_role("heading", name="You were signed out")).to_be_visible()
+    expect(ben.get_by_text("You signed out in another tab")).to_be_visible()
+    expect(note(ben, "For the shift's eyes")).to_be_hidden()
+    expect(ben.get_by_role("button")).to_have_count(0)
+    post_note(elsewhere, "Still signed in here")
+    expect(note(elsewhere, "Still signed in here")).to_have_count(1)
+    assert opened == elsewhere.problems == []
+    ben.get_by_role("link", name="Sign in").click()
+    expect(ben).to_have_url(f"{site.url}/login/")
+
+
+def test_board_of_somebody_else_by_now_is_not_shown(ben):
+    """Ben signs out and Ada signs in, in another tab, before the board has asked again."""
+    tab = new_tab(ben)
+    expect_state(tab, "Live")
+
+    # Three seconds would be over before somebody on a slow machine has signed in.
+    ben.clock.install(time=0)
+    ben.clock.pause_at(1000)
+    sign_out(ben, tab)
+    expect_state(ben, "Reconnecting")
+    tab.get_by_label("Name").fill("ada")
+    tab.get_by_label("Password").fill(PASSWORDS["ada"])
+    tab.get_by_role("button", name="Sign in").click()
+    expect_state(tab, "Live")
+    ben.clock.run_for(3000)
+
+    expect_state(ben, "Somebody else signed in")
+    expect(ben.locator("#board")).to_be_hidden()
+    ben.get_by_role("link", name="Open their board").click()
+    expect_state(ben, "Live")
+    expect(ben.locator("#who")).to_contain_text("Ada")
+
+
+def test_page_whose_socket_staff_have_ended_comes_back(sign_in, ada, ben):
+    """With a new socket and nothing lost; the same user's other page keeps its own."""
+    elsewhere = sign_in("ben")
+    opened = note_new_sockets(elsewhere)
+    ada.get_by_role("link", name="Live sockets").click()
+    # Above these two there may be some of tests before, whose end the server has not noticed yet.
+    button = ada.get_by_role("region", name="Ben").get_by_label("End socket").all()[-2]
+    socket = button.get_attribute("aria-label").removeprefix("End ").capitalize()
+
+    with ben.expect_websocket():
+        button.click()
+
+    expect(ada.get_by_role("status")).to_have_text(f"{socket} was ended.")
+    expect_state(ben, "Live")
+    post_note(ben, "Back again")
+    expect(note(ben, "Back again")).to_have_count(1)
+    expect(note(elsewhere, "Back again")).to_have_count(1)
+    assert opened == []
+
+
+def test_page_of_live_sockets_fits_a_phone(ada):
+    tab = new_tab(ada, f"{ada.url}sockets/")
+    tab.set_viewport_size({"width": 375, "height": 812})
+
+    expect(tab.get_by_role("button", name="End all of Ada")).to_be_visible()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 375
 
 
 def test_page_comes_back_after_a_restart(site, sign_in):

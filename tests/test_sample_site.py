@@ -1,5 +1,7 @@
 """The sample site over HTTP and WebSocket, without a browser."""
 
+import contextlib
+import json
 import re
 
 import pytest
@@ -43,6 +45,32 @@ def names(frame):
     return [person["name"] for person in frame["people"]]
 
 
+def socket_ids(staff):
+    """Return the ids on the page of live sockets, those that the server is about to forget too."""
+    return set(re.findall(r'name="socket" value="(\d+)"', staff.get("/sockets/").text))
+
+
+@contextlib.contextmanager
+def new_socket(staff, visitor):
+    """A socket of ``visitor`` on the board, and its id on the page of live sockets."""
+    before = socket_ids(staff)
+    with visitor.open_board() as socket:
+        socket.hear("people")
+        (socket_id,) = socket_ids(staff) - before
+        yield socket, socket_id
+
+
+def close_code(socket):
+    """Wait until the server closes a socket, and return with what."""
+    with pytest.raises(ConnectionClosed) as closed:
+        socket.hear("what nobody says")
+    return closed.value.rcvd.code
+
+
+def is_live(socket):
+    return "notes" in socket.ask("board")
+
+
 def test_nothing_is_left_to_check_or_migrate(site):
     site.manage("check", "--fail-level", "WARNING")
     site.manage("makemigrations", "--check", "--dry-run")
@@ -55,7 +83,7 @@ def test_demo_users_can_be_created_again(site):
     printed = site.manage("create_demo_users")
 
     assert site.sql("SELECT id, username, password, is_staff FROM auth_user") == before
-    assert "ada / ada-demo-1" in printed
+    assert "ada / ada-demo-1  (staff: " in printed
     assert "ben / ben-demo-1" in printed
 
 
@@ -70,13 +98,14 @@ def test_stranger_gets_no_token(site):
     assert Visitor(site).ask_for_token().status == 401
 
 
-def test_pages_allow_no_inline_script(visitors):
-    """The policy is strict, and the page lives by it; no token is in its source."""
-    page = visitors["ada"].get("/")
+@pytest.mark.parametrize("path", ["/", "/sockets/"])
+def test_pages_allow_no_inline_script(visitors, path):
+    """The policy is strict, and the pages live by it; no token is in their source."""
+    page = visitors["ada"].get(path)
 
     assert page.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", page.text)
-    assert "wst_" not in page.text
+    assert not re.search(r"wst_(?!0+<)", page.text)
     assert "no-store" in page.headers["Cache-Control"]
 
 
@@ -271,6 +300,95 @@ def test_who_signs_out_is_gone(site, ada):
 
 def test_signing_out_takes_a_post(visitors):
     assert visitors["ada"].get("/logout/").status == 405
+
+
+def test_staff_see_the_live_sockets(site, visitors):
+    token = json.loads(visitors["ben"].ask_for_token().text)["token"]
+    with visitors["ben"].open_board(token) as socket:
+        socket.hear("people")
+        text = visitors["ada"].get("/sockets/").text
+
+    assert '">Ben</h2>' in text
+    assert "/ws/board/wst_000" in text
+    assert token.removeprefix("wst_") not in text
+
+
+def test_page_of_live_sockets_is_for_staff(site, visitors):
+    with new_socket(visitors["ada"], visitors["ada"]) as (socket, socket_id):
+        seen = visitors["ben"].get("/sockets/")
+        tried = [
+            visitors["ben"].post("/sockets/", **target)
+            for target in ({"socket": socket_id}, {"user": "ada"})
+        ]
+
+        assert [page.status for page in (seen, *tried)] == [403, 403, 403]
+        assert "Staff only" in seen.text
+        assert "/ws/board/" not in seen.text
+        assert is_live(socket)
+    assert 'href="/sockets/"' not in visitors["ben"].get("/").text
+    assert 'href="/sockets/"' in visitors["ada"].get("/").text
+    assert Visitor(site).get("/sockets/").url == f"{site.url}/login/?next=/sockets/"
+
+
+def test_page_of_another_site_cannot_end_a_socket(visitors):
+    with new_socket(visitors["ada"], visitors["ben"]) as (socket, socket_id):
+        assert visitors["ada"].get("/sockets/", f"socket={socket_id}".encode()).status == 403
+        assert is_live(socket)
+
+
+def test_staff_end_exactly_one_socket(visitors, ada):
+    """Its user is still signed in, and may come back."""
+    with (
+        new_socket(visitors["ada"], visitors["ben"]) as (first, first_id),
+        new_socket(visitors["ada"], visitors["ben"]) as (second, second_id),
+    ):
+        page = visitors["ada"].post("/sockets/", socket=first_id)
+
+        assert close_code(first) == 4410
+        assert f"Socket {first_id} was ended." in page.text
+        assert f'value="{first_id}"' not in page.text
+        assert f'value="{second_id}"' in page.text
+        assert is_live(second)
+        assert is_live(ada)
+    with visitors["ben"].open_board() as socket:
+        assert is_live(socket)
+
+
+def test_socket_that_has_gone_is_told(visitors, ada):
+    with new_socket(visitors["ada"], visitors["ben"]) as (socket, socket_id):
+        visitors["ada"].post("/sockets/", socket=socket_id)
+        close_code(socket)
+
+    for gone in (socket_id, "no number"):
+        page = visitors["ada"].post("/sockets/", socket=gone)
+        assert f"Socket {gone} had already gone." in page.text
+    assert is_live(ada)
+
+
+def test_staff_end_all_sockets_of_a_user(visitors, ada):
+    with visitors["ben"].open_board() as first, visitors["ben"].open_board() as second:
+        for socket in (first, second):
+            socket.hear("people")
+
+        page = visitors["ada"].post("/sockets/", user="ben")
+
+        assert [close_code(socket) for socket in (first, second)] == [4410, 4410]
+        assert "All sockets of ben were ended." in page.text
+        assert '">Ben</h2>' not in page.text
+        assert is_live(ada)
+    page = visitors["ada"].post("/sockets/", user="nobody")
+    assert "There is no such user." in page.text
+
+
+def test_sign_out_ends_the_sockets_of_that_browser_alone(site, visitors, ben):
+    visitor = Visitor(site).sign_in("ben")
+    with visitor.open_board() as socket:
+        socket.hear("people")
+
+        visitor.post("/logout/")
+
+        assert close_code(socket) == 4410
+        assert is_live(ben)
 
 
 def test_nothing_went_wrong_on_the_server(site):

@@ -5,6 +5,7 @@ from . import views
 
 urlpatterns = [
     path("", views.board, name="board"),
+    path("sockets/", views.sockets, name="sockets"),
     path("login/", views.SignInView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
 ]

@@ -1,11 +1,28 @@
+from functools import wraps
+
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
 
 from .demo_users import DEMO_USERS
+from .sockets import end_socket, end_sockets_of, live_sockets
 
-__all__ = ["SignInView", "board"]
+__all__ = ["SignInView", "board", "sockets"]
+
+
+def staff_only(view):
+    """Send a stranger to the login page, and refuse who is signed in but not staff."""
+
+    @login_required
+    @wraps(view)
+    def wrapper(request):
+        if request.user.is_staff:
+            return view(request)
+        return render(request, "board/refused.html", status=403)
+
+    return wrapper
 
 
 # Nothing for the browser's back button to show after signing out.
@@ -13,6 +30,23 @@ __all__ = ["SignInView", "board"]
 @login_required
 def board(request):
     return render(request, "board/board.html")
+
+
+@never_cache
+@staff_only
+def sockets(request):
+    """Show this process's live sockets; a POST ends one of them, or all of one user's."""
+    if request.method != "POST":
+        return render(request, "board/sockets.html", {"owners": live_sockets()})
+    username, socket_id = request.POST.get("user"), request.POST.get("socket")
+    if username is not None:
+        is_ended = end_sockets_of(username)
+        outcome = f"All sockets of {username} were ended." if is_ended else "There is no such user."
+    else:
+        is_ended = end_socket(socket_id)
+        outcome = f"Socket {socket_id} {'was ended' if is_ended else 'had already gone'}."
+    messages.info(request, outcome)
+    return redirect("sockets")
 
 
 class SignInView(LoginView):

@@ -21,12 +21,11 @@ class Command(BaseCommand):
         for demo in DEMO_USERS:
             user, _ = get_user_model().objects.update_or_create(
                 username=demo["username"],
-                defaults={"first_name": demo["name"], "is_staff": demo["may_announce"]},
+                defaults={"first_name": demo["name"], "is_staff": demo["is_staff"]},
             )
             # A new hash of the same password would sign everybody out.
             if not user.check_password(demo["password"]):
                 user.set_password(demo["password"])
                 user.save(update_fields=["password"])
-            user.user_permissions.set([publish] if demo["may_announce"] else [])
-            can = "may announce" if demo["may_announce"] else "may not announce"
-            self.stdout.write(f"  {demo['username']} / {demo['password']}  ({can})")
+            user.user_permissions.set([publish] if demo["is_staff"] else [])
+            self.stdout.write(f"  {demo['username']} / {demo['password']}  ({demo['may']})")

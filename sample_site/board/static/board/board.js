@@ -44,8 +44,8 @@
         user_changed: "Somebody else signed in",
       }
       showState(state, texts[reason] || "Disconnected")
-      byId("try-now").hidden = byId("sign-in").hidden = true
-      byId(reason === "signed_out" ? "sign-in" : "try-now").hidden = false
+      const ending = document.querySelector(`[data-reason="${reason}"]`)
+      if (ending) leaveBoard(ending)
     }
   })
 
@@ -57,7 +57,13 @@
     byId("state").dataset.state = state
     byId("state-text").textContent = text
     byId("try-now").hidden = state !== "waiting" && state !== "closed"
-    byId("sign-in").hidden = true
+  }
+
+  /** Show nothing but how it ended: whoever sits here now need not be the one whose board it was. */
+  function leaveBoard(ending) {
+    byId("board").hidden = byId("who").hidden = byId("try-now").hidden = true
+    ending.hidden = false
+    ending.focus()
   }
 
   function countDown(until) {
