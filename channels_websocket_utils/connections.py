@@ -25,9 +25,10 @@ __all__ = ["Connection", "atell", "live_connections", "tell"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# Pages that reload leave a process without sockets for a moment; to subscribe anew each time
-# would make them wait.
-LINGER = 5.0
+# Pages that reload leave a process without sockets for a moment. To subscribe anew each time would
+# make them wait; and a revocation that was forgotten meanwhile would end, for it may have been
+# written by a clock that is 5 s ahead, who has just come back.
+LINGER = 10.0
 # So many sockets are told of their end, then the others have their turn on the event loop.
 SLICE = 20
 # A client that does not take what is pushed to it is told to come back, not kept in memory.
@@ -222,7 +223,7 @@ class Hub:
             self._timer = _keep(self._watch())
 
     def remove(self, connection):
-        """Forget a socket, and with the last one everything."""
+        """Forget a socket, and everything some seconds after the last one."""
         self.pending.discard(connection)
         principal = connection.principal
         if principal is not None:
@@ -234,10 +235,7 @@ class Hub:
             self._timer.cancel()
             self._timer = None
         if not self.pending and self._lingering is None:
-            if self._listeners:
-                self._lingering = self.loop.call_later(LINGER, self.stop)
-            else:
-                self.stop()
+            self._lingering = self.loop.call_later(LINGER, self.stop)
 
     def stop(self):
         """Forget the loop, and stop listening."""

@@ -7,11 +7,18 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
 from django.db import connection
 
+from channels_websocket_utils import connections
 from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from .helpers import Socket, sign_in, stack
 from .settings import database_url
+
+
+@pytest.fixture(autouse=True)
+def no_linger(monkeypatch):
+    """The live sockets of one test are forgotten before the next."""
+    monkeypatch.setattr(connections, "LINGER", 0)
 
 
 @pytest.fixture

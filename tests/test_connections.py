@@ -325,6 +325,23 @@ async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_
     assert await is_alive(again)
 
 
+@pytest.mark.usefixtures("fast")
+async def test_who_comes_back_stays_also_when_nobody_else_is_there(
+    user, session, open_as, monkeypatch
+):
+    """The hub outlives its last socket, and with it what it knows of rows that it has obeyed."""
+    monkeypatch.setattr(connections, "LINGER", 10)
+    socket = await open_as(user, session)
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+
+    again = await open_as(user, session)
+    await some_rechecks()
+
+    assert await is_alive(again)
+
+
 async def some_rechecks(count=3):
     """Wait until the timer has asked the database a few times."""
     asked = asyncio.Queue()

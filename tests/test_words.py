@@ -26,10 +26,9 @@ from .settings import channel_layer
 
 
 @pytest.fixture
-def layer(settings, monkeypatch):
+def layer(settings):
     """A layer that others take for a shared one; what this process hears may come from itself."""
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.layers.SharedLayer"}}
-    monkeypatch.setattr(connections, "LINGER", 0)
     return get_channel_layer()
 
 
