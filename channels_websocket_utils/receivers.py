@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import SyncToAsync
 from django import db
 from django.apps import apps
-from django.contrib.auth import get_user_model
+from django.contrib.auth import SESSION_KEY, get_user_model
 from django.contrib.auth.models import Group, Permission
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
@@ -57,15 +57,19 @@ def connect():
             m2m_changed.connect(_drop_grants, sender=field.through, dispatch_uid=_uid(name, holder))
 
 
-def _end_session(sender, request, user, **kwargs):
+def _end_session(sender, request, **kwargs):
     session = getattr(request, "session", None)
-    if user is None or not isinstance(session, SessionBase) or not session.session_key:
+    if not isinstance(session, SessionBase) or not session.session_key:
+        return
+    # Asked of the session, not yet flushed: alogout() does not always know the user.
+    user_id = session.get(SESSION_KEY)
+    if user_id is None:
         return
     digest = tokens.session_digest(session)
     owner = {"session_digest": digest, "is_final": True}
     if not digest:
         # A session without a lasting key: which sockets are its own, nobody can tell.
-        owner = {"user_id": user.pk}
+        owner = {"user_id": get_user_model()._meta.pk.to_python(user_id)}
     try:
         revocation = revocations.revoke(**owner)
     except db.Error as error:

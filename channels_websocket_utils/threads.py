@@ -11,13 +11,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from asgiref.sync import SyncToAsync
-from channels.db import database_sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connections
 
 from .conf import get_setting
 
-__all__ = ["handlers_are_waiting", "in_handler_pool", "in_our_pool", "single_thread"]
+__all__ = [
+    "handlers_are_waiting",
+    "in_handler_pool",
+    "in_our_pool",
+    "is_single_threaded",
+    "single_thread",
+]
 
 # A decision is three queries: a few threads serve thousands of connects a second, and each may
 # hold a database connection.
@@ -47,6 +52,11 @@ def handlers_are_waiting():
     return not _single_threads and _at_work["handlers"] >= get_setting("SYNC_THREADS")
 
 
+def is_single_threaded():
+    """Return whether ``single_thread()`` holds."""
+    return bool(_single_threads)
+
+
 @contextmanager
 def single_thread():
     """
@@ -66,7 +76,8 @@ def single_thread():
 
 def _twin(function, name, threads):
     if _single_threads:
-        return database_sync_to_async(function)
+        # Not Channels' twin, which closes the connection of a test's transaction.
+        return sync_to_async(function)
     return _PoolSyncToAsync(function, name, _pool(name, threads))
 
 

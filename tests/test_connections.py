@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
@@ -14,7 +14,7 @@ from django.db import OperationalError
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
-from channels_websocket_utils import connections, gate, revocations, tokens
+from channels_websocket_utils import connections, gate, receivers, revocations, tokens
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
@@ -30,6 +30,7 @@ from channels_websocket_utils.utils import (
     push_to_user,
 )
 
+from . import urls
 from .consumers import MANAGED, AsyncManager, AsyncPlainJson, Manager, PlainJson
 from .helpers import LIMIT, OPEN, documented, sign_in, stack
 
@@ -97,6 +98,17 @@ async def test_logout_ends_the_sockets_of_that_session_alone(user, session, open
 
     assert await ended(mine) == 4410
     assert await is_alive(another)
+
+
+async def test_async_logout_that_knows_no_user_ends_the_sockets_too(user, open_as):
+    """As Django's ``alogout()`` of a request whose user nobody has asked for."""
+    client = AsyncClient()
+    await client.aforce_login(user)
+    socket = await open_as(user, client.cookies["sessionid"].value)
+
+    await client.alogout()
+
+    assert await ended(socket) == 4410
 
 
 @pytest.mark.parametrize("compose", [stack, documented])
@@ -787,22 +799,28 @@ async def test_own_password_change_lets_both_tabs_come_back(user, session, open_
     assert await is_alive(await open_as(user, session))
 
 
-def test_own_password_change_under_wsgi_waits_as_well(user, session, settings, monkeypatch):
-    from channels_websocket_utils import receivers
-
-    told = []
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_word_of_a_new_password_leaves_after_the_request(user, session, monkeypatch, kind):
+    """Once, and not before the session has the new hash: another tab could ask in between."""
+    told, by_then = [], []
     monkeypatch.setattr(receivers, "tell", lambda kind, **details: told.append((kind, details)))
+    original = urls.update_session_auth_hash
 
-    response = client_of(session).post("/password/", {"password": "changed"})
+    def update_session_auth_hash(request, user):
+        by_then.append(list(told))
+        original(request, user)
 
-    assert response.status_code == 200
-    # By the view: nothing yet. Afterwards: once.
+    monkeypatch.setattr(urls, "update_session_auth_hash", update_session_auth_hash)
+    post = client_of(session, kind).post
+    post = async_to_sync(post) if kind is AsyncClient else post
+
+    assert post("/password/", {"password": "changed"}).status_code == 200
+
+    assert by_then == [[]]
     assert told == [("recheck", {"users": [str(user.pk)]})]
 
 
 def test_word_of_a_change_outside_a_request_leaves_at_once(user, monkeypatch):
-    from channels_websocket_utils import receivers
-
     told = []
     monkeypatch.setattr(receivers, "tell", lambda kind, **details: told.append(kind))
 
