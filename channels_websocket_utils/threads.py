@@ -9,10 +9,10 @@ nothing slow runs, and one for the sync handlers of consumers.
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from asgiref.sync import SyncToAsync, sync_to_async
-from django.db import connections
+from django.db import DatabaseError, connections
 
 from .conf import get_setting
 
@@ -99,8 +99,21 @@ def _count(name, change):
         _at_work[name] += change
 
 
+class _Thread:
+    """What is known of a thread of a pool. With the thread its database connections are closed."""
+
+    def __init__(self):
+        self.idle_since = None
+        self.held = ()
+
+    def __del__(self):
+        for connection in self.held:
+            with suppress(DatabaseError):
+                connection.close()
+
+
 class _PoolSyncToAsync(SyncToAsync):
-    _thread = threading.local()
+    _local = threading.local()
 
     def __init__(self, function, name, pool):
         super().__init__(function, thread_sensitive=False, executor=pool)
@@ -114,12 +127,16 @@ class _PoolSyncToAsync(SyncToAsync):
             _count(self._name, -1)
 
     def thread_handler(self, loop, *args, **kwargs):
-        idle_since = getattr(self._thread, "idle_since", None)
-        _close_stale_connections(idle_since is None or time.monotonic() - idle_since > IDLE)
+        if not hasattr(self._local, "thread"):
+            self._local.thread = _Thread()
+        thread = self._local.thread
+        has_idled = thread.idle_since is None or time.monotonic() - thread.idle_since > IDLE
+        _close_stale_connections(has_idled)
         try:
             return super().thread_handler(loop, *args, **kwargs)
         finally:
-            self._thread.idle_since = time.monotonic()
+            thread.idle_since = time.monotonic()
+            thread.held = connections.all(initialized_only=True)
 
 
 def _close_stale_connections(has_idled):

@@ -277,6 +277,32 @@ async def test_idle_thread_gives_up_a_connection_that_is_too_old(monkeypatch):
     assert await in_our_pool(lambda: connection.connection is old)() is False
 
 
+async def test_thread_that_ends_closes_its_connection(transactional_db, settings):
+    """As when the setting changes, or the process ends."""
+    closed = threading.Event()
+
+    def ask_and_watch():
+        ask()
+        raw = connection.connection
+        wrapper = connections["default"]
+        original = wrapper.close
+
+        def close():
+            original()
+            if wrapper.connection is None and raw is not None:
+                closed.set()
+
+        wrapper.close = close
+
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    await in_handler_pool(ask_and_watch)()
+
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
+    await in_handler_pool(ask)()
+
+    assert await asyncio.to_thread(closed.wait, LIMIT)
+
+
 async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch):
     from django.db import transaction
 
