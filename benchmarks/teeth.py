@@ -88,7 +88,7 @@ WEAKNESSES = [
     (
         "wait for each close before the next",
         "connections.py",
-        "            _keep(connection.close())",
+        "            connection.begin_close()",
         "            await connection.close()",
         "connections",
     ),
@@ -179,15 +179,16 @@ WEAKNESSES = [
     (
         "never ask whether a connection is still there",
         "threads.py",
-        "        connection.close_if_unusable_or_obsolete()\n        if has_idled and",
-        "        if False and",
+        "            if connection.connection is not None and not connection.is_usable():",
+        "            if False:",
         "threads",
     ),
     (
         "keep a permission that was dropped while it was asked for",
         "decorators.py",
-        "    grants[perms] = code, time.monotonic()",
-        "    connection and connection.grants.update({perms: (code, time.monotonic())})",
+        "    grants[_grant(consumer, perms)] = code, time.monotonic()",
+        "    if connection is not None:\n"
+        "        connection.grants[_grant(consumer, perms)] = code, time.monotonic()",
         "permissions",
     ),
     (

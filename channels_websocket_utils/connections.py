@@ -19,7 +19,7 @@ from .conf import get_setting
 from .revocations import Revocation
 from .signals import connection_closed, connection_opened
 from .sockets import Socket
-from .threads import in_our_pool
+from .threads import in_our_pool, in_recheck_thread
 
 __all__ = ["Connection", "atell", "live_connections", "tell"]
 
@@ -29,8 +29,8 @@ logger = logging.getLogger("channels_websocket_utils")
 # make them wait; and a revocation that was forgotten meanwhile would end, for it may have been
 # written by a clock that is 5 s ahead, who has just come back.
 LINGER = 10.0
-# So many sockets are told of their end, then the others have their turn on the event loop.
-SLICE = 20
+# So many sockets are told of their end, then all others have their turn on the event loop.
+SLICE, PAUSE = 20, 0.01
 # A client that does not take what is pushed to it is told to come back, not kept in memory.
 MAX_WAITING_PUSHES = 1000
 
@@ -137,7 +137,6 @@ class Connection(Socket):
             self._hub.remove(self)
         # A server whose application returns before its close has been sent says 1006.
         await self.close()
-        self.ended = True
         if self._was_opened and connection_closed.has_listeners():
             code = 1006 if self.close_code is None else self.close_code
             await in_our_pool(connection_closed.send_robust)(None, connection=self, code=code)
@@ -199,8 +198,7 @@ class Hub:
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
-        for listener in self._listeners:
-            await listener.ready()
+        await asyncio.gather(*(listener.ready() for listener in self._listeners))
 
     def settle(self, connection):
         self.pending.discard(connection)
@@ -279,10 +277,10 @@ class Hub:
 
     def _revoke(self, revocation):
         if revocation.id not in self._known:
+            self._order(partial(self._end_revoked, revocation))
             self._known[revocation.id] = revocation
             if revocation.is_final:
                 self._over.add(revocation.session_digest)
-            self._order(partial(self._end_revoked, revocation))
 
     def _end_revoked(self, revocation, among):
         if revocation.session_digest:
@@ -328,7 +326,9 @@ class Hub:
         for connection in connections:
             connection.grants = {}
         try:
-            outdated = await in_our_pool(gate.outdated)({each.principal for each in connections})
+            outdated = await in_recheck_thread(gate.outdated)(
+                {each.principal for each in connections}
+            )
         except Exception as error:
             # The timer asks again.
             _log_away(error)
@@ -371,18 +371,18 @@ class Hub:
         connections = self.live()
         principals = {connection.principal for connection in connections}
         try:
-            recent, outdated = await in_our_pool(_present_state)(principals)
+            recent, outdated = await in_recheck_thread(_present_state)(principals)
+            for revocation in recent:
+                self._revoke(revocation)
+            self._end_outdated(connections, outdated)
+            since = revocations.kept_since(tokens.now())
+            self._known = {id: row for id, row in self._known.items() if row.created_at > since}
+            self._over = {row.session_digest for row in self._known.values() if row.is_final}
         except Exception as error:
             self.is_database_away = True
             _log_away(error)
             return False
         self.is_database_away = False
-        for revocation in recent:
-            self._revoke(revocation)
-        self._end_outdated(connections, outdated)
-        kept_since = revocations.kept_since(tokens.now())
-        self._known = {id: row for id, row in self._known.items() if row.created_at > kept_since}
-        self._over = {row.session_digest for row in self._known.values() if row.is_final}
         return True
 
 
@@ -392,10 +392,11 @@ def _present_state(principals):
 
 async def _tell_ended(connections):
     for start in range(0, len(connections), SLICE):
+        if start:
+            await asyncio.sleep(PAUSE)
         for connection in connections[start : start + SLICE]:
             connection.release()
-            _keep(connection.close())
-        await asyncio.sleep(0)
+            connection.begin_close()
 
 
 def _tell_here(word):

@@ -35,6 +35,7 @@ class _Routing:
 
     _routes = {}
     _bad_frames = _surplus_frames = 0
+    _is_surplus = False
     # Messages that may come at once, and when that was so.
     _allowance = _counted_at = None
 
@@ -63,8 +64,9 @@ class _Routing:
     def _open_call(self, content):
         return Call(self, content, reply_key=content.get("reply_key"), is_from_wire=True)
 
-    def _check_rate(self, content):
-        """Raise ``MessageError`` for a message that is one too many of ``RATE_LIMIT``."""
+    def _count_frame(self):
+        """Count one frame, and tell whether it is one too many of ``RATE_LIMIT``."""
+        self._is_surplus = False
         rate = get_setting("RATE_LIMIT")
         if rate is None:
             return
@@ -77,15 +79,19 @@ class _Routing:
             self._allowance = min(count, self._allowance + regained)
         self._counted_at = present
         if self._allowance < 1:
+            self._is_surplus = True
             self._surplus_frames += 1
-            raise MessageError(
-                "rate_limited",
-                f"More than {rate} messages.",
-                reply_key=content.get("reply_key"),
-                type=content["type"],
-            )
-        self._allowance -= 1
-        self._surplus_frames = 0
+        else:
+            self._allowance -= 1
+            self._surplus_frames = 0
+
+    def _check_call(self, content):
+        """Raise ``MessageError`` for a decoded frame that is no call, or one too many."""
+        reply_key = messages.read_call(content)
+        self._bad_frames = 0
+        if self._is_surplus:
+            said = f"More than {get_setting('RATE_LIMIT')} messages."
+            raise MessageError("rate_limited", said, reply_key=reply_key, type=content["type"])
 
     def _refuse_frame(self, error):
         if error.code != "rate_limited":
@@ -126,7 +132,9 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
             return
         # Opening a socket does not wait behind a handler, nor does a refusal.
         is_ours = message["type"] == "websocket.connect" or (
-            handlers_are_waiting() and await in_our_pool(self._will_be_denied)(message)
+            message["type"] == "websocket.receive"
+            and handlers_are_waiting()
+            and await in_our_pool(self._will_be_denied)(message)
         )
         run = in_our_pool if is_ours else in_handler_pool
         await run(self._handle)(message)
@@ -151,12 +159,11 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         self.send_json(messages.build_push(key, payload))
 
     def receive(self, text_data=None, bytes_data=None, **kwargs):
+        self._count_frame()
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
             content = self.decode_json(text_data)
-            messages.read_call(content)
-            self._bad_frames = 0
-            self._check_rate(content)
+            self._check_call(content)
         except MessageError as error:
             self.send_json(self._refuse_frame(error))
             close_code = self._close_code()
@@ -174,6 +181,9 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         return function(*args)
 
     def _handle(self, message):
+        if self._is_dropped(message):
+            # While it waited for this thread.
+            return
         # As channels.consumer.SyncConsumer.dispatch() does, in Django's one thread.
         handler = getattr(self, get_handler_name(message), None)
         if handler is None:
@@ -227,12 +237,11 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
         await self.send_json(messages.build_push(key, payload))
 
     async def receive(self, text_data=None, bytes_data=None, **kwargs):
+        self._count_frame()
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
             content = await self.decode_json(text_data)
-            messages.read_call(content)
-            self._bad_frames = 0
-            self._check_rate(content)
+            self._check_call(content)
         except MessageError as error:
             await self.send_json(self._refuse_frame(error))
             close_code = self._close_code()

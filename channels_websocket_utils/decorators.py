@@ -28,7 +28,8 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from . import gate, messages
 from .conf import get_setting
 from .messages import MessageError
-from .threads import in_handler_pool, in_our_pool
+from .sockets import SocketEnded
+from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
 
 __all__ = [
     "Call",
@@ -194,6 +195,8 @@ class Call:
         if error is None:
             is_awaited = self.is_routed and self.reply_key is not None and self.is_from_wire
             return messages.build_reply(self.reply_key, self.result) if is_awaited else None
+        if isinstance(error, SocketEnded):
+            return None
         if isinstance(error, _CONTROL_FLOW):
             raise error
         if not self.is_from_wire:
@@ -336,12 +339,20 @@ def _guarded(call, perms, method, consumer, /, *args, **kwargs):
 
 
 async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
-    if call.denial is None:
+    is_async = _is_async(method)
+    # A sync method is guarded in its own thread, right before it runs. Where it would have to wait
+    # for one, a refusal does not.
+    if call.denial is None and (is_async or handlers_are_waiting()):
         answer = _kept_answer(consumer, perms)
         call.denial = await in_our_pool(_denial)(consumer, perms) if answer is None else answer[0]
     if call.denial is not None:
         raise call.denial
-    return await _arun(method, consumer, *args, **kwargs)
+    if is_over(consumer):
+        # While the database was asked.
+        return _drop(consumer)
+    if is_async:
+        return await method(consumer, *args, **kwargs)
+    return await _in_thread(consumer, _guarded, call, perms, method, consumer, *args, **kwargs)
 
 
 def _denial(consumer, perms):
@@ -358,7 +369,7 @@ def _denial(consumer, perms):
         # One line: an outage refuses thousands.
         logger.error("The database did not answer, a guarded call was refused: %s", error)
         return MessageError("unavailable", "Try again later.")
-    grants[perms] = code, time.monotonic()
+    grants[_grant(consumer, perms)] = code, time.monotonic()
     return _DENIALS[code]()
 
 
@@ -368,10 +379,16 @@ def _kept_answer(consumer, perms):
     connection = consumer.scope.get("websocket_connection")
     if not age or connection is None or connection.is_database_away:
         return None
-    code, asked_at = connection.grants.get(perms, (None, None))
+    code, asked_at = connection.grants.get(_grant(consumer, perms), (None, None))
     if asked_at is None or time.monotonic() - asked_at >= age:
         return None
     return (_DENIALS[code](),)
+
+
+def _grant(consumer, perms):
+    # Whoever is in the scope by now: somebody else may have been put there.
+    user = consumer.scope.get("user")
+    return perms, getattr(user, "pk", None)
 
 
 def _why_denied(consumer, perms):
@@ -391,11 +408,24 @@ def _drop(consumer):
     logger.debug("Dropped a message to %s: its socket has ended", type(consumer).__name__)
 
 
-async def _arun(method, /, *args, **kwargs):
+async def _arun(method, consumer, /, *args, **kwargs):
     """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
-    if inspect.iscoroutinefunction(method) or getattr(method, "_websocket_wrapper", None) is method:
-        return await method(*args, **kwargs)
-    return await asettle(await in_handler_pool(method)(*args, **kwargs))
+    if _is_async(method):
+        return await method(consumer, *args, **kwargs)
+    return await _in_thread(consumer, method, consumer, *args, **kwargs)
+
+
+def _is_async(method):
+    is_ours = getattr(method, "_websocket_wrapper", None) is method
+    return is_ours or inspect.iscoroutinefunction(method)
+
+
+async def _in_thread(consumer, function, /, *args, **kwargs):
+    def run():
+        # Asked again: it may have waited long for this thread.
+        return _drop(consumer) if is_over(consumer) else function(*args, **kwargs)
+
+    return await asettle(await in_handler_pool(run)())
 
 
 def _settle(result):

@@ -15,6 +15,7 @@ from django.urls.exceptions import Resolver404
 from . import gate, messages, routes, tokens
 from .conf import require_installed
 from .connections import Connection
+from .sockets import SocketEnded
 from .threads import in_our_pool, is_single_threaded
 
 __all__ = ["WebSocketTokenAuthMiddleware", "WebSocketTokenAuthMiddlewareStack"]
@@ -115,6 +116,8 @@ class WebSocketTokenAuthMiddleware:
         scope["websocket_connection"] = connection
         try:
             await self._serve(scope, connection, digest, reason, path)
+        except SocketEnded:
+            logger.debug("A consumer was stopped that went on sending to nobody")
         except Exception:
             if connection.is_accepted:
                 # Servers would say 1011 or 1006, if anything.

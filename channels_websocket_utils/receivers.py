@@ -57,19 +57,10 @@ def connect():
             m2m_changed.connect(_drop_grants, sender=field.through, dispatch_uid=_uid(name, holder))
 
 
-def _end_session(sender, request, **kwargs):
-    session = getattr(request, "session", None)
-    if not isinstance(session, SessionBase) or not session.session_key:
+def _end_session(sender, request, user, **kwargs):
+    owner = _logged_out(getattr(request, "session", None), user)
+    if owner is None:
         return
-    # Asked of the session, not yet flushed: alogout() does not always know the user.
-    user_id = session.get(SESSION_KEY)
-    if user_id is None:
-        return
-    digest = tokens.session_digest(session)
-    owner = {"session_digest": digest, "is_final": True}
-    if not digest:
-        # A session without a lasting key: which sockets are its own, nobody can tell.
-        owner = {"user_id": get_user_model()._meta.pk.to_python(user_id)}
     try:
         revocation = revocations.revoke(**owner)
     except db.Error as error:
@@ -78,6 +69,22 @@ def _end_session(sender, request, **kwargs):
         return
     alias = router.db_for_write(WebSocketRevocation)
     transaction.on_commit(lambda: tell("revocation", **revocation.as_word()), using=alias)
+
+
+def _logged_out(session, user):
+    """Return whose sockets a logout ends, as arguments of ``revoke()``; ``None``: nobody's."""
+    if isinstance(session, SessionBase):
+        # Not yet flushed, it knows its user; alogout() does not always.
+        user_id = session.get(SESSION_KEY)
+        if not session.session_key or user_id is None:
+            return None
+        digest = tokens.session_digest(session)
+        if digest:
+            return {"session_digest": digest, "is_final": True}
+        # A key that changes with every save: which sockets are its own, nobody can tell.
+        return {"user_id": get_user_model()._meta.pk.to_python(user_id)}
+    # channels.auth.logout() names no session at all. Who is still signed in comes back.
+    return None if user is None or user.pk is None else {"user_id": user.pk}
 
 
 def _recheck_saved(sender, instance, created, update_fields, using, **kwargs):

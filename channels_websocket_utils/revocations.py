@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import router, transaction
+from django.utils.timezone import is_aware
 
 from . import tokens
 from .conf import get_setting
@@ -49,13 +51,16 @@ class Revocation:
 
     @classmethod
     def from_word(cls, word):
-        user = word["user"]
+        """Return what as_word() was made from. Raises what a word of another kind deserves."""
+        user, created_at = word["user"], datetime.fromisoformat(word["created_at"])
+        if is_aware(created_at) != settings.USE_TZ:
+            raise ValueError(f"A revocation of another USE_TZ: {created_at}")
         return cls(
             id=word["id"],
             user_id=None if user is None else get_user_model()._meta.pk.to_python(user),
             session_digest=word["session"],
             is_final=word["is_final"],
-            created_at=datetime.fromisoformat(word["created_at"]),
+            created_at=created_at,
         )
 
 

@@ -4,15 +4,21 @@ One socket, as its consumer is given it: a ``receive`` and a ``send`` that know 
 
 import asyncio
 import logging
+from functools import partial
 
 from . import messages, routes
 
-__all__ = ["Socket"]
+__all__ = ["Socket", "SocketEnded"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# A peer that does not answer a close must not hold up anybody: uvicorn waits 20 s for it.
+# A peer that does not answer a close must not hold up anybody: uvicorn waits 20 s for it. And a
+# handler that goes on sending to nobody is stopped.
 CLOSE_LIMIT = 5
+
+
+class SocketEnded(OSError):
+    """A handler has gone on sending for long to a socket that is over."""
 
 
 class Socket:
@@ -20,17 +26,19 @@ class Socket:
     What stands between a server and a consumer: the ASGI ``receive`` and ``send``.
 
     What is said to a client that has gone is dropped, for the server's exception would end the
-    consumer before it hears of ``websocket.disconnect``. After a close nothing is sent and no
-    frame is handed over any more, whatever the client has sent along; the disconnect follows at
-    once, and does not wait for the client to answer. On a refused socket (``is_refused``) a close
-    before the accept becomes accept and close with 4401.
+    consumer before it hears of ``websocket.disconnect``; who still sends 5 s later gets a
+    ``SocketEnded``, an ``OSError`` as ASGI has it. After a close nothing is sent and no frame is
+    handed over any more, whatever the client has sent along; the disconnect follows at once, and
+    does not wait for the client to answer. On a refused socket (``is_refused``) a close before the
+    accept becomes accept and close with 4401.
 
-    ``ended`` is true from the moment on when the socket was closed, by its consumer or by
-    ``end()``; ``close_code`` is the code of that close, or the one that the client came with.
+    ``ended`` is true from the moment on when the socket is over: closed by its consumer, its client
+    or ``end()``. ``close_code`` is the code of that close.
     """
 
     __slots__ = (
         "_closing",
+        "_dropping_since",
         "_has_connected",
         "_is_released",
         "_is_told",
@@ -55,7 +63,7 @@ class Socket:
         self._subprotocol = offered[0] if offered else None
         self.ended = self.is_accepted = self.is_refused = False
         self._has_connected = self._is_told = self._is_released = self._must_close = False
-        self._waiting = self._closing = self.close_code = None
+        self._waiting = self._closing = self._dropping_since = self.close_code = None
 
     @property
     def drops_calls(self):
@@ -65,7 +73,7 @@ class Socket:
 
     async def send(self, message):
         if self.ended:
-            return
+            return await self._drop()
         if message["type"] == "websocket.accept":
             self.is_accepted = True
             await self._say(message)
@@ -88,7 +96,7 @@ class Socket:
             if message is None:
                 continue
             if message["type"] == "websocket.disconnect":
-                self._is_told = True
+                self.ended = self._is_told = True
                 if self.close_code is None:
                     self.close_code = message.get("code", 1005)
                 return message
@@ -103,7 +111,7 @@ class Socket:
         """
         End the socket and return whether it was still alive. No frame is handled from now on.
 
-        What is left to do takes time: ``release()``, and to await ``close()``.
+        What is left to do takes time: ``release()`` and ``begin_close()``.
         """
         if self.ended:
             return False
@@ -118,13 +126,20 @@ class Socket:
             self._is_released = True
             self._waiting.cancel()
 
+    def begin_close(self):
+        """Begin to tell the client of an ``end()``, once, and for 5 s at most."""
+        if self._must_close and self._closing is None:
+            self._closing = asyncio.ensure_future(self._say_close())
+            loop = asyncio.get_running_loop()
+            limit = loop.call_later(CLOSE_LIMIT, self._closing.cancel)
+            self._closing.add_done_callback(partial(_closed, limit))
+
     async def close(self):
-        """Tell the client of an ``end()``, once and within 5 s; return when that is done."""
-        if self._must_close:
-            if self._closing is None:
-                self._closing = asyncio.ensure_future(self._close())
-            # Several wait for it, and one of them may be cancelled.
-            await asyncio.shield(self._closing)
+        """Tell the client of an ``end()``, and return when that is done or has taken too long."""
+        self.begin_close()
+        if self._closing is not None:
+            # Who waits may be cancelled; the close goes on.
+            await asyncio.wait({self._closing})
 
     async def refuse(self):
         """Refuse a socket that no consumer has seen: a close before the accept is HTTP 403."""
@@ -145,26 +160,32 @@ class Socket:
 
     async def _next(self):
         """Return the server's next message, or ``None`` when ``release()`` came first."""
-        self._waiting = asyncio.current_task()
+        task = self._waiting = asyncio.current_task()
+        # Python before 3.11 does not count who has cancelled a task.
+        cancelled_before = getattr(task, "cancelling", int)()
         try:
             return await self._receive()
         except asyncio.CancelledError:
             if not self._is_released:
                 raise
-            self._is_released = False
-            # Python before 3.11 does not count who else has cancelled.
-            uncancel = getattr(self._waiting, "uncancel", None)
-            if uncancel is not None and uncancel() > 0:
+            if getattr(task, "uncancel", int)() > cancelled_before:
+                # Somebody else has, too.
                 raise
             return None
         finally:
             self._waiting = None
+            self._is_released = False
 
-    async def _close(self):
-        try:
-            await asyncio.wait_for(self._say_close(), CLOSE_LIMIT)
-        except asyncio.TimeoutError:
-            logger.debug("A client did not answer its close within %s s", CLOSE_LIMIT)
+    async def _drop(self):
+        # A handler that sends in a loop would never let go of the event loop.
+        await asyncio.sleep(0)
+        present = asyncio.get_running_loop().time()
+        if self._dropping_since is None:
+            self._dropping_since = present
+        elif present - self._dropping_since > CLOSE_LIMIT:
+            # Once: what it still says to clean up is dropped again.
+            self._dropping_since = present
+            raise SocketEnded("The socket has ended.")
 
     async def _say_close(self):
         if not self.is_accepted:
@@ -185,3 +206,12 @@ class Socket:
             if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
                 raise
             logger.debug("Dropped a %s for a client that has gone", message["type"])
+            await self._drop()
+
+
+def _closed(limit, task):
+    limit.cancel()
+    if task.cancelled():
+        logger.debug("A client did not answer its close within %s s", CLOSE_LIMIT)
+    elif task.exception() is not None:
+        logger.debug("A client could not be told of its close: %s", task.exception())

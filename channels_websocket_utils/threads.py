@@ -2,14 +2,15 @@
 The one pool design: where sync code of ours, and of our consumers, runs.
 
 Django and Channels run all sync code of a process in one thread, so one slow handler keeps every
-other socket waiting. Here are two bounded pools instead: one for our own database work, in which
-nothing slow runs, and one for the sync handlers of consumers.
+other socket waiting. Here are bounded pools instead: one for our own database work, one for the
+sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay.
 """
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import DatabaseError, connections
@@ -20,6 +21,7 @@ __all__ = [
     "handlers_are_waiting",
     "in_handler_pool",
     "in_our_pool",
+    "in_recheck_thread",
     "is_single_threaded",
     "single_thread",
 ]
@@ -28,13 +30,15 @@ __all__ = [
 # hold a database connection.
 OUR_THREADS = 8
 
-# A busy thread asks about its connection once a second at most, an idle one before it goes on.
-IDLE = 1.0
+# Seconds that a connection is trusted without being asked whether it is still there.
+TRUSTED = 1.0
 
 _lock = threading.Lock()
 _pools = {}
-_at_work = {"ours": 0, "handlers": 0}
+_at_work = {"ours": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
+# The work, each in its pool, that waits for the present one.
+_waiting_work = ContextVar("websocket_waiting_work", default=())
 
 
 def in_our_pool(function):
@@ -45,6 +49,11 @@ def in_our_pool(function):
 def in_handler_pool(function):
     """Return an awaitable twin of ``function``, a sync handler of a consumer."""
     return _twin(function, "handlers", get_setting("SYNC_THREADS"))
+
+
+def in_recheck_thread(function):
+    """Return an awaitable twin of ``function``, for the re-check of live sockets."""
+    return _twin(function, "recheck", 1)
 
 
 def handlers_are_waiting():
@@ -78,6 +87,9 @@ def _twin(function, name, threads):
     if _single_threads:
         # Not Channels' twin, which closes the connection of a test's transaction.
         return sync_to_async(function)
+    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):
+        # Who holds a thread of the pool waits for us: in a thread of that pool we might never run.
+        return _PoolSyncToAsync(function, "", ThreadPoolExecutor(1))
     return _PoolSyncToAsync(function, name, _pool(name, threads))
 
 
@@ -93,23 +105,60 @@ def _pool(name, threads):
         return pool
 
 
-def _count(name, change):
-    # Event loops run in threads of their own.
-    with _lock:
-        _at_work[name] += change
+class _Work:
+    """One function at work in the pool of that name."""
+
+    __slots__ = ("is_done", "pool")
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.is_done = False
+
+    def __enter__(self):
+        self._count(1)
+
+    def __exit__(self, *error):
+        self.is_done = True
+        self._count(-1)
+
+    def _count(self, change):
+        # Event loops run in threads of their own.
+        with _lock:
+            _at_work[self.pool] += change
 
 
 class _Thread:
     """What is known of a thread of a pool. With the thread its database connections are closed."""
 
     def __init__(self):
-        self.idle_since = None
+        self.asked_at = None
         self.held = ()
 
     def __del__(self):
         for connection in self.held:
             with suppress(DatabaseError):
                 connection.close()
+
+    def close_stale_connections(self):
+        """
+        Close the database connections that are too old, or that the server has closed.
+
+        Channels closes them around every call instead, which with ``CONN_MAX_AGE`` 0, Django's
+        default, is a new connection for every message.
+        """
+        present = time.monotonic()
+        is_trusted = self.asked_at is not None and present - self.asked_at <= TRUSTED
+        for connection in connections.all(initialized_only=True):
+            if connection.connection is None or connection.in_atomic_block:
+                continue
+            is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+            if is_trusted and not is_left_open and not connection.errors_occurred:
+                continue
+            connection.close_if_unusable_or_obsolete()
+            if connection.connection is not None and not connection.is_usable():
+                connection.close()
+        if not is_trusted:
+            self.asked_at = present
 
 
 class _PoolSyncToAsync(SyncToAsync):
@@ -120,35 +169,25 @@ class _PoolSyncToAsync(SyncToAsync):
         self._name = name
 
     async def __call__(self, *args, **kwargs):
-        _count(self._name, 1)
+        if not self._name:
+            try:
+                return await super().__call__(*args, **kwargs)
+            finally:
+                self._executor.shutdown(wait=False)
+        work = _Work(self._name)
+        token = _waiting_work.set((*_waiting_work.get(), work))
         try:
-            return await super().__call__(*args, **kwargs)
+            with work:
+                return await super().__call__(*args, **kwargs)
         finally:
-            _count(self._name, -1)
+            _waiting_work.reset(token)
 
     def thread_handler(self, loop, *args, **kwargs):
         if not hasattr(self._local, "thread"):
             self._local.thread = _Thread()
         thread = self._local.thread
-        has_idled = thread.idle_since is None or time.monotonic() - thread.idle_since > IDLE
-        _close_stale_connections(has_idled)
+        thread.close_stale_connections()
         try:
             return super().thread_handler(loop, *args, **kwargs)
         finally:
-            thread.idle_since = time.monotonic()
             thread.held = connections.all(initialized_only=True)
-
-
-def _close_stale_connections(has_idled):
-    """
-    Close this thread's database connections that are too old, or that the server has closed.
-
-    Channels closes them around every call instead, which with ``CONN_MAX_AGE`` 0, Django's
-    default, is a new connection for every message.
-    """
-    for connection in connections.all(initialized_only=True):
-        if connection.in_atomic_block or not (has_idled or connection.errors_occurred):
-            continue
-        connection.close_if_unusable_or_obsolete()
-        if has_idled and connection.connection is not None and not connection.is_usable():
-            connection.close()

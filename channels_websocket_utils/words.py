@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import uuid
+from weakref import WeakKeyDictionary
 
 from asgiref.sync import async_to_sync
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
@@ -32,6 +33,7 @@ BACKOFF = 0.1, 10.0
 RENEWAL = 30.0
 
 _MESSAGE_TYPE = "websocket.word"
+_own_layers = WeakKeyDictionary()
 _BOOT = uuid.uuid4().hex
 
 
@@ -97,7 +99,7 @@ class Listener:
         delay, longest = BACKOFF
         while True:
             try:
-                layer = _listening_layer()
+                layer = _listening_layer(self._group)
                 channel = await layer.new_channel(self._group)
                 try:
                     await self._join(layer, channel)
@@ -136,6 +138,9 @@ class Listener:
             if receiving is not None:
                 receiving.cancel()
                 await asyncio.wait({receiving}, timeout=LIMIT)
+                if receiving.done() and not receiving.cancelled():
+                    # Seen, or asyncio would complain that nobody did.
+                    receiving.exception()
 
     def _take(self, message):
         try:
@@ -157,12 +162,17 @@ class Listener:
             logger.debug("A listener could not leave %s: %s", self._group, _told(error))
 
 
-def _listening_layer():
+def _listening_layer(group):
     layer = shared_layer()
     if _receives_one_at_a_time(layer):
         # An instance of our own: beside ours, no consumer would receive anything. And its channel
-        # has a queue of its own, which the consumers' messages cannot fill.
-        layer = channel_layers.make_backend(get_setting("CHANNEL_LAYER"))
+        # has a queue of its own, which the consumers' messages cannot fill. Made once for a loop:
+        # each instance wraps the close() of the loop, for good.
+        alias = get_setting("CHANNEL_LAYER")
+        own = _own_layers.setdefault(asyncio.get_running_loop(), {})
+        if (group, alias) not in own:
+            own[group, alias] = channel_layers.make_backend(alias)
+        layer = own[group, alias]
     return layer
 
 

@@ -65,6 +65,23 @@ def cookie(session):
     return (b"cookie", f"sessionid={session}".encode())
 
 
+async def until(is_true):
+    """Wait until ``is_true()``."""
+
+    async def poll():
+        while not is_true():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(poll(), LIMIT)
+
+
+async def ended(socket):
+    """Wait until the socket is closed, and return the code."""
+    while not isinstance(frame := await socket.next(), int):
+        pass
+    return frame
+
+
 class Socket(ApplicationCommunicator):
     """
     A client's end of one WebSocket. ``session`` is a session key to send as the cookie.

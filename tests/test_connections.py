@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from channels.auth import logout as channels_logout
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
@@ -14,7 +15,7 @@ from django.db import OperationalError
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
-from channels_websocket_utils import connections, gate, receivers, revocations, tokens
+from channels_websocket_utils import connections, gate, receivers, revocations, sockets, tokens
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
@@ -32,7 +33,7 @@ from channels_websocket_utils.utils import (
 
 from . import urls
 from .consumers import MANAGED, AsyncManager, AsyncPlainJson, Manager, PlainJson
-from .helpers import LIMIT, OPEN, documented, sign_in, stack
+from .helpers import LIMIT, OPEN, Socket, documented, ended, sign_in, stack, until
 
 ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
@@ -56,14 +57,6 @@ def open_as(open_socket):
         return socket
 
     return open_
-
-
-async def ended(socket):
-    """Wait until the socket is closed, and return the code."""
-    while True:
-        frame = await socket.next()
-        if isinstance(frame, int):
-            return frame
 
 
 async def is_alive(socket):
@@ -373,14 +366,6 @@ async def some_rechecks(count=3):
         connections._present_state = original
 
 
-async def until(is_true):
-    async def poll():
-        while not is_true():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(poll(), LIMIT)
-
-
 async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
     user, session, open_as, settings, monkeypatch
 ):
@@ -659,6 +644,58 @@ async def test_one_peer_that_does_not_answer_keeps_nobody_waiting(user, session,
     hangs.set()
 
 
+async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, open_as):
+    """``channels.auth.logout()`` names no session: who is still signed in comes back."""
+
+    class Leaves(AsyncManager):
+        @auto_route
+        async def leave(self):
+            await channels_logout(self.scope)
+
+    one, two = await open_as(user, session, Leaves), await open_as(user, session)
+
+    await one.send("leave")
+
+    assert [await ended(one), await ended(two)] == [4410, 4410]
+
+
+@pytest.mark.parametrize("end", ["disconnect", "client"])
+@pytest.mark.parametrize("pause", [0, 0.01])
+async def test_handler_that_sends_for_ever_is_stopped(
+    user, open_as, session, monkeypatch, end, pause
+):
+    monkeypatch.setattr(sockets, "CLOSE_LIMIT", 0.05)
+    told = asyncio.Event()
+
+    class Ticker(AsyncManager):
+        @auto_route
+        async def tick(self):
+            while True:
+                await self.push("tick", {})
+                await asyncio.sleep(pause)
+
+        async def disconnect(self, code):
+            told.set()
+
+    socket = await open_as(user, session, Ticker)
+    await socket.send("tick")
+    await socket.next_for("tick")
+
+    if end == "disconnect":
+        await adisconnect_user(user)
+    else:
+        (connection,) = live_connections()
+        monkeypatch.setattr(connection, "_send", gone)
+    await socket.bye()
+
+    assert told.is_set()
+
+
+async def gone(message):
+    # As servers do, by the ASGI specification.
+    raise OSError("the client has gone")
+
+
 async def test_consumer_hears_its_disconnect_with_the_code(user, session, open_as):
     codes = asyncio.Queue()
 
@@ -873,8 +910,6 @@ async def test_sync_helpers_name_their_twins_in_async_code(user, session):
 
 async def test_sockets_of_another_event_loop_are_told_too(user, session):
     """A process may run several loops: each has a hub of its own."""
-    from .helpers import Socket
-
     opened, codes = threading.Event(), []
 
     def other_loop():

@@ -123,6 +123,42 @@ async def test_flood_ends_the_socket_and_no_other(
 
 
 @BOTH
+async def test_frames_that_cannot_be_read_count_as_well(opened, settings, clock, consumer):
+    settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "5/h"}
+    socket = await opened(consumer)
+
+    for _ in range(20):
+        await socket.send_text("{")
+        await socket.send("websocket.ping")
+
+    frames = []
+    while not isinstance(frame := await socket.next(), int):
+        frames.append(frame)
+    assert frame == 4429
+    # The hello, five within the limit, ten beyond it.
+    assert len(frames) == 1 + 5 + 10
+
+
+async def test_socket_whose_client_has_gone_makes_room(user, session, open_as, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_CONNECTIONS_PER_USER": 1}
+    leaving, may_leave = asyncio.Event(), asyncio.Event()
+
+    class Slow(MANAGED[1]):
+        async def disconnect(self, code):
+            leaving.set()
+            await may_leave.wait()
+
+    first, _ = await open_as(user, session, Slow)
+    await first.send_input({"type": "websocket.disconnect", "code": 1001})
+    await leaving.wait()
+
+    _, outcome = await open_as(user, session)
+
+    assert outcome == OPEN
+    may_leave.set()
+
+
+@BOTH
 async def test_pings_count_as_messages(opened, settings, clock, consumer):
     settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "1/m"}
     socket = await opened(consumer)

@@ -2,7 +2,7 @@
 
 import pytest
 from channels.layers import get_channel_layer
-from django.contrib.auth.models import Group, Permission
+from django.contrib.auth.models import AnonymousUser, Group, Permission
 from django.db import OperationalError
 
 from channels_websocket_utils import connections, decorators, gate
@@ -164,6 +164,22 @@ async def test_answer_that_was_asked_for_before_the_change_is_not_kept(
     await type(user).user_permissions.through.objects.all().adelete()
 
     assert not await allowed(socket)
+
+
+@pytest.mark.usefixtures("kept")
+async def test_kept_answer_is_of_the_user_who_was_asked_for(opened, user, permission):
+    class Replaces(MANAGED[1]):
+        @auto_route
+        async def replace(self):
+            self.scope["user"] = AnonymousUser()
+
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Replaces)
+    assert await allowed(socket)
+
+    await socket.call("replace")
+
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
 
 
 @pytest.mark.usefixtures("kept")

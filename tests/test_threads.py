@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from channels.layers import get_channel_layer
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
@@ -14,11 +15,13 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.signals import connection_opened
 from channels_websocket_utils.threads import in_handler_pool, in_our_pool, single_thread
 from channels_websocket_utils.tokens import issue
+from channels_websocket_utils.utils import adisconnect_user
 
 from .consumers import PERM, AsyncManager, Manager, PlainJson
-from .helpers import LIMIT, stack
+from .helpers import LIMIT, stack, until
 
 
 class Gathering:
@@ -40,9 +43,21 @@ class Gathering:
         assert Gathering.go_on.wait(3 * LIMIT)
         return "blocked"
 
+    ran = None
+    groups = ["news"]
+
     @auto_route
     def echo(self, event):
         return event["value"]
+
+    @auto_route
+    def record(self):
+        Gathering.ran.append("record")
+
+    @require_perms(PERM)
+    @auto_route
+    def guarded_record(self):
+        Gathering.ran.append("guarded_record")
 
     @auto_route
     @require_perms(PERM)
@@ -51,11 +66,17 @@ class Gathering:
 
 
 class Sync(Gathering, WebSocketManagerConsumer):
-    pass
+    def news(self, event):
+        Gathering.ran.append(threading.current_thread().name)
 
 
 class Async(Gathering, AsyncWebSocketManagerConsumer):
-    pass
+    async def news(self, event):
+        Gathering.ran.append(threading.current_thread().name)
+
+
+class Blocks(Gathering, WebSocketManagerConsumer):
+    groups = []
 
 
 OURS = pytest.mark.parametrize("consumer", [Sync, Async])
@@ -127,6 +148,99 @@ async def test_permission_check_does_not_wait_behind_blocked_handlers(opened, se
     Gathering.go_on.set()
 
 
+@OURS
+@pytest.mark.parametrize("method", ["record", "guarded_record"])
+async def test_call_that_waits_for_a_thread_does_not_outlive_its_socket(
+    opened, user, permission, settings, consumer, method
+):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    await user.user_permissions.aadd(permission)
+    Gathering.ran = []
+    await (await opened(consumer)).send("block")
+    await entered(1)
+    socket = await opened(consumer)
+    # Before it is anybody's to refuse.
+    await socket.send(method)
+    await until(lambda: threads._at_work["handlers"] == 2)
+
+    await adisconnect_user(user)
+    while not isinstance(await socket.next(), int):
+        pass
+    Gathering.go_on.set()
+    await until(lambda: threads._at_work["handlers"] == 0)
+
+    assert Gathering.ran == []
+
+
+@OURS
+async def test_call_that_waits_for_a_thread_does_not_outlive_its_permission(
+    opened, user, permission, settings, consumer
+):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    await user.user_permissions.aadd(permission)
+    await (await opened(consumer)).send("block")
+    await entered(1)
+    socket = await opened(consumer)
+    await socket.send("guarded", reply_key="r")
+    await until(lambda: threads._at_work["handlers"] == 2)
+
+    await user.user_permissions.aclear()
+    Gathering.go_on.set()
+
+    assert (await socket.next_for("r"))["error"]["code"] == "permission_denied"
+
+
+@OURS
+async def test_event_is_a_handler_whatever_its_text_says(opened, settings, consumer):
+    """With all threads busy it waits, and does not slip into the pool that must stay free."""
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    Gathering.ran = []
+    await opened(consumer)
+    await opened(consumer)
+    busy = await opened(Blocks)
+    await busy.send("block")
+    await entered(1)
+
+    event = {"type": "news", "text": '{"type": "guarded"}'}
+    await get_channel_layer().group_send("news", event)
+    Gathering.go_on.set()
+    await until(lambda: len(Gathering.ran) == 2)
+
+    assert not [name for name in Gathering.ran if "ours" in name]
+
+
+async def test_who_holds_a_thread_never_waits_for_another_one_of_its_pool(
+    opened, settings, monkeypatch
+):
+    """A connect() in our pool is told to a receiver, and a sync method calls another one."""
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    monkeypatch.setattr(threads, "OUR_THREADS", 1)
+
+    class Nested(Async):
+        @auto_route
+        def outer(self):
+            async def call():
+                return await self.inner()
+
+            return async_to_sync(call)()
+
+        @auto_route
+        def inner(self):
+            return "inner"
+
+    def hear(**kwargs):
+        pass
+
+    connection_opened.connect(hear)
+    try:
+        await opened(Sync)
+        socket = await opened(Nested)
+    finally:
+        connection_opened.disconnect(hear)
+
+    assert (await socket.call("outer"))["data"] == "inner"
+
+
 async def test_naive_handlers_keep_an_opening_waiting(opened, user, session, open_socket):
     """The test has teeth: Channels' own consumers share one thread, and a connect waits for it."""
 
@@ -147,7 +261,7 @@ async def test_naive_handlers_keep_an_opening_waiting(opened, user, session, ope
     assert (await opening)["type"] == "websocket.accept"
 
 
-async def test_pool_has_as_many_threads_as_the_setting_says(settings):
+async def test_pool_has_as_many_threads_as_the_setting_says(transactional_db, settings):
     settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
     running, most = [], []
     lock, both = threading.Lock(), threading.Barrier(2)
@@ -229,7 +343,7 @@ async def test_connection_that_the_server_closed_does_not_poison_later_work(monk
     await in_our_pool(lose_connection)()
 
     # As after the second of idling.
-    monkeypatch.setattr(threads, "IDLE", 0)
+    monkeypatch.setattr(threads, "TRUSTED", -1)
     assert await in_our_pool(ask)() == 1
 
 
@@ -273,7 +387,7 @@ async def test_idle_thread_gives_up_a_connection_that_is_too_old(monkeypatch):
         return connection.connection
 
     old = await in_our_pool(age)()
-    monkeypatch.setattr(threads, "IDLE", 0)
+    monkeypatch.setattr(threads, "TRUSTED", -1)
 
     assert await in_our_pool(lambda: connection.connection is old)() is False
 
@@ -307,12 +421,12 @@ async def test_thread_that_ends_closes_its_connection(transactional_db, settings
 async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch):
     from django.db import transaction
 
-    monkeypatch.setattr(threads, "IDLE", 0)
+    monkeypatch.setattr(threads, "TRUSTED", -1)
 
     def inside():
         with transaction.atomic():
             ask()
-            threads._close_stale_connections(has_idled=True)
+            threads._Thread().close_stale_connections()
             return ask()
 
     assert await sync_to_async(inside)() == 1

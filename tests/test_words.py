@@ -20,7 +20,7 @@ from channels_websocket_utils.utils import (
 )
 
 from .consumers import AsyncManager, Room
-from .helpers import LIMIT, stack
+from .helpers import LIMIT, ended, stack, until
 from .servers import free_port, running
 from .settings import channel_layer
 
@@ -42,21 +42,6 @@ def open_one(user, session, open_socket):
         return socket
 
     return open_
-
-
-async def ended(socket):
-    while True:
-        frame = await socket.next()
-        if isinstance(frame, int):
-            return frame
-
-
-async def until(is_true):
-    async def poll():
-        while not is_true():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(poll(), LIMIT)
 
 
 async def said_elsewhere(group, kind, **details):
@@ -124,10 +109,13 @@ async def test_word_that_nobody_understands_is_passed_over(user, layer, open_one
     await get_channel_layer().group_send(words.REVOCATIONS, {"type": "websocket.word"})
     await said_elsewhere(words.REVOCATIONS, "revocation")
     await said_elsewhere(words.REVOCATIONS, "of tomorrow")
+    of_another_site = {"id": 1, "user": str(user.pk), "session": "", "is_final": False}
+    naive = {**of_another_site, "created_at": "2026-01-01T00:00:00"}
+    await said_elsewhere(words.REVOCATIONS, "revocation", **naive)
     await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
-    assert caplog.text.count("was not understood") == 2
+    assert caplog.text.count("was not understood") == 3
 
 
 async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
@@ -405,6 +393,21 @@ async def test_word_is_heard_again_after_redis_was_restarted(
     while not socket.future.done():
         # The pub/sub layer comes back without a word to us: the next one is heard.
         await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+async def test_listeners_that_come_and_go_leave_nothing_and_hear(redis_layer, open_one, elsewhere):
+    """Each time the last socket leaves, they end; the next socket's hear as the first's."""
+    for _ in range(3):
+        await (await open_one(Unlayered)).bye()
+        await until(lambda: not connections._hubs and not connections._tasks)
+    layers = words._own_layers.get(asyncio.get_running_loop(), {})
+    assert len(layers) == (2 if "core" in redis_layer["BACKEND"] else 0)
+    socket = await open_one(Unlayered)
+
+    await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
 
     assert await ended(socket) == 4410
 

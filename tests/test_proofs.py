@@ -1,0 +1,91 @@
+"""The proofs of docs/proofs, small: what happens is asserted here, how fast it was is in docs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Of all of a table, in seconds.
+LIMIT = 300
+WITH_TIMER = ["logout", "password change", "deactivation", "disconnect_user"]
+
+
+@pytest.fixture
+def prove(tmp_path):
+    """A function that measures a table, small, and returns its rows by name."""
+
+    def measure(table):
+        command = [*(sys.executable, "-W", "error", "-m", "benchmarks.proof", table)]
+        command += ["--small", "--keep", str(tmp_path)]
+        # An SQLite file of its own: the database of this run is at work.
+        environment = {name: os.environ[name] for name in os.environ if name != "TEST_DATABASE"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (tmp_path / f"{table}.jsonl").read_text().splitlines()
+        measure.page = done.stdout
+        return {row["name"]: row["cells"] for row in map(json.loads, lines)}
+
+    return measure
+
+
+@pytest.mark.redis
+def test_live_sockets_end_in_every_process(prove):
+    """With a channel layer at once, without one, or with one that drops all, by the timer."""
+    rows = prove("revocation")
+
+    for set_up in ("Redis", "drops all", "no layer"):
+        for act in [*WITH_TIMER, "permission"]:
+            row = rows[f"{set_up}: {act}"]
+            assert row["ended or denied"] == row["samples"] == 3
+            assert row["others ended"] == 0
+            # Ten times what is promised: 1 s, or RECHECK_INTERVAL, which is 1 s there.
+            assert row["max ms"] < 10_000
+
+
+def test_crowd_ends_and_nobody_else(prove):
+    rows = prove("crowd")
+
+    for name in ("async", "sync", "uvicorn"):
+        assert rows[name]["ended with 4410"] == rows[name]["sockets"] == 200
+        assert rows[name]["others ended"] == 0
+        assert rows[name]["closes sent ms"] < 10_000
+
+
+def test_opening_and_denials_do_not_wait_for_handlers(prove):
+    """The control, Channels' own sync consumer, waits for all six."""
+    rows = prove("opening")
+
+    assert {name: row["handlers done before"] for name, row in rows.items()} == {
+        "plain": 6,
+        "isolated": 0,
+        "manager": 0,
+        "manager: denied call": 0,
+    }
+
+
+@pytest.mark.redis
+def test_nothing_is_left_of_sockets_that_have_gone(prove):
+    rows = prove("leaks")
+
+    for name in ("memory", "Redis"):
+        row = rows[name]
+        assert row["went as they should"] == row["cycles"] == 200
+        assert row["others ended"] == 0
+        for what in ("tasks", "threads", "file descriptors", "registries"):
+            before, after = row[what]
+            assert after <= before, what
+
+
+def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
+    first = prove("opening")
+    kept = (tmp_path / "opening.jsonl").read_bytes()
+
+    assert prove("opening") == first
+    assert (tmp_path / "opening.jsonl").read_bytes() == kept
+    assert "make proof TABLE=opening OPTIONS=--small" in prove.page
