@@ -2,9 +2,9 @@
 Teeth: weaknesses of live sockets that were put in, and the tests that saw them
 ===============================================================================
 
-Each row is one weakness, put into a copy of the package; then the named test file runs. *Caught by* is
-the first test that fails. The last row is the control: the copy as it is, for which all of these
-files pass.
+Each row is one weakness, put into a copy of the package; then a test file runs. *Caught by* is its
+first test that fails. The last row is the control: the copy as it is, for which all of these files
+pass.
 """
 
 import asyncio
@@ -19,6 +19,15 @@ PACKAGES = ["pytest"]
 ROOT = Path(__file__).parent.parent
 LIMIT = 300
 
+_ASK = """\
+        verdict = await in_our_pool(gate.decide)(
+            digest,
+            path=path,
+            session=scope.get("session"),
+            user=scope.get("user"),
+            token_only=self.token_only,
+        )
+"""
 # What it is, the module, the text that is replaced and what stands there instead, the test file.
 WEAKNESSES = [
     (
@@ -31,8 +40,8 @@ WEAKNESSES = [
     (
         "register after the spend",
         "middleware.py",
-        "        await connection.register()\n        verdict = await in_our_pool(gate.decide)(",
-        "        verdict = await in_our_pool(gate.decide)(",
+        "        await connection.register()\n" + _ASK + "        connection.settle",
+        _ASK + "        await connection.register()\n        connection.settle",
         "connections",
     ),
     (
@@ -192,10 +201,45 @@ WEAKNESSES = [
         "permissions",
     ),
     (
+        "wait for one's own pool",
+        "threads.py",
+        "    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):",
+        "    if False:",
+        "threads",
+    ),
+    (
+        "do not ask again after waiting for a thread",
+        "decorators.py",
+        "return _drop(consumer) if is_over(consumer) else function(*args, **kwargs)",
+        "return function(*args, **kwargs)",
+        "threads",
+    ),
+    (
+        "let a handler send for ever",
+        "sockets.py",
+        '            raise SocketEnded("The socket has ended.")',
+        "            pass",
+        "connections",
+    ),
+    (
+        "keep a permission for whoever is in the scope",
+        "decorators.py",
+        '    return perms, getattr(user, "pk", None)',
+        "    return perms, user is None",
+        "permissions",
+    ),
+    (
+        "forget what was obeyed with the last socket",
+        "connections.py",
+        "self._lingering = self.loop.call_later(LINGER, self.stop)",
+        "self._lingering = self.loop.call_later(0, self.stop)",
+        "connections",
+    ),
+    (
         "count no rate",
         "consumers.py",
-        "        self._allowance -= 1\n",
-        "",
+        "            self._allowance -= 1\n",
+        "            pass\n",
         "limits",
     ),
 ]

@@ -319,7 +319,8 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
 
 
 @pytest.mark.usefixtures("fast")
-async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_as):
+async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_as, monkeypatch):
+    monkeypatch.setattr(connections, "LINGER", 10)
     socket = await open_as(user, session)
     await sync_to_async(revoke)(user_id=user.pk)
     assert await ended(socket) == 4410
