@@ -139,8 +139,8 @@ WEAKNESSES = [
     (
         "connect before the word is heard",
         "connections.py",
-        "            await listener.ready()",
-        "            pass",
+        "        await asyncio.gather(*(listener.ready() for listener in self._listeners))",
+        "        pass",
         "words",
     ),
     (

@@ -9,11 +9,12 @@ sync handlers of consumers, and a thread for the re-check, which no crowd of con
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from asgiref.sync import SyncToAsync, sync_to_async
-from django.db import DatabaseError, connections
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connections
 
 from .conf import get_setting
 
@@ -136,8 +137,12 @@ class _Thread:
 
     def __del__(self):
         for connection in self.held:
-            with suppress(DatabaseError):
+            # It is not always the thread itself that takes its leavings away.
+            connection.inc_thread_sharing()
+            try:
                 connection.close()
+            except SynchronousOnlyOperation:
+                threading.Thread(target=connection.close).start()
 
     def close_stale_connections(self):
         """
@@ -190,4 +195,8 @@ class _PoolSyncToAsync(SyncToAsync):
         try:
             return super().thread_handler(loop, *args, **kwargs)
         finally:
-            thread.held = connections.all(initialized_only=True)
+            if self._name:
+                thread.held = connections.all(initialized_only=True)
+            else:
+                # This thread ends with its one piece of work.
+                connections.close_all()
