@@ -21,6 +21,12 @@ python-test: .venv/test programs
 js-test: node_modules
 	npm test --silent
 
+# One table of docs/proofs, measured in full: make proof TABLE=revocation (or OPTIONS=--small)
+.PHONY: proof
+proof: .venv/test
+	@.ci/install redis-server
+	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -278,14 +278,15 @@ async def measure(small, is_kept):
 
 async def first_failure(copy, files):
     """Run the test files in the copy and return the name of the first test that fails, if any."""
+    # The tests' own settings; and the copy before the package that is installed.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
         *(f"tests/test_{name}.py" for name in files),
         cwd=copy,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        # The copy comes first on the path, before the package that is installed.
-        env={**os.environ, "PYTHONPATH": str(copy)},
+        env={**kept, "PYTHONPATH": str(copy)},
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), LIMIT)

@@ -89,3 +89,11 @@ def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
     assert prove("opening") == first
     assert (tmp_path / "opening.jsonl").read_bytes() == kept
     assert "make proof TABLE=opening OPTIONS=--small" in prove.page
+
+
+def test_seeded_weakness_is_caught(prove):
+    """One of them here; all in docs/proofs. The control shows that the tests pass without it."""
+    rows = prove("teeth")
+
+    assert rows["forget the release"]["caught by"] == "test_everything_is_released"
+    assert rows["nothing: the control"]["caught by"] == "nothing, as it should be"

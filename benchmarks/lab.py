@@ -1,0 +1,282 @@
+"""What the proofs share: a database, servers, users, and clients that notice when things happen."""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+from http.client import HTTPConnection
+from pathlib import Path
+from time import monotonic
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from django.db import connection, connections
+from django.test import override_settings
+
+from channels_websocket_utils import threads
+from tests.helpers import cookie, scope_for, sign_in
+from tests.servers import COMMANDS, free_port, running
+from tests.settings import database_url
+
+from .settings import layers
+
+# Seconds: far more than anything here takes, so that what never comes is noticed.
+LIMIT = 60
+# Of the figure that is promised; more than that is a broken promise on any machine.
+TOLERANCE = 10
+CSRF_TOKEN = "c" * 32
+# Between a reply and the next call.
+PAUSE = 0.001
+
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def database():
+    """Have a database of our own, in a file or where ``TEST_DATABASE`` says."""
+    name = connection.settings_dict["NAME"]
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        yield
+    finally:
+        connection.creation.destroy_test_db(name, verbosity=0)
+
+
+@contextlib.contextmanager
+def redis():
+    """Start a Redis and yield its URL."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(running(command, port, Path(folder, "log"), cwd=folder))
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextlib.contextmanager
+def uvicorn(layer="none", interval=30, threads=16):
+    """Start a uvicorn process and yield its port."""
+    port = free_port()
+    command = COMMANDS["uvicorn"].format(port=port, application="benchmarks.server:application")
+    # Our clients read when they have something to wait for, and answer no ping meanwhile.
+    options = ["--log-level", "warning", "--ws-ping-interval", "3600"]
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
+        "TEST_DATABASE": database_url(connection.settings_dict),
+        "PROOF_LAYER": layer,
+        "PROOF_RECHECK_INTERVAL": str(interval),
+        "PROOF_SYNC_THREADS": str(threads),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", *command.split(), *options]
+        with running(command, port, Path(folder, "log"), env=environment):
+            yield port
+
+
+def layer(name):
+    """Have this process use the channel layer ``name``, see ``settings.layers()``."""
+    return override_settings(CHANNEL_LAYERS=layers(name))
+
+
+async def new_user(permissions=()):
+    """Return a new user, and the key of a session in which they are signed in."""
+    user = await get_user_model().objects.acreate(username=f"user{next(_numbers)}")
+    await user.user_permissions.aset(permissions)
+    return user, await sync_to_async(sign_in)(user)
+
+
+async def post(port, path, session=""):
+    """Send a browser's POST."""
+
+    def send():
+        http = HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+        cookies = f"sessionid={session}; csrftoken={CSRF_TOKEN}"
+        http.request("POST", path, headers={"Cookie": cookies, "X-CSRFToken": CSRF_TOKEN})
+        with contextlib.closing(http):
+            status = http.getresponse().status
+        if status >= 400:
+            raise RuntimeError(f"{path} was answered with {status}")
+
+    await asyncio.to_thread(send)
+
+
+class _Client:
+    """One end of a WebSocket: frames as dictionaries, and a close as its code."""
+
+    def __init__(self):
+        self._keys = itertools.count()
+
+    async def next(self, limit=LIMIT):
+        """Return the next frame, or the code of the close, or ``None`` after ``limit`` seconds."""
+        try:
+            return await asyncio.wait_for(self._next(), limit)
+        except asyncio.TimeoutError:
+            return None
+
+    async def next_for(self, key):
+        """Return the next frame with this ``key``, or what ended the socket before."""
+        while isinstance(frame := await self.next(), dict) and frame["key"] != key:
+            pass
+        return frame
+
+    async def send(self, name, **content):
+        await self.send_text(json.dumps({"type": name, **content}))
+
+    async def call(self, name, **content):
+        """Call the method ``name`` and return the frame that answers."""
+        key = f"r{next(self._keys)}"
+        await self.send(name, reply_key=key, **content)
+        return await self.next_for(key)
+
+    async def closed(self, limit=LIMIT):
+        """Wait for the close, and return its code, or ``None`` after ``limit`` seconds."""
+        while isinstance(frame := await self.next(limit), dict):
+            pass
+        return frame
+
+    async def is_alive(self):
+        answer = await self.call("echo", value=7)
+        return isinstance(answer, dict) and answer["data"] == 7
+
+
+class WebSocket(_Client):
+    """A client of a real server: RFC 6455 with short frames, and nothing that costs time."""
+
+    @classmethod
+    async def open(cls, port, path, session):
+        self = cls()
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+        self._writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            f"Cookie: sessionid={session}\r\n\r\n".encode()
+        )
+        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), LIMIT)
+        if head.split()[1] != b"101":
+            raise RuntimeError(f"{path.split('/')[1]} was answered with {head.split()[1]}")
+        return self
+
+    async def send_text(self, text):
+        payload = text.encode()
+        # Masked with zeros.
+        self._writer.write(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+
+    async def leave(self):
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _next(self):
+        try:
+            first, length = await self._reader.readexactly(2)
+            if length == 126:
+                length = int.from_bytes(await self._reader.readexactly(2), "big")
+            payload = await self._reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            return 1006
+        return int.from_bytes(payload[:2], "big") if first & 15 == 8 else json.loads(payload)
+
+
+class InProcess(_Client):
+    """A client of ``application`` in this process: the lightest server there can be."""
+
+    def __init__(self, application, path, session):
+        super().__init__()
+        self.close_code = self.closed_at = None
+        self._inbox, self._outbox = asyncio.Queue(), asyncio.Queue()
+        self._inbox.put_nowait({"type": "websocket.connect"})
+        scope = scope_for(path, [cookie(session)])
+        self.task = asyncio.ensure_future(application(scope, self._inbox.get, self._hear))
+
+    async def send_text(self, text):
+        self._inbox.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def leave(self):
+        """Disconnect, and wait until the application has gone."""
+        self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.wait({self.task}, timeout=LIMIT)
+
+    async def _hear(self, message):
+        if message["type"] == "websocket.close":
+            self.close_code, self.closed_at = message["code"], monotonic()
+        if message["type"] != "websocket.accept":
+            self._outbox.put_nowait(message)
+
+    async def _next(self):
+        message = await self._outbox.get()
+        if message["type"] == "websocket.close":
+            return message["code"]
+        return json.loads(message["text"])
+
+
+async def rest():
+    """Have all threads of the pools there, and none with a connection to the database."""
+
+    def meet(barrier):
+        barrier.wait(LIMIT)
+        connections.close_all()
+
+    for size, pool in list(threads._pools.values()):
+        barrier = threading.Barrier(size)
+        met = [pool.submit(meet, barrier) for _ in range(size)]
+        await asyncio.gather(*map(asyncio.wrap_future, met))
+    await sync_to_async(connections.close_all)()
+
+
+async def in_groups(make, count, size=50):
+    """Return what ``count`` calls of the coroutine function ``make`` return, ``size`` at a time."""
+    made = []
+    while len(made) < count:
+        made += await asyncio.gather(*(make() for _ in range(min(size, count - len(made)))))
+    return made
+
+
+async def reply_times(client, is_over):
+    """Call ``client`` again and again until ``is_over()``; return how long each reply took."""
+    times = []
+    while not is_over():
+        # A process that stands still while we pause would keep us waiting too.
+        due = monotonic() + PAUSE
+        await asyncio.sleep(PAUSE)
+        if not await client.is_alive():
+            raise RuntimeError("The socket of somebody else has ended.")
+        times.append(monotonic() - due)
+    return times
+
+
+@contextlib.contextmanager
+def collections():
+    """Yield a list that gets the time that each garbage collection took, in seconds."""
+    began, times = [], []
+
+    def hear(phase, info):
+        if phase == "start":
+            began.append(monotonic())
+        elif began:
+            times.append(monotonic() - began.pop())
+
+    gc.callbacks.append(hear)
+    try:
+        yield times
+    finally:
+        gc.callbacks.remove(hear)
+
+
+def percentile(times, share):
+    """Return, in ms, what ``share`` of ``times``, in seconds, do not exceed; ``None`` of none."""
+    if not times:
+        return None
+    return 1000 * sorted(times)[math.ceil(share * len(times)) - 1]
+
+
+def spread(times):
+    """Return p50, p99 and maximum of ``times``, in ms."""
+    return [percentile(times, share) for share in (0.5, 0.99, 1)]

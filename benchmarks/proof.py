@@ -1,0 +1,173 @@
+"""
+Measure one table of evidence, print it, and keep it in docs/proofs: ``make proof TABLE=<name>``.
+
+What has been measured of this state of the code is kept, so that a run that was interrupted goes
+on where it stopped. The exit status is 1 if a promise was broken.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import import_module, metadata
+from pathlib import Path
+
+import django
+
+TABLES = ["revocation", "crowd", "opening", "leaks", "teeth"]
+ROOT = Path(__file__).parent.parent
+# What the figures depend on.
+MEASURED = ["channels_websocket_utils", "benchmarks", "tests"]
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--small", action="store_true", help="a few samples; nothing in docs")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--keep", type=Path, default=ROOT / "build/proof", metavar="FOLDER")
+    options = parser.parse_args()
+
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+    django.setup()
+    from . import lab
+
+    table = import_module(f".{options.table}", __package__)
+    options.keep.mkdir(parents=True, exist_ok=True)
+    kept = Kept(options.keep / f"{options.table}.jsonl", options.small, options.fresh)
+    with lab.database():
+        asyncio.run(fill(table, options.small, kept, lab.rest))
+        command = f"make proof TABLE={options.table}"
+        text = page(table, command + " OPTIONS=--small" * options.small, kept.rows)
+    print(text)
+    if not options.small:
+        (ROOT / "docs/proofs").mkdir(exist_ok=True)
+        (ROOT / f"docs/proofs/{options.table}.rst").write_text(text)
+    return any(row["broken"] for row in kept.rows)
+
+
+async def fill(table, small, kept, rest):
+    try:
+        async for name, cells, broken in table.measure(small, kept.has):
+            kept.add(name, cells, broken)
+    finally:
+        await rest()
+
+
+class Kept:
+    """The rows of a table that were measured of this state of the code, in a file."""
+
+    def __init__(self, file, small, fresh):
+        self._file = file
+        self._state = {"commit": commit(), "code": code(), "size": "small" if small else "full"}
+        if fresh:
+            file.unlink(missing_ok=True)
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = [json.loads(line) for line in lines]
+        self.rows = [row for row in rows if self._state.items() <= row.items()]
+
+    def has(self, name):
+        return any(row["name"] == name for row in self.rows)
+
+    def add(self, name, cells, broken):
+        date = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+        row = {**self._state, "date": date, "name": name, "cells": cells, "broken": broken}
+        with self._file.open("a") as output:
+            print(json.dumps(row), file=output)
+        self.rows.append(row)
+        print(name, *(f"{key}: {_text(value)}" for key, value in cells.items()), sep="; ")
+        sys.stdout.flush()
+
+
+def page(table, command, rows):
+    """Return the reStructuredText of a finished table."""
+    columns = ["", *rows[0]["cells"]]
+    lines = [[row["name"], *map(_text, row["cells"].values())] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+
+    def line(cells):
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    broken = [f"* {row['name']}: {what}" for row in rows for what in row["broken"]]
+    facts = {
+        "Command": f"``{command}``",
+        "Date": rows[-1]["date"],
+        "Commit": rows[-1]["commit"],
+        "With": versions(table),
+        "Machine": f"{os.cpu_count()} CPUs",
+    }
+    return "\n".join(
+        [
+            table.__doc__.strip(),
+            "",
+            *(rule, line(["\\", *columns[1:]]), rule, *map(line, lines), rule),
+            "",
+            *(["Not as promised:", "", *broken, ""] if broken else []),
+            *(f":{key}: {value}" for key, value in facts.items()),
+            "",
+        ]
+    )
+
+
+def versions(table):
+    from django.db import connection
+
+    connection.ensure_connection()
+    if connection.vendor == "sqlite":
+        database = f"SQLite {connection.Database.sqlite_version}"
+    else:
+        database = f"PostgreSQL {connection.pg_version // 10000}"
+    packages = ["Django", "channels", "channels_redis", *table.PACKAGES]
+    return ", ".join(
+        [
+            f"Python {platform.python_version()}",
+            *(f"{package} {metadata.version(package)}" for package in packages),
+            database,
+        ]
+    )
+
+
+def commit():
+    """Return the commit, and say when the code is not as it was committed."""
+    try:
+        name = _git("rev-parse", "--short", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return f"{name} with local changes" if _git("status", "--porcelain", "--", *MEASURED) else name
+
+
+def code():
+    """Return a digest of the code that is measured."""
+    found = hashlib.sha256()
+    for folder in MEASURED:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _git(*arguments):
+    # Others may be at work in the same repository.
+    command = ["git", "--no-optional-locks", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    return done.stdout.strip()
+
+
+def _text(value):
+    if isinstance(value, list):
+        return " / ".join(map(_text, value))
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
