@@ -9,6 +9,7 @@ from channels.auth import logout as channels_logout
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.db import OperationalError
@@ -35,6 +36,7 @@ from . import urls
 from .consumers import MANAGED, AsyncManager, AsyncPlainJson, Manager, PlainJson
 from .helpers import LIMIT, OPEN, Socket, documented, ended, sign_in, stack, until
 
+MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
 
@@ -932,3 +934,49 @@ async def test_sockets_of_another_event_loop_are_told_too(user, session):
 
     await until(lambda: not thread.is_alive())
     assert codes == [4410]
+
+
+# What the re-check asks
+
+
+class OwnBackend(ModelBackend):
+    """A site's own rule: who is called "gone" may not come in."""
+
+    def get_user(self, user_id):
+        user = super().get_user(user_id)
+        return None if user is None or user.first_name == "gone" else user
+
+
+def principal_of(user, session="", backend=MODEL_BACKEND):
+    digest = tokens.digest_of(session) if session else ""
+    return gate.Principal(user.pk, backend, tokens.auth_digest(user), session, digest, tokens.now())
+
+
+def test_recheck_asks_once_for_all_users_and_once_for_all_sessions(
+    django_user_model, transactional_db, django_assert_num_queries
+):
+    users = [django_user_model.objects.create_user(f"user{n}") for n in range(20)]
+    principals = [principal_of(user, sign_in(user)) for user in users for _ in range(3)]
+
+    with django_assert_num_queries(2):
+        assert gate.outdated(principals) == []
+    with django_assert_num_queries(1):
+        assert revocations.recent() == []
+
+
+def test_recheck_asks_a_backend_of_the_site_for_each_user(user, other, settings):
+    backend = f"{__name__}.OwnBackend"
+    settings.AUTHENTICATION_BACKENDS = [backend]
+    principals = [principal_of(each, backend=backend) for each in (user, other)]
+    assert gate.outdated(principals) == []
+
+    type(user).objects.filter(pk=user.pk).update(first_name="gone")
+
+    assert gate.outdated(principals) == principals[:1]
+
+
+def test_recheck_trusts_no_backend_that_was_taken_away(user, settings):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
+    principals = [principal_of(user)]
+
+    assert gate.outdated(principals) == principals

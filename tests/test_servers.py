@@ -1,8 +1,10 @@
 """The same refusals on the servers that people run, seen from the network."""
 
 import asyncio
+import contextlib
 import json
 import time
+import urllib.request
 
 import pytest
 import websockets
@@ -138,3 +140,33 @@ async def test_client_that_leaves_before_its_answer_does_not_cost_the_disconnect
     while "Slow.disconnect() ran" not in log.read_text():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
+
+
+@MODES
+@pytest.mark.parametrize("consumer", ["plain", "manager", "async"])
+async def test_logout_ends_the_sockets_of_its_session_as_the_client_sees(
+    server, user, session, mode, consumer
+):
+    """Over HTTP, in the same process: with 4410, and the other browser's socket goes on."""
+    port, _ = server
+    elsewhere = await sync_to_async(sign_in)(user)
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = []
+        for cookie in (session, elsewhere):
+            token = await aget_websocket_token(user, session=cookie)
+            connects = websockets.connect(
+                f"ws://127.0.0.1:{port}/{mode}/{consumer}/{token}",
+                additional_headers={"Cookie": f"sessionid={cookie}"},
+            )
+            sockets.append(await stack.enter_async_context(connects))
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/logout/", headers={"Cookie": f"sessionid={session}"}
+        )
+
+        await asyncio.to_thread(urllib.request.urlopen, request, timeout=LIMIT)
+
+        await asyncio.wait_for(sockets[0].wait_closed(), LIMIT)
+        assert sockets[0].close_code == 4410
+        await sockets[1].send('{"type": "who", "reply_key": "k"}')
+        while json.loads(await asyncio.wait_for(sockets[1].recv(), LIMIT))["key"] != "k":
+            pass
