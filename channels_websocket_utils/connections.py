@@ -30,7 +30,7 @@ logger = logging.getLogger("channels_websocket_utils")
 # written by a clock that is 5 s ahead, who has just come back.
 LINGER = 10.0
 # So many sockets are told of their end, then all others have their turn on the event loop.
-SLICE, PAUSE = 20, 0.01
+SLICE, PAUSE = 10, 0.005
 # A client that does not take what is pushed to it is told to come back, not kept in memory.
 MAX_WAITING_PUSHES = 1000
 
@@ -137,6 +137,7 @@ class Connection(Socket):
             self._hub.remove(self)
         # A server whose application returns before its close has been sent says 1006.
         await self.close()
+        self.ended = True
         if self._was_opened and connection_closed.has_listeners():
             code = 1006 if self.close_code is None else self.close_code
             await in_our_pool(connection_closed.send_robust)(None, connection=self, code=code)

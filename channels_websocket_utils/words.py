@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import uuid
+from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
 from asgiref.sync import async_to_sync
@@ -33,7 +34,8 @@ BACKOFF = 0.1, 10.0
 RENEWAL = 30.0
 
 _MESSAGE_TYPE = "websocket.word"
-_own_layers = WeakKeyDictionary()
+# By event loop and alias.
+_free_layers = WeakKeyDictionary()
 _BOOT = uuid.uuid4().hex
 
 
@@ -61,7 +63,7 @@ async def asay(group, word):
         return
     message = {"type": _MESSAGE_TYPE, "sender": _sender(), "word": word}
     try:
-        await asyncio.wait_for(layer.group_send(group, message), LIMIT)
+        await _within_limit(layer.group_send(group, message))
     except Exception as error:
         logger.error("The channel layer did not take a word to %s: %s", group, _told(error))
 
@@ -85,7 +87,7 @@ class Listener:
         """Wait until the first subscription stands or has failed, 1 s at most, once."""
         if not self._has_tried.is_set():
             try:
-                await asyncio.wait_for(self._has_tried.wait(), LIMIT)
+                await _within_limit(self._has_tried.wait())
             except asyncio.TimeoutError:
                 self._has_tried.set()
                 logger.error("The channel layer did not answer within %s s", LIMIT)
@@ -99,17 +101,17 @@ class Listener:
         delay, longest = BACKOFF
         while True:
             try:
-                layer = _listening_layer(self._group)
-                channel = await layer.new_channel(self._group)
-                try:
-                    await self._join(layer, channel)
-                    if self._has_tried.is_set():
-                        self._missed()
-                    self._has_tried.set()
-                    delay = BACKOFF[0]
-                    await self._listen(layer, channel)
-                finally:
-                    await self._leave(layer, channel)
+                async with _listening_layer() as layer:
+                    channel = await layer.new_channel(self._group)
+                    try:
+                        await self._join(layer, channel)
+                        if self._has_tried.is_set():
+                            self._missed()
+                        self._has_tried.set()
+                        delay = BACKOFF[0]
+                        await self._listen(layer, channel)
+                    finally:
+                        await self._leave(layer, channel)
             except Exception as error:
                 logger.warning(
                     "The channel layer was lost, next try in %s s: %s", delay, _told(error)
@@ -136,11 +138,9 @@ class Listener:
                     renewal = clock() + interval
         finally:
             if receiving is not None:
+                receiving.add_done_callback(_see_error)
                 receiving.cancel()
                 await asyncio.wait({receiving}, timeout=LIMIT)
-                if receiving.done() and not receiving.cancelled():
-                    # Seen, or asyncio would complain that nobody did.
-                    receiving.exception()
 
     def _take(self, message):
         try:
@@ -151,34 +151,67 @@ class Listener:
             logger.exception("A word to %s was not understood", self._group)
 
     async def _join(self, layer, channel):
-        await asyncio.wait_for(layer.group_add(self._group, channel), LIMIT)
+        await _within_limit(layer.group_add(self._group, channel))
 
     async def _leave(self, layer, channel):
         try:
-            await asyncio.wait_for(layer.group_discard(self._group, channel), LIMIT)
-            if _receives_one_at_a_time(layer):
-                await asyncio.wait_for(layer.close_pools(), LIMIT)
+            await _within_limit(layer.group_discard(self._group, channel))
         except Exception as error:
             logger.debug("A listener could not leave %s: %s", self._group, _told(error))
 
 
-def _listening_layer(group):
+@asynccontextmanager
+async def _listening_layer():
+    """
+    Lend the layer to listen on.
+
+    Beside a listener on the same instance of ``channels_redis.core`` no consumer would receive
+    anything, nor another listener; so each gets one of its own, whose queue no consumer's messages
+    can fill. It is used again afterwards: an instance wraps the ``close()`` of the loop, for good.
+    """
     layer = shared_layer()
-    if _receives_one_at_a_time(layer):
-        # An instance of our own: beside ours, no consumer would receive anything. And its channel
-        # has a queue of its own, which the consumers' messages cannot fill. Made once for a loop:
-        # each instance wraps the close() of the loop, for good.
-        alias = get_setting("CHANNEL_LAYER")
-        own = _own_layers.setdefault(asyncio.get_running_loop(), {})
-        if (group, alias) not in own:
-            own[group, alias] = channel_layers.make_backend(alias)
-        layer = own[group, alias]
-    return layer
+    if not _receives_one_at_a_time(layer):
+        yield layer
+        return
+    alias = get_setting("CHANNEL_LAYER")
+    free = _free_layers.setdefault(asyncio.get_running_loop(), {}).setdefault(alias, [])
+    layer = free.pop() if free else channel_layers.make_backend(alias)
+    try:
+        yield layer
+    finally:
+        try:
+            await _within_limit(layer.close_pools())
+        except Exception as error:
+            logger.debug("A listener's layer could not be closed: %s", _told(error))
+        free.append(layer)
 
 
 def _receives_one_at_a_time(layer):
     """Whether it is like ``channels_redis.core``, which waits for one prefix of channels only."""
     return hasattr(layer, "close_pools")
+
+
+async def _within_limit(awaitable):
+    """
+    Return what ``awaitable`` comes to, or raise ``TimeoutError`` after ``LIMIT`` seconds.
+
+    Before Python 3.12 ``asyncio.wait_for()`` loses a cancellation that meets the result.
+    """
+    task = asyncio.ensure_future(awaitable)
+    task.add_done_callback(_see_error)
+    try:
+        await asyncio.wait({task}, timeout=LIMIT)
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def _see_error(task):
+    # Or asyncio would complain that nobody did.
+    if not task.cancelled():
+        task.exception()
 
 
 def _sender():

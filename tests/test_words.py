@@ -145,6 +145,20 @@ async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
     assert await ended(socket) == 4410
 
 
+async def test_cancellation_is_never_lost():
+    """Also one that comes in the same turn as the result, which ``wait_for()`` loses."""
+    for _ in range(3):
+        event = asyncio.Event()
+        waiting = asyncio.ensure_future(words._within_limit(event.wait()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        event.set()
+        waiting.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
 async def test_layer_that_hangs_delays_the_first_connect_alone(
     layer, open_one, caplog, monkeypatch
 ):
@@ -403,7 +417,7 @@ async def test_listeners_that_come_and_go_leave_nothing_and_hear(redis_layer, op
     for _ in range(3):
         await (await open_one(Unlayered)).bye()
         await until(lambda: not connections._hubs and not connections._tasks)
-    layers = words._own_layers.get(asyncio.get_running_loop(), {})
+    layers = words._free_layers.get(asyncio.get_running_loop(), {}).get("default", [])
     assert len(layers) == (2 if "core" in redis_layer["BACKEND"] else 0)
     socket = await open_one(Unlayered)
 
