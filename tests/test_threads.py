@@ -313,8 +313,10 @@ def ask():
 
 def lose_connection():
     """Let the server close this thread's connection, as a restart or a proxy does."""
+    connection.ensure_connection()
+    # As with CONN_MAX_AGE None: it is never too old.
+    connection.close_at = None
     if connection.vendor == "postgresql":
-        connection.ensure_connection()
         pid = connection.connection.info.backend_pid
         other = connection.copy()
         try:
@@ -323,7 +325,6 @@ def lose_connection():
         finally:
             other.close()
     else:
-        connection.ensure_connection()
         connection.connection.close()
 
 
