@@ -65,7 +65,7 @@ class _Routing:
         return Call(self, content, reply_key=content.get("reply_key"), is_from_wire=True)
 
     def _count_frame(self):
-        """Count one frame, and tell whether it is one too many of ``RATE_LIMIT``."""
+        """Count one frame: ``_is_surplus`` if it is one too many of ``RATE_LIMIT``."""
         self._is_surplus = False
         rate = get_setting("RATE_LIMIT")
         if rate is None:
