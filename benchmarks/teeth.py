@@ -111,7 +111,7 @@ WEAKNESSES = [
     (
         "tell before the commit",
         "utils.py",
-        "    transaction.on_commit(speak, using=alias)",
+        "    revocations.when_committed(speak)",
         "    speak()",
         "connections",
     ),

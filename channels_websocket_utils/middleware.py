@@ -15,6 +15,7 @@ from django.urls.exceptions import Resolver404
 from . import gate, messages, routes, tokens
 from .conf import require_installed
 from .connections import Connection
+from .signals import token_refused
 from .sockets import SocketEnded
 from .threads import in_our_pool, is_single_threaded
 
@@ -130,7 +131,8 @@ class WebSocketTokenAuthMiddleware:
         verdict = await self._decide(scope, digest, reason, path)
         if verdict is not None:
             annotation = verdict.token
-        elif reason == "missing":
+        elif reason == "missing" or not token_refused.has_listeners():
+            # Nobody to tell: a flood of malformed tokens costs no thread.
             annotation = gate.annotate(reason)
         else:
             annotation = await in_our_pool(gate.refuse)(reason)

@@ -17,13 +17,12 @@ from django.contrib.auth.models import Group, Permission
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.signals import request_finished, request_started
-from django.db import router, transaction
+from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
 from . import revocations, tokens
 from .conf import get_setting
 from .connections import tell
-from .models import WebSocketRevocation
 
 __all__ = ["connect"]
 
@@ -67,8 +66,7 @@ def _end_session(sender, request, user, **kwargs):
         # The logout itself must not fail: where sessions have rows, the re-check finds it.
         logger.error("The database did not take a logout: %s", error)
         return
-    alias = router.db_for_write(WebSocketRevocation)
-    transaction.on_commit(lambda: tell("revocation", **revocation.as_word()), using=alias)
+    revocations.when_committed(lambda: tell("revocation", **revocation.as_word()))
 
 
 def _logged_out(session, user):

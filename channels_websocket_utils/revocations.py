@@ -15,7 +15,7 @@ from . import tokens
 from .conf import get_setting
 from .models import WebSocketRevocation
 
-__all__ = ["Revocation", "is_over", "kept_since", "recent", "revoke"]
+__all__ = ["Revocation", "is_over", "kept_since", "recent", "revoke", "when_committed"]
 
 # Machines whose clocks are further apart than this have other worries.
 _CLOCK_SKEW = timedelta(seconds=5)
@@ -71,9 +71,8 @@ def revoke(*, user_id=None, session_digest="", is_final=False):
     ``is_final`` is for a session that is over. Rows older than the window go.
     """
     present = tokens.now()
-    alias = router.db_for_write(WebSocketRevocation)
-    rows = WebSocketRevocation.objects.using(alias)
-    with transaction.atomic(using=alias):
+    rows = _rows()
+    with transaction.atomic(using=rows.db):
         rows.filter(created_at__lte=kept_since(present)).delete()
         row = rows.create(
             user_id=user_id, session_digest=session_digest, is_final=is_final, created_at=present
@@ -83,6 +82,11 @@ def revoke(*, user_id=None, session_digest="", is_final=False):
     return Revocation(row.pk, user_id, session_digest, is_final, present)
 
 
+def when_committed(do):
+    """Have ``do()`` done when what was revoked in the present transaction is committed."""
+    transaction.on_commit(do, using=_rows().db)
+
+
 def recent():
     """
     Return all revocations of the window.
@@ -90,16 +94,14 @@ def recent():
     The whole window each time: neither ids nor times follow the order of commits, so nothing that
     was asked for "since the last time" is sure to be complete.
     """
-    rows = WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
-    rows = rows.filter(created_at__gt=kept_since(tokens.now()))
+    rows = _rows().filter(created_at__gt=kept_since(tokens.now()))
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
     return [Revocation(*row) for row in rows.values_list(*names)]
 
 
 def is_over(session_digest):
     """Return whether the session with this digest was logged out within the window."""
-    rows = WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
-    return rows.filter(session_digest=session_digest, is_final=True).exists()
+    return _rows().filter(session_digest=session_digest, is_final=True).exists()
 
 
 def window():
@@ -110,3 +112,7 @@ def window():
 def kept_since(present):
     """Return the time before which rows are of no use any more."""
     return present - timedelta(seconds=window())
+
+
+def _rows():
+    return WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))

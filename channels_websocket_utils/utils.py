@@ -8,12 +8,10 @@ import os
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import router, transaction
 
 from . import gate, messages, revocations, routes, tokens, words
 from .conf import require_installed
 from .connections import atell, tell
-from .models import WebSocketRevocation
 from .signals import user_disconnected
 from .threads import in_our_pool
 
@@ -150,7 +148,6 @@ async def apush_to_user(user, key, payload):
 
 def _disconnect(**owner):
     require_installed("disconnect_user()")
-    alias = router.db_for_write(WebSocketRevocation)
     revocation = revocations.revoke(**owner)
 
     def speak():
@@ -161,7 +158,7 @@ def _disconnect(**owner):
             session_digest=revocation.session_digest or None,
         )
 
-    transaction.on_commit(speak, using=alias)
+    revocations.when_committed(speak)
 
 
 def _push(who, user, key, payload):
