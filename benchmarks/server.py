@@ -2,7 +2,6 @@
 
 import threading
 
-from channels.generic.websocket import JsonWebsocketConsumer
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 
@@ -16,11 +15,8 @@ from django.views.decorators.csrf import csrf_exempt  # noqa: E402
 from django.views.decorators.http import require_POST  # noqa: E402
 
 from channels_websocket_utils.decorators import auto_route  # noqa: E402
-from channels_websocket_utils.utils import (  # noqa: E402
-    disconnect_user,
-    validate_websocket_token,
-)
-from tests.consumers import AsyncManager, Manager, OpenManager  # noqa: E402
+from channels_websocket_utils.utils import disconnect_user  # noqa: E402
+from tests.consumers import AsyncManager, Manager, OpenManager, PlainJson  # noqa: E402
 from tests.helpers import stack  # noqa: E402
 
 released = threading.Event()
@@ -90,17 +86,8 @@ class OpenSyncManager(Manager):
         self.accept()
 
 
-class Plain(Blocks, JsonWebsocketConsumer):
+class Plain(Blocks, PlainJson):
     """Channels' own consumer, and the documented pattern."""
-
-    def connect(self):
-        if validate_websocket_token(self.scope):
-            self.accept()
-        else:
-            self.close()
-
-    def receive_json(self, content, **kwargs):
-        getattr(self, content["type"])(content)
 
 
 SOCKETS = {
