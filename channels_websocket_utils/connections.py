@@ -135,6 +135,7 @@ class Connection(Socket):
             self._ageing.cancel()
         if self._hub is not None:
             self._hub.remove(self)
+        self.forget_watch()
         # A server whose application returns before its close has been sent says 1006.
         await self.close()
         self.ended = True

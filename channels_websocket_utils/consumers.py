@@ -2,6 +2,8 @@
 The server peer of ``WebSocketManager``: a consumer whose clients can call what is marked, no more.
 """
 
+import asyncio
+import contextlib
 import inspect
 import time
 
@@ -9,18 +11,11 @@ from channels.consumer import get_handler_name
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 
 from . import gate, messages
+from .calls import Call, is_over
 from .conf import get_setting, read_rate
-from .decorators import (
-    Call,
-    acarry_out,
-    asettle,
-    carry_out,
-    is_denied,
-    is_over,
-    is_routed,
-    takes_event,
-)
+from .decorators import acarry_out, asettle, carry_out, is_denied, is_routed, takes_event
 from .messages import MessageError
+from .streams import Streams
 from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from .utils import avalidate_websocket_token, validate_websocket_token
 
@@ -38,6 +33,8 @@ class _Routing:
     _is_surplus = False
     # Messages that may come at once, and when that was so.
     _allowance = _counted_at = None
+    # Made for the first one.
+    _streams = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -52,6 +49,25 @@ class _Routing:
                     "Give the decorated method another name."
                 )
             cls._routes[name] = (function, takes_event(function))
+
+    async def __call__(self, scope, receive, send):
+        self._loop = asyncio.get_running_loop()
+        try:
+            return await super().__call__(scope, receive, send)
+        finally:
+            # A consumer that raised has not dispatched its disconnect.
+            await self._stop_streams()
+
+    def open_stream(self, stream):
+        """Let ``stream`` run beside the messages that come; raises ``MessageError``."""
+        if self._streams is None:
+            # Sync code runs in threads, of which no two may stand in one consumer.
+            self._streams = Streams(self._loop, asyncio.Lock() if self._sync else None)
+        self._streams.open(stream)
+
+    async def _stop_streams(self):
+        if self._streams is not None:
+            await self._streams.stop()
 
     def _route(self, content):
         """Return the method that ``content`` calls and its arguments, all from the table."""
@@ -85,13 +101,36 @@ class _Routing:
             self._allowance -= 1
             self._surplus_frames = 0
 
-    def _check_call(self, content):
-        """Raise ``MessageError`` for a decoded frame that is no call, or one too many."""
+    def _read_call(self, content):
+        """
+        Return the decoded frame if it calls a method or is a ping, ``None`` if it is done with.
+
+        Raises ``MessageError`` for one that is no call, or one too many.
+        """
         reply_key = messages.read_call(content)
+        name = content["type"]
+        is_granted = name == messages.MORE and self._grant(reply_key, content)
         self._bad_frames = 0
+        if is_granted:
+            return None
         if self._is_surplus:
             said = f"More than {get_setting('RATE_LIMIT')} messages."
-            raise MessageError("rate_limited", said, reply_key=reply_key, type=content["type"])
+            raise MessageError("rate_limited", said, reply_key=reply_key, type=name)
+        if name == messages.CANCEL and self._streams is not None:
+            self._streams.cancel(reply_key)
+        # Those of a stream that has ended meanwhile are nothing.
+        return None if name in (messages.CANCEL, messages.MORE) else content
+
+    def _grant(self, reply_key, content):
+        parts = messages.read_grant(content)
+        if self._streams is None or not self._streams.grant(reply_key, parts):
+            return False
+        # There are as many as the parts that were sent: it is no message of the client's own.
+        if self._is_surplus:
+            self._surplus_frames -= 1
+        elif self._allowance is not None:
+            self._allowance += 1
+        return True
 
     def _refuse_frame(self, error):
         if error.code != "rate_limited":
@@ -130,14 +169,20 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
         if self._is_dropped(message):
             return
-        # Opening a socket does not wait behind a handler, nor does a refusal.
-        is_ours = message["type"] == "websocket.connect" or (
-            message["type"] == "websocket.receive"
-            and handlers_are_waiting()
-            and await in_our_pool(self._will_be_denied)(message)
-        )
-        run = in_our_pool if is_ours else in_handler_pool
-        await run(self._handle)(message)
+        if message["type"] == "websocket.disconnect":
+            await self._stop_streams()
+        # Between two steps of its streams.
+        async with self._streams.turn if self._streams is not None else contextlib.nullcontext():
+            # Opening a socket does not wait behind a handler, nor does a refusal.
+            is_ours = message["type"] == "websocket.connect" or (
+                message["type"] == "websocket.receive"
+                and handlers_are_waiting()
+                and await in_our_pool(self._will_be_denied)(message)
+            )
+            run = in_our_pool if is_ours else in_handler_pool
+            await run(self._handle)(message)
+        if self._streams is not None:
+            self._streams.begin()
 
     def connect(self):
         if validate_websocket_token(self.scope):
@@ -162,13 +207,14 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         self._count_frame()
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
-            content = self.decode_json(text_data)
-            self._check_call(content)
+            content = self._read_call(self.decode_json(text_data))
         except MessageError as error:
             self.send_json(self._refuse_frame(error))
             close_code = self._close_code()
             if close_code is not None:
                 self.close(close_code)
+            return
+        if content is None:
             return
         if content["type"] == messages.PING:
             self.send_json(messages.PONG)
@@ -218,8 +264,13 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
 
     async def dispatch(self, message):
         """Handle ``message``, unless the socket has ended."""
-        if not self._is_dropped(message):
-            await super().dispatch(message)
+        if self._is_dropped(message):
+            return
+        if message["type"] == "websocket.disconnect":
+            await self._stop_streams()
+        await super().dispatch(message)
+        if self._streams is not None:
+            self._streams.begin()
 
     async def connect(self):
         if await avalidate_websocket_token(self.scope):
@@ -240,13 +291,14 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
         self._count_frame()
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
-            content = await self.decode_json(text_data)
-            self._check_call(content)
+            content = self._read_call(await self.decode_json(text_data))
         except MessageError as error:
             await self.send_json(self._refuse_frame(error))
             close_code = self._close_code()
             if close_code is not None:
                 await self.close(close_code)
+            return
+        if content is None:
             return
         if content["type"] == messages.PING:
             await self.send_json(messages.PONG)

@@ -10,35 +10,24 @@ order, with anybody else's in between.
 import inspect
 import logging
 import time
-import uuid
-from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 
 from asgiref.sync import async_to_sync
-from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
-from channels.generic.websocket import (
-    AsyncJsonWebsocketConsumer,
-    AsyncWebsocketConsumer,
-    JsonWebsocketConsumer,
-    WebsocketConsumer,
-)
 from django import db
-from django.core.exceptions import PermissionDenied, ValidationError
 
 from . import gate, messages
+from .calls import Call, is_over, ongoing_call
 from .conf import get_setting
 from .messages import MessageError
-from .sockets import SocketEnded
+from .streams import Stream, is_generator
 from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
 
 __all__ = [
-    "Call",
     "acarry_out",
     "asettle",
     "auto_route",
     "carry_out",
     "is_denied",
-    "is_over",
     "is_routed",
     "require_perms",
     "takes_event",
@@ -46,22 +35,17 @@ __all__ = [
 
 logger = logging.getLogger("channels_websocket_utils")
 
-_current_call = ContextVar("websocket_call", default=None)
-
-# Channels' own way to end a handler: never an error, never answered.
-_CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
-_NOT_JSON = (TypeError, ValueError, RecursionError)
-_CHANNELS_ENCODERS = (
-    None,
-    JsonWebsocketConsumer.encode_json.__func__,
-    AsyncJsonWebsocketConsumer.encode_json.__func__,
-)
 # A new error each time: it is told whom it answers.
 _DENIALS = {
     None: lambda: None,
     "permission_denied": lambda: MessageError("permission_denied", "You may not do this."),
     "unauthenticated": lambda: MessageError("unauthenticated", "You are not signed in."),
 }
+_ASYNC_KINDS = (
+    inspect.iscoroutinefunction,
+    inspect.isasyncgenfunction,
+    inspect.isgeneratorfunction,
+)
 _NEVER_GUARDED = {"connect", "disconnect", "websocket_connect", "websocket_disconnect"}
 
 
@@ -120,12 +104,6 @@ def is_routed(function):
     return getattr(function, "_is_websocket_routed", False) is True
 
 
-def is_over(consumer):
-    """Return whether its socket was ended or closed, so that no message may be handled any more."""
-    connection = consumer.scope.get("websocket_connection")
-    return connection is not None and connection.drops_calls
-
-
 def is_denied(consumer, function):
     """Return whether a ``require_perms`` of ``function`` would refuse the user now."""
     perms = getattr(function, "_websocket_perms", None)
@@ -141,139 +119,49 @@ def takes_event(function):
     return True
 
 
-class Call:
-    """
-    One message from the client, and the one answer to it.
-
-    ``is_from_wire`` tells it from a channel-layer event, which nobody waits for. The block of
-    ``with call:`` carries it out; an exception that ends the block is kept for the answer.
-    """
-
-    __slots__ = (
-        "_token",
-        "consumer",
-        "content",
-        "denial",
-        "error",
-        "is_done",
-        "is_from_wire",
-        "is_routed",
-        "reply_key",
-        "result",
-    )
-
-    def __init__(self, consumer, content, *, reply_key, is_from_wire):
-        self.consumer = consumer
-        self.content = content
-        self.reply_key = reply_key
-        self.is_from_wire = is_from_wire
-        self.is_routed = False
-        self.is_done = False
-        self.denial = None
-        self.error = None
-        self.result = None
-
-    def __enter__(self):
-        self._token = _current_call.set(self)
-
-    def __exit__(self, kind, error, traceback):
-        _current_call.reset(self._token)
-        self.is_done = True
-        if not isinstance(error, Exception):
-            return False
-        self.error = error
-        return True
-
-    def answer(self):
-        """
-        Return the frame that answers the call, or ``None`` when there is none to send.
-
-        The exception that ended the call is raised again when nobody is waiting for an answer.
-        """
-        # The denial also where somebody's decorator in between has swallowed the exception.
-        error = self.denial or self.error
-        if error is None:
-            is_awaited = self.is_routed and self.reply_key is not None and self.is_from_wire
-            return messages.build_reply(self.reply_key, self.result) if is_awaited else None
-        if isinstance(error, SocketEnded):
-            return None
-        if isinstance(error, _CONTROL_FLOW):
-            raise error
-        if not self.is_from_wire:
-            if error is not self.denial:
-                raise error
-            logger.debug("Dropped an event for %s: %s", type(self.consumer).__name__, error.code)
-            return None
-        return messages.build_error(self._told(error))
-
-    def answer_unsendable(self, error):
-        """Return, as JSON text, the answer to a call whose result could not be encoded."""
-        self.error = error
-        return messages.encode(self.answer())
-
-    def _told(self, error):
-        """Return ``error`` as the client may know it, and log what it may not."""
-        told = error
-        if isinstance(error, ValidationError):
-            told = MessageError("invalid", " ".join(error.messages))
-        elif isinstance(error, PermissionDenied):
-            told = MessageError("permission_denied", "You may not do this.")
-        elif not isinstance(error, MessageError):
-            told = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
-            logger.error(
-                "Error %s in a message to %s", told.id, type(self.consumer).__name__, exc_info=error
-            )
-        told.reply_key = told.reply_key or self.reply_key
-        if told.type is None and isinstance(self.content, dict):
-            name = self.content.get("type")
-            told.type = name if isinstance(name, str) else None
-        return told
-
-
 def carry_out(call, function, /, *args, **kwargs):
     """
     Run ``function`` as ``call`` on a sync consumer, and send the answer.
 
     Returns what ``function`` returned, ``None`` after an error that was answered.
     """
-    returned = None
+    returned = stream = None
     with call:
         if call.denial is None:
             returned = _settle(function(*args, **kwargs))
-    frame = call.answer()
-    if frame is not None:
-        consumer = call.consumer
-        try:
-            encode = _site_encoder(consumer) or messages.encode
-            text = encode(frame)
-        except _NOT_JSON as error:
-            text = call.answer_unsendable(error)
-        if isinstance(consumer, WebsocketConsumer):
-            consumer.send(text_data=text)
-        else:
-            consumer.send({"type": "websocket.send", "text": text})
+            stream = _open_stream(call, returned)
+    if stream is None:
+        call.reply()
+    elif not _opens_calls(call.consumer):
+        stream.run_in_thread()
     return returned
 
 
 async def acarry_out(call, function, /, *args, **kwargs):
     """See carry_out()."""
-    returned = None
+    returned = stream = None
     with call:
         if call.denial is None:
             returned = await asettle(function(*args, **kwargs))
-    frame = call.answer()
-    if frame is not None:
-        consumer = call.consumer
-        try:
-            encode = _site_encoder(consumer)
-            text = await encode(frame) if encode else messages.encode(frame)
-        except _NOT_JSON as error:
-            text = call.answer_unsendable(error)
-        if isinstance(consumer, AsyncWebsocketConsumer):
-            await consumer.send(text_data=text)
-        else:
-            await consumer.send({"type": "websocket.send", "text": text})
+            stream = _open_stream(call, returned)
+    if stream is None:
+        await call.areply()
+    elif not _opens_calls(call.consumer):
+        await stream.run_inline()
     return returned
+
+
+def _open_stream(call, returned):
+    """Return the ``Stream`` of a call that has come to a generator, ``None`` for any other."""
+    values = call.result if call.is_routed else returned
+    if not call.is_from_wire or not is_generator(values):
+        return None
+    if not call.is_routed:
+        raise TypeError(f"{values.__qualname__}() is a generator: its parts need @auto_route.")
+    stream = Stream(call, values)
+    if _opens_calls(call.consumer):
+        call.consumer.open_stream(stream)
+    return stream
 
 
 def _decorate(method, perms):
@@ -299,7 +187,7 @@ def _decorate(method, perms):
 
 
 def _start(run, content, perms, method, consumer, /, *args, **kwargs):
-    call = _ongoing_call(consumer)
+    call = ongoing_call(consumer)
     if call is not None:
         return run(call, perms, method, consumer, *args, **kwargs)
     if is_over(consumer):
@@ -310,7 +198,7 @@ def _start(run, content, perms, method, consumer, /, *args, **kwargs):
 
 async def _astart(run, content, perms, method, consumer, /, *args, **kwargs):
     # Asked when it is awaited: a task may begin after the call that made it has ended.
-    call = _ongoing_call(consumer)
+    call = ongoing_call(consumer)
     if call is not None:
         return await run(call, perms, method, consumer, *args, **kwargs)
     if is_over(consumer):
@@ -335,6 +223,7 @@ def _guarded(call, perms, method, consumer, /, *args, **kwargs):
     call.denial = call.denial or _denial(consumer, perms)
     if call.denial is not None:
         raise call.denial
+    call.guards += (partial(_denial, consumer, perms),)
     return method(consumer, *args, **kwargs)
 
 
@@ -351,7 +240,8 @@ async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
         # While the database was asked.
         return _drop(consumer)
     if is_async:
-        return await method(consumer, *args, **kwargs)
+        call.guards += (partial(_denial, consumer, perms),)
+        return await asettle(method(consumer, *args, **kwargs))
     return await _in_thread(consumer, _guarded, call, perms, method, consumer, *args, **kwargs)
 
 
@@ -411,13 +301,14 @@ def _drop(consumer):
 async def _arun(method, consumer, /, *args, **kwargs):
     """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
     if _is_async(method):
-        return await method(consumer, *args, **kwargs)
+        return await asettle(method(consumer, *args, **kwargs))
     return await _in_thread(consumer, method, consumer, *args, **kwargs)
 
 
 def _is_async(method):
     is_ours = getattr(method, "_websocket_wrapper", None) is method
-    return is_ours or inspect.iscoroutinefunction(method)
+    # To call a generator function runs nothing of it.
+    return is_ours or any(is_kind(method) for is_kind in _ASYNC_KINDS)
 
 
 async def _in_thread(consumer, function, /, *args, **kwargs):
@@ -438,14 +329,13 @@ async def asettle(result):
     return await result if inspect.isawaitable(result) else result
 
 
-def _ongoing_call(consumer):
-    """Return the call whose work includes this one, and who opened it answers; or ``None``."""
-    call = _current_call.get()
-    return call if call is not None and call.consumer is consumer and not call.is_done else None
+def _opens_calls(consumer):
+    """Whether it is one of ours, which answers and streams by itself."""
+    return getattr(consumer, "opens_calls", False)
 
 
 def _open_call(consumer, content):
-    if getattr(consumer, "opens_calls", False):
+    if _opens_calls(consumer):
         # One of ours opens a call for each message itself: this is a channel-layer event.
         return Call(consumer, content, reply_key=None, is_from_wire=False)
     try:
@@ -458,19 +348,9 @@ def _open_call(consumer, content):
     return Call(consumer, content, reply_key=reply_key, is_from_wire=reply_key is not None)
 
 
-def _site_encoder(consumer):
-    """Return the consumer's ``encode_json``, unless it is Channels' own, which lets NaN through."""
-    own = getattr(consumer, "encode_json", None)
-    return None if getattr(own, "__func__", own) in _CHANNELS_ENCODERS else own
-
-
 def _check_method(who, method):
     name = getattr(method, "__name__", "")
     if not callable(method) or isinstance(method, (type, staticmethod, classmethod)):
         raise TypeError(f"@{who} decorates a method of a consumer, not {method!r}.")
     if name in _NEVER_GUARDED:
         raise TypeError(f"@{who} cannot decorate {name}(): it runs for everybody, by Channels.")
-    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
-        raise TypeError(
-            f"@{who} cannot decorate {name}(): it is a generator, and a reply is one value."
-        )

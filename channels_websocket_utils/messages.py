@@ -21,7 +21,9 @@ __all__ = [
     "CLOSE_TRY_LATER",
     "MAX_BAD_FRAMES",
     "MessageError",
+    "build_end",
     "build_error",
+    "build_part",
     "build_push",
     "build_ready",
     "build_reply",
@@ -29,6 +31,8 @@ __all__ = [
     "decode",
     "encode",
     "read_call",
+    "read_credit",
+    "read_grant",
     "read_reply_key",
 ]
 
@@ -49,6 +53,8 @@ MAX_BAD_FRAMES = 10
 MAX_DEPTH = 100
 
 PING = "websocket.ping"
+CANCEL = "websocket.cancel"
+MORE = "websocket.more"
 PONG = {"key": "websocket.pong"}
 ERROR_KEY = "websocket.error"
 READY_KEY = "websocket.ready"
@@ -167,6 +173,20 @@ def read_reply_key(content):
     )
 
 
+def read_credit(content):
+    """
+    Return how many parts ahead of its client a stream may be, ``None`` if the call does not say.
+
+    Raises ``MessageError`` with the code ``bad_message`` for anything but a whole number above 0.
+    """
+    return _read_count(content, "credit") if "credit" in content else None
+
+
+def read_grant(content):
+    """Return how many ``parts`` a ``websocket.more`` grants; see read_credit()."""
+    return _read_count(content, "parts")
+
+
 def build_reply(reply_key, result):
     """
     Return the frame that carries ``result`` to the function that waits for ``reply_key``.
@@ -178,6 +198,16 @@ def build_reply(reply_key, result):
     if isinstance(result, dict) and not _is_ambiguous(result):
         return {"key": reply_key, **result}
     return {"key": reply_key, "data": result}
+
+
+def build_part(reply_key, value):
+    """Return the frame that carries ``value`` as one part of a stream; see build_reply()."""
+    return {**build_reply(reply_key, value), "more": True}
+
+
+def build_end(reply_key):
+    """Return the last frame of a stream."""
+    return {"key": reply_key, "more": False}
 
 
 def build_error(error):
@@ -214,6 +244,14 @@ def build_push(key, payload):
 def build_ready(identity):
     """Return the server's hello, which tells the client whose socket it is."""
     return {"key": READY_KEY, "identity": identity}
+
+
+def _read_count(content, name):
+    count = content.get(name)
+    # JSON's true is a bool, and in Python a bool is an int.
+    if type(count) is int and count > 0:
+        return count
+    raise MessageError("bad_message", f'"{name}" is a whole number above 0.')
 
 
 def _is_ambiguous(result):

@@ -21,7 +21,6 @@ from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
 from . import revocations, tokens
-from .conf import get_setting
 from .connections import tell
 
 __all__ = ["connect"]
@@ -152,9 +151,7 @@ def _drop_all_grants(sender, using, **kwargs):
 
 
 def _tell_of_grants(users, using):
-    # Where nothing is kept, there is nothing to drop.
-    if get_setting("PERMISSION_MAX_AGE"):
-        transaction.on_commit(lambda: tell("permissions", users=users), using=using)
+    transaction.on_commit(lambda: tell("permissions", users=users), using=using)
 
 
 def _uid(what, model=None):

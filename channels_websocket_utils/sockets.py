@@ -4,6 +4,7 @@ One socket, as its consumer is given it: a ``receive`` and a ``send`` that know 
 
 import asyncio
 import logging
+from collections import deque
 from functools import partial
 
 from . import messages, routes
@@ -15,6 +16,8 @@ logger = logging.getLogger("channels_websocket_utils")
 # A peer that does not answer a close must not hold up anybody: uvicorn waits 20 s for it. And a
 # handler that goes on sending to nobody is stopped.
 CLOSE_LIMIT = 5
+# So many messages are kept for a consumer that is busy with a stream; then its client waits.
+MAX_AHEAD = 16
 
 
 class SocketEnded(OSError):
@@ -33,22 +36,27 @@ class Socket:
     accept becomes accept and close with 4401.
 
     ``ended`` is true from the moment on when the socket is over: closed by its consumer, its client
-    or ``end()``. ``close_code`` is the code of that close.
+    or ``end()``. ``close_code`` is the code of that close. ``has_client_left`` is true once the
+    client's disconnect is here; in a ``watch()`` that is before its consumer hears of it.
     """
 
     __slots__ = (
+        "_ahead",
         "_closing",
         "_dropping_since",
         "_has_connected",
         "_is_released",
         "_is_told",
+        "_looking",
         "_must_close",
         "_receive",
         "_send",
+        "_stop",
         "_subprotocol",
         "_waiting",
         "close_code",
         "ended",
+        "has_client_left",
         "is_accepted",
         "is_refused",
     )
@@ -61,9 +69,10 @@ class Socket:
         # offered: Daphne hands over unquoted names.
         offered = routes.plain_subprotocols(scope.get("subprotocols") or ())
         self._subprotocol = offered[0] if offered else None
-        self.ended = self.is_accepted = self.is_refused = False
+        self.ended = self.is_accepted = self.is_refused = self.has_client_left = False
         self._has_connected = self._is_told = self._is_released = self._must_close = False
         self._waiting = self._closing = self._dropping_since = self.close_code = None
+        self._ahead = self._looking = self._stop = None
 
     @property
     def drops_calls(self):
@@ -119,8 +128,30 @@ class Socket:
         self.close_code = close_code
         return True
 
+    def watch(self, stop):
+        """
+        Notice the end of the socket while its consumer is busy with a stream.
+
+        ``stop``, a function or ``None``, is called on the event loop as soon as the client has
+        left or the socket is over. What the client sends meanwhile is kept for the consumer.
+        """
+        self._stop = stop or _nothing
+        if self._waiting is None and self._looking is None and not self.ended:
+            self._looking = asyncio.ensure_future(self._look_ahead())
+
+    def end_watch(self):
+        """Leave it to the consumer again to receive."""
+        self._stop = None
+
+    def forget_watch(self):
+        """Stop receiving: there is no consumer any more."""
+        if self._looking is not None:
+            self._looking.cancel()
+
     def release(self):
         """Let a consumer that waits for the next message know of the end at once."""
+        if self._stop is not None:
+            self._stop()
         # The connect comes first; to cancel then might lose it.
         if self._waiting is not None and self._is_cut:
             self._is_released = True
@@ -158,13 +189,40 @@ class Socket:
         # A close before the accept is the server's to answer; and first comes the connect.
         return self.ended and self.close_code is not None and self._has_connected
 
+    async def _look_ahead(self):
+        self._ahead = deque() if self._ahead is None else self._ahead
+        while self._stop is not None and len(self._ahead) < MAX_AHEAD and not self.has_client_left:
+            message = await self._receive()
+            self._ahead.append(message)
+            self._note(message)
+        self._looking = None
+
+    def _note(self, message):
+        if message["type"] == "websocket.disconnect":
+            self.has_client_left = True
+            if self._stop is not None:
+                self._stop()
+
+    async def _get(self):
+        """Return the server's next message, the ones first that came while nobody received."""
+        while not self._ahead:
+            if self._looking is None:
+                message = await self._receive()
+                self._note(message)
+                return message
+            # It is not cancelled: its message might get lost.
+            looking = self._looking
+            await asyncio.wait({looking})
+            looking.result()
+        return self._ahead.popleft()
+
     async def _next(self):
         """Return the server's next message, or ``None`` when ``release()`` came first."""
         task = self._waiting = asyncio.current_task()
         # Python before 3.11 does not count who has cancelled a task.
         cancelled_before = getattr(task, "cancelling", int)()
         try:
-            return await self._receive()
+            return await self._get()
         except asyncio.CancelledError:
             if not self._is_released:
                 raise
@@ -207,6 +265,10 @@ class Socket:
                 raise
             logger.debug("Dropped a %s for a client that has gone", message["type"])
             await self._drop()
+
+
+def _nothing():
+    pass
 
 
 def _closed(limit, task):

@@ -34,6 +34,9 @@ __all__ = ["CallError", "ClosedError", "WebSocketCommunicator", "committed", "si
 # What a server says of a socket that was closed before it was accepted.
 HTTP_FORBIDDEN = 403
 
+# So many parts of a stream the browser's client lets a server be ahead.
+CREDIT = 64
+
 # As a browser on the site of Django's test client; Origin validators ask for it.
 _HEADERS = {b"host": b"testserver", b"origin": b"http://testserver"}
 
@@ -155,6 +158,7 @@ class WebSocketCommunicator:
         self._frames = []
         self._reply_keys = (f"call-{number}" for number in itertools.count(1))
         self._has_begun = self._is_accepted = self._has_settled = self._has_raised = False
+        self._is_ready = False
 
     async def __aenter__(self):
         await self.connect()
@@ -212,16 +216,55 @@ class WebSocketCommunicator:
         Raises ``CallError`` when the reply is an error. Pushes that come meanwhile are kept. A
         method without ``auto_route`` never replies: ``send_json({"type": ...})`` calls it.
         """
+        reply_key = await self._call(name, payload)
+        reply = await self._take(reply_key, f"reply to {name!r}")
+        if "more" in reply:
+            raise AssertionError(f"{name!r} answers with a stream: stream() receives its parts.")
+        return _read_reply(reply)
+
+    async def stream(self, name, /, **payload):
+        """
+        Call the consumer's generator ``name`` with ``payload``, and yield the parts it yields.
+
+        As the browser's client does, it lets the consumer be 64 parts ahead. To leave the loop
+        early, let ``contextlib.aclosing()`` close it: that cancels the stream. Raises ``CallError``
+        when the stream ends with an error.
+        """
+        credit = {"credit": CREDIT} if self._is_ready else {}
+        reply_key = await self._call(name, {**payload, **credit})
+        taken = 0
+        has_ended = False
+        try:
+            while True:
+                frame = await self._take(reply_key, f"part of {name!r}")
+                is_part = frame.pop("more", None)
+                has_ended = not is_part
+                if is_part is False:
+                    return
+                yield _read_reply(frame)
+                if has_ended:
+                    # One reply: the method is no generator.
+                    return
+                taken += 1
+                if taken % (CREDIT // 2) == 0:
+                    await self._control(messages.MORE, reply_key, parts=CREDIT // 2)
+        finally:
+            if not has_ended and self.close_code is None:
+                await self._control(messages.CANCEL, reply_key)
+
+    async def _call(self, name, payload):
+        """Send a call, and return the reply key it waits for."""
         for reserved in ("type", "reply_key"):
             if reserved in payload:
-                raise ValueError(f"{reserved!r} is not for the payload: call() gives its own.")
+                raise ValueError(f"{reserved!r} is not for the payload: a call gives its own.")
         reply_key = next(self._reply_keys)
         await self.send_json({"type": name, "reply_key": reply_key, **payload})
-        reply = await self._take(reply_key, f"reply to {name!r}")
-        if "error" in reply:
-            error = reply["error"]
-            raise CallError(error["code"], error["message"], error.get("id"))
-        return reply["data"] if reply.keys() == {"data"} else reply
+        return reply_key
+
+    async def _control(self, name, reply_key, **payload):
+        # Like the client, only to a consumer that has said that it knows of such frames.
+        if self._is_ready:
+            await self.send_json({"type": name, "reply_key": reply_key, **payload})
 
     async def receive_push(self, key):
         """
@@ -354,7 +397,9 @@ class WebSocketCommunicator:
         else:
             text = message.get("text")
             frame = message["bytes"] if text is None else text
-            if _key(frame) != messages.READY_KEY:
+            if _key(frame) == messages.READY_KEY:
+                self._is_ready = True
+            else:
                 self._frames.append(frame)
 
     async def _settle(self):
@@ -469,6 +514,14 @@ def _key(frame):
     except ValueError:
         return None
     return content.get("key") if isinstance(content, dict) else None
+
+
+def _read_reply(reply):
+    """Return what the consumer's method has returned, or raise ``CallError``."""
+    if "error" in reply:
+        error = reply["error"]
+        raise CallError(error["code"], error["message"], error.get("id"))
+    return reply["data"] if reply.keys() == {"data"} else reply
 
 
 def _session_store(key=None):

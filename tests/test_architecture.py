@@ -24,6 +24,8 @@ FLOORS = {
     "tokens": 2,
     "revocations": 2,
     "gate": 2,
+    "calls": 2,
+    "streams": 3,
     "connections": 3,
     "middleware": 4,
     "utils": 4,

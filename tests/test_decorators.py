@@ -10,11 +10,12 @@ from django.contrib.auth.models import AnonymousUser, Group
 from django.contrib.sessions.models import Session
 from django.db import transaction
 
+from channels_websocket_utils.calls import Call
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
-from channels_websocket_utils.decorators import Call, auto_route, require_perms
+from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.models import WebSocketToken
 
 from .consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson
@@ -574,14 +575,6 @@ def test_connect_and_disconnect_cannot_be_decorated(decorate, name):
 def test_what_is_no_method_is_named(what):
     with pytest.raises(TypeError, match="decorates a method"):
         auto_route(what)
-
-
-def test_generator_is_refused_by_name():
-    def count(self):
-        yield 1
-
-    with pytest.raises(TypeError, match=r"count\(\).*generator"):
-        auto_route(count)
 
 
 def _named(name):

@@ -12,6 +12,7 @@ from channels.security.websocket import OriginValidator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.models import Session
+from django.core.exceptions import ValidationError
 from django.db import close_old_connections, connection
 from django.test import TestCase
 
@@ -41,7 +42,7 @@ from .consumers import (
     OpenManager,
     PlainJson,
 )
-from .helpers import UNKNOWN_TOKEN, Socket, bare, documented, routed, sign_in, stack
+from .helpers import UNKNOWN_TOKEN, Socket, bare, documented, routed, sign_in, stack, until
 
 PATH = "/ws/{token}"
 
@@ -168,6 +169,54 @@ async def test_payload_cannot_name_what_call_gives(user, reserved):
     async with open_(stack(AsyncManager), user=user) as socket:
         with pytest.raises(ValueError, match=reserved):
             await socket.call("echo", **{reserved: "x"})
+
+
+class Counting:
+    closed = False
+
+    @auto_route
+    def numbers(self, event):
+        try:
+            yield from range(event["to"])
+            if event.get("fails"):
+                raise ValidationError("Too far.")
+        finally:
+            type(self).closed = True
+
+    @auto_route
+    def one(self):
+        return 1
+
+
+@pytest.mark.parametrize("base", [*MANAGED, AsyncPlainJson, PlainJson])
+async def test_stream_yields_the_parts(user, base):
+    async with open_(stack(type("Consumer", (Counting, base), {})), user=user) as socket:
+        assert [part async for part in socket.stream("numbers", to=200)] == [*range(200)]
+        assert [part async for part in socket.stream("one")] == [1]
+        with pytest.raises(CallError, match="Too far"):
+            [part async for part in socket.stream("numbers", to=2, fails=True)]
+
+
+@pytest.mark.parametrize("base", MANAGED)
+async def test_stream_that_is_left_is_cancelled(user, base):
+    consumer = type("Consumer", (Counting, base), {})
+    async with open_(stack(consumer), user=user) as socket:
+        async with contextlib.aclosing(socket.stream("numbers", to=1000)) as parts:
+            async for part in parts:
+                if part == 3:
+                    break
+        assert await socket.call("echo", value="still here") == "still here"
+
+        await until(lambda: consumer.closed)
+        assert len(socket._frames) < 100
+
+
+@pytest.mark.parametrize("base", MANAGED)
+async def test_call_of_a_stream_names_the_remedy(user, base):
+    consumer = type("Consumer", (Counting, base), {})
+    with pytest.raises(AssertionError, match=r"'numbers' answers with a stream: stream\(\)"):
+        async with open_(stack(consumer), user=user) as socket:
+            await socket.call("numbers", to=2)
 
 
 async def test_pushes_are_kept_until_somebody_asks(user):

@@ -1,0 +1,199 @@
+"""
+One message from a client, and the one answer to it.
+"""
+
+import logging
+import uuid
+from contextvars import ContextVar
+
+from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
+from channels.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    AsyncWebsocketConsumer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+)
+from django.core.exceptions import PermissionDenied, ValidationError
+
+from . import messages
+from .messages import MessageError
+from .sockets import SocketEnded
+
+__all__ = ["CONTROL_FLOW", "Call", "is_over", "ongoing_call"]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# Channels' own way to end a handler: never an error, never answered.
+CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
+
+_current_call = ContextVar("websocket_call", default=None)
+
+_NOT_JSON = (TypeError, ValueError, RecursionError)
+_CHANNELS_ENCODERS = (
+    None,
+    JsonWebsocketConsumer.encode_json.__func__,
+    AsyncJsonWebsocketConsumer.encode_json.__func__,
+)
+
+
+class Call:
+    """
+    One message from the client, and the one answer to it.
+
+    ``is_from_wire`` tells it from a channel-layer event, which nobody waits for. The block of
+    ``with call:`` carries it out; an exception that ends the block is kept for the answer.
+    ``guards`` are what must not be denied any more while its values are streamed: functions that
+    return an error or ``None``.
+    """
+
+    __slots__ = (
+        "_token",
+        "consumer",
+        "content",
+        "denial",
+        "error",
+        "guards",
+        "is_done",
+        "is_from_wire",
+        "is_routed",
+        "is_stream",
+        "reply_key",
+        "result",
+    )
+
+    def __init__(self, consumer, content, *, reply_key, is_from_wire):
+        self.consumer = consumer
+        self.content = content
+        self.reply_key = reply_key
+        self.is_from_wire = is_from_wire
+        self.is_routed = False
+        self.is_stream = False
+        self.is_done = False
+        self.denial = None
+        self.error = None
+        self.result = None
+        self.guards = ()
+
+    def __enter__(self):
+        self._token = _current_call.set(self)
+        self.is_done = False
+
+    def __exit__(self, kind, error, traceback):
+        _current_call.reset(self._token)
+        self.is_done = True
+        if not isinstance(error, Exception):
+            return False
+        self.error = error
+        return True
+
+    def part(self, value):
+        """Return the frame that carries ``value``, one of the values of a stream."""
+        return messages.build_part(self.reply_key, value)
+
+    def answer(self):
+        """
+        Return the frame that answers the call, or ``None`` when there is none to send.
+
+        The exception that ended the call is raised again when nobody is waiting for an answer.
+        """
+        # The denial also where somebody's decorator in between has swallowed the exception.
+        error = self.denial or self.error
+        if error is None:
+            if not self.is_routed or self.reply_key is None or not self.is_from_wire:
+                return None
+            if self.is_stream:
+                return messages.build_end(self.reply_key)
+            return messages.build_reply(self.reply_key, self.result)
+        if isinstance(error, SocketEnded):
+            return None
+        if isinstance(error, CONTROL_FLOW):
+            raise error
+        if not self.is_from_wire:
+            if error is not self.denial:
+                raise error
+            logger.debug("Dropped an event for %s: %s", type(self.consumer).__name__, error.code)
+            return None
+        return messages.build_error(self._told(error))
+
+    def reply(self):
+        """Send the answer, if there is one, on a sync consumer."""
+        frame = self.answer()
+        if frame is not None:
+            try:
+                text = self.encode(frame)
+            except _NOT_JSON as error:
+                text = self._answer_unsendable(error)
+            self.say(text)
+
+    async def areply(self):
+        """See reply()."""
+        frame = self.answer()
+        if frame is not None:
+            try:
+                text = await self.aencode(frame)
+            except _NOT_JSON as error:
+                text = self._answer_unsendable(error)
+            await self.asay(text)
+
+    def encode(self, frame):
+        """Return ``frame`` as JSON text, by the site's encoder where a sync consumer has one."""
+        return (_site_encoder(self.consumer) or messages.encode)(frame)
+
+    async def aencode(self, frame):
+        """See encode()."""
+        encode = _site_encoder(self.consumer)
+        return await encode(frame) if encode else messages.encode(frame)
+
+    def say(self, text):
+        """Send the frame ``text`` on a sync consumer, of whatever kind."""
+        if isinstance(self.consumer, WebsocketConsumer):
+            self.consumer.send(text_data=text)
+        else:
+            self.consumer.send({"type": "websocket.send", "text": text})
+
+    async def asay(self, text):
+        """See say()."""
+        if isinstance(self.consumer, AsyncWebsocketConsumer):
+            await self.consumer.send(text_data=text)
+        else:
+            await self.consumer.send({"type": "websocket.send", "text": text})
+
+    def _answer_unsendable(self, error):
+        self.error = error
+        return messages.encode(self.answer())
+
+    def _told(self, error):
+        """Return ``error`` as the client may know it, and log what it may not."""
+        told = error
+        if isinstance(error, ValidationError):
+            told = MessageError("invalid", " ".join(error.messages))
+        elif isinstance(error, PermissionDenied):
+            told = MessageError("permission_denied", "You may not do this.")
+        elif not isinstance(error, MessageError):
+            told = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
+            logger.error(
+                "Error %s in a message to %s", told.id, type(self.consumer).__name__, exc_info=error
+            )
+        told.reply_key = told.reply_key or self.reply_key
+        if told.type is None and isinstance(self.content, dict):
+            name = self.content.get("type")
+            told.type = name if isinstance(name, str) else None
+        return told
+
+
+def ongoing_call(consumer):
+    """Return the call whose work includes this one, and who opened it answers; or ``None``."""
+    call = _current_call.get()
+    return call if call is not None and call.consumer is consumer and not call.is_done else None
+
+
+def is_over(consumer):
+    """Return whether its socket was ended or closed, so that no message may be handled any more."""
+    connection = consumer.scope.get("websocket_connection")
+    return connection is not None and connection.drops_calls
+
+
+def _site_encoder(consumer):
+    """Return the consumer's ``encode_json``, unless it is Channels' own, which lets NaN through."""
+    own = getattr(consumer, "encode_json", None)
+    return None if getattr(own, "__func__", own) in _CHANNELS_ENCODERS else own

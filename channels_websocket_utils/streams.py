@@ -1,0 +1,369 @@
+"""
+Generators on their way to a client: each value they yield is a part, and then comes the last frame.
+
+On our consumers a stream is a task beside the other messages of its socket (``Streams``). On any
+other consumer the handler itself goes on until the stream has ended.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+
+from asgiref.sync import async_to_sync
+
+from . import messages
+from .calls import CONTROL_FLOW, is_over
+from .conf import get_setting
+from .messages import MessageError
+from .sockets import SocketEnded
+from .threads import in_handler_pool, in_our_pool
+
+__all__ = ["Stream", "Streams", "is_generator"]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# More than a page has use for, few enough that one socket cannot take all threads for itself.
+MAX_STREAMS = 16
+# A generator that does not end when it is told to must not keep its consumer from its disconnect.
+STOP_LIMIT = 5
+
+_END = object()
+
+
+def is_generator(value):
+    """Return whether ``value`` is what a generator or async generator method returns."""
+    return inspect.isgenerator(value) or inspect.isasyncgen(value)
+
+
+class Stream:
+    """
+    The values of one generator, sent to the client that waits for the ``reply_key`` of ``call``.
+
+    Before each step it looks whether the socket is over; and what guards the call is asked again
+    when its last answer is older than ``RECHECK_INTERVAL`` or was dropped. However it ends, the
+    generator is closed, so its ``finally`` runs.
+    """
+
+    __slots__ = (
+        "_allowance",
+        "_asked_at",
+        "_connection",
+        "_credit",
+        "_grants",
+        "_is_async",
+        "_news",
+        "_values",
+        "call",
+        "is_cancelled",
+    )
+
+    def __init__(self, call, values):
+        self.call = call
+        self.is_cancelled = False
+        self._values = values
+        self._is_async = inspect.isasyncgen(values)
+        self._connection = call.consumer.scope.get("websocket_connection")
+        self._credit = self._allowance = self._news = None
+        self._asked_at = time.monotonic()
+        self._grants = self._kept_grants()
+        call.is_stream = True
+
+    def pace(self, credit):
+        """Stay at most ``credit`` parts ahead of what the client has granted."""
+        self._credit = self._allowance = credit
+
+    def owes(self, parts):
+        """Return whether so many parts have been sent that the client has not granted anew."""
+        return self._credit is not None and self._allowance + parts <= self._credit
+
+    def grant(self, parts):
+        """Let so many more parts go, but never further ahead than the ``credit``."""
+        self._allowance = min(self._credit, self._allowance + parts)
+        if self._news is not None:
+            self._news.set()
+
+    async def run(self, turn=None):
+        """
+        Send part after part, and at the end the answer.
+
+        On a sync consumer each step has a ``turn`` of its own, a lock: between them others of the
+        socket have theirs. A cancel that is not meant (``is_cancelled``) is an error of the
+        generator.
+        """
+        turn = turn or contextlib.nullcontext()
+        try:
+            with self.call:
+                while await self._advance(turn):
+                    # Who never waits for anything lets others have their turn all the same.
+                    await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            # Python before 3.11 does not tell whether somebody has cancelled this task.
+            is_meant = getattr(asyncio.current_task(), "cancelling", lambda: True)()
+            if self.is_cancelled or is_meant:
+                raise
+            self.call.error = error
+        finally:
+            await self._aclose(turn)
+        if self.is_cancelled or self._is_over():
+            if self.call.error is not None:
+                self._log_end(self.call.error)
+            return
+        async with turn:
+            if self.call.consumer._sync:
+                await _in_thread(self.call.reply)
+            else:
+                await self.call.areply()
+
+    async def run_inline(self):
+        """Do the same inside a handler of an async consumer that is not ours."""
+        task = asyncio.ensure_future(self.run())
+        if self._connection is not None:
+            self._connection.watch(self._cancel(task))
+        try:
+            await asyncio.wait({task})
+        finally:
+            if self._connection is not None:
+                self._connection.end_watch()
+            if not task.done():
+                self._cancel(task)()
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+    def run_in_thread(self):
+        """Do the same inside a handler of a sync consumer that is not ours, in its thread."""
+        if self._connection is not None:
+            async_to_sync(self._awatch)()
+        try:
+            with self.call:
+                while self._step():
+                    pass
+        finally:
+            self._close()
+            if self._connection is not None:
+                self._connection.end_watch()
+        if not self._is_over():
+            self.call.reply()
+
+    async def _awatch(self):
+        self._connection.watch(None)
+
+    def _cancel(self, task):
+        def cancel():
+            self.is_cancelled = True
+            task.cancel()
+
+        return cancel
+
+    async def _advance(self, turn):
+        """Send the next part, and return whether there was one."""
+        while self._allowance == 0:
+            self._news = asyncio.Event()
+            await self._news.wait()
+        async with turn:
+            if self._allowance is not None:
+                self._allowance -= 1
+            if self.call.consumer._sync and not self._is_async:
+                return await _in_thread(self._step)
+            if self._is_over():
+                return False
+            await self._acheck()
+            if self._is_async:
+                value = await anext(self._values, _END)
+            else:
+                value = await _in_thread(self._next)
+            if value is _END:
+                return False
+            if self.call.consumer._sync:
+                await _in_thread(self._tell, value)
+            else:
+                await self._acheck()
+                await self.call.asay(await self.call.aencode(self.call.part(value)))
+            return True
+
+    def _step(self):
+        """As _advance(), in a thread of a sync consumer."""
+        # Asked here: it may have waited long for this thread.
+        if self._is_over():
+            return False
+        self._check()
+        value = self._next()
+        if value is _END:
+            return False
+        self._tell(value)
+        return True
+
+    def _next(self):
+        if self._is_over():
+            return _END
+        if self._is_async:
+            return async_to_sync(self._anext)()
+        return next(self._values, _END)
+
+    async def _anext(self):
+        return await anext(self._values, _END)
+
+    def _tell(self, value):
+        # A step may have taken long.
+        self._check()
+        self.call.say(self.call.encode(self.call.part(value)))
+
+    def _check(self):
+        """Raise the denial of a call that is not allowed any more."""
+        if not self._must_check():
+            return
+        self._asked_at, self._grants = time.monotonic(), self._kept_grants()
+        for ask in self.call.guards:
+            denial = ask()
+            if denial is not None:
+                raise denial
+
+    async def _acheck(self):
+        if self._must_check():
+            await in_our_pool(self._check)()
+
+    def _must_check(self):
+        if not self.call.guards:
+            return False
+        if self._grants is not self._kept_grants():
+            return True
+        return time.monotonic() - self._asked_at > get_setting("RECHECK_INTERVAL")
+
+    def _kept_grants(self):
+        return None if self._connection is None else self._connection.grants
+
+    def _is_over(self):
+        return is_over(self.call.consumer) or (
+            self._connection is not None and self._connection.has_client_left
+        )
+
+    def _close(self):
+        try:
+            if self._is_async:
+                async_to_sync(self._aclose_values)()
+            else:
+                self._values.close()
+        except Exception as error:
+            self._log_end(error)
+
+    async def _aclose_values(self):
+        await self._values.aclose()
+
+    async def _aclose(self, turn):
+        try:
+            if self._is_async:
+                async with turn:
+                    await self._values.aclose()
+            elif self._values.gi_frame is not None:
+                async with turn:
+                    await _in_thread(self._values.close)
+        except Exception as error:
+            self._log_end(error)
+
+    def _log_end(self, error):
+        if isinstance(error, SocketEnded):
+            return
+        logger.error(
+            "%s of %s did not end well",
+            self._values.__qualname__,
+            type(self.call.consumer).__name__,
+            exc_info=error,
+        )
+
+
+class Streams:
+    """
+    The streams of one socket, each a task of its own, for a consumer that goes on meanwhile.
+
+    ``turn`` is a lock for a sync consumer, in which only one thing may run at a time, else
+    ``None``. ``open()``, ``grant()`` and ``cancel()`` may be called in a thread, the rest on the
+    event loop.
+    """
+
+    __slots__ = ("_loop", "_streams", "turn")
+
+    def __init__(self, loop, turn=None):
+        self.turn = turn
+        self._loop = loop
+        # By reply key: the stream, and its task once it has begun.
+        self._streams = {}
+
+    def open(self, stream):
+        """
+        Take a stream in, which begins with ``begin()``.
+
+        Raises ``MessageError`` when there is no ``reply_key`` to send it to, or the key of another
+        stream, when its ``credit`` is none, and when there are too many.
+        """
+        call = stream.call
+        if call.reply_key is None:
+            raise MessageError("bad_message", 'A stream needs a "reply_key" to send its parts to.')
+        if call.reply_key in self._streams:
+            # Told to nobody's function: the key is the other stream's.
+            call.reply_key = None
+            raise MessageError("bad_message", 'This "reply_key" is in use by a stream.')
+        if len(self._streams) >= MAX_STREAMS:
+            raise MessageError("rate_limited", f"More than {MAX_STREAMS} streams at a time.")
+        credit = messages.read_credit(call.content)
+        if credit is not None:
+            stream.pace(credit)
+        self._streams[call.reply_key] = stream, None
+
+    def begin(self):
+        """Begin what was opened."""
+        for reply_key, (stream, task) in [*self._streams.items()]:
+            if task is None:
+                task = asyncio.ensure_future(stream.run(self.turn))
+                self._streams[reply_key] = stream, task
+                task.add_done_callback(lambda task, key=reply_key: self._ended(key, task))
+
+    def grant(self, reply_key, parts):
+        """Let a stream send so many ``parts`` more, and return whether it owed the client those."""
+        stream, _ = self._streams.get(reply_key, (None, None))
+        if stream is None or not stream.owes(parts):
+            return False
+        self._loop.call_soon_threadsafe(stream.grant, parts)
+        return True
+
+    def cancel(self, reply_key):
+        """Cancel a stream; one that has ended meanwhile is nothing."""
+        stream, task = self._streams.get(reply_key, (None, None))
+        if stream is not None:
+            self._loop.call_soon_threadsafe(self._cancel, stream, task)
+
+    async def stop(self):
+        """Cancel all streams, and wait until they have ended; but not for ever."""
+        for stream, task in self._streams.values():
+            self._cancel(stream, task)
+        tasks = {task for _, task in self._streams.values() if task is not None}
+        if tasks and (await asyncio.wait(tasks, timeout=STOP_LIMIT))[1]:
+            names = sorted(stream.call.content["type"] for stream, _ in self._streams.values())
+            logger.error("Streams do not end, though they were cancelled: %s", ", ".join(names))
+
+    def _cancel(self, stream, task):
+        stream.is_cancelled = True
+        if task is not None:
+            task.cancel()
+
+    def _ended(self, reply_key, task):
+        del self._streams[reply_key]
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            if not isinstance(error, CONTROL_FLOW):
+                logger.error("A stream could not be sent", exc_info=error)
+
+
+async def _in_thread(function, /, *args):
+    """Run a step in a thread of the pool. A cancel waits for it: a thread cannot be stopped."""
+    work = asyncio.ensure_future(in_handler_pool(function)(*args))
+    cancelled = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and work.exception() is None:
+        raise cancelled
+    return work.result()
