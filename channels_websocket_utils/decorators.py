@@ -57,6 +57,13 @@ def auto_route(method):
     async. The client asks with a ``reply_key``; without one nothing is sent. On
     ``WebSocketManagerConsumer`` and its async twin the mark also allows the client to call it.
 
+    Of a generator, or async generator, each value is sent as a part, to a call that has a
+    ``reply_key``. It is closed when the client cancels or has left, or the socket ends. On our
+    consumers it runs beside the other messages of its socket: on the sync one a step at a time,
+    so an async generator that waits long belongs on the async one. On any other consumer the
+    handler goes on until the stream has ended or its client has left. Code that calls the method
+    itself gets the generator.
+
     An exception is answered with an error: ``ValidationError`` as ``invalid``, ``PermissionDenied``
     as ``permission_denied``, any other as ``internal`` with an id that is in the log beside the
     traceback. Raises ``TypeError`` when what it decorates cannot be routed.
@@ -74,7 +81,8 @@ def require_perms(perms):
     ``PERMISSION_MAX_AGE`` says, and the user read replaces ``scope["user"]``. A denied call is
     answered with ``permission_denied`` or, for somebody not signed in, ``unauthenticated``; a
     denied channel-layer event is dropped with a debug line. Stacks with ``auto_route`` in either
-    order.
+    order. While a stream runs it is asked again before a part when its last answer is older than
+    ``RECHECK_INTERVAL``, or a permission has changed.
 
     Raises ``TypeError`` or ``ValueError`` for anything but permissions, and ``TypeError`` on
     ``connect`` and ``disconnect``, which must run for everybody.

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from channels_websocket_utils.testing import WebSocketCommunicator
+
 from .browser import chromium
+from .helpers import stack
 from .servers import free_port, running
 
 ROOT = Path(__file__).parent.parent
@@ -119,3 +122,19 @@ def test_readme_alone_leads_to_the_first_reply(wheel, tmp_path):
 
         expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
     assert "Traceback" not in log.read_text()
+
+
+async def test_stream_of_the_readme_counts_down(user, capsys):
+    """The consumer of the section "Streams", as it stands there."""
+    (kind, _, code), _ = blocks("Streams")
+    names = {}
+    exec(code, names)
+
+    async with WebSocketCommunicator(
+        stack(names["CountingConsumer"]), "/ws/{token}", user=user
+    ) as socket:
+        parts = [part async for part in socket.stream("count_down", start=3)]
+
+    assert kind == "python"
+    assert parts == [{"number": 3}, {"number": 2}, {"number": 1}]
+    assert capsys.readouterr().out == "Counted, or cancelled\n"
