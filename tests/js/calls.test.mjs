@@ -49,7 +49,7 @@ test("the queue goes out in order when the first connection opens", (t) => {
   manager.request({ type: "b" }).catch(() => {})
   manager.sendJSON({ type: "c" }, () => {})
   page.socket.drop()
-  t.mock.timers.tick(1700)
+  page.tick(1700)
 
   page.socket.accept()
 
@@ -85,13 +85,13 @@ test("reply keys differ between messages, managers, tabs and reconnects", async 
       for (const frame of socket.frames) keys.add(frame.reply_key)
       socket.drop()
     }
-    t.mock.timers.tick(4000)
+    page.tick(4000)
   }
   assert.equal(keys.size, 60)
 
   // Another tab: the same counter, another moment or another random number.
   const [key] = keys
-  t.mock.method(Math, "random", () => 0.25)
+  page.random = () => 0.25
   const three = page.connect("/three/")
   page.socket.accept()
   three.manager.request({ type: "a" }).catch(() => {})
@@ -122,7 +122,8 @@ for (const [body, value] of replies) {
 
     assert.deepEqual(handled, [value])
     assert.deepEqual(await promise, value)
-    assert.equal(page.timers.size, 1, "only the one that waits for the connection to stand")
+    page.tick(10000)
+    assert.equal(page.timers.size, 0)
   })
 }
 
@@ -177,7 +178,7 @@ test("a call is settled once; late and unknown keys are ignored", async (t) => {
   page.socket.push({ key: reply_key, error: { code: "internal" } })
   page.socket.push({ key: "never-asked", n: 3 })
   page.socket.push({ no: "key" })
-  t.mock.timers.tick(60000)
+  page.tick(60000)
 
   assert.deepEqual(handled, [{ n: 1 }])
   assert.deepEqual(errors, [])
@@ -219,10 +220,10 @@ test("request() times out after 10 s, or after its own timeout, or never", async
 })
 
 test("a handler's timeout goes to on(\"error\")", (t) => {
-  const { manager, codes } = openManager(t)
+  const { page, manager, codes } = openManager(t)
   manager.sendJSON({ type: "a" }, () => {})
 
-  t.mock.timers.tick(10000)
+  page.tick(10000)
 
   assert.deepEqual(codes(), ["timeout"])
 })
@@ -288,7 +289,7 @@ test("what was sent when the link drops is rejected as disconnected and never se
   assert.deepEqual(ends.map(({ code }) => code), ["disconnected"])
   assert.deepEqual(codes(), ["disconnected"])
 
-  t.mock.timers.tick(1700)
+  page.tick(1700)
   page.socket.accept()
   page.socket.push({ key: "websocket.ready", identity: "u-1" })
   assert.deepEqual(page.socket.frames, [])
@@ -360,7 +361,7 @@ test("a listener of the closed state may reconnect and send", (t) => {
   })
 
   page.socket.drop(4403)
-  t.mock.timers.tick(1000)
+  page.tick(1000)
 
   assert.equal(manager.state, "connecting")
   assert.equal(page.sockets.length, 2)
@@ -458,9 +459,7 @@ for (const [slept, sent, told] of [[15000, ["message"], []], [65000, [], ["timeo
     const { manager, codes } = page.connect()
     manager.sendJSON({ type: "message" })
     const ends = ending(manager.request({ type: "request" }))
-    // Timers stood still, the clock did not.
-    const now = Date.now() + slept
-    t.mock.method(Date, "now", () => now)
+    page.sleep(slept)
 
     page.socket.accept()
     await settled()
@@ -484,7 +483,7 @@ test("a message must be an object with a string type", async (t) => {
   circular.self = circular
   assert.throws(() => manager.sendJSON(circular, () => {}), TypeError)
   assert.deepEqual(page.socket.frames, [])
-  assert.equal(page.timers.size, 1, "only the one that waits for the connection to stand")
+  assert.equal(page.timers.size, 0)
 })
 
 test("a throwing reply handler goes to on(\"error\") and harms nothing", (t) => {
@@ -518,17 +517,116 @@ for (const data of badFrames) {
   })
 }
 
-test("the client sends no websocket.* frame", async (t) => {
+// A socket that takes more than it can send
+
+const MIB = 1048576
+
+test("over 1 MiB in the socket messages are queued, and sent in order when it has drained", (t) => {
+  const { page, manager } = openManager(t)
+  page.socket.bufferedAmount = MIB
+  assert.equal(manager.sendJSON({ type: "a" }), true)
+  page.socket.bufferedAmount = MIB + 1
+  assert.equal(manager.sendJSON({ type: "b" }), false)
+  manager.request({ type: "c" }).catch(() => {})
+  page.tick(5000)
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a"])
+
+  page.socket.bufferedAmount = MIB
+  page.tick(100)
+
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b", "c"])
+  page.tick(10000)
+  assert.equal(page.timers.size, 0)
+})
+
+test("what is sent when the socket has just drained goes out behind what was queued", (t) => {
+  const { page, manager } = openManager(t)
+  page.socket.bufferedAmount = 2 * MIB
+  manager.sendJSON({ type: "a" })
+  page.socket.bufferedAmount = 0
+
+  assert.equal(manager.sendJSON({ type: "b" }), true)
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b"])
+})
+
+test("the queue of a full socket has the same limits: 100 messages, 60 s", async (t) => {
+  const { page, manager, codes } = openManager(t)
+  page.socket.bufferedAmount = 2 * MIB
+  for (let n = 0; n < 100; n++) assert.equal(manager.sendJSON({ type: "a" }), false)
+  assert.throws(() => manager.sendJSON({ type: "a" }), { code: "overflow" })
+
+  page.tick(59999)
+  assert.deepEqual(codes(), [])
+  page.tick(1)
+
+  assert.equal(codes().length, 100)
+  page.socket.bufferedAmount = 0
+  page.tick(1000)
+  assert.deepEqual(page.socket.frames, [])
+})
+
+test("a flush fills the socket no further than 1 MiB either", (t) => {
   const page = openPage(t)
-  const { manager } = page.connect("/ws/", tokens("u-1"))
-  await settled()
-  page.socket.accept()
-  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  const { manager } = page.connect()
+  for (const type of ["a", "b", "c"]) manager.sendJSON({ type })
+  const { socket } = page
+  const send = socket.send.bind(socket)
+  socket.send = (frame) => {
+    send(frame)
+    socket.bufferedAmount += 600000
+  }
+
+  socket.accept()
+  assert.deepEqual(socket.frames.map(({ type }) => type), ["a", "b"])
+  socket.bufferedAmount = 0
+  page.tick(100)
+
+  assert.deepEqual(socket.frames.map(({ type }) => type), ["a", "b", "c"])
+})
+
+test("what is given up before it was sent is not cancelled on the server", async (t) => {
+  const { page, manager } = openManager(t)
+  page.socket.push({ key: "websocket.ready" })
+  page.socket.bufferedAmount = 2 * MIB
   const controller = new AbortController()
-  manager.request({ type: "a" }, { signal: controller.signal }).catch(() => {})
+  const aborted = ending(manager.request({ type: "a" }, { signal: controller.signal }))
+  const late = ending(manager.request({ type: "b" }, { timeout: 100 }))
   controller.abort()
-  await page.pass(600000)
+  await page.pass(100)
+  page.socket.bufferedAmount = 0
+  await page.pass(100)
+
+  assert.deepEqual([aborted[0].code, late[0].code], ["aborted", "timeout"])
+  assert.deepEqual(page.socket.frames, [])
+})
+
+test("close() while a full socket is watched leaves no timer", (t) => {
+  const { page, manager } = openManager(t)
+  page.socket.bufferedAmount = 2 * MIB
+  manager.sendJSON({ type: "a" })
+
   manager.close()
 
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a"])
+  assert.equal(page.timers.size, 0)
+})
+
+test("a message whose 60 s are over by the clock is not sent, though its timer is late", (t) => {
+  const { page, manager, codes } = openManager(t)
+  page.socket.bufferedAmount = 2 * MIB
+  manager.sendJSON({ type: "old" })
+  page.sleep(61000)
+  page.socket.bufferedAmount = 0
+  manager.sendJSON({ type: "new" })
+  page.tick(0)
+
+  assert.deepEqual(page.socket.frames, [{ type: "new" }])
+  assert.deepEqual(codes(), ["timeout"])
+})
+
+test("a message that calls close() while it is written is not sent", (t) => {
+  const { page, manager } = openManager(t)
+  const toJSON = () => manager.close()
+
+  assert.throws(() => manager.sendJSON({ type: "a", field: { toJSON } }), { code: "closed" })
+  assert.equal(page.timers.size, 0)
 })

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { openPage, settled, tokens, WebSocketManager } from "./support.mjs"
+import { openPage, random, settled, tokens, WebSocketManager } from "./support.mjs"
 
 const last = (states) => states.at(-1)
 
@@ -14,7 +14,7 @@ test("a connection is connecting, then open, and its events say why", (t) => {
   assert.equal(manager.state, "open")
   page.socket.drop()
   assert.equal(manager.state, "waiting")
-  t.mock.timers.tick(1700)
+  page.tick(1700)
   assert.equal(manager.state, "connecting")
   manager.close()
   assert.equal(manager.state, "closed")
@@ -28,13 +28,13 @@ test("a connection is connecting, then open, and its events say why", (t) => {
 
 test("the wait is 200 ms + random(0, min(15 s, 3 s * 1.4^n))", (t) => {
   const page = openPage(t)
-  for (const random of [0, 0.999999]) {
-    t.mock.method(Math, "random", () => random)
+  for (const share of [0, 0.999999]) {
+    page.random = () => share
     const { manager, states } = page.connect()
     for (let n = 0; n < 12; n++) {
       page.socket.drop()
-      assert.equal(last(states).delay, 200 + random * Math.min(15000, 3000 * 1.4 ** n))
-      t.mock.timers.tick(last(states).delay + 1)
+      assert.equal(last(states).delay, 200 + share * Math.min(15000, 3000 * 1.4 ** n))
+      page.tick(last(states).delay + 1)
     }
     manager.close()
   }
@@ -46,10 +46,66 @@ test("ten minutes of outage cost at most 100 dials", (t) => {
 
   for (let second = 0; second < 600; second++) {
     if (page.socket.readyState === 0) page.socket.drop()
-    t.mock.timers.tick(1000)
+    page.tick(1000)
   }
 
   assert.ok(page.sockets.length <= 100, `${page.sockets.length} dials`)
+})
+
+test("the longest wait of ten minutes of outage is 15.2 s, and no two clients are in step", (t) => {
+  const page = openPage(t)
+  page.random = random
+  const clients = [page.connect("/a/"), page.connect("/b/")]
+
+  for (let tenth = 0; tenth < 6000; tenth++) {
+    for (const socket of page.sockets.slice(-2)) if (socket.readyState === 0) socket.drop()
+    page.tick(100)
+  }
+
+  const [one, two] = clients.map(({ states }) => states.map(({ delay }) => delay).filter(Boolean))
+  assert.ok(Math.max(...one, ...two) <= 15200)
+  assert.ok(Math.min(...one, ...two) >= 200)
+  assert.deepEqual(one.filter((delay) => two.includes(delay)), [])
+})
+
+test("of 1,000 clients whose server is away for 60 s no tenth dials within 100 ms, and no token twice", async (t) => {
+  const page = openPage(t)
+  page.random = random
+  const clients = 1000
+  const managers = []
+  for (let n = 0; n < clients; n++) {
+    let asked = 0
+    managers.push(new WebSocketManager("/ws/", async () => `token-${n}-${++asked}`))
+  }
+  await settled()
+  for (const socket of page.sockets) socket.accept()
+  await page.pass(10000)
+
+  const begun = page.sockets.length
+  let answered = 0
+  for (const socket of page.sockets) socket.drop()
+  for (let ms = 0; ms < 90000; ms += 20) {
+    await page.pass(20)
+    for (; answered < page.sockets.length; answered++) {
+      if (answered < begun) continue
+      const socket = page.sockets[answered]
+      if (ms < 60000) socket.drop()
+      else socket.accept()
+    }
+  }
+
+  const dials = page.sockets.slice(begun).map(({ dialledAt }) => dialledAt)
+  let peak = 0
+  for (let first = 0, last = 0; last < dials.length; last++) {
+    while (dials[last] - dials[first] >= 100) first++
+    peak = Math.max(peak, last - first + 1)
+  }
+  t.diagnostic(`${dials.length} dials, at most ${peak} within 100 ms`)
+  assert.ok(peak <= clients / 10, `${peak} dials within 100 ms`)
+  assert.ok(managers.every(({ state }) => state === "open"))
+  const urls = page.sockets.map(({ url }) => url)
+  assert.equal(new Set(urls).size, urls.length)
+  for (const manager of managers) manager.close()
 })
 
 test("a server that accepts and then drops is dialled at most 20 times a minute", (t) => {
@@ -61,7 +117,7 @@ test("a server that accepts and then drops is dialled at most 20 times a minute"
       page.socket.accept()
       page.socket.drop()
     }
-    t.mock.timers.tick(100)
+    page.tick(100)
   }
 
   assert.ok(page.sockets.length <= 20, `${page.sockets.length} dials`)
@@ -71,16 +127,16 @@ test("the wait is short again after 5 s open, and not before", (t) => {
   const page = openPage(t)
   const { states } = page.connect()
   page.socket.drop()
-  t.mock.timers.tick(1700)
+  page.tick(1700)
 
   page.socket.accept()
-  t.mock.timers.tick(4999)
+  page.tick(4999)
   page.socket.drop()
   assert.equal(last(states).delay, 2300)
 
-  t.mock.timers.tick(2300)
+  page.tick(2300)
   page.socket.accept()
-  t.mock.timers.tick(5000)
+  page.tick(5000)
   page.socket.drop()
   assert.equal(last(states).delay, 1700)
   assert.equal(last(states).attempt, 2)
@@ -100,7 +156,7 @@ test("options.backoff overrides the wait, and nonsense from it does not", (t) =>
   const delays = waits.map(() => {
     page.socket.drop()
     const { delay } = last(states)
-    t.mock.timers.tick(Math.min(delay, 20000))
+    page.tick(Math.min(delay + 1, 20000))
     return Math.round(delay)
   })
 
@@ -128,7 +184,7 @@ test("options.maxRetries stops the dialling; without it there is no end", (t) =>
   const { manager, codes } = page.connect("/ws/", null, { maxRetries: 2 })
   for (let dial = 0; dial < 3; dial++) {
     page.socket.drop()
-    t.mock.timers.tick(20000)
+    page.tick(20000)
   }
 
   assert.equal(manager.state, "closed")
@@ -140,13 +196,13 @@ test("a dial that hangs is given up after 10 s and tried again", (t) => {
   const page = openPage(t)
   const { states } = page.connect()
 
-  t.mock.timers.tick(9999)
+  page.tick(9999)
   assert.equal(page.socket.readyState, 0)
-  t.mock.timers.tick(1)
+  page.tick(1)
 
   assert.equal(page.socket.readyState, 2)
   assert.deepEqual(last(states), { state: "waiting", reason: "timeout", attempt: 2, delay: 1700 })
-  t.mock.timers.tick(1700)
+  page.tick(1700)
   assert.equal(page.sockets.length, 2)
 })
 
@@ -170,7 +226,7 @@ test("a late open is closed at once and changes nothing", (t) => {
   const heard = []
   manager.addMessageListener("news", (frame) => heard.push(frame))
   const [first] = page.sockets
-  t.mock.timers.tick(10000)
+  page.tick(10000)
 
   first.accept()
   first.push({ key: "news" })
@@ -179,7 +235,7 @@ test("a late open is closed at once and changes nothing", (t) => {
   assert.equal(manager.state, "waiting")
   assert.deepEqual(heard, [])
   assert.equal(first.readyState, 3)
-  t.mock.timers.tick(1700)
+  page.tick(1700)
   const [, second] = page.sockets
   second.accept()
   first.readyState = 1
@@ -235,7 +291,7 @@ for (const [code, reason, errors] of endings) {
     page.socket.accept()
 
     page.socket.drop(code)
-    t.mock.timers.tick(60000)
+    page.tick(60000)
 
     assert.equal(manager.state, "closed")
     assert.equal(last(states).reason, reason)
@@ -259,7 +315,7 @@ for (const code of [1001, 1005, 1006, 1011, 1012, 1013, 1015, 3000, 4000, 4404, 
 
 test("close code 4429 is waited out for at least 30 s", (t) => {
   const page = openPage(t)
-  t.mock.method(Math, "random", () => 0)
+  page.random = () => 0
   const { states } = page.connect()
 
   page.socket.drop(4429)
@@ -288,16 +344,16 @@ test("close code 4401 asks for a fresh token twice, the first time at once, then
 })
 
 test("a received frame, or 5 s open, ends the row of 4401", async (t) => {
-  for (const live of [(socket) => socket.push({ key: "news" }), () => t.mock.timers.tick(5000)]) {
+  for (const live of [(page) => page.socket.push({ key: "news" }), (page) => page.tick(5000)]) {
     const page = openPage(t)
-    const { manager } = page.connect("/ws/", tokens())
+    const { manager, states } = page.connect("/ws/", tokens())
     for (let refusal = 0; refusal < 6; refusal++) {
       await settled()
       page.socket.accept()
-      if (refusal % 2) live(page.socket)
+      if (refusal % 2) live(page)
       page.socket.drop(4401)
       await settled()
-      if (manager.state === "waiting") await page.pass(20000)
+      if (manager.state === "waiting") await page.pass(last(states).delay + 1)
       assert.notEqual(manager.state, "closed")
     }
     manager.close()
@@ -328,13 +384,13 @@ test("close code 4410 asks for a token at once, and who is still signed in comes
   const { manager } = page.connect("/ws/", ask)
   await settled()
   page.socket.accept()
-  t.mock.timers.tick(5000)
+  page.tick(5000)
 
   for (const token of ["token-2", "token-3"]) {
     page.socket.drop(4410)
     await settled()
     page.socket.accept()
-    t.mock.timers.tick(5000)
+    page.tick(5000)
 
     assert.equal(manager.state, "open")
     assert.equal(page.socket.url, `wss://example.com/ws/${token}`)
@@ -497,7 +553,7 @@ test("reconnect() counts its attempts from one again", (t) => {
   const { manager, states } = page.connect()
   for (let dial = 0; dial < 5; dial++) {
     page.socket.drop()
-    t.mock.timers.tick(20000)
+    page.tick(20000)
   }
 
   manager.reconnect()
@@ -541,7 +597,7 @@ test("close() from inside a state handler wins", (t) => {
     manager.on("state", ({ state }) => state === wanted && manager.close())
     page.socket.accept()
     page.socket.drop()
-    t.mock.timers.tick(20000)
+    page.tick(20000)
 
     assert.equal(manager.state, "closed", wanted)
     assert.equal(page.timers.size, 0, wanted)
@@ -558,7 +614,7 @@ for (const place of ["shouldReconnect", "backoff", "an error handler"]) {
     page.socket.accept()
     manager.sendJSON({ type: "a" }, () => {})
     page.socket.drop()
-    t.mock.timers.tick(20000)
+    page.tick(20000)
 
     assert.equal(manager.state, "closed")
     assert.equal(page.timers.size, 0)

@@ -70,7 +70,7 @@ test("the queue waits for websocket.ready when only that will tell, and new mess
 
   assert.deepEqual(types(page), ["queued", "meanwhile"])
   assert.equal(manager.sendJSON({ type: "after" }), true)
-  assert.equal(page.timers.size, 1, "only the one that waits for the connection to stand")
+  assert.equal(page.timers.size, 1, "only the one that waits for a silence to ask about")
 })
 
 test("websocket.ready is waited for 1 s, then the queue is rejected and life goes on", async (t) => {
@@ -78,9 +78,9 @@ test("websocket.ready is waited for 1 s, then the queue is rejected and life goe
   const { manager, states, codes } = page.connect()
   await comeBack(page, manager, () => ready(page, "u-1"))
 
-  t.mock.timers.tick(999)
+  page.tick(999)
   assert.deepEqual(codes(), [])
-  t.mock.timers.tick(1)
+  page.tick(1)
 
   assert.deepEqual(codes(), ["disconnected"])
   assert.deepEqual(states.map(({ state }) => state), ["open", "waiting", "connecting", "open"])
@@ -116,7 +116,7 @@ test("a socket that is closing when the wait for websocket.ready ends is sent no
   const { manager, errors } = page.connect("/ws/", null, { identity: "u-1" })
   await comeBack(page, manager)
   page.socket.readyState = 2
-  t.mock.timers.tick(1000)
+  page.tick(1000)
   page.socket.drop()
   await page.pass(2300)
   page.socket.accept()
@@ -128,7 +128,7 @@ test("a socket that is closing when the wait for websocket.ready ends is sent no
 
 test("options.identity speaks for a server that says nothing, but not against one that does", async (t) => {
   for (const [say, sent, codes] of [
-    [() => t.mock.timers.tick(1000), ["queued"], []],
+    [(page) => page.tick(1000), ["queued"], []],
     [(page) => ready(page, "u-1"), ["queued"], []],
     [(page) => ready(page, "u-2"), [], ["user_changed", "user_changed"]],
   ]) {
@@ -181,7 +181,7 @@ test("an identity that was unknown in between says nothing about the queue", asy
   const identities = ["u-1", null, "u-1"]
   const { manager, codes } = page.connect("/ws/", () => ({ token: "wst_a", identity: identities.shift() }))
   await comeBack(page, manager)
-  t.mock.timers.tick(1000)
+  page.tick(1000)
   assert.deepEqual(codes(), ["disconnected"])
 
   page.socket.drop()
@@ -225,7 +225,7 @@ test("another user in websocket.ready stops the manager, even when it comes late
     const page = openPage(t)
     const { manager } = page.connect()
     await comeBack(page, manager, () => ready(page, "u-1"))
-    t.mock.timers.tick(delay)
+    page.tick(delay)
     const ends = []
     manager.request({ type: "asked" }).catch(({ code }) => ends.push(code))
     ready(page, "u-2")
@@ -233,6 +233,7 @@ test("another user in websocket.ready stops the manager, even when it comes late
 
     assert.equal(manager.state, "closed")
     assert.equal(page.socket.readyState, 2)
+    assert.equal(page.timers.size, 0)
     assert.deepEqual(ends, ["user_changed"])
     assert.equal(types(page).includes("queued"), false)
     t.mock.timers.reset()

@@ -29,7 +29,7 @@ test("listeners survive reconnects", (t) => {
   manager.addMessageListener("news", () => heard++)
 
   page.socket.drop()
-  t.mock.timers.tick(1700)
+  page.tick(1700)
   page.socket.accept()
   push("news")
 
@@ -187,7 +187,7 @@ test("on() returns its own undo", (t) => {
 
   page.socket.drop()
   undo()
-  t.mock.timers.tick(1700)
+  page.tick(1700)
 
   assert.equal(heard, 1)
 })

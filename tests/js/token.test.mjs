@@ -11,7 +11,7 @@ test("a token string serves the first dial only: without a tokenURL the first lo
   manager.sendJSON({ type: "a" })
 
   page.socket.drop()
-  t.mock.timers.tick(60000)
+  page.tick(60000)
 
   assert.deepEqual(urls(page), ["/ws/wst_a"])
   assert.equal(manager.state, "closed")
@@ -87,7 +87,7 @@ const sources = [
   ["the csrftoken cookie", {}, { ...attribute, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
   ["a data-csrf-token attribute, where no cookie can be read", {}, { ...attribute, cookie: "a=1" }, "of-attribute"],
   ["nothing, where there is none", {}, { ...noAttribute, cookie: "a=1" }, undefined],
-  ["nothing, where there is no document", {}, undefined, undefined],
+  ["nothing, where there is no document", {}, null, undefined],
 ]
 
 for (const [name, options, document, expected] of sources) {
@@ -171,6 +171,23 @@ test("a token function that hangs is aborted after 10 s, and its late token is d
 
   assert.deepEqual(urls(page), ["/ws/wst_b"])
 })
+
+for (const [act, state, dials] of [["close", "closed", 0], ["reconnect", "connecting", 1]]) {
+  test(`${act}() from inside the abort of a token call wins`, async (t) => {
+    const page = openPage(t)
+    let asked = 0
+    const { manager } = page.connect("/ws/", ({ signal }) => {
+      if (++asked > 1) return `token-${asked}`
+      signal.addEventListener("abort", () => manager[act]())
+      return new Promise(() => {})
+    })
+    await page.pass(10000)
+
+    assert.equal(manager.state, state)
+    assert.equal(page.sockets.filter(({ readyState }) => readyState < 2).length, dials)
+    assert.equal(page.timers.size, dials)
+  })
+}
 
 test("a superseded token call has no say about the user", async (t) => {
   const page = openPage(t)
@@ -275,6 +292,7 @@ test("a Retry-After longer than a timer can be is no wait of 1 ms", async (t) =>
   await page.pass(60000)
 
   assert.equal(requests.length, 1)
+  assert.ok([...page.timers.values()].every((at) => at > Date.now() + 2000000000))
 })
 
 test("retryAfter of a token function's error is honoured", async (t) => {

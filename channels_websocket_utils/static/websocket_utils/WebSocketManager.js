@@ -1,9 +1,12 @@
 /*
- * WebSocketManager: one WebSocket that comes back, with replies and pushes sent to functions.
+ * WebSocketManager: one WebSocket that comes back, with replies, streams and pushes sent to functions.
  *
  * States.  connecting -> open -> waiting -> connecting ..., and closed from anywhere. Each dial is
- * an attempt with its own AbortController: what an aborted attempt still says (a late token, a late
- * open, a late frame) is dropped. leave() is the only way out of an attempt and clears every timer.
+ * an attempt: what another one than the present still says (a late token, a late open, a late frame)
+ * is dropped. leave() is the only way out of an attempt.
+ *
+ * Time.  One timer serves all: tick() does what is due by the clock. Timers are throttled in hidden
+ * pages and stand still while a machine sleeps; a clock that is set back counts as standing still.
  *
  * Dialling.  dialIn() alone decides when. An attempt (token, dial, open) has 10 s. The wait after a
  * failure is 200 ms + random(0, min(15 s, 3 s * 1.4^n)); n falls to 0 after 5 s open, not on open:
@@ -22,9 +25,24 @@
  * 4409. 4401 (token refused): a fresh token, at most 2 in a row. 4410 (session ended): ask for a
  * token at once, once more after 3 s if refused, then stop. 4429: at least 30 s. Others: retry.
  *
- * Calls.  A message that cannot be sent now is queued: 100 messages, 1 MiB, 60 s at most. A call is
- * settled once: by its reply, its time limit, its signal, or the loss of the link. A frame that was
- * sent is never sent again, and one whose caller was told of a failure is never sent at all.
+ * Liveness.  Only if this socket has said websocket.ready: a ping after 25 s of silence, 10 s for the
+ * answer, and any frame is one. A server that runs its handlers one after the other answers late:
+ * while a call may still be running, death is 120 s after that call. A dead link is left ("timeout").
+ *
+ * The page.  It wakes (visible, resumed, shown again, online): a link has 3 s to answer a ping, and who
+ * waits dials at once, though never before a wait that the server has asked for. While it is hidden
+ * nobody dials again: the wait goes on as "hidden" with a delay of Infinity. Frozen, or left for the
+ * back/forward cache, it drops its link if it can come back. Going offline only asks the link for a
+ * sign of life: a server on this machine or in this house may be there all the same, so dials go on.
+ *
+ * Calls.  A message that cannot be sent now is queued: 100 messages, 1 MiB, 60 s at most. So it is while
+ * more than 1 MiB waits in the socket. A call is settled once: by its reply, its time limit, its
+ * signal, or the loss of the link. A frame that was sent is never sent again, and one whose caller was
+ * told of a failure is never sent at all.
+ *
+ * Streams.  A part is a reply with `more`. The server stays 64 parts ahead of the reader if the call
+ * was sent after websocket.ready, for which a stream waits 1 s; else nothing holds it back. A call
+ * that fails here before its end is cancelled there.
  *
  * Users.  Another user may have signed in while the link was down. After a reconnect the queue is
  * sent only if the identity is known to be the same: as the token's answer tells, else the server's
@@ -39,11 +57,19 @@
   const QUEUE_LIMIT = 60000
   const QUEUE_MESSAGES = 100
   const QUEUE_BYTES = 1048576
+  const BUFFERED_BYTES = 1048576
+  const BUFFER_CHECK = 100
   const STEADY_AFTER = 5000
   const READY_LIMIT = 1000
   const PROOF_LIMIT = 100
   const ASK_AGAIN = 3000
   const TOO_MANY_WAIT = 30000
+  const SILENCE_LIMIT = 25000
+  const PONG_LIMIT = 10000
+  const WAKE_LIMIT = 3000
+  const CALL_LIMIT = 120000
+  const CREDIT = 64
+  const GRANT = 32
   const LONGEST_TIMER = 2147483647 // a longer one would fire at once
 
   const STOPS = { 1000: "ended", 4400: "bad_message", 4403: "refused", 4409: "replaced" }
@@ -52,7 +78,12 @@
   // Page-wide, so that two managers born in the same moment still have different keys.
   let count = 0
 
-  /** What a call fails with and on("error") hears; `code` says what happened. */
+  /**
+   * What a call fails with and on("error") hears.
+   *
+   * `code` says what happened, `cause` is what a handler or a token function threw, and `id` is in the
+   * server's log, where its code is `internal`.
+   */
   class WebSocketManagerError extends Error {
     constructor(code, message = code, more) {
       super(message)
@@ -92,23 +123,43 @@
     demand(asks || token == null || typeof token === "string", "token must be a string, a function or null", token)
     const ask = asks ? token : options.tokenURL && askEndpoint
     const prefix = Date.now().toString(36) + Math.random().toString(36).slice(2)
-    const calls = new Map() // by key: queued ones, and sent ones that wait for a reply
+    const canComeBack = ask || !token
+    const queue = new Map() // by key: calls that are not sent yet
+    const calls = new Map() // by key: those that were sent and wait for a reply
     const listeners = new Map()
     const events = new Map()
+    const { document } = globalThis
+    const page = [
+      [globalThis, "online", "offline", "pageshow", "pagehide"],
+      [document, "visibilitychange", "resume", "freeze"],
+    ]
 
     let state
     let attempt // the AbortController of the present dial
     let socket
-    let timer // the one the state needs: attempt limit, steadiness or the wait
-    let readyTimer
     let live = false // open, and the queue is settled
     let unproven // dialled with a string token, which may have grown old in the page
     let unusedToken = !asks && token
+
+    let date = Date.now()
+    let age = 1 // milliseconds, by the clock
+    let timer
+    let timerAt = Infinity
+    let due = Infinity // when the state needs something done, and what
+    let next
+
+    let openedAt = Infinity
+    let ready // the server said websocket.ready, so it answers pings
+    let heardAt
+    let pings // since the last frame
+    let pongBy
+    let calledAt // the last call since the last frame
 
     let failures = 0 // since a connection last stood
     let refusals = 0 // 4401 in a row
     let prompt = true // a dial at once is free: 4401 and 4410 may not storm either
     let ended = 0 // 4410, then refused once
+    let notBefore = 0 // the server asked to be left alone until then
 
     let wasOpen
     let identity // as this attempt has told
@@ -160,6 +211,91 @@
       return undo
     }
 
+    // Time
+
+    function clock() {
+      const before = date
+      date = Date.now()
+      return (age += Math.max(0, date - before))
+    }
+
+    function wakeAt(at) {
+      if (!(at < timerAt)) return
+      clearTimeout(timer)
+      timerAt = at
+      timer = setTimeout(tick, Math.min(at - clock(), LONGEST_TIMER))
+    }
+
+    function plan(delay, act) {
+      due = clock() + delay
+      next = act
+      wakeAt(due)
+    }
+
+    const deadline = (call) => Math.min(call.until, call.staleAt)
+
+    function tick() {
+      clearTimeout(timer)
+      timerAt = Infinity
+      tell(take((call) => deadline(call) <= clock()), "timeout")
+      const lateness = clock() - due
+      if (lateness >= 0) {
+        due = Infinity
+        next(lateness > WAKE_LIMIT)
+      }
+      flush()
+      wakeAt(due)
+      for (const call of [...queue.values(), ...calls.values()]) wakeAt(deadline(call))
+    }
+
+    // The page
+
+    function watch(how) {
+      for (const [target, ...names] of page) for (const name of names) target?.[how]?.(name, notice)
+    }
+
+    function notice({ type }) {
+      // Without a way back the old token would be the end, where a page that is left is loaded anew.
+      const isLeft = type === "pagehide" || type === "freeze"
+      if (isLeft) return canComeBack && lose(() => dialIn(Infinity, "hidden"))
+      const isHidden = document?.hidden
+      if (type === "visibilitychange" && isHidden) return
+      if (type === "online") failures = 0
+      ping(WAKE_LIMIT)
+      tick()
+      if (state !== "waiting" || isHidden || type === "offline") return
+      dialIn(Math.max(0, notBefore - clock()), "wake")
+    }
+
+    // Liveness
+
+    function ping(limit) {
+      if (!ready) return
+      const by = clock() + limit
+      if (pings && clock() < pongBy) {
+        pongBy = Math.min(pongBy, by)
+      } else {
+        pings++
+        pongBy = by
+        control("ping")
+      }
+      plan(deathAt() - clock(), look)
+    }
+
+    function deathAt() {
+      let last = calledAt
+      for (const { sentAt } of calls.values()) last = Math.max(last, sentAt)
+      return Math.max(pongBy, last + CALL_LIMIT)
+    }
+
+    function look(isLate) {
+      const wait = (pings ? deathAt() : heardAt + SILENCE_LIMIT) - clock()
+      if (wait > 0) return plan(wait, look)
+      // A timer that is late has slept, and the answer may stand in the queue behind it.
+      if (!pings || (isLate && pings < 2)) return ping(isLate ? WAKE_LIMIT : PONG_LIMIT)
+      lose(() => retry("timeout"))
+    }
+
     // The state machine
 
     function change(next, reason = null, delay = 0) {
@@ -169,18 +305,30 @@
 
     function leave() {
       if (state === "open") queueIdentity = identity ?? options.identity
-      attempt?.abort()
-      clearTimeout(timer)
-      clearTimeout(readyTimer)
-      live = false
+      const left = attempt
+      // Not at once: who listens to the signal may close() or reconnect().
+      Promise.resolve().then(() => left?.abort())
       socket?.close()
-      socket = null
+      attempt = socket = null
+      due = openedAt = Infinity
+      live = ready = false
+    }
+
+    // Ends the present link; what was sent on it is told when the next state stands.
+    function lose(proceed) {
+      if (clock() - openedAt >= STEADY_AFTER) forgive()
+      const lost = take((call) => calls.has(call.key))
+      proceed()
+      tell(lost, "disconnected")
     }
 
     function stop(reason, cause) {
       const code = reason === "no_token" || reason === "user_changed" ? reason : "closed"
       const rest = take()
       leave()
+      watch("removeEventListener")
+      clearTimeout(timer)
+      timerAt = Infinity
       change("closed", reason)
       tell(rest, code)
       if (reason !== "closed" && reason !== "ended") emit("error", fault(reason, cause))
@@ -188,32 +336,33 @@
 
     // The one place that decides when to dial.
     function dialIn(delay, reason) {
-      if (token && !ask && !unusedToken) return stop("no_token")
+      if (!canComeBack && !unusedToken) return stop("no_token")
       leave()
       if (!delay) return dial(reason)
-      timer = setTimeout(dial, Math.min(delay, LONGEST_TIMER), reason)
+      plan(delay, () => (document?.hidden ? change("waiting", "hidden", Infinity) : dial(reason)))
       change("waiting", reason, delay)
     }
 
     function retry(reason, least, atOnce) {
       if (failures >= (options.maxRetries ?? Infinity)) return stop("max_retries")
-      const { signal } = attempt
+      const mine = attempt
       const own = guard(options.backoff, failures)
-      if (signal.aborted) return
+      if (mine !== attempt) return
       const valid = typeof own === "number" && own >= 0
       const pause = valid ? own : 200 + Math.random() * Math.min(15000, 3000 * 1.4 ** failures)
       failures++
-      dialIn(atOnce ? 0 : pause + (least > 0 ? least : 0), reason)
+      const rest = least > 0 ? least : 0
+      notBefore = clock() + rest
+      dialIn(atOnce ? 0 : pause + rest, reason)
     }
 
     async function dial(reason) {
-      attempt = new AbortController()
-      const { signal } = attempt
+      const mine = (attempt = new AbortController())
       const target = new URL(url)
       identity = undefined
-      timer = setTimeout(retry, ATTEMPT_LIMIT, "timeout")
+      plan(ATTEMPT_LIMIT, () => retry("timeout"))
       change("connecting", reason)
-      if (signal.aborted) return
+      if (mine !== attempt) return
 
       let given = (unproven = unusedToken)
       unusedToken = ""
@@ -221,16 +370,16 @@
       if (!given && ask) {
         let answer
         try {
-          answer = await (async () => ask({ attempt: failures + 1, signal }))()
+          answer = await (async () => ask({ attempt: failures + 1, signal: mine.signal }))()
           given = answer?.token ?? answer
           if (!given || typeof given !== "string") throw new Error("No token")
         } catch (error) {
-          return signal.aborted || judgeRefusal(error || {})
+          return mine !== attempt || judgeRefusal(error || {})
         }
-        if (signal.aborted) return
+        if (mine !== attempt) return
         ended = 0
         learn(answer.identity)
-        if (signal.aborted) return
+        if (mine !== attempt) return
       }
 
       let link
@@ -240,11 +389,11 @@
       } catch {
         // What the browser says here holds the URL, and with it the token.
         await null
-        return signal.aborted || retry("disconnected")
+        return mine !== attempt || retry("disconnected")
       }
-      link.onopen = () => (signal.aborted ? link.close() : opened())
-      link.onmessage = (event) => signal.aborted || receive(event.data)
-      link.onclose = (event) => signal.aborted || judge(event)
+      link.onopen = () => (mine === attempt ? opened() : link.close())
+      link.onmessage = (event) => mine === attempt && receive(event.data)
+      link.onclose = (event) => mine === attempt && judge(event)
     }
 
     function forgive() {
@@ -253,24 +402,23 @@
     }
 
     function opened() {
-      clearTimeout(timer)
-      timer = setTimeout(forgive, STEADY_AFTER)
+      openedAt = clock()
       if (!unproven && (!wasOpen || identity != null || queueIdentity == null)) return admit()
-      readyTimer = setTimeout(admit, unproven ? PROOF_LIMIT : READY_LIMIT)
+      plan(unproven ? PROOF_LIMIT : READY_LIMIT, admit)
       unproven || change("open")
     }
 
     // Sends the queue if it is this connection's user's, and from here on messages go out directly.
     function admit() {
-      clearTimeout(readyTimer)
       const user = identity ?? options.identity
       const same = !wasOpen || (user != null && user === queueIdentity)
-      // By the clock: a timer stands still while the machine sleeps.
-      const dropped = take((call) => !same || Date.now() > call.until)
+      const dropped = same ? [] : take()
+      due = Infinity
       wasOpen = live = true
-      for (const call of calls.values()) sendable() && transmit(call)
+      flush()
       if (state !== "open") change("open")
-      tell(dropped, same ? "timeout" : "disconnected")
+      tell(dropped, "disconnected")
+      tick()
     }
 
     function learn(word) {
@@ -287,23 +435,22 @@
 
     // The one place that decides what a close code means.
     function judge(event) {
-      const { signal } = attempt
+      const mine = attempt
       const wish = guard(options.shouldReconnect, event)
-      if (signal.aborted) return
+      if (mine !== attempt) return
       const { code } = event
-      const fresh = code === 4401 || code === 4410
-      let reason = STOPS[code]
-      if (code === 4401 && ++refusals > 2) reason = "token_refused"
-      if (wish === false) reason = reason || "declined"
-      if (wish === true) reason = undefined
-      if (code === 4410) ended = 1
-      const atOnce = fresh && prompt
-      if (fresh) prompt = false
-
-      const lost = take((call) => call.sent)
-      if (reason) stop(reason)
-      else retry("disconnected", code === 4429 && TOO_MANY_WAIT, atOnce)
-      tell(lost, "disconnected")
+      lose(() => {
+        const fresh = code === 4401 || code === 4410
+        let reason = STOPS[code]
+        if (code === 4401 && ++refusals > 2) reason = "token_refused"
+        if (wish === false) reason = reason || "declined"
+        if (wish === true) reason = undefined
+        if (code === 4410) ended = 1
+        const atOnce = fresh && prompt
+        if (fresh) prompt = false
+        if (reason) stop(reason)
+        else retry("disconnected", code === 4429 && TOO_MANY_WAIT, atOnce)
+      })
     }
 
     // What it means that no token was to be had.
@@ -315,17 +462,17 @@
       }
       if (ended !== 1) return stop(ended || status === 401 ? "signed_out" : "token_refused", error)
       ended = 2
+      notBefore = clock() + ASK_AGAIN
       dialIn(ASK_AGAIN, "signed_out")
     }
 
     async function askEndpoint({ signal }) {
-      const page = globalThis.document
       const { csrfToken } = options
       const csrf =
         (typeof csrfToken === "function" ? csrfToken() : csrfToken) ||
         // Before the page's own, which is stale once somebody has signed in from another tab.
-        /(?:^|; *)csrftoken=([^;]*)/.exec(page?.cookie)?.[1] ||
-        page?.querySelector("[data-csrf-token]")?.getAttribute("data-csrf-token")
+        /(?:^|; *)csrftoken=([^;]*)/.exec(document?.cookie)?.[1] ||
+        document?.querySelector("[data-csrf-token]")?.getAttribute("data-csrf-token")
       const response = await fetch(options.tokenURL, {
         method: "POST",
         credentials: "same-origin",
@@ -342,55 +489,89 @@
 
     // Calls
 
-    const sendable = () => live && !(socket.readyState > 1) // a closing socket drops silently
-
-    function release(call) {
-      clearTimeout(call.timer)
-      clearTimeout(call.queueTimer)
-      call.signal?.removeEventListener("abort", call.abort)
-      return calls.delete(call.key)
+    // What only our server understands; about a call only on the link that it was sent on.
+    function control(type, call, more) {
+      if (!ready || (call && call.link !== socket)) return
+      socket.send(JSON.stringify({ type: `websocket.${type}`, reply_key: call?.key, ...more }))
     }
 
-    const take = (test = () => true) => [...calls.values()].filter((call) => test(call) && release(call))
+    function release(call) {
+      call.signal?.removeEventListener("abort", call.abort)
+      return queue.delete(call.key) || calls.delete(call.key)
+    }
 
-    const tell = (taken, code) => taken.forEach((call) => call.reject(fault(code)))
+    function take(test = () => true) {
+      return [...queue.values(), ...calls.values()].filter((call) => test(call) && release(call))
+    }
 
-    function fail(call, code) {
-      if (release(call)) call.reject(fault(code))
+    function tell(taken, code) {
+      for (const call of taken) {
+        control("cancel", call)
+        call.reject(fault(code))
+      }
+    }
+
+    // A closing socket drops silently, and one that takes more than it can send has no end.
+    function isFree({ waitsForReady }) {
+      if (!live || socket.readyState > 1 || socket.bufferedAmount > BUFFERED_BYTES) return false
+      return !waitsForReady || ready || clock() >= openedAt + READY_LIMIT
+    }
+
+    function flush() {
+      for (const call of queue.values()) {
+        if (deadline(call) <= clock()) continue
+        if (!isFree(call)) return live && wakeAt(clock() + BUFFER_CHECK)
+        transmit(call)
+      }
     }
 
     function transmit(call) {
-      clearTimeout(call.queueTimer)
-      socket.send(call.frame)
-      call.sent = true
-      if (!call.awaits) release(call)
+      const { key, frame, answer, takesParts } = call
+      queue.delete(key)
+      call.link = socket
+      call.staleAt = Infinity
+      call.sentAt = calledAt = clock()
+      if (answer) calls.set(key, call)
+      call.isPaced = ready && takesParts
+      // The frame is the message as it was when it was handed in.
+      socket.send(call.isPaced ? `${frame.slice(0, -1)},"credit":${CREDIT}}` : frame)
     }
 
-    function submit(message, answer, reject, awaits, timeout = REPLY_LIMIT, signal) {
+    function submit(message, call) {
       demand(typeof message?.type === "string", "type of the message must be a string", message?.type)
+      const { answer, signal, timeout = REPLY_LIMIT } = call
+      const key = (call.key = `${prefix}.${++count}`)
+      const frame = (call.frame = JSON.stringify(answer ? { ...message, reply_key: key } : message))
       if (state === "closed") throw fault("closed")
       if (signal?.aborted) throw fault("aborted")
-      const key = `${prefix}.${++count}`
-      const frame = JSON.stringify(awaits ? { ...message, reply_key: key } : message)
-      const call = { key, frame, answer, reject, awaits, signal, abort: () => fail(call, "aborted") }
-      const direct = sendable()
-      if (!direct) {
-        const queued = [...calls.values()].filter((other) => !other.sent)
-        call.size = new TextEncoder().encode(frame).length
-        const bytes = queued.reduce((sum, { size }) => sum + size, call.size)
-        if (queued.length >= QUEUE_MESSAGES || bytes > QUEUE_BYTES) throw fault("overflow")
-        call.queueTimer = setTimeout(fail, QUEUE_LIMIT, call, "timeout")
-        call.until = Date.now() + Math.min(QUEUE_LIMIT, awaits ? timeout : QUEUE_LIMIT)
+      flush()
+      if (queue.size || !isFree(call)) {
+        let bytes = (call.size = new TextEncoder().encode(frame).length)
+        for (const { size } of queue.values()) bytes += size
+        if (queue.size >= QUEUE_MESSAGES || bytes > QUEUE_BYTES) throw fault("overflow")
       }
-      calls.set(key, call)
-      if (awaits && timeout <= LONGEST_TIMER) call.timer = setTimeout(fail, timeout, call, "timeout")
+      call.until = answer ? clock() + timeout : Infinity
+      call.staleAt = clock() + QUEUE_LIMIT
+      call.taken = 0
+      call.abort = () => release(call) && tell([call], "aborted")
       signal?.addEventListener("abort", call.abort)
-      if (direct) transmit(call)
-      return direct
+      queue.set(key, call)
+      flush()
+      wakeAt(deadline(call))
+      return call
+    }
+
+    // The reader has taken a part.
+    function grant(call) {
+      const isDue = ++call.taken % GRANT === 0
+      if (isDue && call.isPaced && calls.has(call.key)) control("more", call, { parts: GRANT })
     }
 
     function receive(data) {
-      refusals = 0
+      const mine = attempt
+      refusals = pings = 0
+      heardAt = clock()
+      calledAt = -Infinity
       let frame
       try {
         frame = JSON.parse(data)
@@ -400,43 +581,159 @@
       }
       const { key, ...rest } = frame
       const isReady = key === "websocket.ready"
-      if (isReady) learn(frame.identity)
-      if (!live && state !== "closed" && (isReady || unproven)) admit()
+      if (isReady) {
+        ready = true
+        learn(frame.identity)
+      }
+      if (!live && mine === attempt && (isReady || unproven)) admit()
+      if (mine !== attempt) return
+      if (isReady) {
+        plan(SILENCE_LIMIT, look)
+        flush()
+      }
       if (key === "websocket.error") return emit("error", serverFault(frame.error))
       const call = calls.get(key)
-      if (!call?.sent) return dispatch(listeners, key, frame)
-      release(call)
+      if (!call) return dispatch(listeners, key, frame)
+
+      // true is a part and false the end of a stream; a reply may have a `more` of its own.
+      const more = typeof rest.more === "boolean" ? rest.more : null
+      if (more !== null) delete rest.more
+      if (!more || !call.takesParts) release(call)
       if (frame.error) return call.reject(serverFault(frame.error))
-      call.answer(Object.keys(rest).join() === "data" ? rest.data : rest)
+      if (more !== null && !call.takesParts) {
+        control("cancel", call)
+        return call.reject(new WebSocketManagerError("stream", "This method streams: use stream()"))
+      }
+      call.until = Infinity
+      call.sentAt = -Infinity // it runs beside other calls, and holds up no pong
+      call.answer(Object.keys(rest).join() === "data" ? rest.data : rest, more)
     }
 
+    watch("addEventListener")
     dial("start")
 
     return {
       state: () => state,
 
       /**
-       * Send `message`; its reply goes to `replyHandler`, its failure to on("error").
+       * Send `message`; its reply, or each part of a stream, goes to `replyHandler`, its failure to
+       * on("error").
        *
        * Returns true if it was sent, false if it is queued. Throws a WebSocketManagerError:
        * `overflow` if the queue is full, `closed` if the manager is.
+       *
+       * @param {object} message
+       * @param {function(*)} [replyHandler]
+       * @returns {boolean}
        */
       sendJSON(message, replyHandler) {
         demand(!replyHandler || typeof replyHandler === "function", "replyHandler must be a function", replyHandler)
-        const answer = (value) => guard(replyHandler, value)
-        return submit(message, answer, (error) => emit("error", error), !!replyHandler)
+        const answer = (value, more) => {
+          if (more !== false) guard(replyHandler, value)
+          if (more) grant(call)
+        }
+        const call = submit(message, {
+          answer: replyHandler && answer,
+          reject: (error) => emit("error", error),
+          takesParts: replyHandler,
+        })
+        return !queue.has(call.key)
       },
 
       /**
-       * Send `message` and return a promise of its reply, rejected with a WebSocketManagerError.
+       * Send `message` and return a promise of its reply, rejected with a WebSocketManagerError:
+       * `stream` if the method streams.
        *
        * @param {object} message
        * @param {{timeout?: number, signal?: AbortSignal}} [options] The time limit is 10 s by default.
+       * @returns {Promise<*>}
        */
       request: (message, { timeout, signal } = {}) =>
         new Promise((answer, reject) => {
-          submit(message, answer, reject, true, timeout, signal)
+          submit(message, { answer, reject, timeout, signal })
         }),
+
+      /**
+       * Send `message`, at once, and return an async iterator of the parts that answer it.
+       *
+       * What came before an error is delivered before it is thrown. Leaving the loop cancels the
+       * stream on the server. A method that does not stream gives one part.
+       *
+       * @param {object} message
+       * @param {{timeout?: number, signal?: AbortSignal}} [options] The time limit is for each part:
+       *   while the reader waits, or while it takes nothing and the server may send no more. None by
+       *   default.
+       * @returns {AsyncIterableIterator<*>}
+       */
+      stream(message, { timeout = Infinity, signal } = {}) {
+        const parts = []
+        let call
+        let isOver
+        let error
+        let awaken // the reader, if it waits
+
+        function stir() {
+          awaken?.()
+          awaken = null
+          limit()
+        }
+
+        // Time counts while one end waits for the other.
+        function limit() {
+          if (isOver) return
+          const isCreditOut = parts.length + (call.taken % GRANT) >= CREDIT
+          call.until = awaken || isCreditOut ? clock() + timeout : Infinity
+          wakeAt(call.until)
+        }
+
+        function answer(value, more) {
+          if (more !== false) parts.push(value)
+          isOver = !more
+          stir()
+        }
+
+        function end(cause) {
+          isOver = true
+          error = cause
+          stir()
+        }
+
+        async function* read() {
+          for (;;) {
+            while (!parts.length && !isOver) {
+              await new Promise((done) => {
+                awaken = done
+                limit()
+              })
+            }
+            if (!parts.length) break
+            const part = parts.shift()
+            grant(call)
+            limit()
+            yield part
+          }
+          if (error) throw error
+        }
+
+        try {
+          const how = { timeout: Infinity, takesParts: true, waitsForReady: true }
+          call = submit(message, { answer, reject: end, signal, ...how })
+        } catch (cause) {
+          end(cause)
+        }
+
+        const reader = read()
+        // A generator that waits, or never began, would not hear that it is left.
+        for (const way of ["return", "throw"]) {
+          const leaveLoop = reader[way]
+          reader[way] = function (given) {
+            if (!isOver && release(call)) control("cancel", call)
+            end()
+            return leaveLoop.call(reader, given)
+          }
+        }
+        return reader
+      },
 
       /**
        * Call `handler` with every frame that the server pushes under `key`; returns the undo.
@@ -444,29 +741,44 @@
        * @param {string} key
        * @param {function(object)} handler
        * @param {{once?: boolean, signal?: AbortSignal}} [options]
+       * @returns {function()}
        */
       addMessageListener: (...args) => subscribe(listeners, ...args),
 
-      /** Undo addMessageListener(). */
+      /**
+       * Undo addMessageListener().
+       *
+       * @param {string} key
+       * @param {function(object)} handler
+       */
       removeMessageListener: (key, handler) => listeners.get(key)?.get(handler)?.(),
 
       /**
        * Hear "state" ({state, reason, attempt, delay}) or "error" (a WebSocketManagerError); returns
        * the undo.
+       *
+       * `attempt` is 1 for the first dial since a connection stood, and `delay` the milliseconds until
+       * the next one: Infinity if that waits for the page to be seen.
+       *
+       * @param {"state"|"error"} event
+       * @param {function(object)} handler
+       * @param {{once?: boolean, signal?: AbortSignal}} [options]
+       * @returns {function()}
        */
       on: (...args) => subscribe(events, ...args),
 
-      /** Close for good: calls are rejected as `closed`, no timer is left. */
+      /** Close for good: calls are rejected as `closed`, no timer and no listener of the page is left. */
       close() {
         if (state !== "closed") stop("closed")
       },
 
       /** Dial anew at once, from any state. */
       reconnect() {
-        const lost = take((call) => call.sent)
-        forgive()
-        dialIn(0, "reconnect")
-        tell(lost, "disconnected")
+        if (state === "closed") watch("addEventListener")
+        lose(() => {
+          forgive()
+          dialIn(0, "reconnect")
+        })
       },
     }
   }
@@ -496,8 +808,8 @@
   }
 
   // On the prototype, so that a subclass can override them and call super.
-  const methods = ["sendJSON", "request", "addMessageListener", "removeMessageListener", "on", "close", "reconnect"]
-  for (const name of methods) {
+  const methods = "sendJSON request stream addMessageListener removeMessageListener on close reconnect"
+  for (const name of methods.split(" ")) {
     WebSocketManager.prototype[name] = function (...args) {
       return this._link[name](...args)
     }

@@ -1,0 +1,2 @@
+import WebSocketManager from "./WebSocketManager.js"
+export { WebSocketManager, WebSocketManager as default }

@@ -1,0 +1,345 @@
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { openPage, settled, tokens } from "./support.mjs"
+
+const PING = { type: "websocket.ping" }
+const SECOND = 1000
+
+/** A page whose socket is open and has said that its server answers pings. */
+function openReady(t, options) {
+  const page = openPage(t)
+  const connection = page.connect("/ws/", null, options)
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  return { page, ...connection }
+}
+
+const pings = (socket) => socket.frames.filter(({ type }) => type === "websocket.ping").length
+const pong = (page) => page.socket.push({ key: "websocket.pong" })
+
+/** Milliseconds from now until the manager leaves its link, to the tenth of a second; `limit` if it does not. */
+function lifetime(page, manager, limit = 300 * SECOND) {
+  let ms = 0
+  for (; ms < limit && manager.state === "open"; ms += 100) page.tick(100)
+  return ms
+}
+
+test("after 25 s of silence there is one ping, and after its answer 25 s of peace", (t) => {
+  const { page, manager } = openReady(t)
+
+  page.tick(25 * SECOND - 1)
+  assert.deepEqual(page.socket.frames, [])
+  page.tick(1)
+  assert.deepEqual(page.socket.frames, [PING])
+  page.tick(9 * SECOND)
+  pong(page)
+  page.tick(25 * SECOND - 1)
+  assert.equal(pings(page.socket), 1)
+  page.tick(1)
+
+  assert.deepEqual(page.socket.frames, [PING, PING])
+  assert.equal(manager.state, "open")
+})
+
+test("a half-open link is noticed after 35 s, closed, and dialled anew", (t) => {
+  const { page, manager, states } = openReady(t)
+  const [dead] = page.sockets
+
+  assert.equal(lifetime(page, manager), 35 * SECOND)
+
+  assert.deepEqual(states.at(-1), { state: "waiting", reason: "timeout", attempt: 2, delay: 1700 })
+  assert.equal(dead.readyState, 2)
+  page.tick(1700)
+  assert.equal(page.sockets.length, 2)
+})
+
+test("a dead socket may end late, and what it says then changes nothing", (t) => {
+  const { page, manager } = openReady(t)
+  const heard = []
+  manager.addMessageListener("news", (frame) => heard.push(frame))
+  const [dead] = page.sockets
+  lifetime(page, manager)
+  page.tick(1700)
+  page.socket.accept()
+
+  dead.push({ key: "news" })
+  dead.drop(4403)
+
+  assert.deepEqual(heard, [])
+  assert.equal(manager.state, "open")
+  assert.equal(page.sockets.length, 2)
+})
+
+test("what was sent on a link that proves dead is disconnected, and never sent again", async (t) => {
+  const { page, manager, codes } = openReady(t, { identity: "u-1" })
+  const ends = []
+  manager.request({ type: "a" }, { timeout: Infinity }).catch(({ code }) => ends.push(code))
+  manager.sendJSON({ type: "b" })
+  lifetime(page, manager)
+  await settled()
+  page.tick(1700)
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+
+  assert.deepEqual(ends, ["disconnected"])
+  assert.deepEqual(codes(), [])
+  assert.deepEqual(page.socket.frames, [])
+})
+
+for (const [name, data] of [
+  ["a push", '{"key": "news"}'],
+  ["a reply to nobody", '{"key": "unknown", "data": 1}'],
+  ["an error", '{"key": "websocket.error", "error": {"code": "rate_limited"}}'],
+  ["a frame that cannot be read", "}"],
+]) {
+  test(`${name} is a sign of life as good as a pong`, (t) => {
+    const { page, manager } = openReady(t)
+    page.tick(30 * SECOND)
+    assert.equal(pings(page.socket), 1)
+
+    page.socket.onmessage({ data })
+
+    assert.equal(lifetime(page, manager), 35 * SECOND)
+  })
+}
+
+test("a plain consumer is never sent a websocket.* frame, and its silent socket lives", (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect()
+  page.socket.accept()
+  const controller = new AbortController()
+  manager.request({ type: "a" }, { signal: controller.signal }).catch(() => {})
+  manager.sendJSON({ type: "b" }, () => {})
+  controller.abort()
+
+  for (let minute = 0; minute < 60; minute++) {
+    page.tick(60 * SECOND)
+    page.window.tell("online")
+    page.window.tell("offline")
+  }
+
+  assert.equal(manager.state, "open")
+  assert.deepEqual(codes(), ["timeout"])
+  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b"])
+})
+
+test("each socket says for itself whether its server answers pings", (t) => {
+  const { page, manager } = openReady(t, { identity: "u-1" })
+  page.socket.drop()
+  page.tick(1700)
+  page.socket.accept()
+
+  page.tick(60 * SECOND)
+  assert.deepEqual(page.socket.frames, [])
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  page.tick(25 * SECOND)
+
+  assert.equal(manager.state, "open")
+  assert.deepEqual(page.socket.frames, [PING])
+})
+
+const ways = {
+  "without a handler": (manager) => manager.sendJSON({ type: "slow" }),
+  "with a handler": (manager) => manager.sendJSON({ type: "slow" }, () => {}),
+  "as a request": (manager) => void manager.request({ type: "slow" }).catch(() => {}),
+  "as a stream": (manager) => void manager.stream({ type: "slow" }),
+}
+
+for (const [way, send] of Object.entries(ways)) {
+  test(`a call ${way} may hold up the pong for 120 s`, (t) => {
+    const { page, manager } = openReady(t)
+    page.tick(20 * SECOND)
+    send(manager)
+
+    page.tick(119 * SECOND)
+    assert.equal(manager.state, "open")
+    pong(page)
+
+    assert.equal(lifetime(page, manager), 35 * SECOND, "and once something came it is over")
+  })
+
+  test(`120 s after a call ${way} a link that said nothing is dead`, (t) => {
+    const { page, manager } = openReady(t)
+    page.tick(20 * SECOND)
+    send(manager)
+
+    assert.equal(lifetime(page, manager), 120 * SECOND)
+  })
+}
+
+test("a call sent after the ping may hold up the pong too", (t) => {
+  const { page, manager } = openReady(t)
+  page.tick(34 * SECOND)
+  manager.sendJSON({ type: "slow" })
+
+  assert.equal(lifetime(page, manager), 120 * SECOND)
+})
+
+test("a call that came before the last frame is no excuse", (t) => {
+  const { page, manager } = openReady(t)
+  manager.sendJSON({ type: "a" })
+  manager.request({ type: "b" })
+  page.socket.push({ key: page.socket.frames[1].reply_key, data: 1 })
+
+  assert.equal(lifetime(page, manager), 35 * SECOND)
+})
+
+test("a call without its reply may still be running, whatever else was heard", (t) => {
+  const { page, manager } = openReady(t)
+  manager.request({ type: "slow" }, { timeout: Infinity }).catch(() => {})
+  page.tick(10 * SECOND)
+  page.socket.push({ key: "progress" })
+
+  assert.equal(lifetime(page, manager), 110 * SECOND)
+})
+
+test("a stream that flows runs beside the pongs, and is no excuse", (t) => {
+  const { page, manager } = openReady(t)
+  manager.stream({ type: "flow" })
+  page.socket.push({ key: page.socket.frames[0].reply_key, data: 1, more: true })
+
+  assert.equal(lifetime(page, manager), 35 * SECOND)
+})
+
+test("after the machine has slept a link has 3 s to answer", (t) => {
+  for (const [answer, expected] of [
+    [() => {}, 3 * SECOND],
+    [pong, 35 * SECOND],
+  ]) {
+    const { page, manager } = openReady(t)
+    page.tick(10 * SECOND)
+    page.sleep(3600 * SECOND)
+    page.tick(0)
+    assert.equal(pings(page.socket), 1)
+    answer(page)
+
+    assert.equal(lifetime(page, manager), expected)
+    manager.close()
+    t.mock.timers.reset()
+  }
+})
+
+test("an answer that arrived during the sleep is heard before the link is given up", (t) => {
+  for (const [answer, expected] of [
+    [() => {}, 3 * SECOND],
+    [pong, 35 * SECOND],
+  ]) {
+    const { page, manager } = openReady(t)
+    page.tick(25 * SECOND)
+    assert.equal(pings(page.socket), 1)
+    page.sleep(3600 * SECOND)
+    // The browser may run the timer before it delivers the answer.
+    page.tick(0)
+    assert.equal(manager.state, "open")
+    answer(page)
+
+    assert.equal(lifetime(page, manager), expected)
+    manager.close()
+    t.mock.timers.reset()
+  }
+})
+
+for (const [name, answers, state] of [
+  ["lives when it answers", true, "open"],
+  ["is left when it does not", false, "waiting"],
+]) {
+  test(`a link of a hidden page, whose timers fire once a minute, ${name}`, (t) => {
+    const { page, manager } = openReady(t)
+    page.show(false)
+    let answered = 0
+    for (let minute = 0; minute < 4; minute++) {
+      page.sleep(60 * SECOND)
+      page.tick(0)
+      if (answers && pings(page.socket) > answered) pong(page)
+      answered = pings(page.socket)
+    }
+
+    assert.equal(manager.state, state)
+  })
+}
+
+test("a clock that is set back by an hour stops nothing", (t) => {
+  const { page, manager, codes } = openReady(t)
+  manager.sendJSON({ type: "a" }, () => {})
+  pong(page)
+  page.setBack(3600 * SECOND)
+
+  page.tick(60 * SECOND)
+
+  assert.deepEqual(codes(), ["timeout"])
+  assert.ok(pings(page.sockets[0]) > 0)
+})
+
+test("a wait whose clock is set back is over in twice its time at most", (t) => {
+  const page = openPage(t)
+  page.connect()
+  page.socket.drop()
+
+  page.setBack(3600 * SECOND)
+  page.tick(2 * 1700)
+
+  assert.equal(page.sockets.length, 2)
+})
+
+test("close() and a lost link end the watch, with a ping under way or not", (t) => {
+  for (const silence of [0, 30 * SECOND]) {
+    for (const end of [({ manager }) => manager.close(), ({ page }) => page.socket.drop(4403)]) {
+      const { page, manager } = openReady(t)
+      page.tick(silence)
+      end({ page, manager })
+      const sent = page.socket.frames.length
+
+      assert.equal(page.timers.size, 0)
+      page.tick(300 * SECOND)
+      assert.equal(page.socket.frames.length, sent)
+      t.mock.timers.reset()
+    }
+  }
+})
+
+test("after close() and reconnect() all limits hold as before", (t) => {
+  const { page, manager, states } = openReady(t)
+  manager.close()
+  page.tick(60 * SECOND)
+  manager.reconnect()
+  page.tick(10 * SECOND)
+  assert.deepEqual([states.at(-1).state, states.at(-1).reason], ["waiting", "timeout"])
+  page.tick(1700)
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+
+  assert.equal(lifetime(page, manager), 35 * SECOND)
+})
+
+for (const [name, act, state] of [
+  ["close()", (manager) => manager.close(), "closed"],
+  ["reconnect()", (manager) => manager.reconnect(), "connecting"],
+]) {
+  test(`${name} from inside the event of a dead link wins`, (t) => {
+    const { page, manager } = openReady(t)
+    manager.on("state", ({ reason }) => reason === "timeout" && act(manager))
+
+    page.tick(35 * SECOND)
+
+    assert.equal(manager.state, state)
+    assert.equal(page.sockets.length, state === "closed" ? 1 : 2)
+    assert.equal(page.timers.size, state === "closed" ? 0 : 1)
+  })
+}
+
+test("a link that stood and then proved dead is dialled with the shortest wait again", async (t) => {
+  const page = openPage(t)
+  const { states } = page.connect("/ws/", tokens("u-1"))
+  await settled()
+  for (const delay of [1700, 2300]) {
+    page.socket.drop()
+    assert.equal(states.at(-1).delay, delay)
+    await page.pass(delay)
+  }
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  await page.pass(35 * SECOND)
+
+  assert.deepEqual(states.at(-1), { state: "waiting", reason: "timeout", attempt: 2, delay: 1700 })
+})

@@ -1,0 +1,103 @@
+import assert from "node:assert/strict"
+import { cp, readFile, symlink } from "node:fs/promises"
+import { createRequire } from "node:module"
+import { dirname, join } from "node:path"
+import { test } from "node:test"
+import { fileURLToPath } from "node:url"
+
+import { installPackage, run } from "./packed.mjs"
+import { root, script, WebSocketManager } from "./support.mjs"
+
+const PAGE = ["ES2022", "DOM", "DOM.Iterable"]
+
+const require = createRequire(import.meta.url)
+const project = await installPackage()
+await cp(new URL("types", import.meta.url), project.folder, { recursive: true })
+await symlink(fileURLToPath(new URL("node_modules/@types", root)), join(project.folder, "node_modules", "@types"))
+
+const typescript = require.resolve("typescript/package.json")
+// are-the-types-wrong brings a TypeScript of its own, which is the older one of users.
+const older = createRequire(require.resolve("@arethetypeswrong/core")).resolve("typescript/package.json")
+const versions = await Promise.all([typescript, older].map(async (file) => JSON.parse(await readFile(file)).version))
+
+/** What tsc says of `files` in the project; nothing, if all is well. */
+async function check(files, options, compiler = typescript) {
+  const compilerOptions = {
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    noUncheckedIndexedAccess: true,
+    noPropertyAccessFromIndexSignature: true,
+    noImplicitOverride: true,
+    skipLibCheck: false,
+    noEmit: true,
+    target: "ES2022",
+    module: "ESNext",
+    moduleResolution: "Bundler",
+    lib: PAGE,
+    types: [],
+    ...options,
+  }
+  const config = await project.write(`tsconfig.${++check.count}.json`, JSON.stringify({ compilerOptions, files }))
+  const { bin } = JSON.parse(await readFile(compiler))
+  const args = [join(dirname(compiler), bin.tsc), "--pretty", "false", "--project", config]
+  return run(process.execPath, args, { cwd: project.folder, timeout: 60_000 }).then(
+    ({ stdout }) => stdout,
+    (error) => error.stdout || String(error),
+  )
+}
+check.count = 0
+
+const everyConsumer = {
+  "a bundler's project": [["right.ts", "wrong.ts"], {}],
+  "ES modules of Node": [["right.ts", "wrong.ts"], { module: "Node16", moduleResolution: "Node16" }],
+  "CommonJS modules of Node": [["commonjs.cts"], { module: "Node16", moduleResolution: "Node16", lib: ["ES2022"] }],
+  "a classic script": [["classic.ts"], { types: ["channels-websocket-utils"] }],
+  "a project with Node's types and no DOM": [["node.ts"], { lib: ["ES2022"], types: ["node"] }],
+  "a project with neither, and an old lib": [["bare.ts"], { lib: ["ES2018"] }],
+}
+
+for (const [name, [files, options]] of Object.entries(everyConsumer)) {
+  test(`the types hold in ${name}`, async () => {
+    assert.equal(await check(files, options), "")
+  })
+}
+
+test(`the types hold with TypeScript ${versions[1]}, as they do with ${versions[0]}`, async () => {
+  const node10 = { module: "CommonJS", moduleResolution: "Node10", esModuleInterop: false, lib: ["ES2022"] }
+
+  assert.notEqual(versions[0], versions[1])
+  assert.equal(await check(["right.ts", "wrong.ts"], {}, older), "")
+  assert.equal(await check(["commonjs.cts"], node10, older), "")
+})
+
+test("a misuse that compiles would be noticed", async () => {
+  const misuse = await readFile(new URL("types/wrong.ts", import.meta.url), "utf8")
+  const claims = misuse.match(/@ts-expect-error: /g)
+  await project.write("unmarked.ts", misuse.replaceAll("@ts-expect-error", ""))
+  const errors = (await check(["unmarked.ts"], {})).match(/^unmarked\.ts\(/gm)
+
+  assert.ok(claims.length > 40)
+  assert.equal(errors.length, claims.length)
+})
+
+test("the types name each member, option and word of the script, and no other member or option", async () => {
+  const source = await readFile(script, "utf8")
+  const code = source.split("\n").filter((line) => !/^ *(\/\*|\*|\/\/)/.test(line))
+  const telling = code.filter((line) => /\b(STOPS|reason|dial|dialIn|retry|stop|change|fault|tell)\b/.test(line))
+  const members = Object.getOwnPropertyNames(WebSocketManager.prototype).filter((name) => name !== "constructor")
+  const options = [...source.matchAll(/\boptions\??\.(\w+)/g)].map((match) => match[1])
+  const words = telling.flatMap((line) => [...line.matchAll(/(?<!typeof \S+ === )"([a-z_]+)"/g)].map((match) => match[1]))
+  const named = (names) => JSON.stringify(Object.fromEntries(names.map((name) => [name, true])))
+  await project.write(
+    "names.ts",
+    `import W from "channels-websocket-utils"
+     type Word = W.State | W.Reason | W.ManagerErrorCode | keyof W.Events
+     export const members = ${named(members)} satisfies Record<keyof W, true>
+     export const statics = ${named(Object.keys(WebSocketManager))} satisfies Record<Exclude<keyof typeof W, "prototype">, true>
+     export const options = ${named(options)} satisfies Record<keyof W.Options, true>
+     export const words = ${named(words)} satisfies Partial<Record<Word, true>>`,
+  )
+
+  assert.ok(new Set(words).size > 20)
+  assert.equal(await check(["names.ts"], {}), "")
+})
