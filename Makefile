@@ -27,6 +27,11 @@ proof: .venv/test
 	@.ci/install redis-server
 	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
 
+# The client's table in docs/client.rst, beside those of other clients.
+.PHONY: figures
+figures: benchmarks/client/node_modules
+	node benchmarks/client/run.mjs
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,8 +44,8 @@ lint: .venv/test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
-node_modules: package.json
-	npm install --silent --no-audit --no-fund --no-package-lock
+node_modules benchmarks/client/node_modules: %node_modules: %package.json
+	cd ./$* && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
 
 # Chromium and Redis, which some tests need, where this user may install them.
@@ -49,4 +54,4 @@ programs:
 	@.ci/install chromium redis-server
 
 clean:
-	rm -rf .venv node_modules build dist *.egg-info sample_site/db.sqlite3*
+	rm -rf .venv node_modules benchmarks/client/node_modules build dist *.egg-info sample_site/db.sqlite3*

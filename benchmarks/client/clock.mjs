@@ -1,0 +1,95 @@
+const BEGIN = Date.UTC(2026, 0, 1)
+const LONGEST_TIMER = 2147483647 // a browser lets a longer one fire at once
+
+/** Let every promise that can settle settle, as a browser does between two tasks. */
+const settled = () => new Promise((done) => setImmediate(done))
+
+/** A clock that moves only when it is told to, with the timers of one page and of its server. */
+export class Clock {
+  /** Milliseconds since the page was opened, as performance.now() tells. */
+  now = 0
+  #slept = 0
+  #timers = new Map()
+  #count = 0
+
+  /** Milliseconds as Date.now() tells. */
+  get date() {
+    return BEGIN + this.now + this.#slept
+  }
+
+  /** How many timers of the client are still to fire. */
+  get pending() {
+    return [...this.#timers.values()].filter(({ client }) => client).length
+  }
+
+  /** Call `callback` in `delay` milliseconds, and `every` so many again; returns the timer's number. */
+  after(delay, callback, { every, client } = {}) {
+    const id = ++this.#count
+    this.#timers.set(id, { at: this.now + delay, callback, every, client })
+    return id
+  }
+
+  cancel(id) {
+    this.#timers.delete(id)
+  }
+
+  /** Let `ms` pass, or less if `enough()` becomes true; returns whether it did. */
+  async pass(ms, enough = () => false) {
+    const end = this.now + ms
+    await settled()
+    while (!enough()) {
+      const [id, timer] = this.#next()
+      if (!timer || timer.at > end) {
+        this.now = end
+        return false
+      }
+      this.now = Math.max(this.now, timer.at)
+      this.#timers.delete(id)
+      if (timer.every) this.#timers.set(id, { ...timer, at: this.now + timer.every })
+      timer.callback()
+      await settled()
+    }
+    return true
+  }
+
+  /** The machine sleeps: no timer fires. Afterwards they have their time still to run, or are overdue. */
+  sleep(ms, { overdue }) {
+    if (overdue) this.now += ms
+    else this.#slept += ms
+  }
+
+  /** The globals through which a page knows the time; `guard` runs what it is called back with. */
+  globals(guard) {
+    const clock = this
+    const set = (every) => (callback, delay, ...rest) => {
+      const wait = delay > LONGEST_TIMER ? 1 : Math.max(1, Math.trunc(delay) || 0)
+      return clock.after(wait, () => guard(callback, ...rest), { every: every && wait, client: true })
+    }
+    const clear = (id) => clock.cancel(id)
+    return {
+      setTimeout: set(false),
+      clearTimeout: clear,
+      setInterval: set(true),
+      clearInterval: clear,
+      performance: { now: () => clock.now },
+      Date: class extends Date {
+        constructor(...parts) {
+          super(...(parts.length ? parts : [clock.date]))
+        }
+
+        static now() {
+          return clock.date
+        }
+      },
+    }
+  }
+
+  // The first of those that are due first.
+  #next() {
+    let first = []
+    for (const entry of this.#timers) {
+      if (!first.length || entry[1].at < first[1].at) first = entry
+    }
+    return first
+  }
+}

@@ -1,0 +1,153 @@
+import { Target } from "./target.mjs"
+
+const TRIP = 10 // ms from the page to the server and back
+const GREETING = 100 // ms in which both sides can say their first words
+const CLOSING_LIMIT = 60_000 // ms that a browser waits for the other side to agree to a close
+
+const [CONNECTING, OPEN, CLOSING, CLOSED] = [0, 1, 2, 3]
+
+/**
+ * What lies between one page and its server, and the server's end of it.
+ *
+ * `mode` says what becomes of a dial: "up" (accepted), "down" (refused), "hanging" (no answer),
+ * "dropping" (accepted, and dropped at once) or "greeting" (accepted, greeted and then dropped).
+ */
+export class Network {
+  mode = "up"
+  sockets = []
+  /** How many of the application's messages have reached the server. */
+  arrived = 0
+  /** When the client gave up a socket whose link was cut, or dialled anew. */
+  noticedAt = null
+  #wasCut = false
+  #clock
+  #serve
+
+  constructor(clock, serve) {
+    this.#clock = clock
+    this.#serve = serve
+  }
+
+  get dials() {
+    return this.sockets.map(({ dialledAt }) => dialledAt)
+  }
+
+  /** The sockets that are neither closed nor closing. */
+  get held() {
+    return this.sockets.filter(({ readyState }) => readyState < CLOSING)
+  }
+
+  /** Whether the client is connected, and the server knows as whom. */
+  get isUp() {
+    return this.held.some(({ readyState, tokens }) => readyState === OPEN && tokens.size)
+  }
+
+  /** The server goes away, and every socket with it. */
+  drop() {
+    this.mode = "down"
+    for (const socket of this.held) this.#end(socket)
+  }
+
+  /** From here on nothing gets through on the present sockets, and nobody is told. */
+  cut() {
+    this.#wasCut = true
+    for (const socket of this.held) socket.isCut = true
+  }
+
+  /** The page's WebSocket; `guard` runs what the client has given it. */
+  socketClass(guard) {
+    const network = this
+    return class WebSocket extends Target {
+      static CONNECTING = CONNECTING
+      static OPEN = OPEN
+      static CLOSING = CLOSING
+      static CLOSED = CLOSED
+      readyState = CONNECTING
+      binaryType = "blob"
+      bufferedAmount = 0
+      extensions = ""
+      tokens = new Set()
+
+      constructor(url, protocols = []) {
+        super(guard)
+        this.url = `${url}`
+        this.protocol = [protocols].flat()[0] ?? ""
+        network.#dialled(this)
+      }
+
+      send(text) {
+        if (this.readyState === CONNECTING) throw new DOMException("Still connecting", "InvalidStateError")
+        if (this.readyState === OPEN && !this.isCut) network.#heard(this, text)
+      }
+
+      close(code = 1005) {
+        if (this.readyState < CLOSING) network.#closed(this, code)
+      }
+    }
+  }
+
+  #dialled(socket) {
+    const { mode } = this
+    socket.dialledAt = this.#clock.now
+    note(socket, socket.url)
+    if (this.#wasCut) this.#noticed()
+    this.sockets.push(socket)
+    if (mode === "hanging") return
+    this.#clock.after(TRIP, () => socket.readyState === CONNECTING && this.#answer(socket, mode))
+  }
+
+  #answer(socket, mode) {
+    if (mode === "down") return this.#end(socket, { failed: true })
+    socket.readyState = OPEN
+    socket.openedAt = this.#clock.now
+    if (mode !== "dropping") this.#greet(socket)
+    socket.emit("open")
+    if (mode !== "up") this.#clock.after(mode === "dropping" ? 0 : GREETING, () => this.#end(socket))
+  }
+
+  #greet(socket) {
+    const whileOpen = (callback) => () => socket.readyState === OPEN && !socket.isCut && callback()
+    const timers = []
+    const after = (ms, callback, options) => timers.push(this.#clock.after(ms, whileOpen(callback), options))
+    socket.release = () => timers.forEach((timer) => this.#clock.cancel(timer))
+    socket.hear = this.#serve({
+      say: (data) => after(TRIP, () => socket.emit("message", { data })),
+      after,
+      every: (ms, callback) => after(ms, callback, { every: ms }),
+      close: () => this.#end(socket),
+    })
+  }
+
+  #heard(socket, text) {
+    note(socket, text)
+    if (text.includes("figure")) this.arrived++
+    else socket.hear?.(text)
+  }
+
+  #closed(socket, code) {
+    const failed = socket.readyState === CONNECTING
+    const { isCut } = socket
+    if (isCut) this.#noticed()
+    socket.readyState = CLOSING
+    const wait = isCut ? CLOSING_LIMIT : failed ? 0 : TRIP
+    this.#clock.after(wait, () => this.#end(socket, { failed, code: isCut || failed ? 1006 : code }))
+  }
+
+  #noticed() {
+    this.noticedAt ??= this.#clock.now
+  }
+
+  // A dial that failed is an error and then a close; a connection that is lost is only a close.
+  #end(socket, { failed, code = 1006 } = {}) {
+    if (socket.readyState === CLOSED) return
+    socket.release?.()
+    socket.readyState = CLOSED
+    socket.endedAt = this.#clock.now
+    if (failed) socket.emit("error")
+    socket.emit("close", { code, reason: "", wasClean: code !== 1006 })
+  }
+}
+
+function note(socket, text) {
+  for (const [token] of text.matchAll(/token-\d+/g)) socket.tokens.add(token)
+}
