@@ -8,7 +8,7 @@ http = get_asgi_application()
 
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 
-from . import consumers  # noqa: E402
+from . import client_site, consumers  # noqa: E402
 
 
 def gate(**options):
@@ -38,3 +38,6 @@ async def by_mode(scope, receive, send):
 
 
 application = ProtocolTypeRouter({"http": http, "websocket": by_mode})
+
+# The site of the browser's tests: see client_site.
+client = ProtocolTypeRouter({"http": http, "websocket": client_site.websocket})

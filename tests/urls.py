@@ -27,4 +27,5 @@ urlpatterns = [
     path("websocket/", include("channels_websocket_utils.urls")),
     path("password/", change_password),
     path("logout/", log_out),
+    path("client/", include("tests.client_site")),
 ]

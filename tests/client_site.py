@@ -1,0 +1,151 @@
+"""
+A site whose pages are nothing but a ``WebSocketManager``, and whose server tells what it saw.
+
+``/client/log/`` answers with what came in on the sockets and what the consumers did, until it is
+told to forget. A server that is started again has forgotten too.
+"""
+
+import asyncio
+from pathlib import Path
+
+from channels.routing import URLRouter
+from django.contrib.auth import get_user_model, login, logout
+from django.contrib.staticfiles import finders
+from django.http import HttpResponse, JsonResponse
+from django.urls import path
+from django.views.decorators.csrf import ensure_csrf_cookie
+
+from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
+from channels_websocket_utils.decorators import auto_route
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
+
+from .consumers import AsyncPlainJson, PlainJson
+
+LOG = []
+
+
+def log(*line):
+    LOG.append(line)
+
+
+class Client(AsyncWebSocketManagerConsumer):
+    @auto_route
+    async def note(self, event):
+        log("noted", self.scope["user"].get_username(), event["text"])
+        return event["text"]
+
+    @auto_route
+    async def wait(self, event):
+        log("waits", self.scope["user"].get_username(), event["text"])
+        await asyncio.sleep(event["seconds"])
+        return event["text"]
+
+    @auto_route
+    async def drop(self, event):
+        await self.close(event["code"])
+
+    @auto_route
+    async def numbers(self, event):
+        """Yield numbers as fast as may be; then end, or ``hold`` on without a word."""
+        try:
+            for number in range(event["to"]):
+                log("made", number)
+                yield {"number": number}
+            if event.get("hold"):
+                log("holds")
+                await asyncio.Event().wait()
+        finally:
+            log("closed")
+
+
+CONSUMERS = {"managed": Client, "plain": PlainJson, "async-plain": AsyncPlainJson}
+
+
+def recorded(application):
+    """Log every socket, and every frame that comes in, whatever becomes of it."""
+
+    async def recorder(scope, receive, send):
+        name = scope["path"].split("/")[2]
+
+        async def receive_and_log():
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                log("frame", name, message["text"])
+            return message
+
+        log("came", name)
+        try:
+            await application(scope, receive_and_log, send)
+        finally:
+            log("gone", name)
+
+    return recorder
+
+
+routes = [
+    path(f"client/{name}/<str:token>", consumer.as_asgi()) for name, consumer in CONSUMERS.items()
+]
+websocket = recorded(WebSocketTokenAuthMiddlewareStack(URLRouter(routes), required=True))
+
+# The client needs no more.
+POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self';"
+    " require-trusted-types-for 'script'; trusted-types 'none'"
+)
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>Client</title>
+<p id="state">connecting: start</p>
+{scripts}
+"""
+SCRIPTS = {
+    "classic": '<script src="../WebSocketManager.js"></script><script src="../page.js"></script>',
+    "module": '<script type="module" src="../page.mjs"></script>',
+}
+
+
+@ensure_csrf_cookie
+def page(request, kind):
+    policy = {"Content-Security-Policy": POLICY}
+    return HttpResponse(PAGE.format(scripts=SCRIPTS[kind]), headers=policy)
+
+
+def script(request, name):
+    if name.startswith("page."):
+        text = (Path(__file__).parent / "client_page.js").read_text()
+        if name == "page.mjs":
+            text = f'import {{ WebSocketManager }} from "./WebSocketManager.mjs"\n{text}'
+    else:
+        text = Path(finders.find(f"websocket_utils/{name}")).read_text()
+    return HttpResponse(text, content_type="text/javascript")
+
+
+def tell(request):
+    return JsonResponse(LOG, safe=False)
+
+
+def forget(request):
+    LOG.clear()
+    return HttpResponse("Forgotten.")
+
+
+def sign_in(request, username):
+    user, _ = get_user_model().objects.get_or_create(username=username)
+    login(request, user, "django.contrib.auth.backends.ModelBackend")
+    return HttpResponse(f"Signed in as {username}.")
+
+
+def sign_out(request):
+    logout(request)
+    return HttpResponse("Signed out.")
+
+
+urlpatterns = [
+    path("classic/", page, {"kind": "classic"}),
+    path("module/", page, {"kind": "module"}),
+    path("log/", tell),
+    path("log/forget/", forget),
+    path("sign-in/<str:username>/", sign_in),
+    path("sign-out/", sign_out),
+    path("<str:name>", script),
+]
