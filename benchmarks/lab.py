@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 import os
+import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -59,13 +61,23 @@ def redis():
         yield f"redis://127.0.0.1:{port}/0"
 
 
-@contextlib.contextmanager
+# Our clients read when they have something to wait for, and answer no ping meanwhile.
+SERVER_OPTIONS = {
+    "daphne": ["-v", "0", "--ping-interval", "3600"],
+    "uvicorn": ["--log-level", "warning", "--ws-ping-interval", "3600"],
+}
+
+
 def uvicorn(layer="none", interval=30, threads=16):
     """Start a uvicorn process and yield its port."""
+    return serving("uvicorn", "benchmarks.server:application", layer, interval, threads)
+
+
+@contextlib.contextmanager
+def serving(server, application, layer="none", interval=30, threads=16):
+    """Start a process of ``server``, one of ``COMMANDS``, and yield its port."""
     port = free_port()
-    command = COMMANDS["uvicorn"].format(port=port, application="benchmarks.server:application")
-    # Our clients read when they have something to wait for, and answer no ping meanwhile.
-    options = ["--log-level", "warning", "--ws-ping-interval", "3600"]
+    command = COMMANDS[server].format(port=port, application=application)
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
@@ -75,7 +87,7 @@ def uvicorn(layer="none", interval=30, threads=16):
         "PROOF_SYNC_THREADS": str(threads),
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", *command.split(), *options]
+        command = [sys.executable, "-m", *command.split(), *SERVER_OPTIONS[server]]
         with running(command, port, Path(folder, "log"), env=environment):
             yield port
 
@@ -168,6 +180,17 @@ class WebSocket(_Client):
         payload = text.encode()
         # Masked with zeros.
         self._writer.write(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+
+    async def reset(self):
+        """Vanish, without a close of the WebSocket or of the TCP connection."""
+        tcp = self._writer.get_extra_info("socket")
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    async def close(self):
+        """Say the close of a client that has done its work."""
+        payload = (1000).to_bytes(2, "big")
+        self._writer.write(bytes([0x88, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
 
     async def leave(self):
         self._writer.close()

@@ -1,6 +1,6 @@
 """
-Teeth: weaknesses of live sockets that were put in, and the tests that saw them
-===============================================================================
+Teeth: weaknesses of sockets and streams that were put in, and the tests that saw them
+======================================================================================
 
 Each row is one weakness, put into a copy of the package; then a test file runs. *Caught by* is its
 first test that fails. The last row is the control: the copy as it is, for which all of these files
@@ -241,6 +241,123 @@ WEAKNESSES = [
         "            self._allowance -= 1\n",
         "            pass\n",
         "limits",
+    ),
+    (
+        "be further ahead than the credit",
+        "streams.py",
+        "        while self._allowance == 0:",
+        "        while False:",
+        "streams",
+    ),
+    (
+        "take grants of parts that were not sent",
+        "streams.py",
+        "        return self._credit is not None and self._allowance + parts <= self._credit",
+        "        return self._credit is not None",
+        "streams",
+    ),
+    (
+        "begin a step after the socket has ended",
+        "streams.py",
+        """\
+        return is_over(self.call.consumer) or (
+            self._connection is not None and self._connection.has_client_left
+        )
+""",
+        "        return False\n",
+        "streams",
+    ),
+    (
+        "ask the guard of a stream but once",
+        "streams.py",
+        "        if not self.call.guards:",
+        "        if True:",
+        "streams",
+    ),
+    (
+        "send what was made while the permission went",
+        "streams.py",
+        "                await self._acheck()\n                await self.call.asay",
+        "                await self.call.asay",
+        "streams",
+    ),
+    (
+        "send it on a sync consumer, too",
+        "streams.py",
+        "        # A step may have taken long.\n        self._check()\n",
+        "",
+        "streams",
+    ),
+    (
+        "leave a generator as it is",
+        "streams.py",
+        "            await self._aclose(turn)",
+        "            pass",
+        "streams",
+    ),
+    (
+        "leave a generator of a documented sync consumer as it is",
+        "streams.py",
+        "            self._close()",
+        "            pass",
+        "streams",
+    ),
+    (
+        "let a socket have any number of streams",
+        "streams.py",
+        "        if len(self._streams) >= MAX_STREAMS:",
+        "        if False:",
+        "streams",
+    ),
+    (
+        "answer a call with the key of a running stream",
+        "streams.py",
+        "            call.reply_key = None\n",
+        "",
+        "streams",
+    ),
+    (
+        "two threads in a sync consumer",
+        "streams.py",
+        "        turn = turn or contextlib.nullcontext()",
+        "        turn = contextlib.nullcontext()",
+        "streams",
+    ),
+    (
+        "be deaf to a cancel",
+        "consumers.py",
+        "            self._streams.cancel(reply_key)",
+        "            pass",
+        "streams",
+    ),
+    (
+        "take a cancel for an error of the generator",
+        "streams.py",
+        "            if self.is_cancelled or is_meant:\n                raise",
+        "            pass",
+        "streams_on_servers",
+    ),
+    (
+        "count the grants of a reader by the rate limit",
+        "consumers.py",
+        "            self._allowance += 1\n",
+        "            pass\n",
+        "streams",
+    ),
+    (
+        "forget the streams of a consumer that raised",
+        "consumers.py",
+        "            # A consumer that raised has not dispatched its disconnect.\n"
+        "            await self._stop_streams()",
+        "            pass",
+        "streams",
+    ),
+    (
+        "do not look whether the client of a documented consumer has left",
+        "sockets.py",
+        "        if self._waiting is None and self._looking is None and not self.ended:",
+        "        if False:",
+        "streams",
     ),
 ]
 CONTROL = "nothing: the control"
