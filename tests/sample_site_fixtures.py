@@ -155,11 +155,18 @@ class Socket:
         self.count = 0
 
     def ask(self, type, **payload):
-        """Return the reply to a call."""
+        """Return the reply to a call, or the first part of a stream."""
         self.count += 1
         reply_key = f"ask.{self.count}"
         self.connection.send(json.dumps({"type": type, "reply_key": reply_key, **payload}))
         return self._until(lambda frame: frame["key"] == reply_key)
+
+    def ask_all(self, type, **payload):
+        """Return the parts that a stream answers with."""
+        parts = [self.ask(type, **payload)]
+        while parts[-1].get("more"):
+            parts.append(self.hear(parts[0]["key"]))
+        return parts[:-1]
 
     def hear(self, key, test=lambda frame: True):
         """Return the first push under ``key`` that passes the ``test``."""

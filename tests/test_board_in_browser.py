@@ -199,16 +199,38 @@ def test_announcement_is_for_those_who_may(ada, ben):
         expect(page.locator("#announcement .text")).to_have_text("Fire drill at 03:00")
 
 
-def test_report_arrives_and_the_page_shows_that_it_waits(ada):
+def test_report_shows_how_far_it_is_and_then_arrives(ada):
     post_note(ada, "Pump 1 checked")
     expect(note(ada, "Pump 1 checked")).to_have_count(1)
 
     ada.get_by_role("button", name="Make the report").click()
 
-    expect(ada.locator("#report .waiting")).to_be_visible()
+    bar = ada.get_by_role("progressbar", name="Counting the last 24 hours")
+    expect(bar).to_be_visible()
+    expect(ada.locator("#report-hours")).to_contain_text(re.compile(r"^([5-9]|1\d) of 24 hours"))
     expect(ada.locator("#report dl")).to_contain_text("Busiest hour")
     expect(ada.locator("#report .bars")).to_contain_text("Ada")
-    expect(ada.locator("#report .waiting")).to_have_count(0)
+    expect(bar).to_be_hidden()
+
+
+def test_report_can_be_cancelled(ada):
+    frames = []
+    ada.on("websocket", lambda socket: socket.on("framesent", lambda frame: frames.append(frame)))
+    ada.reload()
+    expect_state(ada, "Live")
+    button = ada.get_by_role("button", name="Make the report")
+    button.click()
+    expect(ada.locator("#report-hours")).to_contain_text(re.compile(r"^[1-9]"))
+
+    ada.get_by_role("button", name="Cancel").click()
+
+    expect(ada.get_by_role("progressbar")).to_be_hidden()
+    assert any("websocket.cancel" in str(frame) for frame in frames)
+    expect(ada.locator("#report-error")).to_have_text("")
+    expect(button).to_be_focused()
+    # And it can be made again.
+    button.click()
+    expect(ada.locator("#report dl")).to_be_visible(timeout=LIMIT * 1000)
 
 
 def test_keyboard_is_enough(ada):

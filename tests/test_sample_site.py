@@ -212,8 +212,11 @@ def test_report_counts_the_notes(site, ada, ben):
     old = ada.ask("post_note", text="old")
     site.sql("UPDATE board_note SET created_at = '2020-01-01' WHERE id = ?", old["id"])
 
-    report = ben.ask("handover_report")
+    *progress, last = ben.ask_all("handover_report")
+    report = last["report"]
 
+    assert [(part["hours"], part["of"]) for part in progress] == [(n, 24) for n in range(1, 25)]
+    assert progress[-1]["count"] == 3
     assert (report["count"], report["open"]) == (3, 2)
     assert report["authors"] == [{"name": "Ada", "count": 2}, {"name": "Ben", "count": 1}]
     assert report["newest"]["text"] == "three"
@@ -224,7 +227,7 @@ def test_report_counts_the_notes(site, ada, ben):
 def test_report_of_no_notes(site, ada):
     site.sql("DELETE FROM board_note")
 
-    report = ada.ask("handover_report")
+    report = ada.ask_all("handover_report")[-1]["report"]
 
     assert (report["count"], report["authors"], report["busiest_hour"]) == (0, [], None)
 

@@ -8,7 +8,7 @@ from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.decorators import auto_route, require_perms
 
 from .models import Announcement, Note, Presence
-from .report import handover_report
+from .report import HOURS, count_notes, handover_report
 
 __all__ = ["BoardConsumer"]
 
@@ -62,9 +62,14 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
 
     @auto_route
     async def handover_report(self):
-        # As long as a real one would take, with more to count.
-        await asyncio.sleep(1.5)
-        return await database_sync_to_async(handover_report)()
+        """How far it is, after each hour that is counted, and at last the report."""
+        until, count = timezone.now(), 0
+        for hours in range(1, HOURS + 1):
+            count += await database_sync_to_async(count_notes)(until, hours)
+            yield {"hours": hours, "of": HOURS, "count": count}
+            # As long as a real one would take, with more to count.
+            await asyncio.sleep(0.15)
+        yield {"report": await database_sync_to_async(handover_report)(until)}
 
     async def board_note(self, event):
         await self.push("note", event["payload"])

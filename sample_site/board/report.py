@@ -2,18 +2,26 @@ from datetime import timedelta
 
 from django.db.models import Count, Q
 from django.db.models.functions import TruncHour
-from django.utils import timezone
 
 from .models import Note
 
-__all__ = ["handover_report"]
+__all__ = ["HOURS", "count_notes", "handover_report"]
 
 HOURS = 24
 
 
-def handover_report():
-    """Return what the next shift has to know, from the notes of the last 24 hours."""
-    notes = Note.objects.filter(created_at__gte=timezone.now() - timedelta(hours=HOURS))
+def count_notes(until, hours):
+    """Return how many notes were written in one hour, the one ``hours`` before ``until``."""
+    begin = until - timedelta(hours=hours)
+    hour = Note.objects.filter(created_at__gt=begin, created_at__lte=begin + timedelta(hours=1))
+    return hour.count()
+
+
+def handover_report(until):
+    """Return what the next shift has to know, from the notes of the 24 hours before ``until``."""
+    notes = Note.objects.filter(
+        created_at__gt=until - timedelta(hours=HOURS), created_at__lte=until
+    )
     counts = {"count": Count("pk"), "open": Count("pk", filter=Q(done_at=None))}
     authors = list(
         notes.values("author__username", "author__first_name")

@@ -68,6 +68,8 @@
 
   function countDown(until) {
     showState("waiting", "Reconnecting")
+    // A page that nobody sees waits until somebody does.
+    if (until === Infinity) return
     const show = () => {
       byId("countdown").textContent = `in ${Math.max(1, Math.ceil((until - Date.now()) / 1000))} s`
     }
@@ -220,15 +222,36 @@
   count()
   onSubmit("note", (box) => send("post_note", box, showNote))
   onSubmit("announcement", (box) => send("publish_announcement", box, showAnnouncement))
+  let cancelReport
+
   onSubmit("report", async () => {
-    byId("report").replaceChildren(make("p", { class: "waiting" }, "Counting the notes of the last 24 hours…"))
+    const cancel = new AbortController()
+    cancelReport = () => cancel.abort()
+    showProgress({ hours: 0, count: 0 })
+    byId("report").replaceChildren()
+    byId("report-progress").hidden = false
     try {
-      byId("report").replaceChildren(...reportElements(await manager.request({ type: "handover_report" })))
+      for await (const part of manager.stream({ type: "handover_report" }, { signal: cancel.signal })) {
+        if (part.report) byId("report").replaceChildren(...reportElements(part.report))
+        else showProgress(part)
+      }
     } catch (error) {
-      byId("report").replaceChildren()
-      throw error
+      // Whoever cancels knows.
+      if (error.code !== "aborted") throw error
+    } finally {
+      // The button is about to go, and the focus with it.
+      if (byId("report-progress").contains(document.activeElement)) byId("report-form").querySelector("button").focus()
+      byId("report-progress").hidden = true
     }
   })
+
+  byId("report-cancel").addEventListener("click", () => cancelReport())
+
+  function showProgress({ hours, of = 24, count }) {
+    byId("report-bar").max = of
+    byId("report-bar").value = hours
+    byId("report-hours").textContent = `${hours} of ${of} hours, ${count === 1 ? "1 note" : `${count} notes`}`
+  }
 
   function reportElements(report) {
     const rows = []
