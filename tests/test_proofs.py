@@ -82,6 +82,24 @@ def test_nothing_is_left_of_sockets_that_have_gone(prove):
             assert after <= before, what
 
 
+def test_streams_arrive_whole_wait_for_their_reader_and_end_with_it(prove):
+    """The control, the same stream without credit, goes on for a reader that has stopped."""
+    rows = prove("streams")
+
+    assert [*rows] == ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
+    for name, row in rows.items():
+        assert row["in order"] == "yes"
+        # Ten times what is promised; a plain consumer knows no cancel.
+        endings = row["until finally ms: cancel / close / reset"]
+        assert (endings[0] is None) == ("plain" in name)
+        assert max(each for each in endings if each is not None) < 10_000
+        for what in ("tasks", "threads"):
+            before, after = row[what]
+            assert after <= before, what
+    assert rows["daphne: async"]["ahead"] == rows["uvicorn: sync"]["ahead"] == [64, 64]
+    assert rows["daphne: async"]["made without"] == 2_000
+
+
 def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()

@@ -70,6 +70,17 @@ test(`the types hold with TypeScript ${versions[1]}, as they do with ${versions[
   assert.equal(await check(["commonjs.cts"], node10, older), "")
 })
 
+test("the example of the docs compiles, and with a misspelt call it does not", async () => {
+  const page = await readFile(new URL("docs/client.rst", root), "utf8")
+  const [, block] = /^\.\. code-block:: typescript\n\n((?: {4}.*\n|\n)+)/m.exec(page)
+  const example = block.replace(/^ {4}/gm, "")
+  await project.write("example.ts", example)
+  await project.write("misspelt.ts", example.replace('"greet"', '"great"'))
+
+  assert.equal(await check(["example.ts"], {}), "")
+  assert.match(await check(["misspelt.ts"], {}), /"great"/)
+})
+
 test("a misuse that compiles would be noticed", async () => {
   const misuse = await readFile(new URL("types/wrong.ts", import.meta.url), "utf8")
   const claims = misuse.match(/@ts-expect-error: /g)
