@@ -9,6 +9,8 @@ function openManager(t, options) {
   const page = openPage(t)
   const connection = page.connect("/ws/", null, options)
   page.socket.accept()
+  // Who says whose page it is waits for the server to say it too.
+  if (options?.identity) page.tick(1000)
   return { page, ...connection }
 }
 
@@ -629,4 +631,109 @@ test("a message that calls close() while it is written is not sent", (t) => {
 
   assert.throws(() => manager.sendJSON({ type: "a", field: { toJSON } }), { code: "closed" })
   assert.equal(page.timers.size, 0)
+})
+
+for (const [timeout, name] of [
+  [NaN, "NaN"],
+  [null, "null"],
+  [-1, "negative"],
+  ["soon", "a word"],
+]) {
+  test(`a timeout that is ${name} is the usual one`, async (t) => {
+    const { page, manager } = openManager(t)
+    const ends = ending(manager.request({ type: "a" }, { timeout }))
+
+    await page.pass(9999)
+    assert.deepEqual(ends, [])
+    await page.pass(1)
+
+    assert.deepEqual(ends.map(({ code }) => code), ["timeout"])
+  })
+}
+
+test("a call without any time left does not lift the limit of the queue", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  page.socket.accept()
+  manager.request({ type: "a" }, { timeout: 0 }).catch(() => {})
+  page.socket.bufferedAmount = 2 * MIB
+
+  const text = "x".repeat(900_000)
+  manager.sendJSON({ type: "b", text })
+
+  assert.throws(() => manager.sendJSON({ type: "c", text }), { code: "overflow" })
+})
+
+test("the limit of the queue is 1 MiB to the byte", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  const empty = JSON.stringify({ type: "a", text: "" }).length
+  const half = MIB / 2
+  manager.sendJSON({ type: "a", text: "x".repeat(half - empty) })
+
+  assert.throws(() => manager.sendJSON({ type: "a", text: "x".repeat(half - empty + 1) }), { code: "overflow" })
+  manager.sendJSON({ type: "a", text: "x".repeat(half - empty) })
+})
+
+test("a full socket is looked at every 100 ms, and not more often", (t) => {
+  const { page, manager } = openManager(t)
+  page.socket.bufferedAmount = 2 * MIB
+  let looks = 0
+  Object.defineProperty(page.socket, "bufferedAmount", { get: () => (looks++, 2 * MIB) })
+  manager.sendJSON({ type: "a" })
+
+  looks = 0
+  page.tick(1000)
+
+  assert.ok(looks >= 9 && looks <= 20, String(looks))
+})
+
+for (const [what, other] of [
+  ["born in the same millisecond", (page) => (page.random = () => 0.25)],
+  ["with the same random number", (page) => page.tick(1)],
+]) {
+  test(`keys differ between two tabs ${what}`, (t) => {
+    const page = openPage(t)
+    const prefix = () => {
+      const { manager } = page.connect()
+      page.socket.accept()
+      manager.sendJSON({ type: "a" }, () => {})
+      // The rest is a counter, which begins anew in each tab.
+      return page.socket.frames[0].reply_key.split(".")[0]
+    }
+    const one = prefix()
+    other(page)
+
+    assert.notEqual(prefix(), one)
+  })
+}
+
+test("a message says by toJSON() what it is, with a handler and without", (t) => {
+  const { page, manager } = openManager(t)
+  class Note {
+    toJSON() {
+      return { type: "note", text: "x" }
+    }
+  }
+
+  manager.sendJSON(new Note())
+  manager.sendJSON(new Note(), () => {})
+
+  assert.deepEqual(page.socket.frames.map(({ type, text }) => [type, text]), [["note", "x"], ["note", "x"]])
+})
+
+test("a call that options.backoff makes on a link that is lost is disconnected as well", async (t) => {
+  const page = openPage(t)
+  let ends
+  const { manager } = page.connect("/ws/", null, {
+    identity: "u-1",
+    backoff() {
+      ends ??= ending(manager.request({ type: "a" }, { timeout: Infinity }))
+    },
+  })
+  page.socket.accept()
+  page.socket.push({ key: "websocket.ready", identity: "u-1" })
+  await page.pass(40_000)
+
+  assert.deepEqual(ends.map(({ code }) => code), ["disconnected"])
 })

@@ -666,3 +666,80 @@ test("a logger hears states and errors, and may throw", (t) => {
 
   assert.deepEqual(heard, ["connecting", "open", "bad_message", "closed", "refused"])
 })
+
+test("a listener that changes the state leaves the others with the last event", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  const heard = []
+  manager.on("state", ({ state }) => state === "waiting" && manager.close())
+  manager.on("state", ({ state }) => heard.push(state))
+  page.socket.accept()
+
+  page.socket.drop()
+
+  assert.deepEqual(heard, ["open", "closed"])
+})
+
+test("options.backoff may be 0, and a hidden page does not dial all the same", async (t) => {
+  const page = openPage(t)
+  const { manager, states } = page.connect("/ws/", null, { backoff: () => 0 })
+  page.socket.drop()
+  page.tick(1)
+  assert.equal(page.sockets.length, 2)
+
+  page.show(false)
+  page.socket.drop()
+  await page.pass(1000)
+
+  assert.equal(page.sockets.length, 2)
+  assert.deepEqual([manager.state, last(states).reason], ["waiting", "hidden"])
+})
+
+for (const code of [4401, 4410]) {
+  test(`${code} is asked about at once after an earlier loss, and by a hidden page too`, async (t) => {
+    const page = openPage(t)
+    const ask = tokens("u-1")
+    page.connect("/ws/", ask)
+    await settled()
+    page.socket.drop()
+    await page.pass(1700)
+    page.socket.accept()
+    assert.equal(ask.questions.length, 2)
+
+    page.show(false)
+    page.socket.drop(code)
+    await settled()
+
+    assert.equal(ask.questions.length, 3)
+  })
+}
+
+test("what 4410 began is forgotten by reconnect()", async (t) => {
+  const page = openPage(t)
+  let answer = "wst_a"
+  const { manager, states } = page.connect("/ws/", async () => {
+    if (typeof answer === "string") return answer
+    throw answer
+  })
+  await settled()
+  page.socket.accept()
+  answer = Object.assign(new Error("no"), { status: 403 })
+  page.socket.drop(4410)
+  await settled()
+  assert.equal(last(states).reason, "signed_out")
+
+  manager.reconnect()
+  await settled()
+
+  assert.equal(last(states).reason, "token_refused", "and not signed_out: nobody has said so")
+})
+
+test("a code that stops keeps its reason when shouldReconnect says no", (t) => {
+  const page = openPage(t)
+  const { states } = page.connect("/ws/", null, { shouldReconnect: () => false })
+  page.socket.accept()
+
+  page.socket.drop(4403)
+
+  assert.equal(last(states).reason, "refused")
+})

@@ -6,15 +6,21 @@ import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
 const ready = (page, identity) => page.socket.push({ key: "websocket.ready", identity })
 const types = (page) => page.socket.frames.map(({ type }) => type)
 
+// What may be lost with a socket that opens only to be closed waits for so long.
+const PROOF = 100
+
 /** Open, drop, queue "queued", and open again. */
 async function comeBack(page, manager, afterFirstOpen = () => {}) {
   await settled()
   page.socket.accept()
+  page.tick(PROOF)
   afterFirstOpen()
   page.socket.drop()
   manager.sendJSON({ type: "queued" })
   await page.pass(1700)
-  if (manager.state === "connecting") page.socket.accept()
+  if (manager.state !== "connecting") return
+  page.socket.accept()
+  page.tick(PROOF)
 }
 
 /** A token function whose user changes after the first token. */
@@ -63,7 +69,7 @@ test("the queue waits for websocket.ready when only that will tell, and new mess
   const { manager } = page.connect()
   await comeBack(page, manager, () => ready(page, "u-1"))
 
-  assert.equal(manager.state, "open")
+  assert.equal(manager.state, "connecting")
   assert.equal(manager.sendJSON({ type: "meanwhile" }), false)
   assert.deepEqual(types(page), [])
   ready(page, "u-1")
@@ -78,7 +84,7 @@ test("websocket.ready is waited for 1 s, then the queue is rejected and life goe
   const { manager, states, codes } = page.connect()
   await comeBack(page, manager, () => ready(page, "u-1"))
 
-  page.tick(999)
+  page.tick(999 - PROOF)
   assert.deepEqual(codes(), [])
   page.tick(1)
 
@@ -168,7 +174,8 @@ test("with no identity a message sent from the handler of open goes out", async 
 test("an identity that is known only now says nothing about the queue", async (t) => {
   const page = openPage(t)
   let identity
-  const ask = () => ({ token: "wst_a", identity })
+  let count = 0
+  const ask = () => ({ token: `wst_${++count}`, identity })
   const { manager, codes } = page.connect("/ws/", ask)
   await comeBack(page, manager, () => (identity = "u-1"))
 
@@ -179,7 +186,7 @@ test("an identity that is known only now says nothing about the queue", async (t
 test("an identity that was unknown in between says nothing about the queue", async (t) => {
   const page = openPage(t)
   const identities = ["u-1", null, "u-1"]
-  const { manager, codes } = page.connect("/ws/", () => ({ token: "wst_a", identity: identities.shift() }))
+  const { manager, codes } = page.connect("/ws/", tokens(() => identities.shift()))
   await comeBack(page, manager)
   page.tick(1000)
   assert.deepEqual(codes(), ["disconnected"])
@@ -188,6 +195,7 @@ test("an identity that was unknown in between says nothing about the queue", asy
   manager.sendJSON({ type: "queued" })
   await page.pass(2300)
   page.socket.accept()
+  page.tick(PROOF)
 
   assert.deepEqual(types(page), [])
   assert.deepEqual(codes(), ["disconnected", "disconnected"])
@@ -195,7 +203,7 @@ test("an identity that was unknown in between says nothing about the queue", asy
 
 test("null is no identity", async (t) => {
   const page = openPage(t)
-  const { manager, codes } = page.connect("/ws/", () => ({ token: "wst_a", identity: null }), { identity: null })
+  const { manager, codes } = page.connect("/ws/", tokens(() => null), { identity: null })
   await comeBack(page, manager, () => ready(page, null))
 
   assert.deepEqual(codes(), ["disconnected"])
@@ -255,6 +263,7 @@ test("options.allowUserChange rejects the queue and goes on", async (t) => {
   manager.sendJSON({ type: "of the second user" })
   await page.pass(2300)
   page.socket.accept()
+  page.tick(PROOF)
   assert.deepEqual(types(page), ["of the second user"])
 })
 
@@ -268,6 +277,7 @@ test("reconnect() after user_changed goes on as the new user", async (t) => {
   manager.sendJSON({ type: "of the second user" })
   await settled()
   page.socket.accept()
+  page.tick(PROOF)
 
   assert.deepEqual(types(page), ["of the second user"])
 })
@@ -280,4 +290,53 @@ test("the token's word for a connection is not contradicted by websocket.ready",
 
   assert.equal(manager.state, "open")
   assert.deepEqual(types(page), ["queued"])
+})
+
+for (const [name, token] of [
+  ["no token", () => null],
+  ["a token function", () => tokens()],
+  ["a token string", () => "wst_a"],
+]) {
+  test(`with ${name}, a page of options.identity sends nothing to a server that greets another user`, async (t) => {
+    const page = openPage(t)
+    const { manager, codes } = page.connect("/ws/", token(), { identity: "ada" })
+    manager.sendJSON({ type: "transfer" })
+    await settled()
+    page.socket.accept()
+    page.tick(900)
+    ready(page, "ben")
+
+    assert.deepEqual(types(page), [])
+    assert.equal(manager.state, "closed")
+    assert.deepEqual(codes(), ["user_changed", "user_changed"])
+  })
+}
+
+test("a link that is lost before its server has spoken does not forget whose the queue is", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect()
+  await comeBack(page, manager, () => ready(page, "u-1"))
+  page.socket.drop()
+  await page.pass(2300)
+  page.socket.accept()
+  ready(page, "u-1")
+
+  assert.deepEqual(types(page), ["queued"])
+  assert.deepEqual(codes(), [])
+})
+
+test("open is told when messages go out: what its handler sends is sent", async (t) => {
+  const page = openPage(t)
+  const { manager, codes } = page.connect()
+  const sent = []
+  manager.on("state", ({ state }) => state === "open" && sent.push(manager.sendJSON({ type: "subscribe" })))
+  await comeBack(page, manager, () => ready(page, "u-1"))
+  assert.equal(manager.state, "connecting")
+
+  page.tick(1000)
+
+  assert.equal(manager.state, "open")
+  assert.deepEqual(types(page), ["subscribe"])
+  assert.deepEqual(sent, [true, true])
+  assert.deepEqual(codes(), ["disconnected"])
 })

@@ -347,6 +347,7 @@ for (const [name, leave] of Object.entries(leavings)) {
     page.document.tell("resume")
     await settled()
     page.socket.accept()
+    page.tick(100)
 
     assert.deepEqual(codes(), ["timeout"])
     assert.deepEqual(page.socket.frames, [{ type: "new" }])

@@ -199,3 +199,35 @@ test("a key that is no string and a handler that is no function throw a TypeErro
   assert.throws(() => manager.addMessageListener("news"), { name: "TypeError", message: /handler/ })
   assert.throws(() => manager.on("state", null), { name: "TypeError", message: /handler/ })
 })
+
+test("a listener that removes all listeners of its key harms nothing", (t) => {
+  const page = openPage(t)
+  const { manager, errors } = page.connect()
+  const heard = []
+  const undo = [
+    manager.addMessageListener("news", () => undo.forEach((each) => each())),
+    manager.addMessageListener("news", () => heard.push("second")),
+  ]
+  page.socket.accept()
+
+  page.socket.push({ key: "news" })
+  page.socket.push({ key: "news" })
+
+  assert.deepEqual(heard, [])
+  assert.deepEqual(errors, [])
+})
+
+test("a listener that was undone has left its signal", (t) => {
+  const { signal } = new AbortController()
+  const listening = new Set()
+  signal.addEventListener = (_, listener) => listening.add(listener)
+  signal.removeEventListener = (_, listener) => listening.delete(listener)
+  const page = openPage(t)
+  const { manager } = page.connect()
+
+  const undo = manager.addMessageListener("news", () => {}, { signal })
+  assert.equal(listening.size, 1)
+  undo()
+
+  assert.equal(listening.size, 0)
+})

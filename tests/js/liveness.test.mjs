@@ -62,6 +62,7 @@ test("a dead socket may end late, and what it says then changes nothing", (t) =>
   lifetime(page, manager)
   page.tick(1700)
   page.socket.accept()
+  page.tick(1000)
 
   dead.push({ key: "news" })
   dead.drop(4403)
@@ -342,4 +343,35 @@ test("a link that stood and then proved dead is dialled with the shortest wait a
   await page.pass(35 * SECOND)
 
   assert.deepEqual(states.at(-1), { state: "waiting", reason: "timeout", attempt: 2, delay: 1700 })
+})
+
+for (const [name, call] of [
+  ["request()", (manager) => manager.request({ type: "poll" }).catch(() => {})],
+  ["sendJSON()", (manager) => manager.sendJSON({ type: "note" })],
+]) {
+  test(`a half-open link that a page goes on using by ${name} is noticed too, 240 s after the ping`, async (t) => {
+    const { page, manager } = openReady(t, { identity: "u-1" })
+    await page.pass(25 * SECOND)
+    assert.equal(pings(page.socket), 1)
+
+    let seconds = 0
+    for (; seconds < 3600 && manager.state === "open"; seconds++) {
+      if (seconds % 100 === 0) call(manager)
+      await page.pass(SECOND)
+    }
+
+    assert.equal(seconds, 240)
+  })
+}
+
+test("a second wake, right after an answered ping, has 3 s of its own", (t) => {
+  const { page, manager } = openReady(t)
+  page.window.tell("online")
+  pong(page)
+  page.tick(SECOND)
+
+  page.window.tell("online")
+
+  assert.equal(pings(page.socket), 2)
+  assert.equal(lifetime(page, manager), 3 * SECOND)
 })

@@ -747,3 +747,47 @@ test("a stream is one call: no part of it goes to listeners, and its key to nobo
   assert.deepEqual(two.parts, ["b"])
   assert.deepEqual(heard, [])
 })
+
+test("a slow reader of a stream without credit is given no time limit", async (t) => {
+  const { page, manager } = openManager(t, { isReady: false })
+  page.tick(SECOND)
+  const stream = manager.stream({ type: "count" }, { timeout: SECOND })
+  const server = serverOf(page)
+  server.part(...range(64))
+  await page.pass(SECOND)
+  server.part(...range(6))
+  server.end()
+  const read = reading(stream)
+  await read.done
+
+  assert.deepEqual([read.parts.length, read.end], [70, "done"])
+})
+
+test("timeout ends a stream whose reader takes nothing at all", async (t) => {
+  const { page, manager } = openManager(t)
+  const stream = manager.stream({ type: "count" }, { timeout: SECOND })
+  serverOf(page).part(...range(64))
+  await page.pass(SECOND)
+
+  assert.equal(control(page, "cancel").length, 1)
+  const read = reading(stream)
+  await read.done
+  assert.deepEqual([read.parts.length, read.end], [64, "timeout"])
+})
+
+test("timeout does not count while a reader is busy that has waited before", async (t) => {
+  const { page, manager } = openManager(t)
+  const stream = manager.stream({ type: "count" }, { timeout: SECOND })
+  const server = serverOf(page)
+  const first = stream.next()
+  server.part(1)
+  assert.equal((await first).value, 1)
+
+  await page.pass(5 * SECOND)
+  server.part(2)
+  server.end()
+  const read = reading(stream)
+  await read.done
+
+  assert.deepEqual([read.parts, read.end], [[2], "done"])
+})

@@ -336,6 +336,7 @@ test("a message that waits for the first dial is not lost with a string token th
   assert.deepEqual(page.sockets[0].frames, [])
   assert.ok(!states.some(({ state }) => state === "open"), "a refused page was never live")
   page.socket.accept()
+  page.tick(100)
   assert.deepEqual(page.socket.frames, [{ type: "a" }])
   assert.equal(manager.state, "open")
   assert.deepEqual(errors, [])
@@ -371,4 +372,116 @@ test("a hello of another user stops a page before its first message is sent", as
   assert.equal(manager.state, "closed")
   assert.deepEqual(page.sockets[0].frames, [])
   assert.ok(codes().includes("user_changed"))
+})
+
+for (const [name, token, options] of [
+  ["a token function", () => tokens("u-1"), {}],
+  ["a tokenURL", () => null, { tokenURL: "/websocket/token/" }],
+]) {
+  test(`what is queued is not lost with a socket that opens only to be closed, with ${name}`, async (t) => {
+    const page = openPage(t)
+    fakeEndpoint(t, { body: { token: "wst_b" } }, { body: { token: "wst_c" } })
+    const { manager, states, errors } = page.connect("/ws/", token(), options)
+    manager.sendJSON({ type: "note" })
+    await settled()
+    page.socket.accept()
+    page.socket.drop(4490)
+    assert.ok(!states.some(({ state }) => state === "open"))
+
+    await page.pass(1700)
+    page.socket.accept()
+    await page.pass(100)
+
+    assert.deepEqual(page.sockets.map(({ frames }) => frames), [[], [{ type: "note" }]])
+    assert.deepEqual(errors, [])
+  })
+}
+
+test("with nothing queued a token that was just issued is open at once", async (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect("/ws/", tokens("u-1"))
+  await settled()
+  page.socket.accept()
+
+  assert.equal(manager.state, "open")
+})
+
+test("a token that comes twice is not dialled twice, and asked for again", async (t) => {
+  const page = openPage(t)
+  const given = ["wst_a", "wst_a", "wst_b"]
+  const { states } = page.connect("/ws/", () => given.shift())
+  await settled()
+  page.socket.accept()
+  page.socket.drop()
+  await page.pass(1700)
+
+  assert.equal(states.at(-1).reason, "token_failed")
+  await page.pass(2300)
+  assert.deepEqual(page.sockets.map(({ url }) => url), ["wss://example.com/ws/wst_a", "wss://example.com/ws/wst_b"])
+})
+
+test("a superseded token call that is refused closes nothing", async (t) => {
+  const page = openPage(t)
+  const refuse = []
+  const ask = () => new Promise((_, reject) => refuse.push(reject))
+  const { manager, errors } = page.connect("/ws/", ask)
+  await settled()
+
+  manager.reconnect()
+  await settled()
+  refuse[0](Object.assign(new Error("late"), { status: 401 }))
+  await settled()
+
+  assert.equal(manager.state, "connecting")
+  assert.deepEqual(errors, [])
+})
+
+test("a fatal error stops at once, also when it comes after a 4410", async (t) => {
+  const page = openPage(t)
+  const ask = tokens("u-1")
+  const { manager, states } = page.connect("/ws/", (question) => {
+    if (ask.questions.length) throw Object.assign(new Error("no"), { fatal: true })
+    return ask(question)
+  })
+  await settled()
+  page.socket.accept()
+  page.socket.drop(4410)
+  await settled()
+
+  assert.equal(manager.state, "closed")
+  assert.equal(states.at(-1).reason, "signed_out")
+})
+
+for (const retryAfter of [7n, "7", 7]) {
+  test(`an error's retryAfter may be a ${typeof retryAfter}`, async (t) => {
+    const page = openPage(t)
+    const { states } = page.connect("/ws/", () => {
+      throw Object.assign(new Error("later"), { retryAfter })
+    })
+    await settled()
+
+    assert.equal(states.at(-1).delay, 1700 + 7000)
+  })
+}
+
+test("what a constructor throws, and with it the token, is in no error", async (t) => {
+  const page = openPage(t)
+  globalThis.WebSocket = class {
+    constructor(url) {
+      throw new Error(url)
+    }
+  }
+  const lines = []
+  const note = (...line) => lines.push(...line)
+  const { manager, errors, states } = page.connect("/ws/", "wst_secret", {
+    tokenURL: "/websocket/token/",
+    maxRetries: 0,
+    logger: { debug: note, warn: note, error: note },
+  })
+  await settled()
+
+  const told = [...lines, ...errors, ...states].flatMap((each) => [each, each?.cause, each?.message, each?.stack])
+  assert.equal(manager.state, "closed")
+  assert.ok(errors.length)
+  assert.ok(!told.some((each) => String(each?.message ?? each).includes("wst_secret")))
 })

@@ -158,7 +158,7 @@ declare namespace WebSocketManager {
   export interface StateEvent {
     state: State
     reason: Reason | null
-    /** Which dial since a connection last stood: 1 is the first. */
+    /** 1 for the first dial, and one more than the failures since a connection last stood. */
     attempt: number
     /** Milliseconds until the next dial in `waiting`, `Infinity` while the page is hidden. */
     delay: number
@@ -204,7 +204,7 @@ declare namespace WebSocketManager {
   export type TokenFunction = (question: TokenQuestion) => TokenAnswer | PromiseLike<TokenAnswer>
 
   export interface TokenQuestion {
-    /** 1 is the first dial since a connection last stood. */
+    /** 1 for the first dial, and one more than the failures since a connection last stood. */
     attempt: number
     /** Aborted when the answer is no longer needed. */
     signal: Signal
@@ -231,11 +231,11 @@ declare namespace WebSocketManager {
      * a cookie that is HttpOnly.
      */
     csrfToken?: string | (() => string | null | undefined) | null | undefined
-    /** Whose page this is, where neither token nor server tell. */
+    /** Whose page this is, where the token's answer does not tell: the same text as the server's. */
     identity?: string | null | undefined
     /** Go on when another user has signed in. */
     allowUserChange?: boolean | undefined
-    /** Failed dials in a row before it stops; no limit by default. */
+    /** How often it dials again in a row, the first after a loss among them; no limit by default. */
     maxRetries?: number | undefined
     /** Milliseconds to wait after `failures` failed dials; `undefined` for the usual wait. */
     backoff?: ((failures: number) => number | undefined) | undefined

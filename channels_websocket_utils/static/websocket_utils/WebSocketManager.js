@@ -18,8 +18,9 @@
  * an error with `fatal` ("token_refused"), stops; any other failure is a failed dial (`Retry-After`,
  * `error.retryAfter`: seconds).
  *
- * A refusal comes as open, then 4401. The first dial's string may be old, so what is queued waits for
- * the server's first word, or 100 ms, lest it is lost with a socket that was never meant to stand.
+ * A refusal comes as open, then a close. So what is queued waits for the server's first word, or
+ * 100 ms, lest it is lost with a socket that was never meant to stand; and after a string, which may
+ * be old, all does. The state is connecting until then.
  *
  * Close codes.  judge() alone decides what one means. Stop: 1000 1002 1003 1007 1009 1010 4400 4403
  * 4409. 4401 (token refused): a fresh token, at most 2 in a row. 4410 (session ended): ask for a
@@ -27,11 +28,13 @@
  *
  * Liveness.  Only if this socket has said websocket.ready: a ping after 25 s of silence, 10 s for the
  * answer, and any frame is one. A server that runs its handlers one after the other answers late:
- * while a call may still be running, death is 120 s after that call. A dead link is left ("timeout").
+ * while a call may still be running, death is 120 s after that call, and 240 s after the ping. A dead
+ * link is left ("timeout").
  *
  * The page.  It wakes (visible, resumed, shown again, online): a link has 3 s to answer a ping, and who
  * waits dials at once, though never before a wait that the server has asked for. While it is hidden
- * nobody dials again: the wait goes on as "hidden" with a delay of Infinity. Frozen, or left for the
+ * nobody dials again, but for the token that is asked for at once: the wait goes on as "hidden" with
+ * a delay of Infinity. Frozen, or left for the
  * back/forward cache, it drops its link if it can come back. Going offline only asks the link for a
  * sign of life: a server on this machine or in this house may be there all the same, so dials go on.
  *
@@ -105,6 +108,8 @@
     throw new TypeError(`WebSocketManager: ${claim}, not ${value === null ? value : typeof value}`)
   }
 
+  const limitOf = (timeout, usual) => (typeof timeout === "number" && timeout >= 0 ? timeout : usual)
+
   function resolve(path) {
     demand(typeof path === "string", "path must be a string", path)
     let url
@@ -135,11 +140,13 @@
     ]
 
     let state
+    let told // the last event of it
     let attempt // the AbortController of the present dial
     let socket
     let live = false // open, and the queue is settled
-    let unproven // dialled with a string token, which may have grown old in the page
+    let unproven // what is sent may be lost with a socket that opens only to be closed
     let unusedToken = !asks && token
+    let used // the last token
 
     let date = Date.now()
     let age = 1 // milliseconds, by the clock
@@ -152,6 +159,7 @@
     let ready // the server said websocket.ready, so it answers pings
     let heardAt
     let pings // since the last frame
+    let pingedAt // the first of them
     let pongBy
     let calledAt // the last call since the last frame
 
@@ -184,6 +192,8 @@
       // A copy: handlers may add and remove while they run, and a removed one runs no more.
       for (const [handler, undo] of [...(map.get(key) || [])]) {
         if (map.get(key)?.get(handler) !== undo) continue
+        // One before it has changed the state: the new one is told already.
+        if (key === "state" && map === events && detail !== told) return
         if (undo.once) undo()
         guard(handler, detail, quiet)
       }
@@ -257,7 +267,7 @@
     function notice({ type }) {
       // Without a way back the old token would be the end, where a page that is left is loaded anew.
       const isLeft = type === "pagehide" || type === "freeze"
-      if (isLeft) return canComeBack && lose(() => dialIn(Infinity, "hidden"))
+      if (isLeft) return canComeBack && (attempt || due < Infinity) && lose(() => dialIn(Infinity, "hidden"))
       const isHidden = document?.hidden
       if (type === "visibilitychange" && isHidden) return
       if (type === "online") failures = 0
@@ -275,7 +285,7 @@
       if (pings && clock() < pongBy) {
         pongBy = Math.min(pongBy, by)
       } else {
-        pings++
+        if (!pings++) pingedAt = clock()
         pongBy = by
         control("ping")
       }
@@ -285,7 +295,8 @@
     function deathAt() {
       let last = calledAt
       for (const { sentAt } of calls.values()) last = Math.max(last, sentAt)
-      return Math.max(pongBy, last + CALL_LIMIT)
+      // Calls that never stop would keep a dead link for ever.
+      return Math.max(pongBy, Math.min(last, pingedAt + CALL_LIMIT) + CALL_LIMIT)
     }
 
     function look(isLate) {
@@ -300,7 +311,8 @@
 
     function change(next, reason = null, delay = 0) {
       state = next
-      emit("state", { state, reason, attempt: failures + 1, delay })
+      told = { state, reason, attempt: failures + 1, delay }
+      emit("state", told)
     }
 
     function leave() {
@@ -317,9 +329,11 @@
     // Ends the present link; what was sent on it is told when the next state stands.
     function lose(proceed) {
       if (clock() - openedAt >= STEADY_AFTER) forgive()
+      const left = socket
       const lost = take((call) => calls.has(call.key))
       proceed()
-      tell(lost, "disconnected")
+      // A handler may have called meanwhile.
+      tell([...lost, ...take((call) => left && call.link === left)], "disconnected")
     }
 
     function stop(reason, cause) {
@@ -353,7 +367,8 @@
       failures++
       const rest = least > 0 ? least : 0
       notBefore = clock() + rest
-      dialIn(atOnce ? 0 : pause + rest, reason)
+      // No pause is a pause too: a hidden page does not dial.
+      dialIn(atOnce ? 0 : pause + rest || 1, reason)
     }
 
     async function dial(reason) {
@@ -372,7 +387,7 @@
         try {
           answer = await (async () => ask({ attempt: failures + 1, signal: mine.signal }))()
           given = answer?.token ?? answer
-          if (!given || typeof given !== "string") throw new Error("No token")
+          if (!given || typeof given !== "string" || given === used) throw new Error("No token")
         } catch (error) {
           return mine !== attempt || judgeRefusal(error || {})
         }
@@ -383,6 +398,7 @@
       }
 
       let link
+      used = given
       try {
         if (given) target.pathname = url.pathname.replace(/\/*$/, "/") + encodeURIComponent(given)
         link = socket = new WebSocket(target.href)
@@ -403,9 +419,11 @@
 
     function opened() {
       openedAt = clock()
-      if (!unproven && (!wasOpen || identity != null || queueIdentity == null)) return admit()
-      plan(unproven ? PROOF_LIMIT : READY_LIMIT, admit)
-      unproven || change("open")
+      const known = wasOpen ? queueIdentity : lastIdentity
+      const isStranger = identity == null && known != null
+      unproven ||= used && queue.size
+      if (!unproven && !isStranger) return admit()
+      plan(isStranger ? READY_LIMIT : PROOF_LIMIT, admit)
     }
 
     // Sends the queue if it is this connection's user's, and from here on messages go out directly.
@@ -416,7 +434,7 @@
       due = Infinity
       wasOpen = live = true
       flush()
-      if (state !== "open") change("open")
+      change("open")
       tell(dropped, "disconnected")
       tick()
     }
@@ -458,9 +476,9 @@
       const { fatal, status, retryAfter } = error
       if (!fatal && status !== 401 && status !== 403) {
         log("warn", error)
-        return retry("token_failed", retryAfter * 1000)
+        return retry("token_failed", Number(retryAfter) * 1000)
       }
-      if (ended !== 1) return stop(ended || status === 401 ? "signed_out" : "token_refused", error)
+      if (fatal || ended !== 1) return stop(ended || status === 401 ? "signed_out" : "token_refused", error)
       ended = 2
       notBefore = clock() + ASK_AGAIN
       dialIn(ASK_AGAIN, "signed_out")
@@ -538,8 +556,9 @@
     }
 
     function submit(message, call) {
+      message = message?.toJSON?.() ?? message
       demand(typeof message?.type === "string", "type of the message must be a string", message?.type)
-      const { answer, signal, timeout = REPLY_LIMIT } = call
+      const { answer, signal, timeout } = call
       const key = (call.key = `${prefix}.${++count}`)
       const frame = (call.frame = JSON.stringify(answer ? { ...message, reply_key: key } : message))
       if (state === "closed") throw fault("closed")
@@ -547,10 +566,10 @@
       flush()
       if (queue.size || !isFree(call)) {
         let bytes = (call.size = new TextEncoder().encode(frame).length)
-        for (const { size } of queue.values()) bytes += size
+        for (const { size = 0 } of queue.values()) bytes += size
         if (queue.size >= QUEUE_MESSAGES || bytes > QUEUE_BYTES) throw fault("overflow")
       }
-      call.until = answer ? clock() + timeout : Infinity
+      call.until = answer ? clock() + limitOf(timeout, REPLY_LIMIT) : Infinity
       call.staleAt = clock() + QUEUE_LIMIT
       call.taken = 0
       call.abort = () => release(call) && tell([call], "aborted")
@@ -665,7 +684,8 @@
        *   default.
        * @returns {AsyncIterableIterator<*>}
        */
-      stream(message, { timeout = Infinity, signal } = {}) {
+      stream(message, { timeout, signal } = {}) {
+        const time = limitOf(timeout, Infinity)
         const parts = []
         let call
         let isOver
@@ -681,8 +701,8 @@
         // Time counts while one end waits for the other.
         function limit() {
           if (isOver) return
-          const isCreditOut = parts.length + (call.taken % GRANT) >= CREDIT
-          call.until = awaken || isCreditOut ? clock() + timeout : Infinity
+          const isCreditOut = call.isPaced && parts.length + (call.taken % GRANT) >= CREDIT
+          call.until = awaken || isCreditOut ? clock() + time : Infinity
           wakeAt(call.until)
         }
 
@@ -757,8 +777,8 @@
        * Hear "state" ({state, reason, attempt, delay}) or "error" (a WebSocketManagerError); returns
        * the undo.
        *
-       * `attempt` is 1 for the first dial since a connection stood, and `delay` the milliseconds until
-       * the next one: Infinity if that waits for the page to be seen.
+       * `attempt` is 1 for the first dial, and one more than the failures since a connection last
+       * stood; `delay` is the milliseconds until the next dial: Infinity until the page is seen.
        *
        * @param {"state"|"error"} event
        * @param {function(object)} handler
@@ -794,9 +814,9 @@
    * @param {string} [options.tokenURL] The endpoint that issues tokens.
    * @param {string|function(): string} [options.csrfToken] For the tokenURL; else the cookie, else
    *   the first `data-csrf-token` attribute in the page, for a cookie that is HttpOnly.
-   * @param {string} [options.identity] Whose page this is, where neither token nor server tell.
+   * @param {string} [options.identity] Whose page this is, as the server names them.
    * @param {boolean} [options.allowUserChange] Go on when another user has signed in.
-   * @param {number} [options.maxRetries] Failed dials in a row before it stops; no limit by default.
+   * @param {number} [options.maxRetries] How often it dials again in a row; no limit by default.
    * @param {function(number): number} [options.backoff] Milliseconds to wait after n failures.
    * @param {function(CloseEvent): boolean} [options.shouldReconnect] true or false overrides what
    *   the close code means.
