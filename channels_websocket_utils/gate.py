@@ -31,6 +31,7 @@ from django.utils.crypto import salted_hmac
 
 from . import revocations, tokens
 from .signals import token_refused
+from .stores import StoreUnavailable
 
 __all__ = [
     "Principal",
@@ -133,9 +134,9 @@ def decide(digest, *, path="", session=None, user=None, token_only=False):
         if digest is None:
             return _decide_session(session, signed_in, user, validated_at)
         return _decide_token(digest, path, session, signed_in, token_only, validated_at)
-    except db.Error as error:
+    except (db.Error, StoreUnavailable) as error:
         # One line: an outage refuses thousands.
-        logger.error("The database did not answer, a connection was refused: %s", error)
+        logger.error("A connection was refused, for want of an answer: %s", error)
         return Verdict(session, _anonymous(), annotate("unavailable"))
 
 

@@ -19,6 +19,7 @@ from django.utils.module_loading import import_string
 from .conf import get_setting, require_installed
 from .routes import TOKEN_PREFIX, bound_path
 from .signals import token_issued, token_spent
+from .stores import StoreUnavailable
 
 __all__ = [
     "auth_digest",
@@ -119,15 +120,22 @@ def why_refused(row, *, user_id, session_digest, path):
 
 def spend(row):
     """Spend the token of ``row``, and return whether nobody else had done so."""
-    is_first = _store().spend(row.digest, now())
+    is_first = _store().spend(row, now())
     if is_first:
         token_spent.send_robust(None, user_id=row.user_id)
     return is_first
 
 
 def revoke(**owner):
-    """Kill the unspent tokens of ``user_id=...``, or of ``session_digest=...``."""
-    _store().revoke(**owner)
+    """
+    Kill the unspent tokens of ``user_id=...``, or of ``session_digest=...``.
+
+    A store that does not answer is an error in the log: the sockets must end all the same.
+    """
+    try:
+        _store().revoke(**owner)
+    except StoreUnavailable as error:
+        logger.error("Unspent tokens live on until they expire: %s", error)
 
 
 def digest_of(secret):

@@ -15,6 +15,7 @@ from django.views.decorators.http import require_POST
 
 from . import gate, tokens
 from .conf import get_setting
+from .stores import StoreUnavailable
 
 __all__ = ["websocket_token"]
 
@@ -52,9 +53,9 @@ def websocket_token(request):
         token = tokens.issue(verdict.user, path=_read_path(request), session=session)
     except (TypeError, ValueError) as error:
         return _error(400, "bad_message", str(error))
-    except db.Error as error:
+    except (db.Error, StoreUnavailable) as error:
         # One line: an outage refuses thousands.
-        logger.error("The database did not answer, no token was issued: %s", error)
+        logger.error("No token was issued, for want of an answer: %s", error)
         return _unavailable()
     return JsonResponse(
         {

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
+from django.core.cache import caches
 from django.db import connection
 
 from channels_websocket_utils import connections
@@ -12,7 +13,10 @@ from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from .helpers import Socket, sign_in, stack
-from .settings import database_url
+from .servers import free_port, running
+from .settings import cache, database_url
+
+CACHE_STORE = "channels_websocket_utils.stores.cache.CacheTokenStore"
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +101,24 @@ async def opened(user, session, open_socket):
 def database_environment(transactional_db):
     """The environment in which another process uses this test's database."""
     return {"TEST_DATABASE": database_url(connection.settings_dict)}
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory):
+    """The URL of a Redis server of the tests' own."""
+    port, folder = free_port(), tmp_path_factory.mktemp("redis")
+    arguments = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with running(arguments, port, folder / "log", cwd=folder):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture
+def redis_store(settings, redis_url):
+    """Tokens are kept in Redis; the URL of that."""
+    settings.CACHES = {"default": cache(redis_url)}
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+    caches["default"].clear()
+    return redis_url
 
 
 # What a test with the marker needs, and how to find out whether it is there.

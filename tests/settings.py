@@ -49,8 +49,18 @@ def channel_layer(url):
     return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
 
 
+def cache(url):
+    if not url:
+        return {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    return {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url}
+
+
 DATABASES = {"default": database(os.environ.get("TEST_DATABASE", ":memory:"))}
 CHANNEL_LAYERS = {"default": channel_layer(os.environ.get("TEST_REDIS_URL"))}
+# Where it is named, tokens are kept there.
+CACHES = {"default": cache(os.environ.get("TEST_CACHE_URL"))}
+if "TEST_CACHE_URL" in os.environ:
+    WEBSOCKET_UTILS = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
 
 INSTALLED_APPS = [
     "django.contrib.auth",

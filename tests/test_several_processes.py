@@ -8,15 +8,7 @@ import websockets
 
 from channels_websocket_utils.utils import aget_websocket_token
 
-from .servers import free_port, running, serving
-
-
-@pytest.fixture
-def redis_url(tmp_path):
-    port = free_port()
-    arguments = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with running(arguments, port, tmp_path / "redis.log", cwd=tmp_path):
-        yield f"redis://127.0.0.1:{port}/0"
+from .servers import serving
 
 
 @pytest.mark.redis

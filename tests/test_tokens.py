@@ -198,7 +198,7 @@ def test_reads_and_writes_go_to_the_write_alias(user, monkeypatch):
     row = DatabaseTokenStore().get(row_digest, with_user=True)
 
     assert row.user.get_username() == "ada"
-    assert DatabaseTokenStore().spend(row_digest, tokens.now())
+    assert DatabaseTokenStore().spend(row, tokens.now())
     tokens.issue(user)
 
 

@@ -39,12 +39,12 @@ class DatabaseTokenStore:
             rows = rows.select_related("user")
         return rows.filter(digest=digest).first()
 
-    def spend(self, digest, now):
-        """Mark the row of ``digest`` as used, and return whether this call was the first."""
+    def spend(self, row, now):
+        """Mark the row as used, and return whether this call was the first."""
         rows = WebSocketToken.objects.using(router.db_for_write(WebSocketToken))
         # This UPDATE decides the winner, so it names only the token's own columns: a join
         # would become a subquery, and PostgreSQL would let two sockets pass.
-        return rows.filter(digest=digest, used_at=None).update(used_at=now) == 1
+        return rows.filter(digest=row.digest, used_at=None).update(used_at=now) == 1
 
     def revoke(self, **owner):
         """Delete the unspent rows of an owner: ``user_id=...`` or ``session_digest=...``."""

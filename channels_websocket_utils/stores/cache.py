@@ -1,0 +1,146 @@
+"""A store for many machines: a cache of Django's, such as Redis, so no row is ever written."""
+
+import contextlib
+import math
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.db import router
+
+from . import StoreUnavailable
+
+__all__ = ["CacheTokenStore"]
+
+_PREFIX = "channels_websocket_utils"
+# Seconds that an epoch outlives the last token that carries it.
+_MARGIN = 60
+
+
+@dataclass(slots=True)
+class _Row:
+    digest: str
+    user_id: Any
+    backend: str
+    auth_digest: str
+    session_digest: str
+    path: str
+    created_at: datetime
+    expires_at: datetime
+    # By key: what must still be there, and the same, when the token is spent.
+    epochs: dict = field(repr=False)
+    user: Any = None
+    # A spent one is gone.
+    used_at = None
+
+
+class CacheTokenStore:
+    """
+    Tokens in the cache ``alias`` of ``settings.CACHES``; for another one derive a class.
+
+    Its ``delete()`` must be atomic and say whether there was something: that is the spending.
+    A token that the cache has evicted is refused. Each carries the epoch of its user, and of its
+    session if it is bound to one: ``revoke()`` ends the epoch, and with it all of its tokens.
+
+    Every method raises ``StoreUnavailable`` when the cache does not answer.
+    """
+
+    alias = "default"
+
+    def add(self, now, max_unspent, **fields):
+        """
+        Keep a new row of ``fields``, created ``now``.
+
+        Of a user's last ``max_unspent`` tokens, spent or not, the one before them goes.
+        """
+        digest, user_id = fields["digest"], fields["user_id"]
+        life = math.ceil((fields["expires_at"] - now).total_seconds()) + 1
+        with self._available() as cache:
+            epochs = _renew(cache, _epoch_keys(**fields), life + _MARGIN)
+            slot = _key("slot", user_id, _count(cache, user_id, life + _MARGIN) % max_unspent)
+            before = cache.get(slot)
+            if before is not None:
+                cache.delete(_key("token", before))
+            row = {**fields, "created_at": now, "epochs": epochs}
+            cache.set_many({slot: digest, _key("token", digest): row}, life)
+
+    def get(self, digest, *, with_user):
+        """Return the row of ``digest`` (``with_user``: its user read too) or ``None``."""
+        with self._available() as cache:
+            fields = cache.get(_key("token", digest))
+        if fields is None:
+            return None
+        row = _Row(**fields)
+        if with_user:
+            model = get_user_model()
+            users = model._default_manager.using(router.db_for_write(model))
+            row.user = users.filter(pk=row.user_id).first()
+            if row.user is None:
+                return None
+        return row
+
+    def spend(self, row, now):
+        """Delete the row, and return whether this call was the one that did, in its epochs."""
+        with self._available() as cache:
+            if not cache.delete(_key("token", row.digest)):
+                return False
+            # After the delete: who revokes meanwhile has ended the epoch before we look.
+            return cache.get_many(row.epochs) == row.epochs
+
+    def revoke(self, **owner):
+        """End the epoch of an owner: ``user_id=...`` or ``session_digest=...``."""
+        with self._available() as cache:
+            cache.delete_many(_epoch_keys(**owner))
+
+    @contextlib.contextmanager
+    def _available(self):
+        cache = _open(self.alias, repr(settings.CACHES.get(self.alias)))
+        try:
+            yield cache
+        except Exception as error:
+            # Every cache has exceptions of its own.
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache
+def _open(alias, _):
+    """
+    Return the cache of these settings: one for the process, for all of its threads.
+
+    ``caches`` itself makes one, with connections of its own, for every task and request.
+    """
+    return caches.create_connection(alias)
+
+
+def _renew(cache, keys, life):
+    """Return the epochs under ``keys``, begun where there are none, and good for ``life``."""
+    epochs = cache.get_many(keys)
+    for key in keys:
+        if key not in epochs or not cache.touch(key, life):
+            cache.add(key, secrets.token_hex(8), life)
+            # Somebody else may have been faster.
+            epochs[key] = cache.get(key)
+    return epochs
+
+
+def _count(cache, user_id, life):
+    """Return a number that no other token of the user gets at about this time."""
+    key = _key("count", user_id)
+    cache.add(key, 0, life)
+    count = cache.incr(key)
+    cache.touch(key, life)
+    return count
+
+
+def _epoch_keys(user_id=None, session_digest="", **others):
+    keys = [] if user_id is None else [_key("user", user_id)]
+    return keys + [_key("session", session_digest)] * bool(session_digest)
+
+
+def _key(*parts):
+    return ".".join([_PREFIX, *map(str, parts)])
