@@ -3,6 +3,7 @@ One message from a client, and the one answer to it.
 """
 
 import logging
+import time
 import uuid
 from contextvars import ContextVar
 
@@ -19,7 +20,7 @@ from . import messages
 from .messages import MessageError
 from .sockets import SocketEnded
 
-__all__ = ["CONTROL_FLOW", "Call", "is_over", "ongoing_call"]
+__all__ = ["CONTROL_FLOW", "Call", "is_over", "kept_grants", "ongoing_call"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -43,15 +44,18 @@ class Call:
     ``is_from_wire`` tells it from a channel-layer event, which nobody waits for. The block of
     ``with call:`` carries it out; an exception that ends the block is kept for the answer.
     ``guards`` are what must not be denied any more while its values are streamed: functions that
-    return an error or ``None``.
+    return an error or ``None``. ``asked_at`` is when the first of them was about to be asked, and
+    ``grants`` are the answers that were kept by then.
     """
 
     __slots__ = (
         "_token",
+        "asked_at",
         "consumer",
         "content",
         "denial",
         "error",
+        "grants",
         "guards",
         "is_done",
         "is_from_wire",
@@ -73,6 +77,7 @@ class Call:
         self.error = None
         self.result = None
         self.guards = ()
+        self.asked_at = self.grants = None
 
     def __enter__(self):
         self._token = _current_call.set(self)
@@ -85,6 +90,16 @@ class Call:
             return False
         self.error = error
         return True
+
+    def note_question(self):
+        """Note that a guard is about to be asked."""
+        if self.asked_at is None:
+            self.asked_at, self.grants = time.monotonic(), kept_grants(self.consumer)
+
+    def add_guard(self, ask):
+        """Have ``ask()`` asked again while values are streamed; what a step calls adds nothing."""
+        if not self.is_stream:
+            self.guards += (ask,)
 
     def part(self, value):
         """Return the frame that carries ``value``, one of the values of a stream."""
@@ -191,6 +206,12 @@ def is_over(consumer):
     """Return whether its socket was ended or closed, so that no message may be handled any more."""
     connection = consumer.scope.get("websocket_connection")
     return connection is not None and connection.drops_calls
+
+
+def kept_grants(consumer):
+    """Return the guards' answers that its connection keeps: another object once one is dropped."""
+    connection = consumer.scope.get("websocket_connection")
+    return None if connection is None else connection.grants
 
 
 def _site_encoder(consumer):

@@ -228,10 +228,11 @@ async def _arouted(call, _, method, /, *args, **kwargs):
 
 
 def _guarded(call, perms, method, consumer, /, *args, **kwargs):
+    call.note_question()
     call.denial = call.denial or _denial(consumer, perms)
     if call.denial is not None:
         raise call.denial
-    call.guards += (partial(_denial, consumer, perms),)
+    call.add_guard(partial(_denial, consumer, perms))
     return method(consumer, *args, **kwargs)
 
 
@@ -239,6 +240,7 @@ async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
     is_async = _is_async(method)
     # A sync method is guarded in its own thread, right before it runs. Where it would have to wait
     # for one, a refusal does not.
+    call.note_question()
     if call.denial is None and (is_async or handlers_are_waiting()):
         answer = _kept_answer(consumer, perms)
         call.denial = await in_our_pool(_denial)(consumer, perms) if answer is None else answer[0]
@@ -248,7 +250,7 @@ async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
         # While the database was asked.
         return _drop(consumer)
     if is_async:
-        call.guards += (partial(_denial, consumer, perms),)
+        call.add_guard(partial(_denial, consumer, perms))
         return await asettle(method(consumer, *args, **kwargs))
     return await _in_thread(consumer, _guarded, call, perms, method, consumer, *args, **kwargs)
 

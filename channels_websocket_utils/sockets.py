@@ -16,8 +16,9 @@ logger = logging.getLogger("channels_websocket_utils")
 # A peer that does not answer a close must not hold up anybody: uvicorn waits 20 s for it. And a
 # handler that goes on sending to nobody is stopped.
 CLOSE_LIMIT = 5
-# So many messages are kept for a consumer that is busy with a stream; then its client waits.
-MAX_AHEAD = 16
+# So many messages are kept for a consumer that is busy with a stream. To receive no more would be
+# deaf to the client's end, so with one too many the socket is over.
+MAX_AHEAD = 64
 
 
 class SocketEnded(OSError):
@@ -95,6 +96,8 @@ class Socket:
             if self.is_accepted:
                 self.close_code = message.get("code", 1000)
         await self._say(message)
+        if self.ended:
+            self.release()
 
     async def accepted(self):
         """Called when the consumer has accepted the socket."""
@@ -191,10 +194,14 @@ class Socket:
 
     async def _look_ahead(self):
         self._ahead = deque() if self._ahead is None else self._ahead
-        while self._stop is not None and len(self._ahead) < MAX_AHEAD and not self.has_client_left:
+        while self._stop is not None and not self.ended and not self.has_client_left:
             message = await self._receive()
-            self._ahead.append(message)
             self._note(message)
+            if len(self._ahead) < MAX_AHEAD or self.has_client_left:
+                self._ahead.append(message)
+            elif self.end(messages.CLOSE_TOO_MANY):
+                self.release()
+                self.begin_close()
         self._looking = None
 
     def _note(self, message):

@@ -10,11 +10,13 @@ import contextlib
 import inspect
 import logging
 import time
+from functools import partial
 
 from asgiref.sync import async_to_sync
+from django.db import connections
 
 from . import messages
-from .calls import CONTROL_FLOW, is_over
+from .calls import CONTROL_FLOW, is_over, kept_grants
 from .conf import get_setting
 from .messages import MessageError
 from .sockets import SocketEnded
@@ -53,21 +55,25 @@ class Stream:
         "_credit",
         "_grants",
         "_is_async",
+        "_keeps_thread",
         "_news",
         "_values",
         "call",
         "is_cancelled",
+        "is_closing",
+        "on_end",
     )
 
     def __init__(self, call, values):
         self.call = call
-        self.is_cancelled = False
+        self.is_cancelled = self.is_closing = self._keeps_thread = False
+        self.on_end = None
         self._values = values
         self._is_async = inspect.isasyncgen(values)
         self._connection = call.consumer.scope.get("websocket_connection")
         self._credit = self._allowance = self._news = None
-        self._asked_at = time.monotonic()
-        self._grants = self._kept_grants()
+        # Of the answers that the call itself had: what was dropped since then counts.
+        self._asked_at, self._grants = call.asked_at, call.grants
         call.is_stream = True
 
     def pace(self, credit):
@@ -99,17 +105,23 @@ class Stream:
                     # Who never waits for anything lets others have their turn all the same.
                     await asyncio.sleep(0)
         except asyncio.CancelledError as error:
-            # Python before 3.11 does not tell whether somebody has cancelled this task.
-            is_meant = getattr(asyncio.current_task(), "cancelling", lambda: True)()
+            # Python before 3.11 does not tell whether somebody else has cancelled this task.
+            is_meant = getattr(asyncio.current_task(), "cancelling", lambda: False)()
             if self.is_cancelled or is_meant:
                 raise
             self.call.error = error
         finally:
+            # What its finally does is not for a second cancel to cut short.
+            self.is_closing = True
             await self._aclose(turn)
-        if self.is_cancelled or self._is_over():
+        if self._is_over():
             if self.call.error is not None:
                 self._log_end(self.call.error)
             return
+        self._drop_control_flow()
+        if self.on_end is not None:
+            # Before its client knows: then the key is free.
+            self.on_end()
         async with turn:
             if self.call.consumer._sync:
                 await _in_thread(self.call.reply)
@@ -134,6 +146,10 @@ class Stream:
 
     def run_in_thread(self):
         """Do the same inside a handler of a sync consumer that is not ours, in its thread."""
+        if self._is_async:
+            # The thread waits, so nobody else stands in the consumer.
+            return async_to_sync(self.run_inline)()
+        self._keeps_thread = True
         if self._connection is not None:
             async_to_sync(self._awatch)()
         try:
@@ -145,6 +161,7 @@ class Stream:
             if self._connection is not None:
                 self._connection.end_watch()
         if not self._is_over():
+            self._drop_control_flow()
             self.call.reply()
 
     async def _awatch(self):
@@ -174,7 +191,8 @@ class Stream:
                 value = await anext(self._values, _END)
             else:
                 value = await _in_thread(self._next)
-            if value is _END:
+            if value is _END or self.is_cancelled:
+                # A generator may have swallowed its cancel.
                 return False
             if self.call.consumer._sync:
                 await _in_thread(self._tell, value)
@@ -190,7 +208,7 @@ class Stream:
             return False
         self._check()
         value = self._next()
-        if value is _END:
+        if value is _END or self.is_cancelled:
             return False
         self._tell(value)
         return True
@@ -198,12 +216,16 @@ class Stream:
     def _next(self):
         if self._is_over():
             return _END
-        if self._is_async:
-            return async_to_sync(self._anext)()
-        return next(self._values, _END)
-
-    async def _anext(self):
-        return await anext(self._values, _END)
+        begun = _open_transactions()
+        value = next(self._values, _END)
+        if not self._keeps_thread and _open_transactions() != begun:
+            # In this thread, whose next work is anybody's, and would be part of it.
+            self._values.close()
+            raise RuntimeError(
+                f"{self._values.__qualname__}() has a transaction open at a yield. Its steps may "
+                "run in different threads: let each begin and end its own."
+            )
+        return value
 
     def _tell(self, value):
         # A step may have taken long.
@@ -214,7 +236,7 @@ class Stream:
         """Raise the denial of a call that is not allowed any more."""
         if not self._must_check():
             return
-        self._asked_at, self._grants = time.monotonic(), self._kept_grants()
+        self._asked_at, self._grants = time.monotonic(), kept_grants(self.call.consumer)
         for ask in self.call.guards:
             denial = ask()
             if denial is not None:
@@ -227,29 +249,22 @@ class Stream:
     def _must_check(self):
         if not self.call.guards:
             return False
-        if self._grants is not self._kept_grants():
+        if self._grants is not kept_grants(self.call.consumer):
             return True
         return time.monotonic() - self._asked_at > get_setting("RECHECK_INTERVAL")
 
-    def _kept_grants(self):
-        return None if self._connection is None else self._connection.grants
-
     def _is_over(self):
-        return is_over(self.call.consumer) or (
-            self._connection is not None and self._connection.has_client_left
+        return (
+            self.is_cancelled
+            or is_over(self.call.consumer)
+            or (self._connection is not None and self._connection.has_client_left)
         )
 
     def _close(self):
         try:
-            if self._is_async:
-                async_to_sync(self._aclose_values)()
-            else:
-                self._values.close()
+            self._values.close()
         except Exception as error:
             self._log_end(error)
-
-    async def _aclose_values(self):
-        await self._values.aclose()
 
     async def _aclose(self, turn):
         try:
@@ -261,6 +276,11 @@ class Stream:
                     await _in_thread(self._values.close)
         except Exception as error:
             self._log_end(error)
+
+    def _drop_control_flow(self):
+        # In a handler it ends the consumer. A generator it ends as a return does.
+        if isinstance(self.call.error, CONTROL_FLOW):
+            self.call.error = None
 
     def _log_end(self, error):
         if isinstance(error, SocketEnded):
@@ -282,13 +302,15 @@ class Streams:
     event loop.
     """
 
-    __slots__ = ("_loop", "_streams", "turn")
+    __slots__ = ("_loop", "_streams", "_tasks", "turn")
 
     def __init__(self, loop, turn=None):
         self.turn = turn
         self._loop = loop
-        # By reply key: the stream, and its task once it has begun.
+        # By reply key, until the client is told of its end: the stream, and its task once begun.
         self._streams = {}
+        # With what they run: until all is done.
+        self._tasks = {}
 
     def open(self, stream):
         """
@@ -315,9 +337,11 @@ class Streams:
         """Begin what was opened."""
         for reply_key, (stream, task) in [*self._streams.items()]:
             if task is None:
+                stream.on_end = partial(self._streams.pop, reply_key, None)
                 task = asyncio.ensure_future(stream.run(self.turn))
                 self._streams[reply_key] = stream, task
-                task.add_done_callback(lambda task, key=reply_key: self._ended(key, task))
+                self._tasks[task] = stream
+                task.add_done_callback(self._ended)
 
     def grant(self, reply_key, parts):
         """Let a stream send so many ``parts`` more, and return whether it owed the client those."""
@@ -335,24 +359,33 @@ class Streams:
 
     async def stop(self):
         """Cancel all streams, and wait until they have ended; but not for ever."""
-        for stream, task in self._streams.values():
+        for task, stream in self._tasks.items():
             self._cancel(stream, task)
-        tasks = {task for _, task in self._streams.values() if task is not None}
-        if tasks and (await asyncio.wait(tasks, timeout=STOP_LIMIT))[1]:
-            names = sorted(stream.call.content["type"] for stream, _ in self._streams.values())
+        if self._tasks and (await asyncio.wait({*self._tasks}, timeout=STOP_LIMIT))[1]:
+            names = sorted(stream.call.content["type"] for stream in self._tasks.values())
             logger.error("Streams do not end, though they were cancelled: %s", ", ".join(names))
 
     def _cancel(self, stream, task):
+        is_ending = stream.is_cancelled or stream.is_closing
         stream.is_cancelled = True
-        if task is not None:
+        if task is not None and not is_ending:
             task.cancel()
 
-    def _ended(self, reply_key, task):
-        del self._streams[reply_key]
+    def _ended(self, task):
+        stream = self._tasks.pop(task)
+        key = stream.call.reply_key
+        if self._streams.get(key, (None,))[0] is stream:
+            del self._streams[key]
         if not task.cancelled() and task.exception() is not None:
             error = task.exception()
             if not isinstance(error, CONTROL_FLOW):
                 logger.error("A stream could not be sent", exc_info=error)
+
+
+def _open_transactions():
+    """Return which database connections of this thread are in a transaction, and how deep."""
+    found = connections.all(initialized_only=True)
+    return {each.alias: len(each.savepoint_ids) for each in found if each.in_atomic_block}
 
 
 async def _in_thread(function, /, *args):

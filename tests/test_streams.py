@@ -7,11 +7,14 @@ import weakref
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import DatabaseError
+from channels.exceptions import StopConsumer
+from channels.layers import get_channel_layer
+from django.db import DatabaseError, transaction
 
 from channels_websocket_utils import decorators, streams
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.threads import in_handler_pool
 from channels_websocket_utils.utils import aget_websocket_token, disconnect_user
 
 from .consumers import (
@@ -24,7 +27,7 @@ from .consumers import (
     MixedManager,
     PlainJson,
 )
-from .helpers import LIMIT, bare, ended, stack, until
+from .helpers import LIMIT, bare, ended, sign_in, stack, until
 
 VALUES = [{"a": 1}, {}, None, "text", [1], {"data": 1}, {"key": "mine", "more": False}]
 
@@ -303,7 +306,7 @@ async def test_stream_ends_when_its_client_leaves(kind, open_stream_socket):
         assert [line for line in lines if line != "step"] == ["closed", "disconnected"]
 
 
-@kinds(*PLAIN[1::2], *MANAGED[1:], generators=[AsyncStreaming])
+@kinds(*PLAIN, *MANAGED, generators=[AsyncStreaming])
 async def test_generator_that_waits_for_ever_ends_when_its_client_leaves(kind, open_stream_socket):
     socket, lines = await open_stream_socket(kind)
     await socket.send("waiting", reply_key="s")
@@ -485,7 +488,7 @@ async def test_socket_has_sixteen_streams_at_a_time(kind, open_stream_socket):
     socket, _ = await open_stream_socket(kind)
     for number in range(16):
         await socket.send("count", reply_key=f"s{number}", to=2, credit=1)
-        await socket.next_for(f"s{number}")
+        assert (await socket.next_for(f"s{number}"))["number"] == 0
 
     refused = await socket.call("count", to=2)
     await socket.send("websocket.more", reply_key="s3", parts=1)
@@ -805,15 +808,22 @@ async def test_streams_end_with_a_consumer_that_raises(kind, opened):
     assert "closed" in consumer.log.lines
 
 
-@kinds(*MANAGED[1:], generators=[AsyncStreaming])
+@OURS
 async def test_generator_that_is_cancelled_from_within_is_an_error(kind, opened):
     class Cancelled:
+        @auto_route
+        def cancelled(self):
+            yield 1
+            raise asyncio.CancelledError
+
+    class AsyncCancelled:
         @auto_route
         async def cancelled(self):
             yield 1
             raise asyncio.CancelledError
 
-    socket = await opened(type("Consumer", (Cancelled, kind[1]), {}))
+    generators = Cancelled if kind[0] is Streaming else AsyncCancelled
+    socket = await opened(type("Consumer", (generators, kind[1]), {}))
     await socket.send("cancelled", reply_key="s")
     await socket.next_for("s")
 
@@ -948,3 +958,406 @@ async def test_sync_generators_do_not_wait_for_each_other(user, session, open_so
 
     for socket in sockets:
         assert (await socket.next_for("s"))["data"] == "met"
+
+
+class SlowToEnd:
+    """An async generator that has something to do at its end."""
+
+    @auto_route
+    async def work(self):
+        try:
+            yield 1
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await self.tidy()
+
+    @auto_route
+    async def broken(self):
+        try:
+            yield object()
+        finally:
+            await self.tidy()
+
+    async def tidy(self):
+        self.log("begun")
+        await self.go.wait()
+        self.log("done")
+
+
+@pytest.mark.parametrize("again", ["cancel", "leave"])
+@pytest.mark.parametrize("name", ["work", "broken"])
+@kinds(*MANAGED[1:], generators=[AsyncStreaming])
+async def test_second_cancel_does_not_cut_the_end_short(kind, opened, name, again):
+    log, go = Log(), asyncio.Event()
+    socket = await opened(type("Consumer", (SlowToEnd, kind[1]), {"log": log, "go": go}))
+    await socket.send(name, reply_key="s")
+    if name == "work":
+        await socket.next_for("s")
+        await socket.send("websocket.cancel", reply_key="s")
+    await until(lambda: log.lines == ["begun"])
+
+    if again == "cancel":
+        await socket.send("websocket.cancel", reply_key="s")
+        # Handled in order: the cancel has been.
+        await socket.call("echo", value=1)
+        go.set()
+    else:
+        asyncio.get_running_loop().call_later(0.05, go.set)
+        await socket.bye()
+
+    await until(lambda: log.lines == ["begun", "done"])
+
+
+class Stubborn:
+    """A generator that takes no notice of its cancel."""
+
+    @auto_route
+    async def stubborn(self):
+        while True:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                self.log("swallowed")
+            self.log("step")
+            yield "again"
+
+    @auto_route
+    async def last_word(self):
+        try:
+            yield 1
+            await asyncio.get_running_loop().create_future()
+        finally:
+            yield "last word"
+
+
+@pytest.mark.parametrize("name", ["stubborn", "last_word"])
+@kinds(*MANAGED[1:], generators=[AsyncStreaming])
+async def test_generator_that_swallows_its_cancel_is_ended_all_the_same(kind, opened, name):
+    log = Log()
+    socket = await opened(type("Consumer", (Stubborn, kind[1]), {"log": log}))
+    for number in range(16):
+        await socket.send(name, reply_key=f"s{number}", credit=3)
+        assert (await socket.next_for(f"s{number}"))["more"]
+        await socket.send("websocket.cancel", reply_key=f"s{number}")
+
+    # All of their places are free again.
+    for number in range(16):
+        frames = [{"error": None}]
+        while "error" in frames[-1]:
+            await socket.send(name, reply_key=f"again{number}", credit=1)
+            frames.append(await socket.next())
+            while not frames[-1]["key"].startswith("again"):
+                frames.append(await socket.next())
+        assert "last word" not in str(frames)
+
+
+async def test_generator_that_swallows_its_cancel_makes_one_more_step_at_most(opened, user):
+    log = Log()
+    socket = await opened(type("Consumer", (Stubborn, AsyncManager), {"log": log}))
+    await socket.send("stubborn", reply_key="s")
+    await socket.next_for("s")
+
+    await sync_to_async(disconnect_user)(user)
+    assert await ended(socket) == 4410
+    await until(lambda: "swallowed" in log.lines)
+    await socket.bye()
+
+    assert len(log.lines) - log.lines.index("swallowed") <= 2
+
+
+@pytest.mark.parametrize("end", ["cancel", "disconnect"])
+async def test_step_that_waits_for_a_thread_does_not_outlive_its_stream(opened, settings, end):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    log, go, holds = Log(), threading.Event(), threading.Event()
+
+    def hold():
+        holds.set()
+        go.wait(LIMIT)
+
+    class Consumer(MixedManager):
+        @auto_route
+        def steps(self):
+            while True:
+                log("step")
+                yield 1
+
+    socket = await opened(Consumer)
+    await socket.send("steps", reply_key="s", credit=1)
+    await socket.next_for("s")
+    holding = asyncio.ensure_future(in_handler_pool(hold)())
+    await until(holds.is_set)
+    await socket.send("websocket.more", reply_key="s", parts=1)
+    await until(lambda: streams_of(Consumer)[0]._allowance == 0)
+
+    if end == "cancel":
+        await socket.send("websocket.cancel", reply_key="s")
+        await until(lambda: streams_of(Consumer)[0].is_cancelled)
+    else:
+        for connection in live_connections():
+            connection.disconnect()
+        assert await ended(socket) == 4410
+    go.set()
+    await holding
+    await until(lambda: not streams_of(Consumer))
+
+    assert log.lines == ["step"]
+
+
+def streams_of(consumer_class):
+    """Return what runs of the one consumer of this class."""
+    [consumer] = [each for each in gc.get_objects() if type(each) is consumer_class]
+    return [*consumer._streams._tasks.values()]
+
+
+@pytest.mark.parametrize("base", [Manager, MixedManager])
+async def test_transaction_that_is_open_at_a_yield_is_an_error_and_nobody_elses(
+    base, user, other, open_socket, django_user_model, caplog
+):
+    """The thread goes on with anybody's work: it would be part of the transaction."""
+
+    class Consumer(base):
+        @auto_route
+        def export(self):
+            with transaction.atomic():
+                yield from range(3)
+
+        @auto_route
+        def nested(self):
+            with transaction.atomic():
+                django_user_model.objects.create_user("in its own step")
+            yield 1
+
+        @auto_route
+        def save(self):
+            django_user_model.objects.create_user("saved")
+
+    sockets = []
+    for each in (user, other):
+        token = await aget_websocket_token(each)
+        session = await sync_to_async(sign_in)(each)
+        sockets.append(open_socket(stack(Consumer), f"/ws/{token}", session=session))
+        await sockets[-1].connect()
+    ada, ben = sockets
+
+    answer = await ada.call("export", credit=1)
+    await ben.call("save")
+    await ada.send("nested", reply_key="n")
+    parts, end = await parts_of(ada, "n")
+
+    assert answer["error"]["code"] == "internal"
+    assert "has a transaction open at a yield" in caplog.text
+    assert (len(parts), end) == (1, {"key": "n", "more": False})
+    names = await sync_to_async(
+        lambda: {each.username for each in django_user_model.objects.all()}
+    )()
+    assert {"saved", "in its own step"} <= names
+
+
+async def test_transaction_of_a_documented_consumer_may_span_its_steps(opened):
+    """There all steps run in one thread, and nothing else meanwhile."""
+
+    class Consumer(PlainJson):
+        @auto_route
+        def export(self):
+            with transaction.atomic():
+                yield from range(3)
+
+    socket = await opened(Consumer)
+    await socket.send("export", reply_key="s")
+
+    assert len((await parts_of(socket))[0]) == 3
+
+
+async def test_permission_that_goes_right_after_it_was_asked_for_is_noticed(
+    opened, user, permission, monkeypatch
+):
+    await sync_to_async(user.user_permissions.add)(permission)
+    ask, asked = decorators._why_denied, []
+
+    def ask_and_take_away(consumer, perms):
+        code = ask(consumer, perms)
+        if not asked:
+            user.user_permissions.remove(permission)
+            # The word of that has arrived: what was kept is dropped.
+            connection = consumer.scope["websocket_connection"]
+            kept = connection.grants
+            deadline = time.monotonic() + LIMIT
+            while connection.grants is kept and time.monotonic() < deadline:
+                time.sleep(0.01)
+        asked.append(code)
+        return code
+
+    monkeypatch.setattr(decorators, "_why_denied", ask_and_take_away)
+    socket = await opened(streaming(AsyncStreaming, AsyncManager))
+
+    await socket.send("guarded", reply_key="s", to=5)
+
+    assert (await socket.next_for("s"))["error"]["code"] == "permission_denied"
+
+
+async def test_guards_of_what_a_step_calls_are_not_kept(
+    opened, user, permission, monkeypatch, settings
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    await sync_to_async(user.user_permissions.add)(permission)
+    ask, asked = decorators._why_denied, []
+    monkeypatch.setattr(decorators, "_why_denied", lambda *args: asked.append(1) or ask(*args))
+
+    class Consumer(AsyncManager):
+        @require_perms(PERM)
+        async def helper(self):
+            return 1
+
+        @auto_route
+        @require_perms(PERM)
+        async def calls(self):
+            for number in range(50):
+                await self.helper()
+                yield number
+            await asyncio.sleep(0.1)
+            asked.clear()
+            yield "last"
+
+    socket = await opened(Consumer)
+    await socket.send("calls", reply_key="s")
+    parts, end = await parts_of(socket)
+
+    assert (len(parts), end["more"]) == (51, False)
+    assert 1 <= len(asked) <= 2
+
+
+@kinds(*PLAIN)
+async def test_client_that_sends_and_leaves_is_heard_behind_all_it_sent(kind, open_stream_socket):
+    socket, lines = await open_stream_socket(kind)
+    await socket.send("endless", reply_key="s")
+    await socket.next_for("s")
+    for number in range(60):
+        await socket.send("ping", number=number)
+
+    await socket.send_input({"type": "websocket.disconnect", "code": 1000})
+
+    await until(lambda: "closed" in lines)
+    await socket.wait(LIMIT)
+
+
+@kinds(*PLAIN)
+async def test_client_that_sends_more_than_is_kept_is_told(kind, open_stream_socket):
+    socket, lines = await open_stream_socket(kind)
+    await socket.send("endless", reply_key="s")
+    await socket.next_for("s")
+
+    for number in range(65):
+        await socket.send("ping", number=number)
+
+    assert await ended(socket) == 4429
+    await until(lambda: "closed" in lines)
+    await socket.wait(LIMIT)
+
+
+@OURS
+async def test_key_is_free_once_the_end_was_sent(kind, open_stream_socket):
+    socket, _ = await open_stream_socket(kind)
+    for _ in range(100):
+        await socket.send("count", reply_key="s", to=1)
+
+        assert await parts_of(socket) == ([{"number": 0}], {"key": "s", "more": False})
+
+
+@ALL
+async def test_control_flow_of_channels_ends_a_generator_as_a_return_does(kind, opened):
+    class Stops:
+        @auto_route
+        def stops(self):
+            yield 1
+            raise StopConsumer
+
+    class AsyncStops:
+        @auto_route
+        async def stops(self):
+            yield 1
+            raise StopConsumer
+
+    generators = Stops if kind[0] is Streaming else AsyncStops
+    socket = await opened(type("Consumer", (generators, kind[1]), {}))
+    await socket.send("stops", reply_key="s")
+
+    assert await parts_of(socket) == ([{"data": 1}], {"key": "s", "more": False})
+    assert await socket.call("echo", value=1)
+
+
+@OURS_ASYNC
+async def test_stream_ends_when_its_consumer_closes_the_socket_elsewhere(kind, opened):
+    """Without waiting for the client, which may never answer the close."""
+    consumer = streaming(*kind)
+
+    class Sync(consumer):
+        def kicked(self, event):
+            self.close()
+
+        @auto_route
+        def name(self):
+            return self.channel_name
+
+    class Async(Sync):
+        async def kicked(self, event):
+            await self.close()
+
+    socket = await opened(Sync if consumer._sync else Async)
+    name = (await socket.call("name"))["data"]
+    await socket.send("endless", reply_key="s")
+    await socket.next_for("s")
+
+    await get_channel_layer().send(name, {"type": "kicked"})
+
+    await until(lambda: "closed" in consumer.log.lines)
+
+
+async def test_async_generator_that_never_waits_lets_others_have_their_turn(opened):
+    class Consumer(AsyncManager):
+        @auto_route
+        async def busy(self):
+            while True:
+                yield 1
+
+    socket = await opened(Consumer)
+    await socket.send("busy", reply_key="s")
+    await socket.next_for("s")
+
+    assert (await socket.call("echo", value=1))["data"] == 1
+    await socket.send("websocket.cancel", reply_key="s")
+
+
+@kinds(*MANAGED, generators=[Streaming])
+async def test_end_of_a_sync_generator_runs_in_a_thread(kind, opened, django_user_model):
+    log = Log()
+
+    class Generators:
+        @auto_route
+        def steps(self):
+            try:
+                while True:
+                    yield 1
+            finally:
+                log(django_user_model.objects.count())
+
+    socket = await opened(type("Consumer", (Generators, kind[1]), {}))
+    await socket.send("steps", reply_key="s", credit=1)
+    await socket.next_for("s")
+
+    await socket.send("websocket.cancel", reply_key="s")
+
+    await until(lambda: log.lines == [1])
+
+
+async def test_stream_of_a_documented_consumer_ends_with_its_handler(opened):
+    """A server that shuts down cancels the application."""
+    consumer = streaming(AsyncStreaming, AsyncPlainJson)
+    socket = await opened(consumer)
+    await socket.send("waiting", reply_key="s")
+    await socket.next_for("s")
+
+    socket.future.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await socket.future
+
+    assert consumer.log.lines == ["closed"]
