@@ -260,8 +260,10 @@ WEAKNESSES = [
         "begin a step after the socket has ended",
         "streams.py",
         """\
-        return is_over(self.call.consumer) or (
-            self._connection is not None and self._connection.has_client_left
+        return (
+            self.is_cancelled
+            or is_over(self.call.consumer)
+            or (self._connection is not None and self._connection.has_client_left)
         )
 """,
         "        return False\n",
@@ -357,6 +359,41 @@ WEAKNESSES = [
         "sockets.py",
         "        if self._waiting is None and self._looking is None and not self.ended:",
         "        if False:",
+        "streams",
+    ),
+    (
+        "let a transaction stay open in a thread that others share",
+        "streams.py",
+        "        if not self._keeps_thread and _open_transactions() != begun:",
+        "        if False:",
+        "streams",
+    ),
+    (
+        "cut the end of a generator short by a second cancel",
+        "streams.py",
+        "        if task is not None and not is_ending:",
+        "        if task is not None:",
+        "streams",
+    ),
+    (
+        "go on with a generator that has swallowed its cancel",
+        "streams.py",
+        "            self.is_cancelled\n            or is_over",
+        "            is_over",
+        "streams",
+    ),
+    (
+        "take the answer to the call for one of the stream's own",
+        "streams.py",
+        "        self._asked_at, self._grants = call.asked_at, call.grants",
+        "        self._asked_at, self._grants = time.monotonic(), kept_grants(call.consumer)",
+        "streams",
+    ),
+    (
+        "keep whatever a client sends ahead",
+        "sockets.py",
+        "            if len(self._ahead) < MAX_AHEAD or self.has_client_left:",
+        "            if True:",
         "streams",
     ),
 ]
