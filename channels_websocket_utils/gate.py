@@ -38,6 +38,7 @@ __all__ = [
     "TokenAnnotation",
     "Verdict",
     "annotate",
+    "anonymous",
     "decide",
     "fresh_user",
     "identity_of",
@@ -137,7 +138,7 @@ def decide(digest, *, path="", session=None, user=None, token_only=False):
     except (db.Error, StoreUnavailable) as error:
         # One line: an outage refuses thousands.
         logger.error("A connection was refused, for want of an answer: %s", error)
-        return Verdict(session, _anonymous(), annotate("unavailable"))
+        return Verdict(session, anonymous(), annotate("unavailable"))
 
 
 def refuse(reason):
@@ -148,7 +149,7 @@ def refuse(reason):
 
 def annotate(reason, expires_at=None):
     """Return the annotation of a token that is not valid for ``reason``."""
-    user = None if reason == "missing" else _anonymous()
+    user = None if reason == "missing" else anonymous()
     return TokenAnnotation(is_valid=False, user=user, expires_at=expires_at, reason=reason)
 
 
@@ -248,7 +249,7 @@ def _decide_session(session, signed_in, user, validated_at):
     backend = fresh.backend if fresh is not None else ""
     principal = _principal(session, known, backend, None, validated_at)
     if principal is None or _is_session_over(principal):
-        return Verdict(session, _anonymous(), annotate("missing"))
+        return Verdict(session, anonymous(), annotate("missing"))
     return Verdict(session, known, annotate("missing"), principal)
 
 
@@ -449,7 +450,8 @@ def _can_join():
     )
 
 
-def _anonymous():
+def anonymous():
+    """Return nobody, as Django has it."""
     # Models cannot be imported before Django has loaded its apps.
     from django.contrib.auth.models import AnonymousUser
 

@@ -41,6 +41,10 @@ class WebSocketTokenAuthMiddleware:
     with 4401, the only way a browser can tell it from a network failure.
     ``token_only``: the token alone signs its user in, for clients without a session cookie.
     ``token_kwarg``: the name of the token in the routes.
+    ``sources``: where the token may be: ``"path"``, or ``"subprotocol"``, offered by the client as
+    ``["websocket.token", TOKEN]``, or both. With the latter every route is one that needs a token,
+    and an accept that chooses no subprotocol answers ``websocket.token``, without which browsers
+    fail.
     ``isolate``: run the inner application in a ``ThreadSensitiveContext``, so plain sync
     consumers of different sockets do not wait for each other; it costs a thread, and a database
     connection, for each socket that uses one.
@@ -50,7 +54,14 @@ class WebSocketTokenAuthMiddleware:
     """
 
     def __init__(
-        self, inner, *, required=False, token_only=False, token_kwarg="token", isolate=False
+        self,
+        inner,
+        *,
+        required=False,
+        token_only=False,
+        token_kwarg="token",
+        sources=("path",),
+        isolate=False,
     ):
         who = type(self).__name__
         require_installed(who)
@@ -63,10 +74,16 @@ class WebSocketTokenAuthMiddleware:
             # "false", from an environment variable, is true.
             if not isinstance(value, bool):
                 raise ImproperlyConfigured(f"{who} needs True or False for {name}, not {value!r}.")
+        is_list = isinstance(sources, (list, tuple))
+        if not is_list or not sources or any(each not in routes.SOURCES for each in sources):
+            raise ImproperlyConfigured(
+                f"{who} needs sources such as ('path',) or ('subprotocol',), not {sources!r}."
+            )
         self.inner = routes.prepare(inner, who, token_kwarg)
         self.required = required
         self.token_only = token_only
         self.token_kwarg = token_kwarg
+        self.sources = tuple(sources)
         self.isolate = isolate
         wrapped = routes.layers(self.inner)
         if any(isinstance(layer, WebSocketTokenAuthMiddleware) for layer in wrapped):
@@ -92,12 +109,17 @@ class WebSocketTokenAuthMiddleware:
             # URLRouter's own exception would carry the token into the log.
             logger.debug("Connection refused: no route matches its path")
             return await connection.refuse()
-        handshake = routes.read_handshake(scope, found[1])
+        handshake = routes.read_handshake(scope, found[1], self.sources)
+        is_offered = routes.TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ())
+        if is_offered and "subprotocol" in self.sources:
+            connection.token_subprotocol = routes.TOKEN_SUBPROTOCOL
         # From here on nothing in this frame, or further in, holds the token.
         scope, digest = handshake.scope, None
         if handshake.token is not None:
             digest = tokens.digest_of(handshake.token)
         reason, path = handshake.reason, handshake.path
+        # A route that knows of no token passes untouched.
+        is_free = not handshake.needs_token and not self.required
         del handshake
         # Both walks must end in the same consumer, or the token would have chosen the route.
         after = routes.match(self.inner, scope, self.token_kwarg)
@@ -116,7 +138,7 @@ class WebSocketTokenAuthMiddleware:
         connection.path = scope["path"]
         scope["websocket_connection"] = connection
         try:
-            await self._serve(scope, connection, digest, reason, path)
+            await self._serve(scope, connection, digest, reason, path, is_free)
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending to nobody")
         except Exception:
@@ -127,8 +149,8 @@ class WebSocketTokenAuthMiddleware:
         finally:
             await connection.leave()
 
-    async def _serve(self, scope, connection, digest, reason, path):
-        verdict = await self._decide(scope, digest, reason, path)
+    async def _serve(self, scope, connection, digest, reason, path, is_free):
+        verdict = await self._decide(scope, digest, path, is_free)
         if verdict is not None:
             annotation = verdict.token
         elif reason == "missing" or not token_refused.has_listeners():
@@ -140,7 +162,7 @@ class WebSocketTokenAuthMiddleware:
         if annotation.reason == "unavailable":
             return await connection.accept_and_close(messages.CLOSE_TRY_LATER)
         if annotation.reason is not None:
-            if annotation.reason == "missing":
+            if is_free:
                 logger.debug("The route of a connection has no %r", self.token_kwarg)
             else:
                 logger.debug("Bad token: %s", annotation.reason)
@@ -151,11 +173,11 @@ class WebSocketTokenAuthMiddleware:
         if connection.ended:
             # While the gate looked, or as one too many.
             return await connection.accept_and_close(connection.close_code)
-        if annotation.reason in (None, "missing"):
+        if annotation.reason is None or is_free:
             if verdict is not None:
                 scope["user"] = verdict.user
         else:
-            scope["user"] = annotation.user
+            scope["user"] = annotation.user or gate.anonymous()
             if "session" in scope:
                 scope["session"] = _session_store()
             connection.is_refused = True
@@ -165,12 +187,11 @@ class WebSocketTokenAuthMiddleware:
                 return await self.inner(scope, connection.receive, connection.send)
         return await self.inner(scope, connection.receive, connection.send)
 
-    async def _decide(self, scope, digest, reason, path):
+    async def _decide(self, scope, digest, path, is_free):
         """Return the verdict on the connection, ``None`` where the database need not be asked."""
         user = scope.get("user")
         if digest is None:
-            is_signed_in = getattr(user, "is_authenticated", False)
-            if not is_signed_in or reason != "missing" or self.required:
+            if not is_free or not getattr(user, "is_authenticated", False):
                 return None
         elif user is None and not self.token_only:
             raise ImproperlyConfigured(
@@ -202,14 +223,14 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
     never flushes a session. A route without a token has the session's user.
     """
 
-    async def _decide(self, scope, digest, reason, path):
+    async def _decide(self, scope, digest, path, is_free):
         if "cookies" not in scope:
             scope["cookies"] = _cookies(scope)
         if "session" not in scope:
             key = scope["cookies"].get(settings.SESSION_COOKIE_NAME, "")
             # PostgreSQL refuses to look for a NUL; no session has one.
             scope["session"] = _session_store(None if "\0" in key else key)
-        if digest is None and (reason != "missing" or self.required):
+        if digest is None and not is_free:
             # Refused for its form: no query is made for it.
             return None
         return await self._ask_gate(scope, digest, path)

@@ -8,6 +8,7 @@ here too, since the shape is all that can be known of it before the database is 
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from urllib.parse import quote, unquote
 
 from channels.consumer import AsyncConsumer
@@ -15,7 +16,9 @@ from channels.routing import URLRouter
 from django.core.exceptions import ImproperlyConfigured
 
 __all__ = [
+    "SOURCES",
     "TOKEN_PREFIX",
+    "TOKEN_SUBPROTOCOL",
     "Handshake",
     "bound_path",
     "layers",
@@ -28,6 +31,10 @@ __all__ = [
 
 # A fixed prefix, so that log filters and secret scanners can see a token.
 TOKEN_PREFIX = "wst_"
+
+# Where a handshake may carry its token: in the path, or offered as ["websocket.token", TOKEN].
+SOURCES = ("path", "subprotocol")
+TOKEN_SUBPROTOCOL = "websocket.token"
 
 _TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
 # What must not be seen: a whole token, one whose prefix somebody changed to upper case, and
@@ -49,37 +56,49 @@ class Handshake:
     What the handshake carries: ``token``, or why there is none to look up in ``reason``.
 
     ``path`` is the path that a token may be bound to; ``scope`` is the connection's scope with
-    a dummy in the token's place, all that anybody further in will see.
+    a dummy in the token's place, all that anybody further in will see. ``needs_token`` is false
+    where the route knows of no token.
     """
 
     scope: dict
     path: str
     reason: str | None
+    needs_token: bool
     token: str | None = field(repr=False)
 
 
-def read_handshake(scope, captured):
+def read_handshake(scope, captured, sources=("path",)):
     """
     Return the ``Handshake`` of ``scope``, in whose path the tokens ``captured`` were found.
 
-    The token is usable (``reason`` is ``None``) only if it is the single one of the handshake,
-    has the shape of a token and stands in the raw path without percent-escapes.
+    ``sources`` are those of ``SOURCES`` that may carry the token. It is usable (``reason`` is
+    ``None``) only if it is the single one of the handshake, has the shape of a token and stands in
+    the raw path, or the raw header, without percent-escapes.
     """
     token = None
-    if not captured:
+    in_path = captured if "path" in sources else ()
+    offered = _offered_tokens(scope) if "subprotocol" in sources else ()
+    found = [*in_path, *offered]
+    if not found:
         reason = "missing"
-    elif len(captured) > 1 or _count(scope) > 1:
+    elif len(found) > 1 or _count(scope) > 1:
         reason = "two_tokens"
-    elif not _is_shaped(captured[0], scope):
+    elif not _is_shaped(found[0], *(_raw_offers(scope) if offered else _raw_paths(scope))):
         reason = "malformed"
     else:
         reason = None
-        token = captured[0]
+        token = found[0]
     masked = _mask_scope(scope)
     # Without a token to look up nothing is bound, and nothing that is like one may stay in sight.
     path = scope["path"] if token else masked["path"]
     path = bound_path(path[len(scope.get("root_path", "")) :], token)
-    return Handshake(scope=masked, path=path, reason=reason, token=token)
+    return Handshake(
+        scope=masked,
+        path=path,
+        reason=reason,
+        needs_token=bool(captured) or "subprotocol" in sources,
+        token=token,
+    )
 
 
 def bound_path(path, token=None):
@@ -235,13 +254,28 @@ def _count(scope):
     return sum(len(_TOKEN.findall(text)) for text in texts)
 
 
-def _is_shaped(token, scope):
+def _offered_tokens(scope):
+    """Return what is offered behind ``websocket.token``."""
+    names = scope.get("subprotocols") or ()
+    return [after for name, after in pairwise(names) if name == TOKEN_SUBPROTOCOL]
+
+
+def _is_shaped(token, *raw_texts):
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         return False
-    if token not in scope["path"]:
-        return False
+    return all(token.encode() in text for text in raw_texts)
+
+
+def _raw_paths(scope):
     raw_path = scope.get("raw_path")
-    return raw_path is None or token.encode() in raw_path
+    # A site's converter may have made its value up.
+    return [scope["path"].encode(errors="replace"), *([] if raw_path is None else [raw_path])]
+
+
+def _raw_offers(scope):
+    # Daphne hands over unquoted names.
+    names = scope.get("headers") or ()
+    return [value for name, value in names if name.lower() == b"sec-websocket-protocol"]
 
 
 def _dummy(found):
@@ -262,7 +296,8 @@ def _mask_scope(scope):
             for name, value in scope["headers"]
         ]
     if scope.get("subprotocols"):
-        masked["subprotocols"] = [mask(name) for name in scope["subprotocols"]]
+        # A consumer could choose a dummy, and no browser would take that.
+        masked["subprotocols"] = [name for name in scope["subprotocols"] if mask(name) == name]
     if "url_route" in scope:
         route = scope["url_route"]
         masked["url_route"] = {

@@ -60,6 +60,7 @@ class Socket:
         "has_client_left",
         "is_accepted",
         "is_refused",
+        "token_subprotocol",
     )
 
     def __init__(self, scope, receive, send):
@@ -70,6 +71,8 @@ class Socket:
         # offered: Daphne hands over unquoted names.
         offered = routes.plain_subprotocols(scope.get("subprotocols") or ())
         self._subprotocol = offered[0] if offered else None
+        # Answered where the consumer chooses none; ``None`` where no token may be offered.
+        self.token_subprotocol = None
         self.ended = self.is_accepted = self.is_refused = self.has_client_left = False
         self._has_connected = self._is_told = self._is_released = self._must_close = False
         self._waiting = self._closing = self._dropping_since = self.close_code = None
@@ -86,6 +89,8 @@ class Socket:
             return await self._drop()
         if message["type"] == "websocket.accept":
             self.is_accepted = True
+            if not message.get("subprotocol") and self.token_subprotocol:
+                message = {**message, "subprotocol": self.token_subprotocol}
             await self._say(message)
             return await self.accepted()
         if message["type"] == "websocket.close":

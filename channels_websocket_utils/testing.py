@@ -103,8 +103,9 @@ class WebSocketCommunicator:
             assert await socket.call("save_note", text="Milk") == {"id": 1}
             assert await socket.receive_push("saved") == {"id": 1}
 
-    ``path`` may have a query. In the place of ``{token}`` comes a new token of the user, bound to
-    the session; for nobody it is one that never validates. To send another one, or no cookie
+    ``path`` may have a query. In the place of ``{token}``, in the path or in one of the
+    ``subprotocols``, comes a new token of the user, bound to the session; for nobody it is one that
+    never validates. To send another one, or no cookie
     beside it (``token_only``), write the token into the path and leave ``user`` out.
     ``session``, a ``SessionStore`` or its key, is the cookie to use, such as
     ``self.client.session``; without ``user`` its user is taken. Otherwise a new session is made.
@@ -344,9 +345,11 @@ class WebSocketCommunicator:
             user = gate.decide(None, session=self.session).user
         if self.session is None and user.is_authenticated:
             self.session = _sign_in(user)
-        path = self.path
-        if "{token}" in path:
-            path = path.replace("{token}", get_websocket_token(user, session=self.session))
+        path, names = self.path, self.scope["subprotocols"]
+        if any("{token}" in text for text in [path, *names]):
+            token = get_websocket_token(user, session=self.session)
+            path = path.replace("{token}", token)
+            self.scope["subprotocols"] = [name.replace("{token}", token) for name in names]
         path, _, query = path.partition("?")
         self.scope["path"] = unquote(path)
         self.scope["raw_path"] = path.encode()

@@ -5,7 +5,9 @@
  * URL's query names, and what happens kept where a test can see it.
  */
 {
-  const manager = new WebSocketManager(location.search.slice(1), null, { tokenURL: "/websocket/token/" })
+  const path = location.search.slice(1)
+  const tokenSource = path === "/client/offered/" ? "subprotocol" : "path"
+  const manager = new WebSocketManager(path, null, { tokenURL: "/websocket/token/", tokenSource })
   const LIMIT = 20000
 
   const now = () => Math.round(performance.now())
@@ -37,9 +39,9 @@
   window.ask = (message, options) => outcome(manager.request(message, options))
 
   /** Open a URL by hand; returns the close code, or the first frame if one comes before. */
-  window.dial = (url) =>
+  window.dial = (url, offers = []) =>
     new Promise((resolve) => {
-      const socket = new WebSocket(url)
+      const socket = new WebSocket(url, offers)
       socket.onmessage = ({ data }) => resolve(data)
       socket.onclose = ({ code }) => resolve(code)
     })

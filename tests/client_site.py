@@ -85,7 +85,13 @@ def recorded(application):
 routes = [
     path(f"client/{name}/<str:token>", consumer.as_asgi()) for name, consumer in CONSUMERS.items()
 ]
-websocket = recorded(WebSocketTokenAuthMiddlewareStack(URLRouter(routes), required=True))
+# Here the token is offered as a subprotocol.
+routes.append(path("client/offered/", Client.as_asgi()))
+websocket = recorded(
+    WebSocketTokenAuthMiddlewareStack(
+        URLRouter(routes), required=True, sources=("path", "subprotocol")
+    )
+)
 
 # The client needs no more.
 POLICY = (

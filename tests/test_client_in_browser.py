@@ -155,7 +155,7 @@ class Watched:
 
     @property
     def tokens(self):
-        return [re.search(r"wst_[\w-]+", url)[0] for url in self.urls]
+        return [token for url in self.urls for token in re.findall(r"wst_[\w-]+", url)]
 
     def _note_socket(self, socket):
         self.urls.append(socket.url)
@@ -192,7 +192,8 @@ def open_page(site, browser):
         for page in pages:
             assert page.problems == []
             # Whatever a test did to the page: no token opens, nor tries to open, a second socket.
-            assert len(page.watched.tokens) == len(set(page.watched.tokens)) >= 1
+            assert len(page.watched.tokens) == len(set(page.watched.tokens))
+            assert page.watched.urls
             if not page.is_closed():
                 assert page.evaluate("violations") == []
 
@@ -464,6 +465,23 @@ def test_nothing_of_one_user_runs_as_another(site, open_page, window):
     assert ask(open_page("ben", context=window), "note", text="own") == ["answered", "own"]
     assert site.log("noted", "ben") == [["noted", "ben", "own"]]
     assert site.log("made") == site.log("noted", "ada", "queued") == []
+
+
+@ON_ALL
+def test_token_that_is_offered_as_a_subprotocol_is_in_no_url(site, open_page):
+    """And a refusal has its code: Chromium would say 1006 if the offer were not answered."""
+    page = open_page(socket="offered")
+    assert ask(page, "note", text="offered") == ["answered", "offered"]
+
+    with page.expect_websocket():
+        page.evaluate("() => manager.sendJSON({ type: 'drop', code: 4490 })")
+    expect_state(page, "open")
+    assert ask(page, "note", text="back") == ["answered", "back"]
+
+    assert page.watched.tokens == []
+    assert len(page.watched.urls) == page.watched.asked == 2
+    offers = ["websocket.token", f"wst_{'u' * 43}"]
+    assert page.evaluate("(args) => dial(...args)", [page.watched.urls[0], offers]) == 4401
 
 
 # What a page may be

@@ -5,6 +5,7 @@ import sqlite3
 from datetime import timedelta
 
 import pytest
+from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import OriginValidator
@@ -400,7 +401,6 @@ async def test_token_alone_signs_its_user_in(user, session, open_socket):
 async def test_token_only_still_refuses_the_token_of_somebody_else(
     other, token, open_socket, session
 ):
-    from asgiref.sync import sync_to_async
 
     others_session = await sync_to_async(sign_in)(other)
     socket = open_socket(stack(Spy, token_only=True), f"/ws/{token}", session=others_session)
@@ -844,3 +844,192 @@ async def test_inner_exception_has_no_token_in_frames_of_ours(session, token, op
     ]
     assert len(ours) >= 1
     assert token not in repr(ours)
+
+
+def offering(*names, session=None, **scope):
+    """A handshake that offers subprotocols, as servers hand it over."""
+    header = (b"sec-websocket-protocol", ", ".join(names).encode())
+    return {"subprotocols": [*names], "headers": [header], "session": session, **scope}
+
+
+OFFERED = {"sources": ("subprotocol",)}
+BOTH = {"sources": ("path", "subprotocol")}
+
+
+@COMPOSITIONS
+async def test_offered_token_opens_one_socket_and_no_second(compose, user, session, open_socket):
+    application = compose(Spy, "ws/", **OFFERED)
+    token = await aget_websocket_token(user)
+
+    outcomes = []
+    for _ in range(2):
+        socket = open_socket(
+            application, "/ws/", **offering("websocket.token", token, session=session)
+        )
+        outcomes.append(await socket.outcome())
+
+    assert outcomes == [OPEN, OPEN]
+    assert not Spy.seen["websocket_token"].is_valid
+    assert await sync_to_async(used)() == 1
+
+
+async def test_offered_token_is_in_nothing_that_is_further_in(user, session, open_socket):
+    token = await aget_websocket_token(user)
+    socket = open_socket(
+        stack(Spy, "ws/", **OFFERED),
+        "/ws/",
+        **offering("json", "websocket.token", token, session=session),
+    )
+
+    assert (await socket.connect())["type"] == "websocket.accept"
+    assert Spy.seen["websocket_token"].is_valid
+    assert Spy.seen["user"] == user
+    assert Spy.seen["subprotocols"] == ["json", "websocket.token"]
+    assert token not in repr(Spy.seen)
+    assert dict(Spy.seen["headers"])[b"sec-websocket-protocol"].endswith(DUMMY.encode())
+
+
+@pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
+async def test_every_accept_answers_the_offer_of_a_token(consumer, user, session, open_socket):
+    """Else Chromium fails with 1006."""
+    for token in (await aget_websocket_token(user), UNKNOWN_TOKEN):
+        socket = open_socket(
+            stack(consumer, "ws/", **OFFERED),
+            "/ws/",
+            **offering("websocket.token", token, session=session),
+        )
+
+        assert (await socket.connect())["subprotocol"] == "websocket.token"
+
+
+@pytest.mark.parametrize("consumer", [PlainJson, AsyncManager])
+async def test_subprotocol_that_a_consumer_chooses_is_answered(
+    consumer, user, session, open_socket
+):
+    class Chooses(consumer):
+        if consumer._sync:
+
+            def connect(self):
+                self.accept("json")
+        else:
+
+            async def connect(self):
+                await self.accept("json")
+
+    token = await aget_websocket_token(user)
+    socket = open_socket(
+        stack(Chooses, "ws/", **OFFERED),
+        "/ws/",
+        **offering("websocket.token", token, "json", session=session),
+    )
+
+    assert (await socket.connect())["subprotocol"] == "json"
+
+
+async def test_offer_of_a_token_is_not_answered_where_nobody_reads_it(user, session, open_socket):
+    socket = open_socket(
+        stack(Spy, "ws/"), "/ws/", **offering("websocket.token", UNKNOWN_TOKEN, session=session)
+    )
+
+    assert not (await socket.connect()).get("subprotocol")
+    assert Spy.seen["subprotocols"] == ["websocket.token"]
+
+
+@pytest.mark.parametrize("compose", [stack, documented])
+async def test_two_tokens_in_path_and_offer_are_refused_and_none_is_spent(
+    compose, user, session, open_socket
+):
+    one, two = await aget_websocket_token(user), await aget_websocket_token(user)
+    for route, url, offers, options in [
+        ("ws/<str:token>", f"/ws/{one}", ["websocket.token", two], BOTH),
+        ("ws/<str:token>", f"/ws/{one}", ["websocket.token", one], BOTH),
+        ("ws/<str:token>", f"/ws/{one}", ["websocket.token", two], OFFERED),
+        ("ws/<str:token>", f"/ws/{one}", ["websocket.token", two], {}),
+        ("ws/<str:token>", "/ws/word", ["websocket.token", two], BOTH),
+        ("ws/", "/ws/", ["websocket.token", one, "websocket.token", two], BOTH),
+        ("ws/", "/ws/", ["websocket.token", one, two], OFFERED),
+    ]:
+        application = compose(Spy, route, required=True, **options)
+        socket = open_socket(application, url, **offering(*offers, session=session))
+
+        assert await socket.outcome() == 403
+    assert await sync_to_async(used)() == 0
+
+
+async def test_either_source_will_do_where_both_are_named(user, session, open_socket):
+    for url, offers in [("/ws/{}", []), ("/offered/", ["websocket.token", "{}"])]:
+        token = await aget_websocket_token(user)
+        routes = [path("ws/<str:token>", Spy.as_asgi()), path("offered/", Spy.as_asgi())]
+        application = WebSocketTokenAuthMiddlewareStack(URLRouter(routes), required=True, **BOTH)
+        names = [name.format(token) for name in offers]
+        socket = open_socket(application, url.format(token), **offering(*names, session=session))
+
+        assert await socket.outcome() == OPEN
+        assert Spy.seen["websocket_token"].is_valid
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["websocket.token"],
+        ["json"],
+        ["websocket.token", "wst_short"],
+        ["websocket.token", "json", "wst_" + "u" * 43],
+        ["wst_" + "u" * 43, "websocket.token"],
+        ["WEBSOCKET.TOKEN", "wst_" + "u" * 43],
+    ],
+)
+@COMPOSITIONS
+async def test_route_of_the_subprotocol_source_needs_a_token(compose, names, session, open_socket):
+    """The session's user does not count there, and no query is made."""
+    required = compose(Spy, "ws/", required=True, **OFFERED)
+    socket = open_socket(required, "/ws/", **offering(*names, session=session))
+    assert await socket.outcome() == 403
+
+    socket = open_socket(
+        compose(Spy, "ws/", **OFFERED), "/ws/", **offering(*names, session=session)
+    )
+    await socket.connect()
+    assert Spy.seen["user"].is_anonymous
+    assert not Spy.seen["session"].keys()
+    assert Spy.seen["websocket_token"].reason in ("missing", "malformed")
+
+
+async def test_token_in_the_path_is_none_where_the_path_is_no_source(user, session, open_socket):
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(Spy, required=True, **OFFERED), f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == 403
+    assert await sync_to_async(used)() == 0
+
+
+async def test_offered_token_behind_percent_escapes_is_malformed(user, session, open_socket):
+    """Daphne hands subprotocols over unquoted."""
+    token = await aget_websocket_token(user)
+    handshake = offering("websocket.token", token, session=session)
+    handshake["headers"] = [
+        (b"sec-websocket-protocol", f"websocket.token, %77{token[1:]}".encode())
+    ]
+    socket = open_socket(stack(Spy, "ws/", required=True, **OFFERED), "/ws/", **handshake)
+
+    assert await socket.outcome() == 403
+    assert await sync_to_async(used)() == 0
+
+
+async def test_offered_token_is_bound_to_the_whole_path(user, session, open_socket):
+    for bound, outcome in [("/ws/", OPEN), ("/other/", 4401)]:
+        token = await aget_websocket_token(user, path=bound)
+        socket = open_socket(
+            stack(Spy, "ws/", required=True, **OFFERED),
+            "/ws/",
+            **offering("websocket.token", token, session=session),
+        )
+
+        assert await socket.outcome() == outcome
+
+
+@pytest.mark.parametrize("sources", ["path", (), ["header"], ("path", "query"), None, {"path"}])
+def test_sources_that_are_none_are_named(sources):
+    with pytest.raises(ImproperlyConfigured, match="needs sources such as"):
+        stack(Spy, sources=sources)

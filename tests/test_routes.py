@@ -197,6 +197,7 @@ def test_token_is_gone_from_everything_that_inner_applications_see():
     masked = routes.read_handshake(scope, (TOKEN,)).scope
 
     assert secret not in repr(masked)
+    assert masked["subprotocols"] == ["websocket.token"]
     assert len(masked["path"]) == len(scope["path"])
     assert masked["url_route"]["kwargs"] == {"token": DUMMY, "n": 5}
     assert (b"cookie", b"a=b%20c") in masked["headers"]

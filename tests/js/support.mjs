@@ -13,8 +13,9 @@ export class FakeSocket {
 
   bufferedAmount = 0
 
-  constructor(url) {
+  constructor(url, protocols = []) {
     this.url = url
+    this.protocols = protocols
     this.dialledAt = Date.now()
     this.readyState = 0
     this.frames = []

@@ -485,3 +485,29 @@ test("what a constructor throws, and with it the token, is in no error", async (
   assert.ok(errors.length)
   assert.ok(!told.some((each) => String(each?.message ?? each).includes("wst_secret")))
 })
+
+test("tokenSource subprotocol offers each token beside websocket.token, and keeps it out of the URL", async (t) => {
+  const page = openPage(t)
+  page.connect("/ws/chat/", tokens("u-1"), { tokenSource: "subprotocol" })
+  await settled()
+  page.socket.accept()
+  page.socket.drop()
+  await page.pass(1700)
+
+  assert.deepEqual(page.sockets.map(({ url }) => url), Array(2).fill("wss://example.com/ws/chat/"))
+  assert.deepEqual(page.sockets.map(({ protocols }) => protocols), [
+    ["websocket.token", "token-1"],
+    ["websocket.token", "token-2"],
+  ])
+})
+
+test("without a token nothing is offered, and by default the path carries it", async (t) => {
+  const page = openPage(t)
+  page.connect("/ws/", null, { tokenSource: "subprotocol" })
+  page.connect("/ws/", "wst_a", { tokenSource: "path" })
+
+  assert.deepEqual(page.sockets.map(({ url, protocols }) => [url, protocols]), [
+    ["wss://example.com/ws/", []],
+    ["wss://example.com/ws/wst_a", []],
+  ])
+})

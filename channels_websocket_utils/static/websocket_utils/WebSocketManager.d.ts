@@ -227,6 +227,11 @@ declare namespace WebSocketManager {
     /** The endpoint that issues tokens. */
     tokenURL?: string | null | undefined
     /**
+     * `"subprotocol"` offers the token as one, which keeps it out of the URL; the gate must name that
+     * source. By default `"path"`.
+     */
+    tokenSource?: "path" | "subprotocol" | undefined
+    /**
      * For the `tokenURL`; else the cookie, else the first `data-csrf-token` attribute in the page, for
      * a cookie that is HttpOnly.
      */

@@ -400,8 +400,9 @@
       let link
       used = given
       try {
-        if (given) target.pathname = url.pathname.replace(/\/*$/, "/") + encodeURIComponent(given)
-        link = socket = new WebSocket(target.href)
+        const offers = given && options.tokenSource === "subprotocol"
+        if (given && !offers) target.pathname = url.pathname.replace(/\/*$/, "/") + encodeURIComponent(given)
+        link = socket = new WebSocket(target.href, offers ? ["websocket.token", given] : [])
       } catch {
         // What the browser says here holds the URL, and with it the token.
         await null
@@ -806,12 +807,15 @@
   /**
    * A WebSocket that comes back. May be called without `new`.
    *
-   * @param {string} path Path or full URL of the socket; the token is added as its last part.
+   * @param {string} path Path or full URL of the socket; the token is added as its last part, unless
+   *   it is offered as a subprotocol.
    * @param {string|function({attempt: number, signal: AbortSignal})|null} [token] A string for the
    *   first dial, or a function asked once a dial that returns (a promise of) a token or
    *   `{token, identity}`. A thrown `status` 401 or 403, or `fatal`, stops; `retryAfter` is seconds.
    * @param {object} [options]
    * @param {string} [options.tokenURL] The endpoint that issues tokens.
+   * @param {"path"|"subprotocol"} [options.tokenSource] "subprotocol" offers the token as one, which
+   *   keeps it out of the URL; the gate must name that source. By default "path".
    * @param {string|function(): string} [options.csrfToken] For the tokenURL; else the cookie, else
    *   the first `data-csrf-token` attribute in the page, for a cookie that is HttpOnly.
    * @param {string} [options.identity] Whose page this is, as the server names them.
