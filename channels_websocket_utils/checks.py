@@ -1,12 +1,15 @@
 """System checks: what cannot work, said before the first socket opens."""
 
 import inspect
+import re
 
 from channels.auth import AuthMiddleware
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.backends import cache, db
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.redis import RedisCache
 from django.core.checks import Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -14,6 +17,7 @@ from django.utils.module_loading import import_string
 from .conf import DEFAULTS, get_setting, setting_problems
 from .middleware import WebSocketTokenAuthMiddleware
 from .routes import layers
+from .stores.cache import CacheTokenStore
 
 __all__ = [
     "check_application",
@@ -21,6 +25,7 @@ __all__ = [
     "check_installed_apps",
     "check_sessions",
     "check_settings",
+    "check_token_cache",
 ]
 
 
@@ -43,6 +48,58 @@ def check_settings(**kwargs):
                 )
             )
     return problems
+
+
+# Of which two delete() at once never both answer True: each is raced in the tests.
+_ATOMIC_CACHES = {
+    "django.core.cache.backends.redis.RedisCache",
+    "django.core.cache.backends.db.DatabaseCache",
+    "django.core.cache.backends.filebased.FileBasedCache",
+    "django.core.cache.backends.locmem.LocMemCache",
+    "django_redis.cache.RedisCache",
+}
+
+
+@register
+def check_token_cache(**kwargs):
+    """E006: a cache that cannot keep tokens. W004: one of which it is not known."""
+    try:
+        store = import_string(get_setting("TOKEN_STORE"))
+    except (ImportError, ImproperlyConfigured):
+        # E001 and E002 tell.
+        return []
+    if not (isinstance(store, type) and issubclass(store, CacheTokenStore)):
+        return []
+    name = f"CACHES[{store.alias!r}]"
+    if store.alias not in settings.CACHES:
+        return [_bad_cache(f"{name}, in which tokens are to be kept, does not exist.")]
+    given = settings.CACHES[store.alias]
+    try:
+        backend = import_string(given["BACKEND"])
+    except ImportError:
+        # Django tells.
+        return []
+    if issubclass(backend, DummyCache):
+        return [_bad_cache(f"{name} keeps nothing, so no token would ever validate.")]
+    if issubclass(backend, RedisCache) and _is_list_of_servers(given.get("LOCATION", "")):
+        return [
+            _bad_cache(
+                f"{name} reads from replicas, on which a token or a user who was disconnected may "
+                "still be what they were."
+            )
+        ]
+    if not any(
+        f"{each.__module__}.{each.__qualname__}" in _ATOMIC_CACHES for each in backend.mro()
+    ):
+        return [
+            Warning(
+                f"It is not known of {given['BACKEND']} whether two delete() at once can both "
+                "answer True: then a token would open two sockets.",
+                hint="Use Django's Redis cache, or derive your backend from it.",
+                id="channels_websocket_utils.W004",
+            )
+        ]
+    return []
 
 
 @register
@@ -143,6 +200,20 @@ def check_application(**kwargs):
             )
         ]
     return []
+
+
+def _bad_cache(problem):
+    return Error(
+        problem,
+        hint="Name a cache of Redis's primary server alone, or derive a store with another alias.",
+        id="channels_websocket_utils.E006",
+    )
+
+
+def _is_list_of_servers(location):
+    # As Django's RedisCache reads it.
+    servers = re.split("[;,]", location) if isinstance(location, str) else location
+    return len(servers) > 1
 
 
 def _redis_times_out():

@@ -5,6 +5,8 @@ import pytest
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter
 from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.cache.backends.base import BaseCache
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 
@@ -48,6 +50,76 @@ def test_store_that_cannot_be_imported_is_found(settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
 
     assert ids() == ["channels_websocket_utils.E002"]
+
+
+CACHES = "django.core.cache.backends"
+
+
+@pytest.fixture
+def kept_in(settings):
+    """A function that has tokens kept in a cache of this kind."""
+
+    def kept_in(backend, **more):
+        settings.CACHES = {"default": {"BACKEND": backend, **more}}
+        store = "channels_websocket_utils.stores.cache.CacheTokenStore"
+        settings.WEBSOCKET_UTILS = {"TOKEN_STORE": store}
+
+    return kept_in
+
+
+@pytest.mark.parametrize(
+    ("backend", "location"),
+    [
+        ("redis.RedisCache", "redis://127.0.0.1:6379/0"),
+        ("redis.RedisCache", ["redis://127.0.0.1:6379/0"]),
+        ("db.DatabaseCache", "cache"),
+        ("locmem.LocMemCache", ""),
+    ],
+)
+def test_cache_that_can_keep_tokens_is_fine(kept_in, backend, location):
+    kept_in(f"{CACHES}.{backend}", LOCATION=location)
+
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "location"),
+    [
+        ("dummy.DummyCache", ""),
+        ("redis.RedisCache", "redis://127.0.0.1:6379/0,redis://127.0.0.1:6380/0"),
+        ("redis.RedisCache", ["redis://127.0.0.1:6379/0", "redis://127.0.0.1:6380/0"]),
+    ],
+)
+def test_cache_that_cannot_keep_tokens_is_found(kept_in, backend, location):
+    """One that keeps nothing, and one that reads from replicas."""
+    kept_in(f"{CACHES}.{backend}", LOCATION=location)
+
+    assert ids() == ["channels_websocket_utils.E006"]
+
+
+def test_store_whose_cache_does_not_exist_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "tests.test_stores.OtherStore"}
+
+    assert ids() == ["channels_websocket_utils.E006"]
+
+
+class FoundElsewhere(BaseCache):
+    """A cache of which nobody knows how it deletes."""
+
+    def __init__(self, location, params):
+        super().__init__(params)
+
+
+class Derived(LocMemCache):
+    """A site's own, of a known kind."""
+
+
+def test_cache_that_is_not_known_is_found_and_a_derived_one_is_known(kept_in):
+    kept_in("tests.test_checks.FoundElsewhere")
+    assert ids() == ["channels_websocket_utils.W004"]
+
+    kept_in("tests.test_checks.Derived")
+    assert ids() == []
 
 
 def test_missing_auth_app_is_found(monkeypatch):

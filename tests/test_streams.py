@@ -1177,10 +1177,10 @@ async def test_permission_that_goes_right_after_it_was_asked_for_is_noticed(
     def ask_and_take_away(consumer, perms):
         code = ask(consumer, perms)
         if not asked:
-            user.user_permissions.remove(permission)
-            # The word of that has arrived: what was kept is dropped.
             connection = consumer.scope["websocket_connection"]
             kept = connection.grants
+            user.user_permissions.remove(permission)
+            # Until the word of that has arrived: what was kept is dropped.
             deadline = time.monotonic() + LIMIT
             while connection.grants is kept and time.monotonic() < deadline:
                 time.sleep(0.01)
