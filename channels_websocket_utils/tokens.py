@@ -17,7 +17,7 @@ from django.utils.crypto import constant_time_compare
 from django.utils.module_loading import import_string
 
 from .conf import get_setting, require_installed
-from .routes import TOKEN_PREFIX, bound_path
+from .routes import TOKEN_PREFIX, bound_path, mask
 from .signals import token_issued, token_spent
 from .stores import StoreUnavailable
 
@@ -63,16 +63,16 @@ def issue(user, *, path=None, session=None):
     require_installed("get_websocket_token()")
     _check_user(user)
     path_bound = _checked_path(path)
-    token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    token = _NewToken()
     # A primary key alone proves nothing: a UUID is there before the row.
     if not user.is_authenticated or user.pk is None or user._state.adding:
-        return token
+        return token.text
     present = now()
     try:
         _store().add(
             present,
             get_setting("MAX_TOKENS_PER_USER"),
-            digest=digest_of(token),
+            digest=digest_of(token.text),
             user_id=user.pk,
             backend=_backend_path(user, session),
             auth_digest=auth_digest(user),
@@ -85,7 +85,7 @@ def issue(user, *, path=None, session=None):
         logger.debug("No token was kept for a user who is not there any more")
     else:
         token_issued.send_robust(None, user_id=user.pk)
-    return token
+    return token.text
 
 
 def find(digest, *, with_user=False):
@@ -194,6 +194,15 @@ def only_backend():
     return backends[0] if len(backends) == 1 else ""
 
 
+class _NewToken:
+    """A token in a place that no debug page and no error tracker prints: they print locals."""
+
+    __slots__ = ("text",)
+
+    def __init__(self):
+        self.text = TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
 def _store():
     path = get_setting("TOKEN_STORE")
     try:
@@ -222,9 +231,12 @@ def _checked_path(path):
         raise TypeError(f"A path is a string such as '/ws/board/', not {type(path).__name__}.")
     if len(path) > MAX_PATH:
         raise ValueError(f"A path of more than {MAX_PATH} characters cannot be bound to.")
-    if "://" in path or "?" in path or "#" in path or "\0" in path:
+    # A token in it would rest in the database as it is, and the path would match no connection.
+    masked = mask(path)
+    if "://" in path or "?" in path or "#" in path or "\0" in path or masked != path:
         raise ValueError(
-            f"A path is the path alone, such as '/ws/board/', without host and query: {path!r}."
+            "A path is the path alone, such as '/ws/board/', without host, query and token: "
+            f"{masked!r}."
         )
     return bound_path(path)
 

@@ -39,7 +39,7 @@ def get_websocket_token(user, *, path=None, session=None):
 
     A user who is not signed in gets a token that never validates, so a view can render for
     everybody. Raises ``TypeError`` for what is not a user, a path or a session, ``ValueError`` for
-    a path with a host or query, and ``SynchronousOnlyOperation`` in async code.
+    a path with a host, query or token, and ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("get_websocket_token")
     return tokens.issue(user, path=path, session=session)

@@ -49,6 +49,10 @@ def websocket_token(request):
         return _unavailable()
     if not verdict.user.is_authenticated:
         return _error(401, "unauthenticated", "You are not signed in.")
+    answer = {
+        "expires_in": get_setting("TOKEN_MAX_AGE"),
+        "identity": gate.identity_of(verdict.user),
+    }
     try:
         token = tokens.issue(verdict.user, path=_read_path(request), session=session)
     except (TypeError, ValueError) as error:
@@ -57,13 +61,8 @@ def websocket_token(request):
         # One line: an outage refuses thousands.
         logger.error("No token was issued, for want of an answer: %s", error)
         return _unavailable()
-    return JsonResponse(
-        {
-            "token": token,
-            "expires_in": get_setting("TOKEN_MAX_AGE"),
-            "identity": gate.identity_of(verdict.user),
-        }
-    )
+    # From here on nothing of ours can raise, and show it on a debug page.
+    return JsonResponse({"token": token, **answer})
 
 
 def _read_path(request):

@@ -10,11 +10,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, router, transaction
 from django.test.utils import CaptureQueriesContext, modify_settings
+from django.views.debug import ExceptionReporter
 
 from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores.database import DatabaseTokenStore
 from channels_websocket_utils.tokens import digest_of
+
+from .secret_servers import seen
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
@@ -287,3 +290,38 @@ def test_missing_app_is_named_with_the_remedy(user):
 
     with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
         tokens.issue(user)
+
+
+@pytest.mark.parametrize("shape", ["{}", "/ws/{}/", "ws%5F/{}", "/ws/{}?x"])
+def test_path_with_a_token_in_it_is_refused_and_not_kept(user, shape):
+    """Else the database would hold the token, unspent."""
+    token = tokens.issue(user)
+    for secret in (token, token.upper(), token.replace("_", "%5F", 1)):
+        with pytest.raises(ValueError, match="without host, query and token") as caught:
+            tokens.issue(user, path=shape.format(secret))
+
+        assert not seen([token[4:]], str(caught.value))
+    assert WebSocketToken.objects.count() == 1
+
+
+def test_store_that_fails_leaves_no_token_in_frames_of_ours(user, monkeypatch):
+    """The control is a local that holds it."""
+
+    def breaks(*args, **fields):
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
+    monkeypatch.setattr(tokens.secrets, "token_urlsafe", lambda size: "s" * 43)
+
+    def naive():
+        token = "wst_" + tokens.secrets.token_urlsafe(32)
+        DatabaseTokenStore().add(None, 1, digest=tokens.digest_of(token))
+
+    shown = []
+    for issue in (naive, lambda: tokens.issue(user)):
+        with pytest.raises(ZeroDivisionError) as caught:
+            issue()
+        reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)
+        shown.append("s" * 43 in repr([frame["vars"] for frame in reporter.get_traceback_frames()]))
+
+    assert shown == [True, False]

@@ -9,6 +9,7 @@ from django.urls import reverse
 from channels_websocket_utils import tokens
 from channels_websocket_utils.gate import identity_of
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.stores.database import DatabaseTokenStore
 
 from .consumers import AsyncManager
 from .helpers import OPEN, sign_in, stack
@@ -136,8 +137,6 @@ def test_database_that_is_away_is_no_refusal(client, monkeypatch):
 def test_database_that_goes_away_before_the_token_is_kept_is_no_error_page(client, monkeypatch):
     from django.db import OperationalError
 
-    from channels_websocket_utils.stores.database import DatabaseTokenStore
-
     def away(*args, **fields):
         raise OperationalError("the database is away")
 
@@ -151,3 +150,38 @@ def test_token_is_in_no_log(client, caplog):
 
     assert token not in caplog.text
     assert tokens.find(tokens.digest_of(token)) is not None
+
+
+@pytest.mark.parametrize("body", [{}, {"data": {"path": 5 * "?"}}])
+def test_no_cache_keeps_an_answer(client, body):
+    """An error neither: the next page might be answered with it."""
+    assert "no-store" in client.post(URL, **body).headers["Cache-Control"]
+    assert "no-store" in Client().post(URL, **body).headers["Cache-Control"]
+
+
+def test_debug_page_of_a_store_that_breaks_shows_no_token(client, monkeypatch, settings):
+    """The page of what Django has caught holds the locals of every frame."""
+
+    def breaks(*args, **fields):
+        raise ZeroDivisionError("broken")
+
+    settings.DEBUG = True
+    client.raise_request_exception = False
+    monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
+    monkeypatch.setattr(tokens.secrets, "token_urlsafe", lambda size: "s" * 43)
+
+    page = client.post(URL).content.decode()
+
+    assert "ZeroDivisionError" in page
+    assert "tokens.py" in page
+    assert "s" * 43 not in page
+
+
+def test_token_that_a_page_sends_as_its_path_is_not_told_again(client):
+    token = client.post(URL).json()["token"]
+
+    response = client.post(URL, {"path": f"/ws/{token}"})
+
+    assert response.status_code == 400
+    assert token not in response.content.decode()
+    assert WebSocketToken.objects.get().path == ""
