@@ -101,6 +101,8 @@ class WebSocketTokenAuthMiddleware:
                 'Put it under "websocket" in ProtocolTypeRouter.'
             )
         connection = Connection(scope, receive, send)
+        # Daphne's show the path when an error tracker prints the locals of this frame.
+        del receive, send
         found = routes.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if "path_remaining" in scope:
@@ -108,6 +110,7 @@ class WebSocketTokenAuthMiddleware:
                 raise Resolver404("No route of the nested router matches.")
             # URLRouter's own exception would carry the token into the log.
             logger.debug("Connection refused: no route matches its path")
+            del scope
             return await connection.refuse()
         handshake = routes.read_handshake(scope, found[1], self.sources)
         is_offered = routes.TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ())

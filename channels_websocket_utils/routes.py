@@ -6,7 +6,9 @@ order, so what is found here is what the consumer will be given. The shape of a 
 here too, since the shape is all that can be known of it before the database is asked.
 """
 
+import logging
 import re
+import traceback
 from dataclasses import dataclass, field
 from itertools import pairwise
 from urllib.parse import quote, unquote
@@ -29,6 +31,8 @@ __all__ = [
     "read_handshake",
 ]
 
+logger = logging.getLogger("channels_websocket_utils")
+
 # A fixed prefix, so that log filters and secret scanners can see a token.
 TOKEN_PREFIX = "wst_"
 
@@ -42,6 +46,11 @@ _TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
 _SECRET = re.compile(
     TOKEN_PREFIX + r"(?:[A-Za-z0-9_-]{43}|[A-Za-z0-9_-]{20,42})", re.ASCII | re.IGNORECASE
 )
+# What may be a token behind percent-escapes.
+_ESCAPED = re.compile(r"[A-Za-z0-9_%-]{24,}", re.ASCII)
+# So often is unescaped what was escaped more than once. Nobody does that by mistake; and a word of
+# nothing but escapes must not cost a stranger less than it costs us.
+_ESCAPES = 8
 # What RFC 6455 section 4.1 allows, less what servers quote.
 _SUBPROTOCOL = re.compile(r"[A-Za-z0-9._-]+")
 # Credentials of another kind, in whose random text a part may look like a token.
@@ -113,24 +122,42 @@ def bound_path(path, token=None):
 
 
 def mask(text):
-    """Return ``text`` with a dummy of the same length in the place of everything like a token."""
-    return _SECRET.sub(_dummy, text)
+    """
+    Return ``text`` with a dummy of the same length in the place of everything like a token.
+
+    What is one behind percent-escapes, however often they were escaped themselves, goes too.
+    """
+    masked = _SECRET.sub(_dummy, text)
+    return _ESCAPED.sub(_mask_escaped, masked) if "%" in masked else masked
 
 
 def match(application, scope, token_kwarg):
     """
     Walk the routers below ``application`` as ``URLRouter`` will with ``scope``.
 
-    Returns ``None`` when no route matches, else the pair ``(routes, captured)``: the patterns
-    that matched from the outermost to the innermost, and every value captured as
-    ``token_kwarg`` on the way, the outer router's included.
+    Returns ``None`` when no route matches, or when one raises, which is logged; else the pair
+    ``(routes, captured)``: the patterns that matched from the outermost to the innermost, and every
+    value captured as ``token_kwarg`` on the way, the outer router's included.
     """
     path = _local_path(scope)
     if path is None:
         return None
     outer = scope.get("url_route", {}).get("kwargs", {})
     captured = (outer[token_kwarg],) if token_kwarg in outer else ()
-    return _walk(application, path, token_kwarg, (), captured)
+    try:
+        return _walk(application, path, token_kwarg, (), captured)
+    except Exception as error:
+        # A converter says "not mine" with a ValueError. What else it raises, here or in URLRouter,
+        # may show the token, and so may every frame on the way.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error(
+            "Connection refused: a route raised %s (%s, line %s). A path converter raises "
+            "ValueError for what it does not match.",
+            type(error).__name__,
+            place.filename,
+            place.lineno,
+        )
+        return None
 
 
 def prepare(application, who, token_kwarg):
@@ -282,6 +309,19 @@ def _dummy(found):
     return TOKEN_PREFIX + "0" * (len(found[0]) - len(TOKEN_PREFIX))
 
 
+def _mask_escaped(found):
+    plain = found[0]
+    for _ in range(_ESCAPES):
+        before = plain
+        # All of %2525... at once.
+        plain = unquote(re.sub("%(?:25)+", "%", plain), encoding="latin1")
+        if plain == before:
+            break
+    masked = _SECRET.sub(_dummy, plain)
+    # Quoted again: an escaped line break would be one in a log.
+    return found[0] if masked == plain else quote(masked, safe="", encoding="latin1")
+
+
 def _mask_scope(scope):
     masked = dict(scope)
     for key in ("path", "path_remaining"):
@@ -313,9 +353,4 @@ def _mask_value(value):
 
 
 def _mask_bytes(value):
-    text = mask(value.decode("latin1"))
-    plain = unquote(text, encoding="latin1")
-    if mask(plain) != plain:
-        # A token behind percent-escapes.
-        text = quote(mask(plain), encoding="latin1")
-    return text.encode("latin1")
+    return mask(value.decode("latin1")).encode("latin1")

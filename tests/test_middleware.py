@@ -15,7 +15,8 @@ from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext, modify_settings
-from django.urls import path, re_path
+from django.urls import path, re_path, register_converter
+from django.urls.converters import REGISTERED_CONVERTERS, StringConverter, get_converters
 
 from channels_websocket_utils import gate, tokens
 from channels_websocket_utils.middleware import (
@@ -47,6 +48,7 @@ from .helpers import (
     sign_in,
     stack,
 )
+from .secret_servers import seen
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -1033,3 +1035,84 @@ async def test_offered_token_is_bound_to_the_whole_path(user, session, open_sock
 def test_sources_that_are_none_are_named(sources):
     with pytest.raises(ImproperlyConfigured, match="needs sources such as"):
         stack(Spy, sources=sources)
+
+
+class ShownWithItsPath:
+    """As Daphne's protocol, which is a part of the ``send`` that applications get."""
+
+    def __init__(self, path):
+        self.path = path
+        self.is_gone = False
+
+    def __repr__(self):
+        return f"<protocol path={self.path!r}>"
+
+    async def __call__(self, message):
+        if self.is_gone:
+            raise RuntimeError("the server broke")
+
+
+@pytest.mark.parametrize("route", ["/ws/", "/nowhere/"])
+async def test_servers_functions_are_in_no_frame_of_ours(session, token, route):
+    """The control: they show the token when the locals of a frame are printed."""
+
+    class Breaks(AsyncManager):
+        async def connect(self):
+            raise RuntimeError("broken")
+
+    send = ShownWithItsPath(f"{route}{token}")
+    send.is_gone = route == "/nowhere/"
+    connect = asyncio.Queue()
+    await connect.put({"type": "websocket.connect"})
+    with pytest.raises(RuntimeError) as caught:
+        await stack(Breaks)(scope_for(f"{route}{token}", [cookie(session)]), connect.get, send)
+
+    ours = [e.frame.f_locals for e in caught.traceback if "channels_websocket_utils" in str(e.path)]
+    assert len(ours) >= 2
+    assert token in repr(send)
+    assert token not in repr(ours)
+
+
+async def test_converter_that_raises_something_unexpected_is_refused_and_told(
+    session, token, open_socket, caplog
+):
+    """URLRouter alone, the control, raises it with the token in its text."""
+
+    class Unexpected(StringConverter):
+        def to_python(self, value):
+            raise KeyError(value)
+
+    register_converter(Unexpected, "unexpected_of_the_gate")
+    try:
+        router = routed(AsyncManager, "ws/<unexpected_of_the_gate:token>")
+    finally:
+        get_converters.cache_clear()
+        del REGISTERED_CONVERTERS["unexpected_of_the_gate"]
+    caplog.set_level(logging.DEBUG)
+
+    for application in (
+        WebSocketTokenAuthMiddlewareStack(router),
+        AuthMiddlewareStack(WebSocketTokenAuthMiddleware(router, required=True)),
+    ):
+        assert await open_socket(application, f"/ws/{token}", session=session).outcome() == 403
+    assert "a route raised KeyError" in caplog.text
+    assert token not in caplog.text
+    assert await WebSocketToken.objects.filter(used_at=None).acount() == 1
+    with pytest.raises(KeyError, match=token):
+        await open_socket(AuthMiddlewareStack(router), f"/ws/{token}").connect()
+
+
+@pytest.mark.parametrize("escape", ["%5F", "%255F", "%25255F"])
+async def test_token_behind_escapes_that_are_escaped_is_in_no_scope(
+    session, token, open_socket, escape
+):
+    """The server has unescaped it once; whoever reads the scope could do so again."""
+    escaped = token.replace("_", escape, 1)
+    raw_path = f"/ws/{escaped}".replace("%", "%25").encode()
+    socket = open_socket(stack(Spy), f"/ws/{escaped}", session=session, raw_path=raw_path)
+
+    await socket.outcome()
+
+    assert Spy.seen["websocket_token"].reason == "malformed"
+    assert not seen([token[4:]], repr(Spy.seen))
+    assert await WebSocketToken.objects.filter(used_at=None).acount() == 1

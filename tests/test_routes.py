@@ -5,12 +5,14 @@ from channels.middleware import BaseMiddleware
 from channels.routing import URLRouter
 from channels.security.websocket import OriginValidator
 from django.core.exceptions import ImproperlyConfigured
-from django.urls import path, re_path
+from django.urls import path, re_path, register_converter
+from django.urls.converters import StringConverter
 
 from channels_websocket_utils import routes
 
 from .consumers import AsyncManager
 from .helpers import LIMIT
+from .secret_servers import seen
 
 TOKEN = "wst_" + "Ab-_9" * 8 + "xyz"
 DUMMY = "wst_" + "0" * 43
@@ -212,6 +214,63 @@ def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
 
     assert len(masked) == len(text)
     assert text[10:30] not in masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOKEN.replace("_", "%5F", 1),
+        TOKEN.replace("_", "%255f", 1),
+        TOKEN.replace("_", "%25255F", 1),
+        TOKEN.replace("w", "%77", 1),
+        TOKEN.replace("A", "%41"),
+        TOKEN.replace("_", "%25%35F", 1),
+        "".join(f"%{ord(letter):02x}" for letter in TOKEN),
+        TOKEN.upper().replace("_", "%5F", 1),
+        TOKEN[:-9].replace("_", "%5F", 1),
+    ],
+)
+def test_mask_looks_behind_percent_escapes(text):
+    """However often they were escaped; the rest of the text stays as it is."""
+    masked = routes.mask(f"GET /a%20b/{text}/?c=%2F&d={text} 100%")
+
+    assert masked.startswith("GET /a%20b/wst_0000")
+    assert masked.endswith("00 100%")
+    assert "/?c=%2F&d=wst_0000" in masked
+    assert not seen([TOKEN[4:]], masked)
+
+
+@pytest.mark.parametrize("text", ["%25" * 30_000, "%" * 90_000, "%2" * 45_000 + "5" * 9])
+def test_flood_of_escapes_is_left_as_it_is(text):
+    """To unescape it to the end would take as many turns as it has escapes."""
+    assert routes.mask(text) == text
+
+
+def test_escaped_line_break_stays_escaped():
+    assert "\n" not in routes.mask(f"/a%0a{TOKEN}%0Ab%0a".replace("_", "%5F", 1))
+
+
+class Unexpected(StringConverter):
+    def to_python(self, value):
+        raise KeyError(value)
+
+
+register_converter(Unexpected, "unexpected_of_routes")
+
+
+def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplog):
+    """URLRouter's own walk, the control, raises it, token and all."""
+    router = URLRouter(
+        [path("ws/<unexpected_of_routes:token>", Recorder()), path("<path:token>", Recorder())]
+    )
+    scope = scope_of(f"/ws/{TOKEN}")
+
+    assert routes.match(router, scope, "token") is None
+    assert "KeyError" in caplog.text
+    assert "test_routes.py" in caplog.text
+    assert TOKEN not in caplog.text
+    with pytest.raises(KeyError, match=TOKEN):
+        router.routes[0].pattern.match(f"ws/{TOKEN}")
 
 
 @pytest.mark.parametrize(
