@@ -48,10 +48,10 @@ node_modules benchmarks/client/node_modules: %node_modules: %package.json
 	cd ./$* && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
 
-# Chromium and Redis, which some tests need, where this user may install them.
+# Chromium, nginx and Redis, which some tests need, where this user may install them.
 .PHONY: programs
 programs:
-	@.ci/install chromium redis-server
+	@.ci/install chromium nginx redis-server
 
 clean:
 	rm -rf .venv node_modules benchmarks/client/node_modules build dist *.egg-info sample_site/db.sqlite3*

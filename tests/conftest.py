@@ -12,6 +12,7 @@ from channels_websocket_utils import connections
 from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
+from . import secret_servers
 from .helpers import Socket, sign_in, stack
 from .servers import free_port, running
 from .settings import cache, database_url
@@ -124,6 +125,7 @@ def redis_store(settings, redis_url):
 # What a test with the marker needs, and how to find out whether it is there.
 NEEDS = {
     "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
+    "nginx": ("nginx", lambda: secret_servers.NGINX),
     "redis": ("redis-server", lambda: shutil.which("redis-server")),
 }
 _not_run = []

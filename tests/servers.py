@@ -94,6 +94,8 @@ async def knock(port, path, *, session=None, early=(), frames=()):
         return int.from_bytes(payload[:2], "big") if opcode == 8 else payload.decode()
     finally:
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def _masked(text):

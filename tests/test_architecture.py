@@ -35,6 +35,7 @@ FLOORS = {
     "urls": 5,
     "receivers": 5,
     "checks": 5,
+    "log_filters": 5,
     "testing": 5,
     "management": 5,
     "apps": 6,
