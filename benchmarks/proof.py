@@ -19,7 +19,7 @@ from pathlib import Path
 
 import django
 
-TABLES = ["revocation", "crowd", "opening", "leaks", "streams", "teeth"]
+TABLES = ["revocation", "crowd", "opening", "leaks", "streams", "secrets", "teeth"]
 ROOT = Path(__file__).parent.parent
 # What the figures depend on.
 MEASURED = ["channels_websocket_utils", "benchmarks", "tests"]

@@ -1,6 +1,6 @@
 """
-Teeth: weaknesses of sockets and streams that were put in, and the tests that saw them
-======================================================================================
+Teeth: weaknesses that were put in, and the tests that saw them
+===============================================================
 
 Each row is one weakness, put into a copy of the package; then a test file runs. *Caught by* is its
 first test that fails. The last row is the control: the copy as it is, for which all of these files
@@ -396,6 +396,62 @@ WEAKNESSES = [
         "            if True:",
         "streams",
     ),
+    (
+        "keep the server's functions in the gate's frame",
+        "middleware.py",
+        "        del receive, send\n",
+        "",
+        "middleware",
+    ),
+    (
+        "keep the path of no route in the gate's frame",
+        "middleware.py",
+        "            del scope\n",
+        "",
+        "middleware",
+    ),
+    (
+        "let a converter raise what it likes",
+        "routes.py",
+        "    except Exception as error:\n",
+        "    except ValueError as error:\n",
+        "middleware",
+    ),
+    (
+        "look behind percent-escapes but once",
+        "routes.py",
+        "_ESCAPES = 8\n",
+        "_ESCAPES = 1\n",
+        "routes",
+    ),
+    (
+        "keep a path with a token in it",
+        "tokens.py",
+        " or masked != path:",
+        ":",
+        "tokens",
+    ),
+    (
+        "hide tokens in messages alone",
+        "log_filters.py",
+        "            _hide_exception(record)\n",
+        "            pass\n",
+        "log_filters",
+    ),
+    (
+        "do not print objects to see what they show",
+        "log_filters.py",
+        "            _hide_message(record)\n",
+        "            pass\n",
+        "log_filters",
+    ),
+    (
+        "make a plain dict of the arguments",
+        "log_filters.py",
+        "            masked = copy.copy(value)\n",
+        "            masked = {}\n",
+        "log_filters",
+    ),
 ]
 CONTROL = "nothing: the control"
 
@@ -404,7 +460,7 @@ async def measure(small, is_kept):
     rows = WEAKNESSES[:1] if small else WEAKNESSES
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        for name in ("channels_websocket_utils", "tests", "pyproject.toml"):
+        for name in ("channels_websocket_utils", "docs", "tests", "pyproject.toml"):
             take = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy.mkdir(exist_ok=True)
             take(ROOT / name, copy / name)

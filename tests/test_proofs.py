@@ -100,6 +100,18 @@ def test_streams_arrive_whole_wait_for_their_reader_and_end_with_it(prove):
     assert rows["daphne: async"]["made without"] == 2_000
 
 
+def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
+    """The control, without the filters or by naive code, is seen at every place."""
+    rows = prove("secrets")
+
+    assert len(rows) >= 9
+    for name, row in rows.items():
+        assert row["with"] == 0, name
+        assert 0 < row["without"] <= row["canaries"], name
+    for server in ("daphne", "uvicorn, websockets-sansio"):
+        assert rows[f"{server}: access log"]["dummies"] >= 20
+
+
 def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()
