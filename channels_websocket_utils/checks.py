@@ -5,6 +5,7 @@ import re
 
 from channels.auth import AuthMiddleware
 from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import OriginValidator
 from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.backends import cache, db
@@ -23,6 +24,7 @@ __all__ = [
     "check_application",
     "check_channel_layer",
     "check_installed_apps",
+    "check_origin",
     "check_sessions",
     "check_settings",
     "check_token_cache",
@@ -200,6 +202,32 @@ def check_application(**kwargs):
             )
         ]
     return []
+
+
+@register(deploy=True)
+def check_origin(**kwargs):
+    """W005, of ``check --deploy``: a gate that a page of any other site may knock at."""
+    try:
+        chains = [*_chains(import_string(settings.ASGI_APPLICATION))]
+    except Exception:
+        # E004 tells, or the server that needs the application will.
+        return []
+    gates = [(chain, gate) for chain in chains for gate in chain if _trusts_cookies(gate)]
+    if all(any(isinstance(each, OriginValidator) for each in chain) for chain, _ in gates):
+        return []
+    return [
+        Warning(
+            "Browsers send cookies along with a handshake from any page, and nothing in front of "
+            "your sockets looks at its origin.",
+            hint='Put AllowedHostsOriginValidator around the "websocket" application.',
+            id="channels_websocket_utils.W005",
+        )
+    ]
+
+
+def _trusts_cookies(layer):
+    is_gate = isinstance(layer, WebSocketTokenAuthMiddleware)
+    return is_gate and not (layer.token_only and layer.required)
 
 
 def _bad_cache(problem):

@@ -86,15 +86,15 @@ def _through_sed(folder, command):
 
 
 @contextlib.contextmanager
-def proxying(upstream, folder, hide):
+def proxying(upstream, folder, hide=True, number=0):
     """
-    Have nginx before the port ``upstream``, and yield its port.
+    Have nginx before the port ``upstream``, by the recipe ``number``, and yield its port.
 
     What it said is in ``access.log`` and ``error.log`` of ``folder``.
     """
     folder.mkdir(exist_ok=True)
     port = free_port()
-    site = recipe("nginx").replace("/var/log/nginx", str(folder))
+    site = recipe("nginx", number).replace("/var/log/nginx", str(folder))
     site = site.replace(":8000", f":{upstream}").replace("/ws/", "/")
     site = site.replace("server {", f"server {{ listen 127.0.0.1:{port};")
     if not hide:
@@ -103,7 +103,7 @@ def proxying(upstream, folder, hide):
     paths = "".join(f"{name}_temp_path {folder}/{name};\n" for name in temporary)
     main = f"daemon off; pid {folder}/pid; error_log {folder}/main.log;"
     configuration = folder / "nginx.conf"
-    configuration.write_text(f"{main}\nevents {{}}\nhttp {{\n{paths}{site}}}\n")
+    configuration.write_text(f"{main}\nevents {{}}\nhttp {{\naccess_log off;\n{paths}{site}}}\n")
     command = [NGINX, "-e", f"{folder}/main.log", "-c", str(configuration)]
     with running(command, port, folder / "nginx.log") as process:
         yield port

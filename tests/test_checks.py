@@ -122,6 +122,31 @@ def test_cache_that_is_not_known_is_found_and_a_derived_one_is_known(kept_in):
     assert ids() == []
 
 
+def deploy_ids():
+    found = run_checks(include_deployment_checks=True)
+    return [each.id for each in found if "channels_websocket_utils" in each.id]
+
+
+@pytest.mark.parametrize("compose", [stack, documented])
+def test_missing_origin_validator_is_found(serve, compose):
+    """In deployment alone; a validator anywhere around the gate will do."""
+    serve(compose(AsyncManager))
+    assert deploy_ids() == ["channels_websocket_utils.W005"]
+    assert ids() == []
+
+    serve(AllowedHostsOriginValidator(compose(AsyncManager)))
+    assert deploy_ids() == []
+
+
+def test_gate_that_trusts_no_cookie_needs_no_origin_validator(serve):
+    """A page of another site brings no token; without ``required`` it would be let through."""
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True, required=True))
+    assert deploy_ids() == []
+
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
+    assert deploy_ids() == ["channels_websocket_utils.W005"]
+
+
 def test_missing_auth_app_is_found(monkeypatch):
     from django.apps import apps
 

@@ -3,6 +3,8 @@
 import io
 import logging
 import secrets
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from django.db import connection
@@ -292,3 +294,21 @@ async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, 
     canaries, access, everything = found[True]
     assert seen(canaries, everything) == []
     assert access.count("wst_...") == len(canaries) == 2 * len(HANDSHAKES)
+
+
+@pytest.mark.nginx
+def test_documented_limits_of_nginx_are_by_address_and_for_all(tmp_path):
+    """Whatever is behind it: here nothing is, and 502 is what was let through."""
+
+    def ask(path):
+        try:
+            urlopen(f"http://127.0.0.1:{port}{path}", data=b"", timeout=10)
+        except HTTPError as error:
+            return error.code
+
+    with proxying(free_port(), tmp_path, number=1) as port:
+        for path in ("/websocket/token/", "/ws/chat/"):
+            statuses = [ask(path) for _ in range(40)]
+
+            assert statuses[:20] == [502] * 20
+            assert 429 in statuses[20:]

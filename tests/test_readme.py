@@ -138,3 +138,16 @@ async def test_stream_of_the_readme_counts_down(user, capsys):
     assert kind == "python"
     assert parts == [{"number": 3}, {"number": 2}, {"number": 1}]
     assert capsys.readouterr().out == "Counted, or cancelled\n"
+
+
+def test_every_test_that_the_security_page_names_exists():
+    page = (ROOT / "docs/security.rst").read_text()
+    named = set(re.findall(r"``(test_\w+)``", page))
+    written = {
+        name
+        for file in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.M)
+    }
+
+    assert len(named) > 60
+    assert named - written == set()
