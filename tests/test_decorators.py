@@ -583,3 +583,27 @@ def _named(name):
 
     method.__name__ = name
     return method
+
+
+@EVERY_CONSUMER
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize("order", ["guard outside", "guard inside"])
+async def test_body_of_a_denied_call_does_not_run(opened, permission, user, consumer, kind, order):
+    ran = []
+
+    def secret(self, event):
+        ran.append(event["who"])
+
+    async def asecret(self, event):
+        ran.append(event["who"])
+
+    method, guard = secret if kind == "def" else asecret, require_perms(PERM)
+    method = guard(auto_route(method)) if order == "guard outside" else auto_route(guard(method))
+    socket = await opened(type("Consumer", (consumer,), {"secret": method}))
+
+    refused = await socket.call("secret", who="stranger")
+    await sync_to_async(user.user_permissions.add)(permission)
+    await socket.call("secret", who="who may")
+
+    assert refused["error"]["code"] == "permission_denied"
+    assert ran == ["who may"]
