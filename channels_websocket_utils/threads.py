@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from asgiref.sync import SyncToAsync, sync_to_async
+from asgiref.sync import SyncToAsync
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
@@ -87,7 +87,7 @@ def single_thread():
 def _twin(function, name, threads):
     if _single_threads:
         # Not Channels' twin, which closes the connection of a test's transaction.
-        return sync_to_async(function)
+        return _SyncToAsync(function)
     if any(work.pool == name and not work.is_done for work in _waiting_work.get()):
         # Who holds a thread of the pool waits for us: in a thread of that pool we might never run.
         return _PoolSyncToAsync(function, "", ThreadPoolExecutor(1))
@@ -166,7 +166,16 @@ class _Thread:
             self.asked_at = present
 
 
-class _PoolSyncToAsync(SyncToAsync):
+class _SyncToAsync(SyncToAsync):
+    def thread_handler(self, loop, *args, **kwargs):
+        try:
+            return super().thread_handler(loop, *args, **kwargs)
+        except StopIteration as error:
+            # No future takes it: who awaits this would wait for ever.
+            raise RuntimeError(f"{self.func} raised StopIteration") from error
+
+
+class _PoolSyncToAsync(_SyncToAsync):
     _local = threading.local()
 
     def __init__(self, function, name, pool):

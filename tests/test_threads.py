@@ -1,6 +1,7 @@
 """Where sync code runs: side by side for different sockets, and never in the way of an opening."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 
@@ -278,6 +279,18 @@ async def test_pool_has_as_many_threads_as_the_setting_says(transactional_db, se
     await asyncio.gather(*(in_handler_pool(work)() for _ in range(6)))
 
     assert max(most) == 2
+
+
+@pytest.mark.parametrize("where", [contextlib.nullcontext, single_thread])
+async def test_stop_iteration_does_not_wait_for_ever(where):
+    """No future takes it, as the plain twin shows."""
+    nothing = iter([])
+    with where(), pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(in_our_pool(next)(nothing), LIMIT)
+
+    naive = asyncio.ensure_future(sync_to_async(next, thread_sensitive=False)(nothing))
+    assert not (await asyncio.wait({naive}, timeout=0.5))[0]
+    naive.cancel()
 
 
 def test_single_thread_runs_everything_in_the_thread_of_the_test(transactional_db):
