@@ -2,6 +2,7 @@
 One message from a client, and the one answer to it.
 """
 
+import asyncio
 import logging
 import time
 import uuid
@@ -86,7 +87,7 @@ class Call:
     def __exit__(self, kind, error, traceback):
         _current_call.reset(self._token)
         self.is_done = True
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) and not _is_own_cancellation(error):
             return False
         self.error = error
         return True
@@ -200,6 +201,19 @@ def ongoing_call(consumer):
     """Return the call whose work includes this one, and who opened it answers; or ``None``."""
     call = _current_call.get()
     return call if call is not None and call.consumer is consumer and not call.is_done else None
+
+
+def _is_own_cancellation(error):
+    """Return whether it is one that the handler has raised, and by which nobody is to end."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        # In a thread it may also come from the task that waits for it.
+        return False
+    # Python before 3.11 does not tell whether somebody has cancelled this task.
+    return not getattr(task, "cancelling", lambda: True)()
 
 
 def is_over(consumer):

@@ -144,9 +144,10 @@ class WebSocketTokenAuthMiddleware:
             await self._serve(scope, connection, digest, reason, path, is_free)
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending to nobody")
-        except Exception:
-            if connection.is_accepted:
-                # Servers would say 1011 or 1006, if anything.
+        except BaseException as error:
+            # Servers would say 1011 or 1006, if anything. A coroutine that is thrown away may not
+            # begin anything.
+            if connection.is_accepted and not isinstance(error, GeneratorExit):
                 connection.end(messages.CLOSE_TRY_LATER)
             raise
         finally:

@@ -1,4 +1,6 @@
+import asyncio
 import json
+import sys
 
 import pytest
 
@@ -11,7 +13,8 @@ from channels_websocket_utils.gate import identity_of
 from channels_websocket_utils.utils import aget_websocket_token
 
 from .consumers import MANAGED, AsyncManager, Manager, PlainJson
-from .helpers import bare, stack
+from .helpers import bare, stack, until
+from .raised import RAISED, Raising
 from .test_messages import BAD_FORM, BAD_JSON, BAD_REPLY_KEYS
 
 BOTH = pytest.mark.parametrize("consumer", [Manager, AsyncManager])
@@ -254,6 +257,33 @@ async def test_sites_own_encoder_is_used(opened):
             return json.dumps(content, default=sorted)
 
     assert (await (await opened(Encodes)).call("ask"))["value"] == [1, 2, 3]
+
+
+# These two end the event loop of a test; real servers meet them in benchmarks/faults.py.
+KINDS = sorted({*RAISED} - {"KeyboardInterrupt", "SystemExit"})
+
+
+@pytest.mark.parametrize("method", ["fail_on_loop", "fail_in_thread"])
+@pytest.mark.parametrize("kind", KINDS)
+@BOTH
+async def test_whatever_a_handler_raises_is_answered_or_ends_the_socket_with_a_code(
+    opened, consumer, kind, method
+):
+    """An error is answered, and so is a cancellation that nobody asked for; all else is an end."""
+    socket = await opened(type("Consumer", (Raising, consumer), {}))
+    answer = asyncio.ensure_future(socket.call(method, kind=kind))
+    await until(lambda: answer.done() or socket.future.done())
+
+    is_answered = isinstance(RAISED[kind](), Exception)
+    if kind == "CancelledError" and consumer is AsyncManager:
+        # Python before 3.11 does not tell whose it is.
+        is_answered = sys.version_info >= (3, 11)
+    if is_answered:
+        assert (await answer)["error"]["code"] == "internal"
+        assert (await socket.call("echo", value=1))["data"] == 1
+    elif kind != "GeneratorExit":
+        # What Python throws into a coroutine that is thrown away: there nothing can be said.
+        assert await answer == 4490
 
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
