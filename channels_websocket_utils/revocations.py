@@ -37,7 +37,9 @@ class Revocation:
 
         In doubt, yes: who is still signed in comes back.
         """
-        return self.is_final or validated_at < self.created_at + _CLOCK_SKEW
+        # Who was let in later than now was so before the clock was set back.
+        is_after = self.created_at + _CLOCK_SKEW <= validated_at <= tokens.now()
+        return self.is_final or not is_after
 
     def as_word(self):
         """Return it as a dictionary of JSON's types; see from_word()."""

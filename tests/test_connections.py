@@ -509,6 +509,18 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
     assert await is_alive(stays)
 
 
+async def test_disconnect_ends_who_was_let_in_before_the_clock_was_set_back(
+    user, session, open_as, monkeypatch
+):
+    """By the clock they came after they were disconnected."""
+    socket = await open_as(user, session)
+    real, shift = tokens.now, timezone.timedelta(hours=1)
+    monkeypatch.setattr(tokens, "now", lambda: real() - shift)
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+
+
 async def test_known_logout_ends_a_socket_that_the_gate_let_in(
     user, session, open_as, open_socket, monkeypatch
 ):
