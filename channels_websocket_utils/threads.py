@@ -203,6 +203,10 @@ class _PoolSyncToAsync(_SyncToAsync):
         thread.close_stale_connections()
         try:
             return super().thread_handler(loop, *args, **kwargs)
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Out of the event loop they would take the whole process with them, where a thread
+            # only ends itself.
+            raise RuntimeError(f"{self.func} raised {type(error).__name__}") from error
         finally:
             if self._name:
                 thread.held = connections.all(initialized_only=True)

@@ -293,6 +293,17 @@ async def test_stop_iteration_does_not_wait_for_ever(where):
     naive.cancel()
 
 
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
+async def test_thread_that_ends_itself_does_not_end_the_process(ending):
+    """Out of a task these two stop the event loop, and with it everybody's sockets."""
+
+    def end():
+        raise ending("the thread")
+
+    with pytest.raises(RuntimeError, match=ending.__name__):
+        await in_our_pool(end)()
+
+
 def test_single_thread_runs_everything_in_the_thread_of_the_test(transactional_db):
     """So a ``TestCase`` sees its rows: its transaction belongs to this thread."""
 
