@@ -158,11 +158,27 @@ class _Client:
         return isinstance(answer, dict) and answer["data"] == 7
 
 
+class Refused(RuntimeError):
+    """A handshake that was answered with another ``status`` than 101."""
+
+    def __init__(self, name, status):
+        super().__init__(f"{name} was answered with {status}")
+        self.status = status
+
+
 class WebSocket(_Client):
     """A client of a real server: RFC 6455 with short frames, and nothing that costs time."""
 
     @classmethod
     async def open(cls, port, path, session):
+        """Open a socket; raises ``Refused`` where the answer is another."""
+        self = await cls.begin(port, path, session)
+        await asyncio.wait_for(self.opened(), LIMIT)
+        return self
+
+    @classmethod
+    async def begin(cls, port, path, session):
+        """Send the handshake, and do not wait for its answer."""
         self = cls()
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
         self._writer.write(
@@ -171,10 +187,14 @@ class WebSocket(_Client):
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
             f"Cookie: sessionid={session}\r\n\r\n".encode()
         )
-        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), LIMIT)
-        if head.split()[1] != b"101":
-            raise RuntimeError(f"{path.split('/')[1]} was answered with {head.split()[1]}")
+        self._name = path.split("/")[1]
         return self
+
+    async def opened(self):
+        """Wait for the answer to ``begin()``; raises ``Refused`` where it is another."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        if head.split()[1] != b"101":
+            raise Refused(self._name, int(head.split()[1]))
 
     async def send_text(self, text):
         payload = text.encode()

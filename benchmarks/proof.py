@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -19,7 +20,17 @@ from pathlib import Path
 
 import django
 
-TABLES = ["revocation", "crowd", "opening", "leaks", "streams", "secrets", "teeth"]
+TABLES = [
+    "revocation",
+    "crowd",
+    "opening",
+    "leaks",
+    "streams",
+    "secrets",
+    "faults",
+    "rolling",
+    "teeth",
+]
 ROOT = Path(__file__).parent.parent
 # What the figures depend on.
 MEASURED = ["channels_websocket_utils", "benchmarks", "tests"]
@@ -29,6 +40,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--small", action="store_true", help="a few samples; nothing in docs")
+    parser.add_argument("--rows", default="", metavar="PATTERN", help="only rows with such a name")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--keep", type=Path, default=ROOT / "build/proof", metavar="FOLDER")
     options = parser.parse_args()
@@ -41,7 +53,7 @@ def main():
     options.keep.mkdir(parents=True, exist_ok=True)
     kept = Kept(options.keep / f"{options.table}.jsonl", options.small, options.fresh)
     with lab.database():
-        asyncio.run(fill(table, options.small, kept, lab.rest))
+        asyncio.run(fill(table, options, kept, lab.rest))
         command = f"make proof TABLE={options.table}"
         text = page(table, command + " OPTIONS=--small" * options.small, kept.rows)
     print(text)
@@ -51,9 +63,12 @@ def main():
     return any(row["broken"] for row in kept.rows)
 
 
-async def fill(table, small, kept, rest):
+async def fill(table, options, kept, rest):
+    def is_kept(name):
+        return kept.has(name) or not re.search(options.rows, name)
+
     try:
-        async for name, cells, broken in table.measure(small, kept.has):
+        async for name, cells, broken in table.measure(options.small, is_kept):
             kept.add(name, cells, broken)
     finally:
         await rest()

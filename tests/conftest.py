@@ -14,7 +14,7 @@ from channels_websocket_utils.utils import aget_websocket_token, get_websocket_t
 
 from . import secret_servers
 from .helpers import Socket, sign_in, stack
-from .servers import free_port, running
+from .servers import free_port, postgresql_folder, running
 from .settings import cache, database_url
 
 CACHE_STORE = "channels_websocket_utils.stores.cache.CacheTokenStore"
@@ -126,6 +126,7 @@ def redis_store(settings, redis_url):
 NEEDS = {
     "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
     "nginx": ("nginx", lambda: secret_servers.NGINX),
+    "postgresql": ("PostgreSQL's programs", postgresql_folder),
     "redis": ("redis-server", lambda: shutil.which("redis-server")),
 }
 _not_run = []

@@ -3,16 +3,25 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 LIMIT = 30
 COMMANDS = {
     "daphne": "daphne -b 127.0.0.1 -p {port} {application}",
     "uvicorn": "uvicorn --host 127.0.0.1 --port {port} --lifespan off {application}",
 }
+
+
+def postgresql_folder():
+    """Return the folder of PostgreSQL's programs, or ``None``: Debian has them beside the path."""
+    found = shutil.which("initdb")
+    found = [found] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found[-1]).resolve().parent if found else None
 
 
 def free_port():

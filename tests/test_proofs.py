@@ -18,9 +18,9 @@ WITH_TIMER = ["logout", "password change", "deactivation", "disconnect_user"]
 def prove(tmp_path):
     """A function that measures a table, small, and returns its rows by name."""
 
-    def measure(table):
+    def measure(table, rows=""):
         command = [*(sys.executable, "-W", "error", "-m", "benchmarks.proof", table)]
-        command += ["--small", "--keep", str(tmp_path)]
+        command += ["--small", "--keep", str(tmp_path), "--rows", rows]
         # An SQLite file of its own: the database of this run is at work.
         environment = {name: os.environ[name] for name in os.environ if name != "TEST_DATABASE"}
         done = subprocess.run(
@@ -110,6 +110,54 @@ def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
         assert 0 < row["without"] <= row["canaries"], name
     for server in ("daphne", "uvicorn, websockets-sansio"):
         assert rows[f"{server}: access log"]["dummies"] >= 20
+
+
+def check_faults(rows):
+    for row in rows.values():
+        answered, _, lost = row["calls"]
+        assert answered
+        assert lost == row["left"] == 0
+        assert row["wrongly accepted"].startswith("0 of ")
+        # Ten times what it takes, and more.
+        assert row["back s"] < 30
+        assert row["logout ended s"] < 30
+
+
+@pytest.mark.redis
+def test_faults_end_sockets_with_a_code_let_nobody_in_and_pass(prove):
+    rows = prove("faults", "^(?!.*PostgreSQL)")
+
+    check_faults(rows)
+    assert rows["Redis layer: stopped"]["connects"].startswith("open: ")
+    assert rows["Redis tokens: stopped"]["connects"].startswith("4490: ")
+    assert rows["Redis tokens: stopped"]["token endpoint"].startswith("503: ")
+    assert rows["uvicorn: kill -9"]["open sockets"].startswith("1006: 6")
+    assert "internal: " in rows["uvicorn: async handlers raise"]["open sockets"]
+    assert "4410: who was told to go" in rows["clock set back"]["open sockets"]
+
+
+@pytest.mark.postgresql
+def test_database_that_is_stopped_is_a_fault_that_passes(prove):
+    rows = prove("faults", "PostgreSQL")
+
+    check_faults(rows)
+    row = rows["uvicorn: PostgreSQL stopped"]
+    assert row["connects"].startswith("4490: ")
+    assert row["token endpoint"].startswith("503: ")
+    assert row["connects"] == f"4490: {sum(row['after 4490'])}"
+
+
+@pytest.mark.nginx
+@pytest.mark.redis
+def test_restarts_lose_nothing_and_do_nothing_twice(prove):
+    """The control, a client as it is usually written, loses what it had sent."""
+    rows = prove("rolling")
+
+    row = rows["uvicorn: kill -9"]
+    assert row["restarts"] == 2
+    assert row["requests"] > row["answered"] > 0
+    assert row["lost"] == row["executed twice"] == row["tokens / twice"][1] == 0
+    assert rows["control that forgets: kill -9"]["lost"] > 0
 
 
 def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
