@@ -24,7 +24,7 @@ js-test: node_modules
 # One table of docs/proofs, measured in full: make proof TABLE=revocation (or OPTIONS=--small)
 .PHONY: proof
 proof: .venv/test
-	@.ci/install redis-server $(if $(filter faults rolling,$(TABLE)),nginx postgresql)
+	@.ci/install redis-server $(if $(filter faults rolling single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
 
 # The client's table in docs/client.rst, beside those of other clients.

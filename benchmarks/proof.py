@@ -27,6 +27,7 @@ TABLES = [
     "leaks",
     "streams",
     "secrets",
+    "single_use",
     "faults",
     "rolling",
     "teeth",

@@ -40,6 +40,18 @@ def race(environment, digests, spend, processes=PROCESSES):
     return accepted, errors
 
 
+def issue(environment, count):
+    """Return the digests of ``count`` tokens of a user, in an empty database, by a process."""
+    context = multiprocessing.get_context("spawn")
+    digests = context.Queue()
+    process = context.Process(target=_issue, args=(environment, count, digests))
+    process.start()
+    try:
+        return digests.get(timeout=LIMIT)
+    finally:
+        process.join(LIMIT)
+
+
 def spend_by_gate(digest):
     """Return whether the gate let a socket with this token in."""
     from channels_websocket_utils import gate
@@ -79,11 +91,31 @@ def spend_naively_in_cache(digest):
     return True
 
 
-def _run(environment, digests, spend, barrier, outcomes):
+def _set_up(environment):
     os.environ.update(environment, DJANGO_SETTINGS_MODULE="tests.settings")
     import django
 
     django.setup()
+
+
+def _issue(environment, count, digests):
+    _set_up(environment)
+    from django.conf import settings
+    from django.contrib.auth import get_user_model
+    from django.core.management import call_command
+
+    from channels_websocket_utils.tokens import digest_of
+    from channels_websocket_utils.utils import get_websocket_token
+
+    given = getattr(settings, "WEBSOCKET_UTILS", {})
+    settings.WEBSOCKET_UTILS = {**given, "MAX_TOKENS_PER_USER": count, "TOKEN_MAX_AGE": 3600}
+    call_command("migrate", verbosity=0)
+    user = get_user_model().objects.create_user("ada")
+    digests.put([digest_of(get_websocket_token(user)) for _ in range(count)])
+
+
+def _run(environment, digests, spend, barrier, outcomes):
+    _set_up(environment)
     accepted, errors = [], []
     for digest in digests:
         barrier.wait(LIMIT)

@@ -112,6 +112,17 @@ def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
         assert rows[f"{server}: access log"]["dummies"] >= 20
 
 
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_tokens_are_spent_once_wherever_they_are_kept(prove):
+    """The controls are in test_single_use.py."""
+    rows = prove("single_use", "gate")
+
+    assert [*rows] == ["SQLite: gate", "PostgreSQL: gate", "Redis: gate"]
+    for row in rows.values():
+        assert (row["once"], row["more"], row["never"], row["errors"]) == (50, 0, 0, 0)
+
+
 def check_faults(rows):
     for row in rows.values():
         answered, _, lost = row["calls"]
