@@ -23,7 +23,7 @@ from django.test import override_settings
 
 from channels_websocket_utils import threads
 from tests.helpers import cookie, scope_for, sign_in
-from tests.servers import COMMANDS, free_port, running
+from tests.servers import ALL_COMMANDS, COMMANDS, free_port, running
 from tests.settings import database_url
 
 from .settings import layers
@@ -65,6 +65,7 @@ def redis():
 SERVER_OPTIONS = {
     "daphne": ["-v", "0", "--ping-interval", "3600"],
     "uvicorn": ["--log-level", "warning", "--ws-ping-interval", "3600"],
+    "hypercorn": ["--log-level", "warning"],
 }
 
 
@@ -74,10 +75,14 @@ def uvicorn(layer="none", interval=30, threads=16):
 
 
 @contextlib.contextmanager
-def serving(server, application, layer="none", interval=30, threads=16):
-    """Start a process of ``server``, one of ``COMMANDS``, and yield its port."""
+def serving(server, application, layer="none", interval=30, threads=16, rate="", log=None):
+    """
+    Start a process of ``server``, one of ``ALL_COMMANDS`` or ``COMMANDS``, and yield its port.
+
+    What it says goes to the file ``log``, if it is to be kept.
+    """
     port = free_port()
-    command = COMMANDS[server].format(port=port, application=application)
+    command = {**ALL_COMMANDS, **COMMANDS}[server].format(port=port, application=application)
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
@@ -85,10 +90,12 @@ def serving(server, application, layer="none", interval=30, threads=16):
         "PROOF_LAYER": layer,
         "PROOF_RECHECK_INTERVAL": str(interval),
         "PROOF_SYNC_THREADS": str(threads),
+        "PROOF_RATE_LIMIT": rate,
     }
+    options = SERVER_OPTIONS[server.split()[0]]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", *command.split(), *SERVER_OPTIONS[server]]
-        with running(command, port, Path(folder, "log"), env=environment):
+        command = [sys.executable, "-m", *command.split(), *options]
+        with running(command, port, log or Path(folder, "log"), env=environment):
             yield port
 
 
@@ -197,9 +204,19 @@ class WebSocket(_Client):
             raise Refused(self._name, int(head.split()[1]))
 
     async def send_text(self, text):
-        payload = text.encode()
+        await self.send_frame(0x81, text.encode())
+
+    async def send_frame(self, first, payload):
+        """Send a frame, whatever its ``first`` byte (0x81: a whole text) and its ``payload``."""
+        size = len(payload)
+        if size < 126:
+            length = bytes([0x80 | size])
+        elif size < 2**16:
+            length = b"\xfe" + size.to_bytes(2, "big")
+        else:
+            length = b"\xff" + size.to_bytes(8, "big")
         # Masked with zeros.
-        self._writer.write(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+        self._writer.write(bytes([first]) + length + bytes(4) + payload)
 
     async def reset(self):
         """Vanish, without a close of the WebSocket or of the TCP connection."""
@@ -222,6 +239,8 @@ class WebSocket(_Client):
             first, length = await self._reader.readexactly(2)
             if length == 126:
                 length = int.from_bytes(await self._reader.readexactly(2), "big")
+            elif length == 127:
+                length = int.from_bytes(await self._reader.readexactly(8), "big")
             payload = await self._reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError):
             return 1006

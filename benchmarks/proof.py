@@ -30,6 +30,9 @@ TABLES = [
     "single_use",
     "faults",
     "rolling",
+    "attacks",
+    "refusals",
+    "fuzz",
     "teeth",
 ]
 ROOT = Path(__file__).parent.parent

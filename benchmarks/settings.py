@@ -5,6 +5,8 @@ import os
 from tests.settings import *  # noqa: F403
 from tests.settings import DATABASES, channel_layer
 
+# For AllowedHostsOriginValidator.
+ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "benchmarks.server"
 LOGOUT_REDIRECT_URL = "/"
 
@@ -26,4 +28,5 @@ CHANNEL_LAYERS = layers(os.environ.get("PROOF_LAYER", "none"))
 WEBSOCKET_UTILS = {
     "RECHECK_INTERVAL": float(os.environ.get("PROOF_RECHECK_INTERVAL", 30)),
     "SYNC_THREADS": int(os.environ.get("PROOF_SYNC_THREADS", 16)),
+    "RATE_LIMIT": os.environ.get("PROOF_RATE_LIMIT") or None,
 }

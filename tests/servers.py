@@ -15,6 +15,15 @@ COMMANDS = {
     "daphne": "daphne -b 127.0.0.1 -p {port} {application}",
     "uvicorn": "uvicorn --host 127.0.0.1 --port {port} --lifespan off {application}",
 }
+# Every implementation of the protocol that people run.
+ALL_COMMANDS = {
+    "daphne": COMMANDS["daphne"],
+    **{
+        f"uvicorn {name}": COMMANDS["uvicorn"].replace("uvicorn", f"uvicorn --ws {name}", 1)
+        for name in ("websockets", "websockets-sansio", "wsproto")
+    },
+    "hypercorn": "hypercorn --bind 127.0.0.1:{port} {application}",
+}
 
 
 def postgresql_folder():
@@ -68,13 +77,14 @@ def serving(server, log, environment, application="tests.asgi:application"):
         yield port
 
 
-async def knock(port, path, *, session=None, early=(), frames=()):
+async def knock(port, path, *, session=None, headers=(), early=(), frames=()):
     """
     Open a socket with the raw ``path`` and return the HTTP status, or the close code if it opened.
 
-    ``path`` and the text frames go out as they are: those in ``early`` along with the handshake,
-    those in ``frames`` once it is answered. Returns the first text frame instead where the
-    server sends one before it closes, and ``None`` where it hangs up without an answer.
+    ``path``, more ``headers`` and the text frames go out as they are: those in ``early`` along with
+    the handshake, those in ``frames`` once it is answered. Returns the first text frame instead
+    where the server sends one before it closes, 1006 where it sends nothing more once the socket is
+    open, and ``None`` where it hangs up without an answer.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     headers = [
@@ -84,16 +94,18 @@ async def knock(port, path, *, session=None, early=(), frames=()):
         b"Connection: Upgrade",
         b"Sec-WebSocket-Version: 13",
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        *headers,
     ]
     if session:
         headers.append(b"Cookie: sessionid=" + session.encode())
+    status = None
     try:
         sent = b"\r\n".join(headers) + b"\r\n\r\n"
         writer.write(sent + b"".join(_masked(frame) for frame in early))
-        status = await asyncio.wait_for(reader.readline(), LIMIT)
-        if not status:
+        line = await asyncio.wait_for(reader.readline(), LIMIT)
+        if not line:
             return None
-        status = int(status.split()[1])
+        status = int(line.split()[1])
         if status != 101:
             return status
         while await asyncio.wait_for(reader.readline(), LIMIT) != b"\r\n":
@@ -101,6 +113,8 @@ async def knock(port, path, *, session=None, early=(), frames=()):
         writer.write(b"".join(_masked(frame) for frame in frames))
         opcode, payload = await asyncio.wait_for(_frame(reader), LIMIT)
         return int.from_bytes(payload[:2], "big") if opcode == 8 else payload.decode()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return 1006 if status == 101 else None
     finally:
         writer.close()
         with contextlib.suppress(OSError):

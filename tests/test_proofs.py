@@ -171,6 +171,23 @@ def test_restarts_lose_nothing_and_do_nothing_twice(prove):
     assert rows["control that forgets: kill -9"]["lost"] > 0
 
 
+def test_attacks_over_the_network_are_stopped(prove):
+    """The control, naive code, lets them in: what gets through would be seen."""
+    rows = prove("attacks")
+
+    for name, row in rows.items():
+        if name.startswith("control"):
+            assert row["stopped"] == 0
+            assert row["wrongly accepted"] > 0
+            continue
+        assert row["stopped"] == row["tried"] > 0, name
+        assert row["wrongly accepted"] == 0, name
+        assert row["tracebacks"][0] == 0, name
+        assert row["good after"] == "2 of 2", name
+    assert rows["instead of a token: percent-escapes"]["SQL"] == 0
+    assert rows["invented tokens"]["writes"] == 0
+
+
 def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()
