@@ -188,6 +188,21 @@ def test_attacks_over_the_network_are_stopped(prove):
     assert rows["invented tokens"]["writes"] == 0
 
 
+def test_refusals_have_one_answer_and_take_no_lock(prove):
+    """The controls, a good token and the UPDATE without the SELECT, wait for the lock."""
+    rows = {name.partition(", ")[2]: row for name, row in prove("refusals").items()}
+
+    for setup, statements in (("cookie", 2), ("token only", 1)):
+        for kind in ("unknown", "spent", "expired"):
+            row = rows[f"{setup}: {kind}"]
+            assert (row["answer"], row["same bytes"]) == (4401, "yes")
+            assert (row["SQL"], row["writes"]) == (statements, 0)
+        for control in ("a good token", "naive UPDATE"):
+            assert rows[f"{setup}: control: {control}"]["under lock ms"] >= 500
+    assert rows["cookie: wrong user"]["same bytes"] == "yes"
+    assert rows["cookie: malformed"]["answer"] == 403
+
+
 def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()
