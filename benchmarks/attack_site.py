@@ -137,9 +137,10 @@ KINDS = {"async": Async, "sync": Sync, "plain": Plain}
 
 
 def gate(**options):
-    """All kinds, and one route with the place for two tokens, behind a gate of their own."""
+    """All kinds, a route with room for two tokens and one for none, behind a gate of their own."""
     routes = [path(f"{name}/<str:token>", kind.as_asgi()) for name, kind in KINDS.items()]
     routes.append(path("two/<str:first>/<str:token>", Async.as_asgi()))
+    routes.append(path("none/", Async.as_asgi()))
     return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
 
 
@@ -147,6 +148,7 @@ MODES = {
     "required": gate(required=True),
     "default": gate(),
     "token": gate(required=True, token_only=True),
+    "offered": gate(required=True, sources=("path", "subprotocol")),
     "origin": AllowedHostsOriginValidator(gate(required=True)),
     "naive": bare(Naive, "naive/<str:token>"),
 }

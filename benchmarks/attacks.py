@@ -8,7 +8,10 @@ Each row is one way in, tried on real servers that serve nothing else: on every 
 a socket, and on our two consumers where it is a message. The client is so small that it sends what
 no library would. All rows but the last two, the control, must read 0 where it says so.
 
-* *Tried* and *stopped*, on all servers together. Stopped means: by the answer that is promised.
+* *Tried* and *stopped*, on all servers together. Stopped means: by the answer that is promised. Of
+  some sockets that are refused by a close the client may see only that the connection ended, 1006:
+  Daphne does that to one in thousands. They are let in nowhere, and stand among the answers; more
+  than 2 % of them in a row would be a broken promise.
 * *Wrongly accepted*: sockets that a consumer accepted, counted in the server, less those of tokens
   that were good; and methods that ran and should not have. Must be 0.
 * *Tracebacks* in the servers' logs: those in which Django, Channels or this package occurs, which
@@ -63,6 +66,8 @@ OURS = ["async", "sync"]
 REFUSED = {403, 4401}
 # Of a server, for what it does not hand over.
 BY_SERVER = {400, 404, 414, 431, "hung up", "no answer"}
+# Of the closes that a client never hears, see above.
+LOST, TOLERATED = 1006, 0.02
 # Seconds: an application answers in far less, and some servers never do.
 PATIENCE = 3
 
@@ -126,8 +131,9 @@ async def row(name, sites, small):
     if name.startswith("control"):
         return cells, broken + ["the control was not accepted"] * (not cells["wrongly accepted"])
     broken += [f"{trial.site.server}: {what}" for trial in trials for what in trial.surprises]
-    if cells["stopped"] < cells["tried"]:
-        broken.append("not all were stopped by the answer that is promised")
+    lost = cells["tried"] - cells["stopped"]
+    if lost > max(1, cells["tried"] * TOLERATED):
+        broken.append(f"{lost} were not stopped by the answer that is promised")
     if cells["wrongly accepted"]:
         broken.append("accepted")
     if cells["tracebacks"][0]:
@@ -219,7 +225,7 @@ class Trial:
         self._answers[answer] += 1
         if answer in right:
             self.stopped += 1
-        else:
+        elif answer != LOST or 4401 not in right:
             self.surprises.append(f"the answer was {answer}")
 
     async def knock(self, place, token, *, session=None, right=REFUSED, **options):
@@ -550,14 +556,56 @@ async def two_tokens(trial):
     for place in trial.places:
         first, second = [await aget_websocket_token(trial.site.user) for _ in range(2)]
         session = trial.session_for(place)
-        offer = [f"Sec-WebSocket-Protocol: websocket.token, {second}".encode()]
         async with trial.counting_sql():
             for paths in ([first, second], [second, first], [first, first]):
                 await trial.knock(place, "{}?token={}".format(*paths), session=session)
                 await trial.knock((place[0], "two"), "/".join(paths), session=session)
-            await trial.knock(place, first, session=session, headers=offer)
+            headers = offer("websocket.token", second)
+            await trial.knock(place, first, session=session, headers=headers)
         for token in (first, second):
             await trial.rightful(place, token, session=session)
+
+
+def offer(*names):
+    return [f"Sec-WebSocket-Protocol: {', '.join(names)}".encode()]
+
+
+@attack("replay of an offered token", sql="reads")
+async def offered_replay(trial):
+    place, session = ("offered", "none"), trial.site.session
+    for _ in range(3):
+        token = await aget_websocket_token(trial.site.user)
+        offered = {"session": session, "headers": offer("websocket.token", token)}
+        await trial.rightful(place, "", **offered)
+        async with trial.counting_sql():
+            for _ in range(3):
+                await trial.knock(place, "", **offered)
+
+
+@attack("odd offers of two good tokens, which are then used", sql="none")
+async def odd_offers(trial):
+    place, session = ("offered", "none"), trial.site.session
+    first, second = [await aget_websocket_token(trial.site.user) for _ in range(2)]
+    escaped = f"%77{first[1:]}"
+    offers = [
+        *([], offer(""), offer("websocket.token"), offer(first), offer("websocket.token", "x")),
+        *(offer("websocket.token", first[:-1]), offer("websocket.token", first + "a")),
+        *(offer("websocket.token", each) for each in (first.upper(), escaped, f'"{first}"')),
+        *(offer(first, "websocket.token"), offer("WEBSOCKET.TOKEN", first)),
+        *(offer("websocket.token", "chat", first), offer("websocket.token", first, second)),
+        offer("websocket.token", first, "websocket.token", second),
+        offer("websocket.token", first, "websocket.token", first),
+        offer("websocket.token", first) + offer("websocket.token", second),
+    ]
+    async with trial.counting_sql():
+        for headers in offers:
+            right = {403} | BY_SERVER
+            await trial.knock(place, "", session=session, headers=headers, right=right)
+        for kind in KINDS:
+            headers = offer("websocket.token", second)
+            await trial.knock(("offered", kind), first, session=session, headers=headers)
+    await trial.rightful(("offered", "async"), first, session=session)
+    await trial.rightful(place, "", session=session, headers=offer("websocket.token", second))
 
 
 @attack("a good token on a path of no route, which is then used", sql="none")

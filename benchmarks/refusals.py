@@ -5,7 +5,8 @@ Refusals: can a stranger tell them apart, and do they take a lock?
 One token of each class is shown, in turns and in random order, to ``gate.decide()`` in this process
 (*decision*) and, each on a new connection, to a uvicorn process that serves nothing else
 (*outside*: from the request until the last byte of the answer). *Cookie* is the usual composition,
-the stranger signed in as somebody; *token only* is ``token_only=True`` without a session.
+the stranger signed in as somebody; *token only* is ``token_only=True`` without a session. The
+database is an SQLite file, and once more with ``TEST_DATABASE`` a PostgreSQL.
 
 * *Answer*: what the client hears. *Same bytes*: whether every byte that it is sent, but for the
   date, is as for the class *unknown*.
