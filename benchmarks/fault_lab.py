@@ -24,15 +24,15 @@ class Site:
     ``processes`` of ``server`` with a database of their own; sockets are in the first of them.
 
     Acts happen in the last. ``redis`` says what it is there for: the channel ``"layer"``, the
-    ``"tokens"``, or ``None`` without one.
+    ``"tokens"``, or ``None`` without one. With ``is_naive`` no token is ever spent.
     """
 
-    def __init__(self, server, database="sqlite", redis=None, processes=1):
+    def __init__(self, server, database="sqlite", redis=None, processes=1, is_naive=False):
         self.server = server
         self.redis = self.postgresql = None
         # What callers were told, where the fault is in what they call.
         self.told = {}
-        self._kind, self._use, self._count = database, redis, processes
+        self._kind, self._use, self._count, self._is_naive = database, redis, processes, is_naive
 
     def start(self, stack):
         """Have everything running until the ``ExitStack`` is closed."""
@@ -45,6 +45,7 @@ class Site:
             "DJANGO_SETTINGS_MODULE": "benchmarks.fault_settings",
             "TEST_DATABASE": self.database,
             "PROOF_WORK": str(self.folder / "work"),
+            "PROOF_NAIVE": "yes" if self._is_naive else "",
         }
         if self._use is not None:
             self.redis = stack.enter_context(Redis(self.folder / "redis"))

@@ -23,3 +23,5 @@ if "PROOF_TOKENS" in os.environ:
         }
     }
     WEBSOCKET_UTILS["TOKEN_STORE"] = "channels_websocket_utils.stores.cache.CacheTokenStore"
+if os.environ.get("PROOF_NAIVE"):
+    WEBSOCKET_UTILS["TOKEN_STORE"] = "benchmarks.stores.NaiveTokenStore"

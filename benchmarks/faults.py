@@ -19,15 +19,20 @@ serve the site: acts happen in the other one.
   ``SystemExit`` in an async one: Python takes them out of the event loop, which then stands still.
   *clock set back*: by an hour, and forward again.
 * *Open sockets*: what became of them: how many stayed, and the close codes of those that did not;
-  1006 is a TCP connection that was cut. *handlers raise*: then what each caller was told. Of
-  ``GeneratorExit``, which Python throws into a coroutine that it throws away, nobody is told.
+  1006 is a TCP connection that was cut. While Redis takes no connections, Channels ends each of
+  its consumers, which all listen to the layer, soon after it has opened; we say 4490 for it.
+  *handlers raise*: then what the callers were told. An error is answered with ``internal``, and on
+  the async consumer so are a cancellation that nobody asked for and a thread that ends itself; all
+  else ends the socket with 4490, but for ``GeneratorExit``: Python throws it into coroutines that
+  it throws away, and nobody can be told.
 * *Connects* and *token endpoint*: the answers to clients during the fault, and how many got each.
 * *Calls*: answered; told of a failure, by an error or by the end of their socket; neither (lost).
   *Failed*: with which errors and close codes.
-* *Wrongly accepted*: of so many attempts during the fault and right after it. Tried are a spent
-  token; the unspent ones of a session that was logged out before, of one that was logged out in the
-  fault, and of a deactivated user; a token that a fault left unspent, once it has been used; and
-  the token endpoint with the logged-out session.
+* *Wrongly accepted*: of so many attempts during the fault and right after it that the server has
+  answered. Tried are a spent token; the unspent ones of a session that was logged out before, of
+  one that was logged out in the fault, and of a deactivated user; a token that a fault left
+  unspent, once it has been used; and the token endpoint with the logged-out session. The control
+  is a store that calls every token unspent.
 * *After 4490*: of the good tokens that were refused with 4490 during the fault, those that still
   opened a socket afterwards, and those that had been spent, whose client got another one.
 * *Logout ended*: seconds from the request for a logout to the close of that session's socket; in
@@ -66,6 +71,7 @@ PAUSE = 0.05
 # 10 s to which the listener's pauses grow.
 PROMISED = 30
 KINDS = ["async", "sync"]
+UNANSWERED = {"no connection", "hangs"}
 CAPACITY = 20
 ENDS_DAPHNE = {(kind, "fail_on_loop") for kind in ("KeyboardInterrupt", "SystemExit")}
 # What a server says to sockets that it ends itself, and how a client sees a process that is killed.
@@ -83,6 +89,7 @@ class Row:
     database: str = "sqlite"
     redis: str | None = None
     can_log_out: bool = True
+    is_control: bool = False
     # What clients may see beyond the documented codes.
     may_see: frozenset = frozenset()
 
@@ -176,9 +183,14 @@ async def set_back(site):
     _, client = await site.dial("async", kicked)
     await site.act("/clock/-3600/")
     await site.act(f"/act/disconnect/{kicked.user}/")
-    site.told[str(await client.closed())] = ["who was told to go"]
+    site.told[f"{await client.closed()} (told to go)"] = ["disconnect_user"]
     yield
     await site.act("/clock/0/")
+
+
+@contextlib.asynccontextmanager
+async def nothing(site):
+    yield
 
 
 def of_here(how):
@@ -222,6 +234,7 @@ ROWS = {
         for kind in KINDS
     },
     "clock set back": Row(set_back, 3),
+    "control: nothing is spent": Row(nothing, 1, is_control=True),
 }
 SMALL_ROWS = [
     "uvicorn: PostgreSQL stopped",
@@ -230,6 +243,7 @@ SMALL_ROWS = [
     "uvicorn: kill -9",
     "uvicorn: async handlers raise",
     "clock set back",
+    "control: nothing is spent",
 ]
 
 
@@ -241,7 +255,8 @@ async def measure(small, is_kept):
 
 
 async def measured(row):
-    site = Site(row.server, row.database, row.redis, processes=2 if row.redis == "layer" else 1)
+    processes = 2 if row.redis == "layer" else 1
+    site = Site(row.server, row.database, row.redis, processes, is_naive=row.is_control)
     with contextlib.ExitStack() as stack:
         await asyncio.to_thread(site.start, stack)
         return await Measurement(site, row).take()
@@ -366,13 +381,13 @@ class Measurement:
             for visitor, token in [*self._strangers]:
                 await self._try_wrongly(visitor, token)
             status, _ = await self._gone.ask_token()
-            self._tried += 1
+            self._tried += status not in UNANSWERED
             self._wrong["a token for a logged-out session"] += status == 200
             await asyncio.sleep(EVERY)
 
     async def _try_wrongly(self, visitor, token):
-        _, client = await self._site.dial("async", visitor, token)
-        self._tried += 1
+        outcome, client = await self._site.dial("async", visitor, token)
+        self._tried += outcome not in UNANSWERED
         if client is not None:
             self._wrong["a socket"] += 1
             await client.leave()
@@ -440,9 +455,10 @@ class Measurement:
     def _cells(self, seconds, stayed, unspent, replaced, logout, back, left):
         site = self._site
         ends = Counter(stayed=stayed) + self._ended
+        counts = {answer: len(kinds) for answer, kinds in site.told.items()}
         cells = {
             "fault s": seconds,
-            "open sockets": "; ".join([told(ends), *map(told_raised, site.told.items())]),
+            "open sockets": "; ".join([told(ends), told(counts)] if counts else [told(ends)]),
             "connects": told(self._connects),
             "token endpoint": told(self._statuses),
             "calls": [self._answered, sum(self._failed.values()), self._lost],
@@ -458,15 +474,17 @@ class Measurement:
 
     def _broken(self, cells):
         row, site = self._row, self._site
-        for what, count in self._wrong.items():
-            if count:
-                yield f"{what} {count} times, for whom it must not be"
+        wrong = [what for what, count in self._wrong.items() if count]
+        if wrong and not row.is_control:
+            yield f"somebody got {' and '.join(wrong)} who must not"
+        if row.is_control and not wrong:
+            yield "the control let nobody in"
         if self._lost:
             yield f"{self._lost} calls got neither an answer nor an error"
         for what, seen in {
             "sockets": self._ended,
             "connects": self._connects,
-            "handlers": [code for code, kinds in site.told.items() if not is_thrown_away(kinds)],
+            "callers": [code for code, kinds in site.told.items() if not is_thrown_away(kinds)],
             "calls": self._failed,
         }.items():
             known = DOCUMENTED | row.may_see | {"open", "unavailable", "4401, then open"}
@@ -499,9 +517,3 @@ async def close_of(client):
 def told(counts):
     texts = [f"{what}: {count}" if count else str(what) for what, count in counts.items()]
     return ", ".join(texts) or "-"
-
-
-def told_raised(item):
-    """Return how often an answer came, and to what where it was another than ``internal``."""
-    answer, kinds = item
-    return f"{answer}: {len(kinds) if answer == 'internal' else ', '.join(kinds)}"
