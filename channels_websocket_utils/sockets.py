@@ -271,12 +271,20 @@ class Socket:
         try:
             await self._send(message)
         except Exception as error:
-            # OSError by the ASGI specification, or, below Daphne, Autobahn's Disconnected, which
-            # is known by its name, since Autobahn need not be installed.
-            if not isinstance(error, OSError) and type(error).__name__ != "Disconnected":
+            if not self._says_gone(message, error):
                 raise
             logger.debug("Dropped a %s for a client that has gone", message["type"])
             await self._drop()
+
+    def _says_gone(self, message, error):
+        """Return whether this is how a server says that the client has gone."""
+        # OSError by the ASGI specification, or, below Daphne, Autobahn's Disconnected, which is
+        # known by its name, since Autobahn need not be installed.
+        if isinstance(error, OSError) or type(error).__name__ == "Disconnected":
+            return True
+        # uvicorn drops the accept for a client that is just going, and then still waits for it.
+        is_accept = message["type"] == "websocket.accept"
+        return self.is_accepted and not is_accept and "'websocket.accept'" in str(error)
 
 
 def _nothing():

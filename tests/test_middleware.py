@@ -790,6 +790,21 @@ async def test_client_that_has_gone_does_not_cost_the_consumer_its_disconnect(
     assert ended == [1006]
 
 
+async def test_accept_that_the_server_has_dropped_is_a_client_that_has_gone(session, token):
+    """uvicorn does so for a client that goes in that moment, and complains about the next frame."""
+
+    async def send(message):
+        if message["type"] != "websocket.accept":
+            raise RuntimeError("Expected ASGI message 'websocket.accept' but got another one.")
+
+    scope = scope_for(f"/ws/{token}", [cookie(session)])
+    received = asyncio.Queue()
+    await received.put({"type": "websocket.connect"})
+    await received.put({"type": "websocket.disconnect", "code": 1006})
+
+    await stack(AsyncManager)(scope, received.get, send)
+
+
 async def test_other_errors_of_a_server_are_not_hidden(session, token):
     async def send(message):
         raise RuntimeError("Unexpected ASGI message")
