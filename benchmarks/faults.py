@@ -13,6 +13,8 @@ serve the site: acts happen in the other one.
   in it, or held still (``SIGSTOP``), as the channel layer and as the token store. *layer full*: the
   process with the sockets stands still while more is said than its channel can hold, and then the
   logout. *kill -9* and *SIGTERM*: the server process, started again, with calls under way.
+  A process of Daphne in which a sync consumer waits for an async method at that moment may not
+  end: its thread waits for an event loop that stands still. It is killed after 30 s, and told.
   *clients vanish*: 100 handshakes whose TCP connection is reset within 20 ms, and 20 that are reset
   while the gate waits for a locked database. *handlers raise*: each kind of exception, on a
   socket of its own, in an async and in a sync method; but not, on Daphne, ``KeyboardInterrupt`` and
@@ -50,6 +52,7 @@ import json
 import random
 import signal
 import sqlite3
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -95,10 +98,22 @@ class Row:
 
 
 @contextlib.asynccontextmanager
-async def stopped(process, how=None):
-    await asyncio.to_thread(process.stop, how)
+async def stopped(process):
+    await asyncio.to_thread(process.stop)
     yield
     await asyncio.to_thread(process.start)
+
+
+@contextlib.asynccontextmanager
+async def restarted(site, how):
+    """Stop the server process, as a supervisor does: who does not end is killed."""
+    try:
+        await asyncio.to_thread(site.here.stop, how)
+    except subprocess.TimeoutExpired:
+        await asyncio.to_thread(site.here.kill)
+        site.told["did not end"] = ["the process"]
+    yield
+    await asyncio.to_thread(site.here.start)
 
 
 @contextlib.asynccontextmanager
@@ -194,7 +209,7 @@ async def nothing(site):
 
 
 def of_here(how):
-    return lambda site: stopped(site.here, how)
+    return lambda site: restarted(site, how)
 
 
 ROWS = {

@@ -282,7 +282,7 @@ async def test_pool_has_as_many_threads_as_the_setting_says(transactional_db, se
 
 
 @pytest.mark.parametrize("where", [contextlib.nullcontext, single_thread])
-async def test_stop_iteration_does_not_wait_for_ever(where):
+async def test_stop_iteration_does_not_wait_for_ever(transactional_db, where):
     """No future takes it, as the plain twin shows."""
     nothing = iter([])
     with where(), pytest.raises(RuntimeError, match="StopIteration"):
@@ -294,7 +294,7 @@ async def test_stop_iteration_does_not_wait_for_ever(where):
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
-async def test_thread_that_ends_itself_does_not_end_the_process(ending):
+async def test_thread_that_ends_itself_does_not_end_the_process(transactional_db, ending):
     """Out of a task these two stop the event loop, and with it everybody's sockets."""
 
     def end():
