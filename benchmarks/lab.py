@@ -23,7 +23,7 @@ from django.test import override_settings
 
 from channels_websocket_utils import threads
 from tests.helpers import cookie, scope_for, sign_in
-from tests.servers import ALL_COMMANDS, COMMANDS, free_port, running
+from tests.servers import ALL_COMMANDS, COMMANDS, free_port, redis_command, running
 from tests.settings import database_url
 
 from .settings import layers
@@ -54,10 +54,9 @@ def database():
 def redis():
     """Start a Redis and yield its URL."""
     port = free_port()
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        stack.enter_context(running(command, port, Path(folder, "log"), cwd=folder))
+        stack.enter_context(running(redis_command(port), port, Path(folder, "log"), cwd=folder))
         yield f"redis://127.0.0.1:{port}/0"
 
 

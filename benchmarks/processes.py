@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.secret_servers import NGINX
-from tests.servers import COMMANDS, LIMIT, free_port, postgresql_folder, wait_for
+from tests.servers import COMMANDS, LIMIT, free_port, postgresql_folder, redis_command, wait_for
 
 from .lab import SERVER_OPTIONS
 
@@ -103,8 +103,7 @@ class Redis(Process):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def command(self):
-        options = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
-        return ["redis-server", "--port", str(self.port), *options]
+        return redis_command(self.port, "--dir", str(self._folder))
 
 
 class PostgreSQL(Process):

@@ -14,7 +14,7 @@ from channels_websocket_utils.utils import aget_websocket_token, get_websocket_t
 
 from . import secret_servers
 from .helpers import Socket, sign_in, stack
-from .servers import free_port, postgresql_folder, running
+from .servers import free_port, postgresql_folder, redis_command, running
 from .settings import cache, database_url
 
 CACHE_STORE = "channels_websocket_utils.stores.cache.CacheTokenStore"
@@ -108,8 +108,7 @@ def database_environment(transactional_db):
 def redis_url(tmp_path_factory):
     """The URL of a Redis server of the tests' own."""
     port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    arguments = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with running(arguments, port, folder / "log", cwd=folder):
+    with running(redis_command(port), port, folder / "log", cwd=folder):
         yield f"redis://127.0.0.1:{port}/0"
 
 

@@ -33,6 +33,11 @@ def postgresql_folder():
     return Path(found[-1]).resolve().parent if found else None
 
 
+def redis_command(port, *options):
+    """Return the command of a Redis on ``port`` that keeps nothing when it ends."""
+    return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 import websockets
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import TimeoutError, expect, sync_playwright
 from websockets.sync.client import connect
 
 from .browser import OPTIONS, chromium
@@ -138,9 +138,17 @@ def window(playwright, tmp_path_factory):
         *OPTIONS,
     ]
     with running(command, port, folder / "log"):
-        browser = playwright.chromium.connect_over_cdp(f"http://127.0.0.1:{port}", no_defaults=True)
+        browser = connected_to(playwright, f"http://127.0.0.1:{port}")
         yield browser.contexts[0]
         browser.close()
+
+
+def connected_to(playwright, url):
+    for _ in range(2):
+        # On a machine with much else to do it has been seen not to answer its first client.
+        with contextlib.suppress(TimeoutError):
+            return playwright.chromium.connect_over_cdp(url, no_defaults=True, timeout=15_000)
+    return playwright.chromium.connect_over_cdp(url, no_defaults=True)
 
 
 class Watched:

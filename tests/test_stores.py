@@ -31,7 +31,7 @@ from channels_websocket_utils.utils import (
 from .conftest import CACHE_STORE
 from .consumers import AsyncManager
 from .helpers import OPEN, UNKNOWN_TOKEN, sign_in, stack
-from .servers import free_port, running
+from .servers import free_port, redis_command, running
 from .settings import cache
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -300,8 +300,7 @@ class Redis:
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def serving(self):
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        return running(command, self.port, self.folder / "log", cwd=self.folder)
+        return running(redis_command(self.port), self.port, self.folder / "log", cwd=self.folder)
 
 
 @pytest.mark.redis

@@ -21,7 +21,7 @@ from channels_websocket_utils.utils import (
 
 from .consumers import AsyncManager, Room
 from .helpers import LIMIT, ended, stack, until
-from .servers import free_port, running
+from .servers import free_port, redis_command, running
 from .settings import channel_layer
 
 
@@ -299,9 +299,8 @@ def redis(tmp_path):
         port = free_port()
 
         def start(self):
-            arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
             log = tmp_path / "redis.log"
-            self._running = running(["redis-server", *arguments], self.port, log, cwd=tmp_path)
+            self._running = running(redis_command(self.port), self.port, log, cwd=tmp_path)
             self._running.__enter__()
 
         def stop(self):
