@@ -1,6 +1,6 @@
 """
 Streams: complete, no further ahead than granted, and gone with whoever asked
-============================================================================
+=============================================================================
 
 Generators that yield as fast as they can, each in a socket of its own with a token, on a process
 of daphne or uvicorn that serves nothing else. *async* is ``AsyncWebSocketManagerConsumer`` with

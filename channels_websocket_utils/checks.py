@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from importlib.util import find_spec
 
 from channels.auth import AuthMiddleware
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -83,6 +84,8 @@ def check_token_cache(**kwargs):
         return []
     if issubclass(backend, DummyCache):
         return [_bad_cache(f"{name} keeps nothing, so no token would ever validate.")]
+    if issubclass(backend, RedisCache) and find_spec("redis") is None:
+        return [_bad_cache(f"{name} needs the package redis, which is not installed.")]
     if issubclass(backend, RedisCache) and _is_list_of_servers(given.get("LOCATION", "")):
         return [
             _bad_cache(

@@ -97,6 +97,13 @@ def test_cache_that_cannot_keep_tokens_is_found(kept_in, backend, location):
     assert ids() == ["channels_websocket_utils.E006"]
 
 
+def test_missing_redis_package_is_found(kept_in, monkeypatch):
+    kept_in(f"{CACHES}.redis.RedisCache", LOCATION="redis://127.0.0.1:6379/0")
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+
+    assert ids() == ["channels_websocket_utils.E006"]
+
+
 def test_store_whose_cache_does_not_exist_is_found(settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "tests.test_stores.OtherStore"}
 
