@@ -569,6 +569,7 @@ class Late:
     @require_perms(PERM)
     def secret(self):
         yield "first"
+        self.begun.set()
         self.go.wait(LIMIT)
         yield "second"
 
@@ -578,6 +579,7 @@ class AsyncLate:
     @require_perms(PERM)
     async def secret(self):
         yield "first"
+        self.begun.set()
         await asyncio.to_thread(self.go.wait, LIMIT)
         yield "second"
 
@@ -587,11 +589,12 @@ async def test_part_is_held_back_when_the_permission_went_during_its_step(
     kind, opened, user, permission
 ):
     await sync_to_async(user.user_permissions.add)(permission)
-    go = threading.Event()
-    socket = await opened(type("Consumer", kind, {"go": go}))
+    begun, go = threading.Event(), threading.Event()
+    socket = await opened(type("Consumer", kind, {"begun": begun, "go": go}))
     await socket.send("secret", reply_key="s")
     assert (await socket.next_for("s"))["data"] == "first"
 
+    await until(begun.is_set)
     await sync_to_async(user.user_permissions.remove)(permission)
     go.set()
 
