@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote
@@ -75,7 +76,9 @@ def serving(server, folder, environment, hide):
         yield port
         # The servers finish their lines.
         process.send_signal(signal.SIGINT if server == "runserver" else signal.SIGTERM)
-        process.wait(LIMIT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # Daphne may not end while a thread of Channels waits for its loop: then it is killed.
+            process.wait(LIMIT)
 
 
 def _through_sed(folder, command):
