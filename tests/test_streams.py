@@ -1107,9 +1107,9 @@ async def test_step_that_waits_for_a_thread_does_not_outlive_its_stream(opened, 
 
 
 def streams_of(consumer_class):
-    """Return what runs of the one consumer of this class."""
-    [consumer] = [each for each in gc.get_objects() if type(each) is consumer_class]
-    return [*consumer._streams._tasks.values()]
+    """Return what runs of the one consumer of this class, nothing once that has gone."""
+    consumers = [each for each in gc.get_objects() if type(each) is consumer_class]
+    return [stream for each in consumers for stream in each._streams._tasks.values()]
 
 
 @pytest.mark.parametrize("base", [Manager, MixedManager])
