@@ -634,29 +634,31 @@ async def test_frame_that_channels_already_holds_is_not_handled(
 
 
 async def test_one_peer_that_does_not_answer_keeps_nobody_waiting(user, session, open_socket):
-    """Its close hangs in the server; the others are told meanwhile."""
-    hangs = asyncio.Event()
+    """All closes hang in the server here, and all have begun meanwhile."""
+    hangs, begun = asyncio.Event(), []
     application = stack(AsyncManager)
 
-    async def never_closes(scope, receive, send):
+    async def hanging(scope, receive, send):
         async def send_(message):
             if message["type"] == "websocket.close":
+                begun.append(message["code"])
                 await hangs.wait()
             await send(message)
 
         await application(scope, receive, send_)
 
     sockets = []
-    for served in (never_closes, application, never_closes, application):
+    for _ in range(4):
         token = await aget_websocket_token(user)
-        sockets.append(open_socket(served, f"/ws/{token}", session=session))
+        sockets.append(open_socket(hanging, f"/ws/{token}", session=session))
         await sockets[-1].connect()
 
     await adisconnect_user(user)
 
-    assert [await ended(sockets[1]), await ended(sockets[3])] == [4410, 4410]
+    await until(lambda: begun == [4410] * 4)
     assert all(connection.ended for connection in live_connections())
     hangs.set()
+    assert [await ended(socket) for socket in sockets] == [4410] * 4
 
 
 async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, open_as):
