@@ -377,9 +377,7 @@ class Streams:
         if self._streams.get(key, (None,))[0] is stream:
             del self._streams[key]
         if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            if not isinstance(error, CONTROL_FLOW):
-                logger.error("A stream could not be sent", exc_info=error)
+            logger.error("A stream could not be sent", exc_info=task.exception())
 
 
 def _open_transactions():

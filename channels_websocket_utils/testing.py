@@ -105,8 +105,8 @@ class WebSocketCommunicator:
 
     ``path`` may have a query. In the place of ``{token}``, in the path or in one of the
     ``subprotocols``, comes a new token of the user, bound to the session; for nobody it is one that
-    never validates. To send another one, or no cookie
-    beside it (``token_only``), write the token into the path and leave ``user`` out.
+    never validates. To send another one, or no cookie beside it (``token_only``), write the token
+    into the path and leave ``user`` out.
     ``session``, a ``SessionStore`` or its key, is the cookie to use, such as
     ``self.client.session``; without ``user`` its user is taken. Otherwise a new session is made.
     ``headers`` is a dictionary, or pairs as in a scope; ``None`` leaves a header out that would be

@@ -34,9 +34,9 @@
  * The page.  It wakes (visible, resumed, shown again, online): a link has 3 s to answer a ping, and who
  * waits dials at once, though never before a wait that the server has asked for. While it is hidden
  * nobody dials again, but for the token that is asked for at once: the wait goes on as "hidden" with
- * a delay of Infinity. Frozen, or left for the
- * back/forward cache, it drops its link if it can come back. Going offline only asks the link for a
- * sign of life: a server on this machine or in this house may be there all the same, so dials go on.
+ * a delay of Infinity. Frozen, or left for the back/forward cache, it drops its link if it can come
+ * back. Going offline only asks the link for a sign of life: a server on this machine or in this
+ * house may be there all the same, so dials go on.
  *
  * Calls.  A message that cannot be sent now is queued: 100 messages, 1 MiB, 60 s at most. So it is while
  * more than 1 MiB waits in the socket. A call is settled once: by its reply, its time limit, its
