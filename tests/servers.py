@@ -38,10 +38,22 @@ def redis_command(port, *options):
     return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
 
 
+_given_ports = set()
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """
+    Return a port nobody listens on, another each time.
+
+    The system may name one twice, and a proxy on the port of what is behind it asks itself.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 @contextlib.contextmanager
