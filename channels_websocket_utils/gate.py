@@ -254,12 +254,15 @@ def _decide_session(session, signed_in, user, validated_at):
 
 
 def _decide_token(digest, path, session, signed_in, token_only, validated_at):
-    row = tokens.find(digest, with_user=_can_join())
-    reason, user = _judge(row, path, session, signed_in, token_only)
+    own_session = _bound_digest(session) if signed_in else ""
+    can_join = _can_join()
+    row = tokens.find(digest, with_user=can_join, session_digest=own_session)
+    reason, user = _judge(row, path, own_session, signed_in, token_only, can_join)
     principal = None
     if reason is None:
         principal = _principal(session, user, user.backend, row, validated_at)
-        if _is_session_over(principal):
+        is_over = row.is_session_over
+        if _is_session_over(principal) if is_over is None else is_over:
             # Its page asked for this token before the logout was through.
             reason = "wrong_session"
         elif not tokens.spend(row):
@@ -277,36 +280,40 @@ def _decide_token(digest, path, session, signed_in, token_only, validated_at):
 def _principal(session, user, backend, row, validated_at):
     if user is None or not user.is_authenticated:
         return None
-    key, digest = "", row.session_digest if row is not None else ""
+    if row is not None:
+        # Compared with the user's by now, so as good as theirs.
+        auth_digest, key, digest = row.auth_digest, "", row.session_digest
+    else:
+        auth_digest, key, digest = tokens.auth_digest(user), "", ""
     if _is_of(_read_session(session), user):
         digest = _bound_digest(session)
         key = session.session_key if digest else ""
-    return Principal(user.pk, backend, tokens.auth_digest(user), key, digest, validated_at)
+    return Principal(user.pk, backend, auth_digest, key, digest, validated_at)
 
 
 def _is_session_over(principal):
     return bool(principal.session_digest) and revocations.is_over(principal.session_digest)
 
 
-def _judge(row, path, session, signed_in, token_only):
+def _judge(row, path, own_session, signed_in, token_only, can_join):
     """Return why the token of ``row`` is refused (``None``: it is good), and its user."""
     if signed_in is None and not token_only:
         return "wrong_user", None
     reason = tokens.why_refused(
         row,
         user_id=signed_in.user_id if signed_in else None,
-        session_digest=_bound_digest(session) if signed_in else None,
+        session_digest=own_session if signed_in else None,
         path=path,
     )
     if reason is not None:
         return reason, None
-    user = _token_user(row, signed_in)
+    user = _token_user(row, signed_in, can_join)
     return _why_user_refused(user, row, signed_in), user
 
 
-def _token_user(row, signed_in):
+def _token_user(row, signed_in, can_join):
     path = _backend_of(signed_in, row)
-    if path == _MODEL_BACKEND and _can_join():
+    if path == _MODEL_BACKEND and can_join:
         # The join has fetched what this backend's get_user() would ask for.
         backend = load_backend(path)
         user = row.user if backend.user_can_authenticate(row.user) else None

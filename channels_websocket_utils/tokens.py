@@ -88,9 +88,14 @@ def issue(user, *, path=None, session=None):
     return token.text
 
 
-def find(digest, *, with_user=False):
-    """Return the row of the token with this ``digest``, or ``None``. One SELECT, no lock."""
-    return _store().get(digest, with_user=with_user)
+def find(digest, *, with_user=False, session_digest=""):
+    """
+    Return the row of the token with this ``digest``, or ``None``. One SELECT, no lock.
+
+    ``session_digest`` is that of the connection's own session; the row's ``is_session_over`` says
+    whether that one, or the one it is bound to, was logged out; ``None``: the store cannot know.
+    """
+    return _store().get(digest, with_user=with_user, session_digest=session_digest)
 
 
 def why_refused(row, *, user_id, session_digest, path):

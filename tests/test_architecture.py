@@ -11,6 +11,7 @@ PACKAGE = Path(channels_websocket_utils.__file__).parent
 
 # A room is a module or a folder of the package; a lower floor knows nothing of a higher one.
 FLOORS = {
+    "compiled": 0,
     "conf": 0,
     "messages": 0,
     "routes": 0,

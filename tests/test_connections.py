@@ -487,10 +487,12 @@ async def test_what_is_said_between_spending_and_opening_is_heard(
     assert (await ended(socket) if outcome == OPEN else outcome) == 4410
 
 
+@pytest.mark.parametrize("store", ["database.DatabaseTokenStore", "cache.CacheTokenStore"])
 async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survive(
-    user, session, open_as, open_socket
+    user, session, open_as, open_socket, settings, store
 ):
     """``user_logged_out`` comes before the flush: cookie and token are still good just then."""
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": f"channels_websocket_utils.stores.{store}"}
     stays = await open_as(user, await sync_to_async(sign_in)(user))
     digest = tokens.digest_of(session)
     unspent = await aget_websocket_token(user, session=session)
@@ -503,6 +505,10 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
     for token in (unspent, unbound, bound):
         socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
         assert await socket.outcome() == 4401
+    # By the token alone, which knows of its session.
+    bound = await aget_websocket_token(user, session=session)
+    socket = open_socket(stack(AsyncManager, token_only=True), f"/ws/{bound}")
+    assert await socket.outcome() == 4401
     socket = open_socket(stack(Quiet, route="ws/open"), "/ws/open", session=session)
     await socket.connect()
     assert len(live_connections()) == 1
@@ -530,7 +536,14 @@ async def test_known_logout_ends_a_socket_that_the_gate_let_in(
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
     await sync_to_async(connections.tell)("revocation", **revocation.as_word())
     await until(lambda: any(hub._known for hub in connections._hubs.values()))
-    monkeypatch.setattr(revocations, "is_over", lambda digest: False)
+    find = tokens.find
+
+    def find_before(*args, **options):
+        row = find(*args, **options)
+        row.is_session_over = False
+        return row
+
+    monkeypatch.setattr(tokens, "find", find_before)
 
     token = await aget_websocket_token(user)
     socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
@@ -579,6 +592,7 @@ async def test_frames_queued_behind_a_handler_are_not_handled(user, session, ope
 class Holds:
     """While its event blocks, Channels already holds the client's next frame."""
 
+    channel_layer_alias = "default"
     groups = ["news"]
     entered = None
     go_on = None

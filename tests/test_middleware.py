@@ -570,8 +570,8 @@ def test_connection_costs_few_statements(user, session, token, compose, run):
     with CaptureQueriesContext(connection) as queries:
         assert run(compose(AsyncManager), f"/ws/{token}", session=session) == OPEN
 
-    # Session, token with its user, revocation, update; AuthMiddlewareStack reads the user too.
-    assert len(queries) == (4 if compose is stack else 5)
+    # Session, token with its user and revocations, update; AuthMiddlewareStack reads the user too.
+    assert len(queries) == (3 if compose is stack else 4)
 
 
 def test_token_alone_costs_two_statements(token, run):

@@ -35,8 +35,8 @@ class _Row:
     # By key: what must still be there, and the same, when the token is spent.
     epochs: dict = field(repr=False)
     user: Any = None
-    # A spent one is gone.
-    used_at = None
+    # A spent one is gone, and revocations are kept elsewhere.
+    used_at = is_session_over = None
 
 
 class CacheTokenStore:
@@ -69,7 +69,7 @@ class CacheTokenStore:
             row = {**fields, "created_at": now, "epochs": epochs}
             cache.set_many({slot: digest, _key("token", digest): row}, life)
 
-    def get(self, digest, *, with_user):
+    def get(self, digest, *, with_user, session_digest=""):
         """Return the row of ``digest`` (``with_user``: its user read too) or ``None``."""
         with self._available() as cache:
             fields = cache.get(_key("token", digest))

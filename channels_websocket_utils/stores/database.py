@@ -1,10 +1,32 @@
 """The default store: a table in the site's own database."""
 
-from django.db import router, transaction
+from django.contrib.auth import get_user_model
+from django.db import connections, router, transaction
+from django.db.models import Exists, OuterRef, Value
+from django.db.models.functions import NullIf
 
-from ..models import WebSocketToken
+from ..compiled import CompiledQuery, parameter
+from ..models import WebSocketRevocation, WebSocketToken
 
 __all__ = ["DatabaseTokenStore"]
+
+
+def _names(model):
+    return [field.attname for field in model._meta.concrete_fields]
+
+
+def _token(*user_columns):
+    """Return the query for a token, and whether a session that it speaks for is over."""
+    digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
+    over = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
+    rows = WebSocketToken.objects.filter(digest=parameter("digest"))
+    return rows.values_list(*_names(WebSocketToken), *user_columns, Exists(over))
+
+
+_find = CompiledQuery(_token)
+_find_with_user = CompiledQuery(
+    lambda: _token(*(f"user__{name}" for name in _names(get_user_model())))
+)
 
 
 class DatabaseTokenStore:
@@ -32,19 +54,39 @@ class DatabaseTokenStore:
             if surplus:
                 rows.filter(digest__in=surplus).delete()
 
-    def get(self, digest, *, with_user):
-        """Return the row of ``digest`` (``with_user``: its user joined in) or ``None``."""
-        rows = WebSocketToken.objects.using(router.db_for_write(WebSocketToken))
+    def get(self, digest, *, with_user, session_digest=""):
+        """
+        Return the row of ``digest`` (``with_user``: its user joined in) or ``None``.
+
+        Its ``is_session_over`` is true when there is a final revocation of the session with this
+        ``session_digest``, or of the one that the token is bound to.
+        """
+        alias = router.db_for_write(WebSocketToken)
+        query = _find_with_user if with_user else _find
+        found = query.first(alias, digest=digest, session_digest=session_digest or None)
+        if found is None:
+            return None
+        names = _names(WebSocketToken)
+        row = WebSocketToken.from_db(alias, names, found[: len(names)])
+        row.is_session_over = bool(found[-1])
         if with_user:
-            rows = rows.select_related("user")
-        return rows.filter(digest=digest).first()
+            model = get_user_model()
+            row.user = model.from_db(alias, _names(model), found[len(names) : -1])
+        return row
 
     def spend(self, row, now):
         """Mark the row as used, and return whether this call was the first."""
-        rows = WebSocketToken.objects.using(router.db_for_write(WebSocketToken))
+        connection = connections[router.db_for_write(WebSocketToken)]
+        quote = connection.ops.quote_name
+        field = WebSocketToken._meta.get_field
+        table = quote(WebSocketToken._meta.db_table)
+        digest, used_at = quote(field("digest").column), quote(field("used_at").column)
         # This UPDATE decides the winner, so it names only the token's own columns: a join
         # would become a subquery, and PostgreSQL would let two sockets pass.
-        return rows.filter(digest=row.digest, used_at=None).update(used_at=now) == 1
+        sql = f"UPDATE {table} SET {used_at} = %s WHERE {digest} = %s AND {used_at} IS NULL"  # noqa: S608
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [field("used_at").get_db_prep_save(now, connection), row.digest])
+            return cursor.rowcount == 1
 
     def revoke(self, **owner):
         """Delete the unspent rows of an owner: ``user_id=...`` or ``session_digest=...``."""
