@@ -285,9 +285,9 @@ async def rest():
         barrier.wait(LIMIT)
         connections.close_all()
 
-    for size, pool in list(threads._pools.values()):
+    for size, twin in list(threads._pools.values()):
         barrier = threading.Barrier(size)
-        met = [pool.submit(meet, barrier) for _ in range(size)]
+        met = [twin.executor.submit(meet, barrier) for _ in range(size)]
         await asyncio.gather(*map(asyncio.wrap_future, met))
     await sync_to_async(connections.close_all)()
 

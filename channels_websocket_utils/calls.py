@@ -131,14 +131,20 @@ class Call:
             return None
         return messages.build_error(self._told(error))
 
+    def text(self):
+        """Return the answer as the text of a frame, see answer(), on a sync consumer."""
+        frame = self.answer()
+        if frame is None:
+            return None
+        try:
+            return self.encode(frame)
+        except _NOT_JSON as error:
+            return self._answer_unsendable(error)
+
     def reply(self):
         """Send the answer, if there is one, on a sync consumer."""
-        frame = self.answer()
-        if frame is not None:
-            try:
-                text = self.encode(frame)
-            except _NOT_JSON as error:
-                text = self._answer_unsendable(error)
+        text = self.text()
+        if text is not None:
             self.say(text)
 
     async def areply(self):

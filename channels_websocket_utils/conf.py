@@ -135,6 +135,10 @@ _RULES = {
 }
 
 
+# The last value of each setting that broke no rule.
+_found_right = {}
+
+
 def get_setting(name):
     """
     Return the setting ``name``: the site's value, or the default.
@@ -145,10 +149,14 @@ def get_setting(name):
     given = _given()
     if name not in given:
         return DEFAULTS[name]
-    problem = _problem(name, given[name])
-    if problem:
-        raise ImproperlyConfigured(problem)
-    return given[name]
+    value = given[name]
+    # Read for every message, and the same object nearly always.
+    if name not in _found_right or _found_right[name] is not value:
+        problem = _problem(name, value)
+        if problem:
+            raise ImproperlyConfigured(problem)
+        _found_right[name] = value
+    return value
 
 
 def setting_problems():

@@ -5,21 +5,37 @@ The server peer of ``WebSocketManager``: a consumer whose clients can call what 
 import asyncio
 import contextlib
 import inspect
+import itertools
 import time
 
+from asgiref.sync import async_to_sync
 from channels.consumer import get_handler_name
-from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from channels.exceptions import StopConsumer
+from channels.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+)
+from channels.layers import get_channel_layer
 
 from . import gate, messages
 from .calls import Call, is_over
 from .conf import get_setting, read_rate
-from .decorators import acarry_out, asettle, carry_out, is_denied, is_routed, takes_event
+from .decorators import acarry_out, asettle, is_denied, is_routed, perform, takes_event
 from .messages import MessageError
 from .streams import Streams
-from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
+from .threads import (
+    aclose_stale_connections,
+    handlers_are_waiting,
+    in_handler_pool,
+    in_our_pool,
+)
 from .utils import avalidate_websocket_token, validate_websocket_token
 
 __all__ = ["AsyncWebSocketManagerConsumer", "WebSocketManagerConsumer"]
+
+# So many messages of a client that sends faster than we answer, then other sockets have a turn.
+TURN = 10
 
 
 class _Routing:
@@ -53,7 +69,17 @@ class _Routing:
     async def __call__(self, scope, receive, send):
         self._loop = asyncio.get_running_loop()
         try:
-            return await super().__call__(scope, receive, send)
+            if get_channel_layer(self.channel_layer_alias) is not None:
+                return await super().__call__(scope, receive, send)
+            # There is nothing else to wait for, so no message needs a task of its own.
+            self.scope, self.channel_layer = scope, None
+            self.base_send = async_to_sync(send) if self._sync else send
+            with contextlib.suppress(StopConsumer):
+                for count in itertools.count(1):
+                    await self.dispatch(await receive())
+                    if count % TURN == 0:
+                        # Neither need have waited for anything.
+                        await asyncio.sleep(0)
         finally:
             # A consumer that raised has not dispatched its disconnect.
             await self._stop_streams()
@@ -151,6 +177,13 @@ class _Routing:
             return False
         return is_over(self) or self._close_code() is not None
 
+    def _handler_of(self, message):
+        # As the dispatch() of channels.consumer does.
+        handler = getattr(self, get_handler_name(message), None)
+        if handler is None:
+            raise ValueError(f"No handler for message type {message['type']}")
+        return handler
+
     def _ready(self):
         return messages.build_ready(gate.identity_of(self.scope.get("user")))
 
@@ -164,6 +197,13 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
     name; every refusal is an error reply and the socket lives on, but ten frames in a row that
     cannot be read end it with 4400.
     """
+
+    # What the present message is answered, until that is sent.
+    _answer = None
+
+    async def __call__(self, scope, receive, send):
+        self._asgi_send = send
+        return await super().__call__(scope, receive, self._send_in_order)
 
     async def dispatch(self, message):
         """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
@@ -180,7 +220,11 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
                 and await in_our_pool(self._will_be_denied)(message)
             )
             run = in_our_pool if is_ours else in_handler_pool
-            await run(self._handle)(message)
+            try:
+                await run(self._handle)(message)
+            finally:
+                # From here, where no thread waits until it is sent.
+                await self._send_answer()
         if self._streams is not None:
             self._streams.begin()
 
@@ -218,8 +262,16 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
             return
         if content["type"] == messages.PING:
             self.send_json(messages.PONG)
+            return
+        call = self._open_call(content)
+        _, is_answered = perform(call, self.receive_json, content, **kwargs)
+        if is_answered:
+            return
+        if type(self).send is WebsocketConsumer.send:
+            self._answer = call.text()
         else:
-            carry_out(self._open_call(content), self.receive_json, content, **kwargs)
+            # A site's own, which sees every frame.
+            call.reply()
 
     def receive_json(self, content, **kwargs):
         """Call the method that ``content`` names. Whoever overrides this routes by themselves."""
@@ -230,11 +282,16 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         if self._is_dropped(message):
             # While it waited for this thread.
             return
-        # As channels.consumer.SyncConsumer.dispatch() does, in Django's one thread.
-        handler = getattr(self, get_handler_name(message), None)
-        if handler is None:
-            raise ValueError(f"No handler for message type {message['type']}")
-        handler(message)
+        self._handler_of(message)(message)
+
+    async def _send_in_order(self, message):
+        await self._send_answer()
+        await self._asgi_send(message)
+
+    async def _send_answer(self):
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            await self._asgi_send({"type": "websocket.send", "text": answer})
 
     def _will_be_denied(self, message):
         try:
@@ -268,7 +325,9 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
             return
         if message["type"] == "websocket.disconnect":
             await self._stop_streams()
-        await super().dispatch(message)
+        handler = self._handler_of(message)
+        await aclose_stale_connections()
+        await handler(message)
         if self._streams is not None:
             self._streams.begin()
 
@@ -277,6 +336,13 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
             await self.accept()
         else:
             await self.close()
+
+    async def websocket_disconnect(self, message):
+        # As Channels' own, but that it goes to a thread once more; see aclose_stale_connections().
+        for group in self.groups:
+            await self.channel_layer.group_discard(group, self.channel_name)
+        await self.disconnect(message["code"])
+        raise StopConsumer
 
     async def accept(self, subprotocol=None, headers=None):
         """See WebSocketManagerConsumer.accept()."""

@@ -10,7 +10,9 @@ order, with anybody else's in between.
 import inspect
 import logging
 import time
+from dataclasses import dataclass
 from functools import partial, wraps
+from typing import Any
 
 from asgiref.sync import async_to_sync
 from django import db
@@ -29,6 +31,7 @@ __all__ = [
     "carry_out",
     "is_denied",
     "is_routed",
+    "perform",
     "require_perms",
     "takes_event",
 ]
@@ -133,16 +136,26 @@ def carry_out(call, function, /, *args, **kwargs):
 
     Returns what ``function`` returned, ``None`` after an error that was answered.
     """
+    returned, is_answered = perform(call, function, *args, **kwargs)
+    if not is_answered:
+        call.reply()
+    return returned
+
+
+def perform(call, function, /, *args, **kwargs):
+    """
+    Run ``function`` as ``call`` on a sync consumer.
+
+    Returns what it returned, and whether the answer is a stream's to send.
+    """
     returned = stream = None
     with call:
         if call.denial is None:
             returned = _settle(function(*args, **kwargs))
             stream = _open_stream(call, returned)
-    if stream is None:
-        call.reply()
-    elif not _opens_calls(call.consumer):
+    if stream is not None and not _opens_calls(call.consumer):
         stream.run_in_thread()
-    return returned
+    return returned, stream is not None
 
 
 async def acarry_out(call, function, /, *args, **kwargs):
@@ -172,19 +185,29 @@ def _open_stream(call, returned):
     return stream
 
 
-def _decorate(method, perms):
-    """Return ``method`` guarded by ``perms``, or where they are ``None`` with its result routed."""
-    has_event = takes_event(method)
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """What was decorated. ``perms`` are ``None`` where its result is routed."""
+
+    function: Any
+    perms: tuple | None
+    has_event: bool
+    is_async: bool
+
+
+def _decorate(function, perms):
+    """Return ``function`` guarded by ``perms``; where they are ``None``, with its result routed."""
+    method = _Method(function, perms, takes_event(function), _is_async(function))
     step, astep = (_routed, _arouted) if perms is None else (_guarded, _aguarded)
 
-    @wraps(method)
+    @wraps(function)
     def wrapper(self, *args, **kwargs):
         content = args[0] if args else None
-        if not has_event:
+        if not method.has_event:
             args, kwargs = (), {}
         # Channels awaits every handler of an async consumer, whatever kind the method is.
         start, run = (_start, step) if self._sync else (_astart, astep)
-        return start(run, content, perms, method, self, *args, **kwargs)
+        return start(run, content, method, self, *args, **kwargs)
 
     wrapper._is_websocket_routed = True
     if perms is not None:
@@ -194,54 +217,57 @@ def _decorate(method, perms):
     return wrapper
 
 
-def _start(run, content, perms, method, consumer, /, *args, **kwargs):
+def _start(run, content, method, consumer, /, *args, **kwargs):
     call = ongoing_call(consumer)
     if call is not None:
-        return run(call, perms, method, consumer, *args, **kwargs)
+        return run(call, method, consumer, *args, **kwargs)
     if is_over(consumer):
         return _drop(consumer)
     call = _open_call(consumer, content)
-    return carry_out(call, run, call, perms, method, consumer, *args, **kwargs)
+    return carry_out(call, run, call, method, consumer, *args, **kwargs)
 
 
-async def _astart(run, content, perms, method, consumer, /, *args, **kwargs):
+async def _astart(run, content, method, consumer, /, *args, **kwargs):
     # Asked when it is awaited: a task may begin after the call that made it has ended.
     call = ongoing_call(consumer)
     if call is not None:
-        return await run(call, perms, method, consumer, *args, **kwargs)
+        return await run(call, method, consumer, *args, **kwargs)
     if is_over(consumer):
         return _drop(consumer)
     call = _open_call(consumer, content)
-    return await acarry_out(call, run, call, perms, method, consumer, *args, **kwargs)
+    return await acarry_out(call, run, call, method, consumer, *args, **kwargs)
 
 
-def _routed(call, _, method, /, *args, **kwargs):
-    call.result = _settle(method(*args, **kwargs))
+def _routed(call, method, consumer, /, *args, **kwargs):
+    call.result = _settle(method.function(consumer, *args, **kwargs))
     call.is_routed = True
     return call.result
 
 
-async def _arouted(call, _, method, /, *args, **kwargs):
-    call.result = await _arun(method, *args, **kwargs)
+async def _arouted(call, method, consumer, /, *args, **kwargs):
+    if method.is_async:
+        call.result = await asettle(method.function(consumer, *args, **kwargs))
+    else:
+        call.result = await _in_thread(consumer, method.function, consumer, *args, **kwargs)
     call.is_routed = True
     return call.result
 
 
-def _guarded(call, perms, method, consumer, /, *args, **kwargs):
+def _guarded(call, method, consumer, /, *args, **kwargs):
     call.note_question()
-    call.denial = call.denial or _denial(consumer, perms)
+    call.denial = call.denial or _denial(consumer, method.perms)
     if call.denial is not None:
         raise call.denial
-    call.add_guard(partial(_denial, consumer, perms))
-    return method(consumer, *args, **kwargs)
+    call.add_guard(partial(_denial, consumer, method.perms))
+    return method.function(consumer, *args, **kwargs)
 
 
-async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
-    is_async = _is_async(method)
+async def _aguarded(call, method, consumer, /, *args, **kwargs):
+    perms = method.perms
     # A sync method is guarded in its own thread, right before it runs. Where it would have to wait
     # for one, a refusal does not.
     call.note_question()
-    if call.denial is None and (is_async or handlers_are_waiting()):
+    if call.denial is None and (method.is_async or handlers_are_waiting()):
         answer = _kept_answer(consumer, perms)
         call.denial = await in_our_pool(_denial)(consumer, perms) if answer is None else answer[0]
     if call.denial is not None:
@@ -249,10 +275,10 @@ async def _aguarded(call, perms, method, consumer, /, *args, **kwargs):
     if is_over(consumer):
         # While the database was asked.
         return _drop(consumer)
-    if is_async:
+    if method.is_async:
         call.add_guard(partial(_denial, consumer, perms))
-        return await asettle(method(consumer, *args, **kwargs))
-    return await _in_thread(consumer, _guarded, call, perms, method, consumer, *args, **kwargs)
+        return await asettle(method.function(consumer, *args, **kwargs))
+    return await _in_thread(consumer, _guarded, call, method, consumer, *args, **kwargs)
 
 
 def _denial(consumer, perms):
@@ -308,14 +334,8 @@ def _drop(consumer):
     logger.debug("Dropped a message to %s: its socket has ended", type(consumer).__name__)
 
 
-async def _arun(method, consumer, /, *args, **kwargs):
-    """Run ``method`` where its kind belongs: on the event loop, or in a thread."""
-    if _is_async(method):
-        return await asettle(method(consumer, *args, **kwargs))
-    return await _in_thread(consumer, method, consumer, *args, **kwargs)
-
-
 def _is_async(method):
+    """Whether it runs on the event loop, not in a thread."""
     is_ours = getattr(method, "_websocket_wrapper", None) is method
     # To call a generator function runs nothing of it.
     return is_ours or any(is_kind(method) for is_kind in _ASYNC_KINDS)

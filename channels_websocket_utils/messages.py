@@ -132,7 +132,7 @@ def encode(content):
 
     Raises ``TypeError`` for what JSON cannot say and ``ValueError`` for NaN and infinity.
     """
-    return json.dumps(content, cls=DjangoJSONEncoder, allow_nan=False)
+    return _ENCODER.encode(content)
 
 
 def read_call(content):
@@ -255,7 +255,9 @@ def _read_count(content, name):
 
 
 def _is_ambiguous(result):
-    return set(result) == {"data"} or any(_is_reserved(name) for name in result)
+    if len(result) == 1 and "data" in result:
+        return True
+    return any(map(_is_reserved, result))
 
 
 def _is_reserved(name):
@@ -298,6 +300,7 @@ def _no_constant(name):
     raise ValueError(f"{name} is not JSON")
 
 
+_ENCODER = DjangoJSONEncoder(allow_nan=False)
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant
 )

@@ -6,19 +6,23 @@ other socket waiting. Here are bounded pools instead: one for our own database w
 sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay.
 """
 
+import asyncio
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 
-from asgiref.sync import SyncToAsync
-from django.core.exceptions import SynchronousOnlyOperation
+from asgiref.sync import SyncToAsync, markcoroutinefunction, sync_to_async
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connections
 
 from .conf import get_setting
 
 __all__ = [
+    "aclose_stale_connections",
     "handlers_are_waiting",
     "in_handler_pool",
     "in_our_pool",
@@ -40,6 +44,8 @@ _at_work = {"ours": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
 # The work, each in its pool, that waits for the present one.
 _waiting_work = ContextVar("websocket_waiting_work", default=())
+# By what decides which thread that is: an event loop, or a ThreadSensitiveContext.
+_orm_threads = weakref.WeakKeyDictionary()
 
 
 def in_our_pool(function):
@@ -55,6 +61,22 @@ def in_handler_pool(function):
 def in_recheck_thread(function):
     """Return an awaitable twin of ``function``, for the re-check of live sockets."""
     return _twin(function, "recheck", 1)
+
+
+async def aclose_stale_connections():
+    """
+    Close the stale database connections of the thread in which this task's async ORM works.
+
+    Channels goes to that thread before every message. Here the event loop looks at what it has
+    been handed of the connections, and goes there once a second, or where one has failed.
+    """
+    # With isolate=True each socket has a thread of its own.
+    owner = SyncToAsync.thread_sensitive_context.get(None) or asyncio.get_running_loop()
+    thread = _orm_threads.get(owner)
+    if thread is None:
+        thread = _orm_threads[owner] = _Connections()
+    if thread.may_hold_stale():
+        await sync_to_async(thread.close_stale)()
 
 
 def handlers_are_waiting():
@@ -90,20 +112,28 @@ def _twin(function, name, threads):
         return _SyncToAsync(function)
     if any(work.pool == name and not work.is_done for work in _waiting_work.get()):
         # Who holds a thread of the pool waits for us: in a thread of that pool we might never run.
-        return _PoolSyncToAsync(function, "", ThreadPoolExecutor(1))
-    return _PoolSyncToAsync(function, name, _pool(name, threads))
+        twin = _PoolSyncToAsync("", ThreadPoolExecutor(1))
+    else:
+        twin = _pool(name, threads)
+    return markcoroutinefunction(partial(twin, function))
 
 
 def _pool(name, threads):
+    """Return the awaitable twin of ``_call()`` that runs in the pool ``name``."""
     with _lock:
-        size, pool = _pools.get(name, (None, None))
+        size, twin = _pools.get(name, (None, None))
         if size != threads:
             # The setting has changed. The old pool's threads end when their work is done.
-            if pool is not None:
-                pool.shutdown(wait=False)
+            if twin is not None:
+                twin.executor.shutdown(wait=False)
             pool = ThreadPoolExecutor(threads, thread_name_prefix=f"websocket-{name}")
-            _pools[name] = threads, pool
-        return pool
+            twin = _PoolSyncToAsync(name, pool)
+            _pools[name] = threads, twin
+        return twin
+
+
+def _call(function, /, *args, **kwargs):
+    return function(*args, **kwargs)
 
 
 class _Work:
@@ -128,15 +158,51 @@ class _Work:
             _at_work[self.pool] += change
 
 
-class _Thread:
-    """What is known of a thread of a pool. With the thread its database connections are closed."""
+class _Connections:
+    """The database connections of one thread, and when they were last looked at."""
 
     def __init__(self):
-        self.asked_at = None
-        self.held = ()
+        self._looked_at = None
+        self._all = ()
+
+    def may_hold_stale(self):
+        """Return whether ``close_stale()`` has work to do. May be asked in any thread."""
+        if self._looked_at is None:
+            return True
+        is_trusted = self._is_trusted()
+        for connection in self._all:
+            if _is_open(connection) and (not is_trusted or _is_suspect(connection)):
+                return True
+        return False
+
+    def close_stale(self):
+        """
+        Close the connections that are too old, or that the server has closed.
+
+        Channels closes them around every call instead, which with ``CONN_MAX_AGE`` 0, Django's
+        default, is a new connection for every message.
+        """
+        is_trusted = self._is_trusted()
+        if not is_trusted:
+            self._all = _all_connections()
+        for connection in self._all:
+            if not _is_open(connection) or (is_trusted and not _is_suspect(connection)):
+                continue
+            connection.close_if_unusable_or_obsolete()
+            if connection.connection is not None and not connection.is_usable():
+                connection.close()
+        if not is_trusted:
+            self._looked_at = time.monotonic()
+
+    def _is_trusted(self):
+        return self._looked_at is not None and time.monotonic() - self._looked_at <= TRUSTED
+
+
+class _OurConnections(_Connections):
+    """Those of a thread of a pool: they are closed with it."""
 
     def __del__(self):
-        for connection in self.held:
+        for connection in self._all:
             # It is not always the thread itself that takes its leavings away.
             connection.inc_thread_sharing()
             try:
@@ -144,26 +210,25 @@ class _Thread:
             except SynchronousOnlyOperation:
                 threading.Thread(target=connection.close).start()
 
-    def close_stale_connections(self):
-        """
-        Close the database connections that are too old, or that the server has closed.
 
-        Channels closes them around every call instead, which with ``CONN_MAX_AGE`` 0, Django's
-        default, is a new connection for every message.
-        """
-        present = time.monotonic()
-        is_trusted = self.asked_at is not None and present - self.asked_at <= TRUSTED
-        for connection in connections.all(initialized_only=True):
-            if connection.connection is None or connection.in_atomic_block:
-                continue
-            is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-            if is_trusted and not is_left_open and not connection.errors_occurred:
-                continue
-            connection.close_if_unusable_or_obsolete()
-            if connection.connection is not None and not connection.is_usable():
-                connection.close()
-        if not is_trusted:
-            self.asked_at = present
+def _all_connections():
+    """Return this thread's connections, used or not: none comes later that nobody here knows of."""
+    found = []
+    for alias in connections:
+        # Whose driver is not installed is never used either.
+        with suppress(ImproperlyConfigured):
+            found.append(connections[alias])
+    return found
+
+
+def _is_open(connection):
+    # In a transaction it belongs to whoever began that.
+    return connection.connection is not None and not connection.in_atomic_block
+
+
+def _is_suspect(connection):
+    is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+    return is_left_open or connection.errors_occurred
 
 
 class _SyncToAsync(SyncToAsync):
@@ -172,22 +237,23 @@ class _SyncToAsync(SyncToAsync):
             return super().thread_handler(loop, *args, **kwargs)
         except StopIteration as error:
             # No future takes it: who awaits this would wait for ever.
-            raise RuntimeError(f"{self.func} raised StopIteration") from error
+            raise RuntimeError("Sync code raised StopIteration") from error
 
 
 class _PoolSyncToAsync(_SyncToAsync):
     _local = threading.local()
 
-    def __init__(self, function, name, pool):
-        super().__init__(function, thread_sensitive=False, executor=pool)
-        self._name = name
+    def __init__(self, name, executor):
+        # One for all functions: to make one takes longer than to call it.
+        super().__init__(_call, thread_sensitive=False, executor=executor)
+        self._name, self.executor = name, executor
 
     async def __call__(self, *args, **kwargs):
         if not self._name:
             try:
                 return await super().__call__(*args, **kwargs)
             finally:
-                self._executor.shutdown(wait=False)
+                self.executor.shutdown(wait=False)
         work = _Work(self._name)
         token = _waiting_work.set((*_waiting_work.get(), work))
         try:
@@ -197,19 +263,17 @@ class _PoolSyncToAsync(_SyncToAsync):
             _waiting_work.reset(token)
 
     def thread_handler(self, loop, *args, **kwargs):
-        if not hasattr(self._local, "thread"):
-            self._local.thread = _Thread()
-        thread = self._local.thread
-        thread.close_stale_connections()
+        if not hasattr(self._local, "connections"):
+            self._local.connections = _OurConnections()
+        ours = self._local.connections
+        ours.close_stale()
         try:
             return super().thread_handler(loop, *args, **kwargs)
         except (KeyboardInterrupt, SystemExit) as error:
             # Out of the event loop they would take the whole process with them, where a thread
             # only ends itself.
-            raise RuntimeError(f"{self.func} raised {type(error).__name__}") from error
+            raise RuntimeError(f"Sync code raised {type(error).__name__}") from error
         finally:
-            if self._name:
-                thread.held = connections.all(initialized_only=True)
-            else:
+            if not self._name:
                 # This thread ends with its one piece of work.
                 connections.close_all()

@@ -89,11 +89,12 @@ class AsyncMethods(Methods):
 
 
 class Manager(Methods, WebSocketManagerConsumer):
-    pass
+    # Of a site without layers; those that need one say "default".
+    channel_layer_alias = "none"
 
 
 class AsyncManager(AsyncMethods, AsyncWebSocketManagerConsumer):
-    pass
+    channel_layer_alias = "none"
 
 
 class MixedManager(Methods, AsyncWebSocketManagerConsumer):

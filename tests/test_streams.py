@@ -749,6 +749,8 @@ async def test_frames_that_come_meanwhile_are_handled_after_the_stream(kind, ope
 
 async def test_generator_called_by_a_handler_is_the_handlers_own(opened):
     class Consumer(AsyncManager):
+        channel_layer_alias = "default"
+
         @auto_route
         async def numbers(self):
             for number in range(3):
@@ -1295,6 +1297,8 @@ async def test_stream_ends_when_its_consumer_closes_the_socket_elsewhere(kind, o
     consumer = streaming(*kind)
 
     class Sync(consumer):
+        channel_layer_alias = "default"
+
         def kicked(self, event):
             self.close()
 

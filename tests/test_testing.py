@@ -482,8 +482,11 @@ async def test_close_that_does_not_come_fails_the_test(user):
 
 async def test_waiting_ends_with_the_socket(user):
     async with open_(stack(Chatty), user=user) as socket:
+        waiting = asyncio.ensure_future(socket.receive_push("x"))
+        with pytest.raises(ClosedError, match="closed with 4444, and there was no reply"):
+            await socket.call("leave", code=4444)
         with pytest.raises(ClosedError, match="closed with 4444, and there was no push 'x'"):
-            await asyncio.gather(socket.receive_push("x"), socket.call("leave", code=4444))
+            await waiting
         with pytest.raises(ClosedError, match="reply to 'who'") as caught:
             await socket.call("who")
         assert await socket.receive_nothing()

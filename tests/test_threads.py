@@ -5,14 +5,18 @@ import contextlib
 import gc
 import sys
 import threading
+from contextvars import ContextVar
+from unittest import mock
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import get_channel_layer
+from django.contrib.auth import get_user_model
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
-from channels_websocket_utils import threads
+from channels_websocket_utils import consumers, threads
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
@@ -455,7 +459,345 @@ async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch
     def inside():
         with transaction.atomic():
             ask()
-            threads._Thread().close_stale_connections()
+            threads._Connections().close_stale()
             return ask()
 
     assert await sync_to_async(inside)() == 1
+
+
+# Messages without a hop
+
+
+class AsyncEcho(AsyncJsonWebsocketConsumer):
+    """Channels' own."""
+
+    channel_layer_alias = "none"
+
+    async def receive_json(self, content):
+        await self.send_json(content)
+
+
+class WithORM(AsyncWebSocketManagerConsumer):
+    """Its handlers use the async ORM, which works in a thread of Django's."""
+
+    channel_layer_alias = "none"
+
+    @auto_route
+    async def count(self):
+        return await get_user_model().objects.acount()
+
+    @auto_route
+    async def lose(self):
+        await sync_to_async(lose_connection)()
+
+    @auto_route
+    async def age(self):
+        await sync_to_async(age_connection)()
+
+    @auto_route
+    async def close_connection(self):
+        await sync_to_async(lambda: connection.close())()
+
+    @auto_route
+    async def connection(self):
+        return await sync_to_async(lambda: id(connection.connection))()
+
+    @auto_route
+    async def echo(self, event):
+        return event["value"]
+
+
+def age_connection():
+    connection.ensure_connection()
+    connection.close_at = 0
+
+
+@pytest.fixture
+def notices(monkeypatch):
+    """Django asks the server whether a connection is usable, of SQLite too."""
+    if connection.vendor != "postgresql":
+        monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
+
+
+@pytest.fixture
+async def orm_socket(opened, notices):
+    socket = await opened(WithORM)
+    await socket.next()
+    yield socket
+    await sync_to_async(lambda: connection.close())()
+
+
+@pytest.fixture
+def hops(monkeypatch):
+    """The functions that went to a thread."""
+    found = []
+    call = SyncToAsync.__call__
+
+    async def watched(self, *args, **kwargs):
+        found.append(self.func)
+        return await call(self, *args, **kwargs)
+
+    monkeypatch.setattr(SyncToAsync, "__call__", watched)
+    return found
+
+
+async def test_async_method_is_answered_without_leaving_the_event_loop(orm_socket, hops):
+    await orm_socket.call("echo", value=0)
+    hops.clear()
+
+    for value in range(20):
+        assert (await orm_socket.call("echo", value=value))["data"] == value
+    assert hops == []
+
+
+async def test_consumer_of_channels_goes_to_a_thread_for_every_message(
+    transactional_db, open_socket, hops
+):
+    """The control."""
+    socket = open_socket(AsyncEcho.as_asgi(), "/ws/")
+    await socket.connect()
+    hops.clear()
+
+    for value in range(20):
+        await socket.send("echo", value=value)
+        await socket.next()
+    assert len(hops) == 20
+
+
+async def test_connection_that_the_server_closed_poisons_one_async_handler_at_most(orm_socket):
+    assert (await orm_socket.call("count"))["data"] == 1
+    await orm_socket.call("lose")
+
+    assert (await orm_socket.call("count"))["error"]["code"] == "internal"
+
+    assert (await orm_socket.call("count"))["data"] == 1
+
+
+async def test_connection_that_the_server_closed_does_not_poison_later_async_handlers(
+    orm_socket, monkeypatch
+):
+    assert (await orm_socket.call("count"))["data"] == 1
+    await orm_socket.call("lose")
+
+    # As after the second of idling.
+    monkeypatch.setattr(threads, "TRUSTED", -1)
+    assert (await orm_socket.call("count"))["data"] == 1
+
+
+async def test_naive_dispatch_without_the_hop_is_poisoned_for_good(opened, notices, monkeypatch):
+    """The control: what Channels does for each message is not for nothing."""
+
+    async def nothing():
+        pass
+
+    monkeypatch.setattr(consumers, "aclose_stale_connections", nothing)
+    socket = await opened(WithORM)
+    await socket.next()
+    try:
+        assert (await socket.call("count"))["data"] == 1
+        await socket.call("lose")
+
+        for _ in range(3):
+            assert (await socket.call("count"))["error"]["code"] == "internal"
+    finally:
+        await sync_to_async(lambda: connection.close())()
+
+
+async def test_async_handlers_keep_their_connection_while_they_are_busy(orm_socket):
+    await orm_socket.call("count")
+    first = await orm_socket.call("connection")
+    await orm_socket.call("age")
+
+    assert (await orm_socket.call("connection"))["data"] == first["data"]
+
+
+async def test_connection_of_async_handlers_that_is_too_old_is_given_up(orm_socket, monkeypatch):
+    await orm_socket.call("age")
+    assert await sync_to_async(lambda: connection.connection is None)() is False
+
+    monkeypatch.setattr(threads, "TRUSTED", -1)
+    await orm_socket.call("echo", value=1)
+
+    assert await sync_to_async(lambda: connection.connection is None)() is True
+
+
+async def test_transaction_in_the_thread_of_the_async_orm_is_left_alone(orm_socket, monkeypatch):
+    from django.db import transaction
+
+    def begin():
+        block = transaction.atomic()
+        block.__enter__()
+        connection.close_at = 0
+        return block
+
+    block = await sync_to_async(begin)()
+    monkeypatch.setattr(threads, "TRUSTED", -1)
+    await orm_socket.call("echo", value=1)
+
+    assert await sync_to_async(lambda: connection.connection is not None)() is True
+    await sync_to_async(block.__exit__)(None, None, None)
+
+
+async def test_each_isolated_socket_has_connections_of_its_own(user, session, open_socket, notices):
+    """What one has lost is noticed there, and the other keeps what it has."""
+    sockets = []
+    for _ in range(2):
+        token = await sync_to_async(issue)(user)
+        application = stack(WithORM, isolate=True)
+        sockets.append(open_socket(application, f"/ws/{token}", session=session))
+        await sockets[-1].connect()
+        await sockets[-1].next()
+        assert (await sockets[-1].call("count"))["data"] == 1
+    one, other = sockets
+    kept = await other.call("connection")
+    await one.call("lose")
+
+    assert (await one.call("count"))["error"]["code"] == "internal"
+    assert (await one.call("count"))["data"] == 1
+    assert (await other.call("connection"))["data"] == kept["data"]
+    for socket in sockets:
+        await socket.call("close_connection")
+
+
+async def test_database_whose_driver_is_missing_and_that_nobody_uses_harms_nobody(
+    orm_socket, monkeypatch
+):
+    missing = {**connections.settings["default"], "ENGINE": "tests.no_such_backend"}
+    monkeypatch.setitem(connections.settings, "missing", missing)
+    monkeypatch.setattr(threads, "TRUSTED", -1)
+
+    assert (await orm_socket.call("count"))["data"] == 1
+
+
+async def test_client_that_floods_lets_others_have_their_turn(opened):
+    """What it has sent is there at once, so nothing else would make us wait."""
+    socket = await opened(AsyncManager)
+    await socket.next()
+    turns, sent = 0, 50 * consumers.TURN
+    for number in range(sent):
+        socket.input_queue.put_nowait(
+            {"type": "websocket.receive", "text": f'{{"type": "echo", "value": {number}}}'}
+        )
+    while not socket.input_queue.empty():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns >= sent / consumers.TURN
+
+
+async def test_context_variable_that_connect_sets_is_there_for_later_messages(opened):
+    """All of one socket's handlers run in one task, as Channels has it."""
+    tenant = ContextVar("tenant")
+
+    class Tenant(AsyncManager):
+        async def connect(self):
+            tenant.set("acme")
+            await super().connect()
+
+        @auto_route
+        async def tenant(self):
+            return tenant.get()
+
+        @auto_route
+        def tenant_in_thread(self):
+            return tenant.get()
+
+    for alias in ("none", "default"):
+        socket = await opened(type("Consumer", (Tenant,), {"channel_layer_alias": alias}))
+        await socket.next()
+        assert (await socket.call("tenant"))["data"] == "acme"
+        assert (await socket.call("tenant_in_thread"))["data"] == "acme"
+
+
+@pytest.mark.parametrize("consumer", [Manager, AsyncManager])
+@pytest.mark.parametrize("alias", ["none", "default"])
+async def test_consumer_that_is_cancelled_while_it_waits_ends(opened, consumer, alias):
+    """As by a server that shuts down."""
+    socket = await opened(type("Consumer", (consumer,), {"channel_layer_alias": alias}))
+    await socket.next()
+
+    socket.future.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(socket.future), LIMIT)
+
+
+# Answers of sync consumers
+
+
+@pytest.mark.parametrize("alias", ["none", "default"])
+async def test_sync_consumer_sends_what_its_handler_sends_before_the_answer(opened, alias):
+    class Telling(Manager):
+        channel_layer_alias = alias
+
+        @auto_route
+        def tell(self):
+            self.push("first", {})
+            self.push("second", {})
+            return "third"
+
+    socket = await opened(Telling)
+    await socket.next()
+    await socket.send("tell", reply_key="r")
+
+    keys = [(await socket.next())["key"] for _ in range(3)]
+    assert keys == ["first", "second", "r"]
+
+
+@pytest.mark.parametrize("alias", ["none", "default"])
+async def test_answer_of_a_sync_consumer_comes_before_what_follows_it(opened, alias):
+    """Whoever overrides ``receive()`` may send, close or raise once a message has been handled."""
+
+    class Goodbye(Manager):
+        channel_layer_alias = alias
+
+        def receive(self, text_data=None, **kwargs):
+            super().receive(text_data, **kwargs)
+            if "more" in text_data:
+                self.push("more", {})
+            if "close" in text_data:
+                self.close(4000)
+            if "raise" in text_data:
+                raise ZeroDivisionError
+
+    for what, follows in (("more", "more"), ("close", 4000), ("raise", 4490)):
+        socket = await opened(Goodbye)
+        await socket.next()
+        await socket.send("echo", reply_key="r", value=what)
+
+        assert await socket.next() == {"key": "r", "data": what}
+        frame = await socket.next()
+        assert (frame["key"] if isinstance(frame, dict) else frame) == follows
+        if what == "raise":
+            with pytest.raises(ZeroDivisionError):
+                await socket.wait()
+
+
+async def test_send_of_the_site_sees_the_answers_of_a_sync_consumer(opened):
+    class Shouting(Manager):
+        def send(self, text_data=None, bytes_data=None, close=False):
+            super().send(text_data.replace("quiet", "LOUD"), bytes_data, close)
+
+    socket = await opened(Shouting)
+    await socket.next()
+
+    assert (await socket.call("echo", value="quiet"))["data"] == "LOUD"
+
+
+async def test_answer_of_a_sync_consumer_costs_one_hop(opened, hops):
+    """The thread does not wait until it is sent: that would be another one, and back."""
+    back = []
+    call = AsyncToSync.__call__
+
+    def watched(self, *args, **kwargs):
+        back.append(self)
+        return call(self, *args, **kwargs)
+
+    socket = await opened(Manager)
+    await socket.next()
+    hops.clear()
+    with mock.patch.object(AsyncToSync, "__call__", watched):
+        for value in range(5):
+            assert (await socket.call("echo", value=value))["data"] == value
+
+    assert (len(hops), len(back)) == (5, 0)

@@ -78,10 +78,13 @@ async def test_recheck_of_another_process_is_a_question_and_no_order(user, layer
 
 
 async def test_neither_a_connection_nor_a_message_costs_an_operation_of_the_layer(layer, open_one):
-    first = await open_one()
+    class Listening(AsyncManager):
+        channel_layer_alias = "default"
+
+    first = await open_one(Listening)
     layer.calls.clear()
 
-    sockets = [first, *[await open_one() for _ in range(5)]]
+    sockets = [first, *[await open_one(Listening) for _ in range(5)]]
     for socket in sockets:
         await socket.call("echo", value=1)
 
