@@ -69,7 +69,7 @@ class Connection(Socket):
         self.path = self.principal = self._hub = self._ageing = self._pushes = None
         self.opened_at = time.time()
         self.grants = {}
-        self.heard = []
+        self.heard = ()
         self._was_opened = False
 
     @property
@@ -213,6 +213,7 @@ class Hub:
             self._by_session.setdefault(principal.session_digest, set()).add(connection)
         for obey in connection.heard:
             obey({connection})
+        connection.heard = ()
         if principal.session_digest in self._over:
             # A logout is known before its session is flushed: its page came back meanwhile.
             self.end({connection}, messages.CLOSE_SESSION_ENDED)
@@ -274,7 +275,7 @@ class Hub:
     def _order(self, obey):
         """Have ``obey(among)`` done for the live sockets, and later for those now pending."""
         for connection in self.pending:
-            connection.heard.append(obey)
+            connection.heard += (obey,)
         obey(None)
 
     def _revoke(self, revocation):

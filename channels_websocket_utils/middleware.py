@@ -141,7 +141,16 @@ class WebSocketTokenAuthMiddleware:
         connection.path = scope["path"]
         scope["websocket_connection"] = connection
         try:
-            await self._serve(scope, connection, digest, reason, path, is_free)
+            is_let_in = await self._let_in(scope, connection, digest, reason, path, is_free)
+            # An idle socket keeps this frame for as long as it lives.
+            del digest, reason, path
+            if not is_let_in:
+                return
+            # A test's one thread goes before a thread of the socket's own.
+            if self.isolate and not is_single_threaded():
+                async with ThreadSensitiveContext():
+                    return await self.inner(scope, connection.receive, connection.send)
+            return await self.inner(scope, connection.receive, connection.send)
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending to nobody")
         except BaseException as error:
@@ -153,7 +162,8 @@ class WebSocketTokenAuthMiddleware:
         finally:
             await connection.leave()
 
-    async def _serve(self, scope, connection, digest, reason, path, is_free):
+    async def _let_in(self, scope, connection, digest, reason, path, is_free):
+        """Annotate ``scope`` and return whether the inner application is to see the connection."""
         verdict = await self._decide(scope, digest, path, is_free)
         if verdict is not None:
             annotation = verdict.token
@@ -164,7 +174,8 @@ class WebSocketTokenAuthMiddleware:
             annotation = await in_our_pool(gate.refuse)(reason)
         scope["websocket_token"] = annotation
         if annotation.reason == "unavailable":
-            return await connection.accept_and_close(messages.CLOSE_TRY_LATER)
+            await connection.accept_and_close(messages.CLOSE_TRY_LATER)
+            return False
         if annotation.reason is not None:
             if is_free:
                 logger.debug("The route of a connection has no %r", self.token_kwarg)
@@ -172,11 +183,14 @@ class WebSocketTokenAuthMiddleware:
                 logger.debug("Bad token: %s", annotation.reason)
             if self.required:
                 if digest is None:
-                    return await connection.refuse()
-                return await connection.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
+                    await connection.refuse()
+                else:
+                    await connection.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
+                return False
         if connection.ended:
             # While the gate looked, or as one too many.
-            return await connection.accept_and_close(connection.close_code)
+            await connection.accept_and_close(connection.close_code)
+            return False
         if annotation.reason is None or is_free:
             if verdict is not None:
                 scope["user"] = verdict.user
@@ -185,11 +199,7 @@ class WebSocketTokenAuthMiddleware:
             if "session" in scope:
                 scope["session"] = _session_store()
             connection.is_refused = True
-        # A test's one thread goes before a thread of the socket's own.
-        if self.isolate and not is_single_threaded():
-            async with ThreadSensitiveContext():
-                return await self.inner(scope, connection.receive, connection.send)
-        return await self.inner(scope, connection.receive, connection.send)
+        return True
 
     async def _decide(self, scope, digest, path, is_free):
         """Return the verdict on the connection, ``None`` where the database need not be asked."""

@@ -7,6 +7,7 @@ here too, since the shape is all that can be known of it before the database is 
 """
 
 import logging
+import operator
 import re
 import traceback
 from dataclasses import dataclass, field
@@ -127,6 +128,8 @@ def mask(text):
 
     What is one behind percent-escapes, however often they were escaped themselves, goes too.
     """
+    if TOKEN_PREFIX not in text.lower() and "%" not in text:
+        return text
     masked = _SECRET.sub(_dummy, text)
     return _ESCAPED.sub(_mask_escaped, masked) if "%" in masked else masked
 
@@ -331,10 +334,10 @@ def _mask_scope(scope):
         if scope.get(key):
             masked[key] = _mask_bytes(scope[key])
     if scope.get("headers"):
-        masked["headers"] = [
-            (name, value if name.lower() in _KEPT_HEADERS else _mask_bytes(value))
-            for name, value in scope["headers"]
-        ]
+        headers = [_mask_header(header) for header in scope["headers"]]
+        # The same list where nothing is hidden: a socket keeps it for as long as it lives.
+        is_same = all(map(operator.is_, headers, scope["headers"]))
+        masked["headers"] = scope["headers"] if is_same else headers
     if scope.get("subprotocols"):
         # A consumer could choose a dummy, and no browser would take that.
         masked["subprotocols"] = [name for name in scope["subprotocols"] if mask(name) == name]
@@ -348,9 +351,19 @@ def _mask_scope(scope):
     return masked
 
 
+def _mask_header(header):
+    name, value = header
+    if name.lower() in _KEPT_HEADERS:
+        return header
+    masked = _mask_bytes(value)
+    return header if masked is value else (name, masked)
+
+
 def _mask_value(value):
     return mask(value) if isinstance(value, str) else value
 
 
 def _mask_bytes(value):
-    return mask(value.decode("latin1")).encode("latin1")
+    text = value.decode("latin1")
+    masked = mask(text)
+    return value if masked is text else masked.encode("latin1")

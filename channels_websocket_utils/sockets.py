@@ -215,18 +215,14 @@ class Socket:
             if self._stop is not None:
                 self._stop()
 
-    async def _get(self):
-        """Return the server's next message, the ones first that came while nobody received."""
-        while not self._ahead:
-            if self._looking is None:
-                message = await self._receive()
-                self._note(message)
-                return message
+    async def _get_ahead(self):
+        """Return what came while nobody received; ``None`` where the server must be asked."""
+        while not self._ahead and self._looking is not None:
             # It is not cancelled: its message might get lost.
             looking = self._looking
             await asyncio.wait({looking})
             looking.result()
-        return self._ahead.popleft()
+        return self._ahead.popleft() if self._ahead else None
 
     async def _next(self):
         """Return the server's next message, or ``None`` when ``release()`` came first."""
@@ -234,7 +230,12 @@ class Socket:
         # Python before 3.11 does not count who has cancelled a task.
         cancelled_before = getattr(task, "cancelling", int)()
         try:
-            return await self._get()
+            # None is there before the first stream.
+            message = None if self._ahead is None else await self._get_ahead()
+            if message is None:
+                message = await self._receive()
+                self._note(message)
+            return message
         except asyncio.CancelledError:
             if not self._is_released:
                 raise
