@@ -27,6 +27,13 @@ proof: .venv/test
 	@.ci/install redis-server $(if $(filter faults rolling single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
 
+# The tables of speed in docs/performance.rst, one after the other, or one: make bench TABLE=replies
+TABLES = connects replies handlers memory wrapping parts
+.PHONY: bench
+bench: .venv/test
+	@.ci/install redis-server postgresql
+	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks.proof $$table $(OPTIONS) || exit; done
+
 # The client's table in docs/client.rst, beside those of other clients.
 .PHONY: figures
 figures: benchmarks/client/node_modules

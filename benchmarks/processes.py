@@ -55,6 +55,10 @@ class Process:
         return self._log.read_text()
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def is_running(self):
         return self._process.poll() is None
 

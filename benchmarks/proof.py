@@ -1,6 +1,8 @@
 """
 Measure one table of evidence, print it, and keep it in docs/proofs: ``make proof TABLE=<name>``.
 
+Those of speed are kept in docs/performance.rst, and measured one after the other by ``make bench``.
+
 What has been measured of this state of the code is kept, so that a run that was interrupted goes
 on where it stopped. The exit status is 1 if a promise was broken.
 """
@@ -35,21 +37,24 @@ TABLES = [
     "fuzz",
     "teeth",
 ]
+SPEEDS = ["connects", "replies", "handlers", "memory", "wrapping", "parts"]
 ROOT = Path(__file__).parent.parent
+PERFORMANCE = ROOT / "docs/performance.rst"
 # What the figures depend on.
 MEASURED = ["channels_websocket_utils", "benchmarks", "tests"]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__)
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=[*TABLES, *SPEEDS])
     parser.add_argument("--small", action="store_true", help="a few samples; nothing in docs")
     parser.add_argument("--rows", default="", metavar="PATTERN", help="only rows with such a name")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--keep", type=Path, default=ROOT / "build/proof", metavar="FOLDER")
     options = parser.parse_args()
 
-    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+    settings = "speed_settings" if options.table in SPEEDS else "settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = f"benchmarks.{settings}"
     django.setup()
     from . import lab
 
@@ -58,13 +63,15 @@ def main():
     kept = Kept(options.keep / f"{options.table}.jsonl", options.small, options.fresh)
     with lab.database():
         asyncio.run(fill(table, options, kept, lab.rest))
-        command = f"make proof TABLE={options.table}"
-        text = page(table, command + " OPTIONS=--small" * options.small, kept.rows)
+        # One of speed keeps its rounds, and shows what they come to.
+        rows = table.summary(kept.rows) if hasattr(table, "summary") else kept.rows
+        command = f"make {'bench' if options.table in SPEEDS else 'proof'} TABLE={options.table}"
+        command += " OPTIONS=--small" * options.small
+        text = page(table, command, rows, kept.rows[-1])
     print(text)
     if not options.small:
-        (ROOT / "docs/proofs").mkdir(exist_ok=True)
-        (ROOT / f"docs/proofs/{options.table}.rst").write_text(text)
-    return any(row["broken"] for row in kept.rows)
+        keep(options.table, text)
+    return any(row["broken"] for row in rows)
 
 
 async def fill(table, options, kept, rest):
@@ -103,8 +110,20 @@ class Kept:
         sys.stdout.flush()
 
 
-def page(table, command, rows):
-    """Return the reStructuredText of a finished table."""
+def keep(name, text):
+    """Keep a finished table in the docs."""
+    if name not in SPEEDS:
+        (ROOT / "docs/proofs").mkdir(exist_ok=True)
+        (ROOT / f"docs/proofs/{name}.rst").write_text(text)
+        return
+    begin, end = f".. begin {name}\n", f".. end {name}\n"
+    before, _, rest = PERFORMANCE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PERFORMANCE.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def page(table, command, rows, last):
+    """Return the reStructuredText of a finished table; ``last`` is what was measured last."""
     columns = ["", *rows[0]["cells"]]
     lines = [[row["name"], *map(_text, row["cells"].values())] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
@@ -117,8 +136,8 @@ def page(table, command, rows):
     broken = [f"* {row['name']}: {what}" for row in rows for what in row["broken"]]
     facts = {
         "Command": f"``{command}``",
-        "Date": rows[-1]["date"],
-        "Commit": rows[-1]["commit"],
+        "Date": last["date"],
+        "Commit": last["commit"],
         "With": versions(table),
         "Machine": f"{os.cpu_count()} CPUs",
     }
@@ -144,6 +163,8 @@ def versions(table):
     else:
         database = f"PostgreSQL {connection.pg_version // 10000}"
     packages = ["Django", "channels", "channels_redis", *table.PACKAGES]
+    if sys.version_info < (3, 11) and "chanx" in packages:
+        packages.remove("chanx")
     return ", ".join(
         [
             f"Python {platform.python_version()}",

@@ -1,0 +1,31 @@
+"""An echo in chanx, as its documentation writes one."""
+
+from typing import Literal
+
+from chanx.channels.websocket import AsyncJsonWebsocketConsumer
+from chanx.core.decorators import channel, ws_handler
+from chanx.messages.base import BaseMessage
+from pydantic import BaseModel
+
+
+class EchoPayload(BaseModel):
+    text: str
+
+
+class Echo(BaseMessage):
+    action: Literal["echo"] = "echo"
+    payload: EchoPayload
+
+
+class Echoed(BaseMessage):
+    action: Literal["echoed"] = "echoed"
+    payload: EchoPayload
+
+
+@channel(name="echo")
+class Chanx(AsyncJsonWebsocketConsumer):
+    send_completion = False
+
+    @ws_handler
+    async def echo(self, message: Echo) -> Echoed:
+        return Echoed(payload=message.payload)

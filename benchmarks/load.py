@@ -1,0 +1,177 @@
+"""
+The other end of the measured sockets: RFC 6455 with nothing that costs time.
+
+A client on one CPU must keep a server on another one busy, so it parses what it needs, no more.
+"""
+
+import asyncio
+import json
+from time import perf_counter
+
+__all__ = ["Client", "Refused", "connects", "handshake", "opened", "replies"]
+
+LIMIT = 60
+# What Chromium sends along, less what differs by machine.
+HEADERS = (
+    "GET {path} HTTP/1.1\r\n"
+    "Host: 127.0.0.1\r\n"
+    "Connection: Upgrade\r\n"
+    "Pragma: no-cache\r\n"
+    "Cache-Control: no-cache\r\n"
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/140.0.0.0 Safari/537.36\r\n"
+    "Upgrade: websocket\r\n"
+    "Origin: http://127.0.0.1\r\n"
+    "Sec-WebSocket-Version: 13\r\n"
+    "Accept-Encoding: gzip, deflate, br, zstd\r\n"
+    "Accept-Language: en-GB,en;q=0.9\r\n"
+    "Cookie: csrftoken=cccccccccccccccccccccccccccccccc; sessionid={session}\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    "\r\n"
+)
+CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
+
+
+class Refused(RuntimeError):
+    """A handshake that was not answered with 101, or a socket that was closed by its server."""
+
+
+def handshake(path, session=""):
+    """Return the bytes of a handshake, as a browser sends it."""
+    return HEADERS.format(path=path, session=session).encode()
+
+
+def frame(content):
+    """Return the bytes of a client's text frame, masked with zeros."""
+    payload = json.dumps(content).encode()
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return b"\x81" + length + bytes(4) + payload
+
+
+class Client(asyncio.Protocol):
+    """
+    One socket. ``on_frame``, if there is one, is called with the payload of each text frame.
+    """
+
+    __slots__ = ("_buffer", "_request", "closed", "on_frame", "opened", "transport")
+
+    def __init__(self, request, loop):
+        self._request, self._buffer = request, b""
+        self.opened, self.closed = loop.create_future(), loop.create_future()
+        self.on_frame = None
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data):
+        data = self._buffer + data
+        if not self.opened.done():
+            head, end, data = data.partition(b"\r\n\r\n")
+            if not end:
+                self._buffer = head
+                return
+            status = head[9:12]
+            if status == b"101":
+                self.opened.set_result(perf_counter())
+            else:
+                self.opened.set_exception(Refused(f"answered with {status.decode()}"))
+        while len(data) >= 2:
+            size, start = data[1], 2
+            if size == 126:
+                size, start = int.from_bytes(data[2:4], "big"), 4
+            if len(data) < start + size:
+                break
+            payload, opcode = data[start : start + size], data[0] & 15
+            data = data[start + size :]
+            if opcode == 1 and self.on_frame is not None:
+                self.on_frame(self, payload)
+            elif opcode == 8:
+                self._hear_close(payload)
+        self._buffer = data
+
+    def connection_lost(self, error):
+        if not self.opened.done():
+            self.opened.set_exception(Refused("not answered"))
+        if not self.closed.done():
+            self.closed.set_result(1006)
+
+    def leave(self):
+        """Say the close of a client that has done its work."""
+        self.transport.write(CLOSE)
+
+    def _hear_close(self, payload):
+        if not self.closed.done():
+            self.closed.set_result(int.from_bytes(payload[:2], "big"))
+        self.transport.close()
+
+
+async def opened(port, request, host="127.0.0.1"):
+    """Return an open ``Client``."""
+    loop = asyncio.get_running_loop()
+    _, client = await loop.create_connection(lambda: Client(request, loop), host, port)
+    await asyncio.wait_for(client.opened, LIMIT)
+    return client
+
+
+async def connects(port, requests, at_once):
+    """
+    Open and close a socket for each of ``requests``, ``at_once`` of them at a time.
+
+    Returns how many seconds all took, and how long each waited for its answer.
+    """
+    requests, times = iter(requests), []
+
+    async def work():
+        for request in requests:
+            began = perf_counter()
+            client = await opened(port, request)
+            times.append(client.opened.result() - began)
+            client.leave()
+            if await client.closed not in (1000, 1005):
+                raise Refused(f"closed with {client.closed.result()}")
+
+    began = perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return perf_counter() - began, times
+
+
+async def replies(clients, text, expected, count):
+    """
+    Have ``count`` calls answered, each client sending ``text`` again once it has its answer.
+
+    Each answer must hold the bytes ``expected``.
+
+    Returns how many seconds all took, and how long each call waited.
+    """
+    done = asyncio.get_running_loop().create_future()
+    began_at, times = {}, []
+    left = count - len(clients)
+
+    def hear(client, payload):
+        nonlocal left
+        if b"websocket.ready" in payload:
+            return
+        present = perf_counter()
+        if expected not in payload and not done.done():
+            done.set_exception(Refused(payload.decode()))
+        times.append(present - began_at[client])
+        if left > 0:
+            left -= 1
+            began_at[client] = present
+            client.transport.write(text)
+        elif len(times) == count:
+            done.set_result(present)
+
+    began = perf_counter()
+    for client in clients:
+        client.on_frame = hear
+        began_at[client] = perf_counter()
+        client.transport.write(text)
+    try:
+        ended = await asyncio.wait_for(done, LIMIT)
+    finally:
+        for client in clients:
+            client.on_frame = None
+    return ended - began, times

@@ -1,0 +1,81 @@
+"""
+Memory
+------
+
+Sockets that say nothing: the private memory of a new server process with 100 of them and with 3,000
+more, for each. *over the floor* is what an idle socket costs beside Channels alone, in the same
+round; the user's object in the scope, and the session's where there is one, are in it.
+
+What is named is as in the other tables. *no user* is a route without a token behind our middleware,
+for somebody who has not signed in.
+"""
+
+import asyncio
+
+from asgiref.sync import sync_to_async
+
+from . import load, speed
+from .speed import Rounds, setup
+
+PACKAGES = ["uvicorn", "websockets"]
+CONTENDERS = ["floor", "session", "token_only", "stack", "stack_open", "dcrf", "chanx"]
+NAMES = {"stack_open": "no user", "dcrf": "djangochannelsrestframework"}
+SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
+ROUNDS = 5
+FIRST, COUNT, SMALL = 100, 3000, 200
+# The most bytes of an idle connection over the floor.
+PROMISED = {"token_only": 2048, "stack_open": 2048}
+
+
+async def measure(small, is_kept):
+    rounds, count = (1, SMALL) if small else (ROUNDS, COUNT)
+    wanted = [str(number) for number in range(rounds)]
+    if all(map(is_kept, wanted)):
+        return
+    present = [name for name in CONTENDERS if name in speed.CONTENDERS]
+    async with setup(SETUP) as (site, people):
+        for key in wanted:
+            if is_kept(key):
+                continue
+            figures = {}
+            for name in present:
+                with site() as started:
+                    figures[name] = {"bytes": await held(started, people, name, count)}
+            yield key, figures, []
+
+
+async def held(site, people, name, count):
+    """Return the bytes that one idle socket holds."""
+    handshakes = await sync_to_async(people.handshakes)(name, FIRST + count)
+    clients = await opened(site, handshakes[:FIRST])
+    before = site.memory()
+    clients += await opened(site, handshakes[FIRST:])
+    after = site.memory()
+    for client in clients:
+        client.transport.abort()
+    return (after - before) / count
+
+
+async def opened(site, handshakes):
+    clients = []
+    for start in range(0, len(handshakes), 50):
+        some = handshakes[start : start + 50]
+        clients += await asyncio.gather(*(load.opened(site.port, each) for each in some))
+    return clients
+
+
+def summary(rows):
+    printed = []
+    rounds = Rounds([row["cells"] for row in rows])
+    for name in rows[0]["cells"]:
+        over = rounds.over(name, "bytes")
+        most = rounds.over("session", "bytes")[0] if name == "stack" else PROMISED.get(name)
+        broken = []
+        if most is not None and over[0] > most:
+            broken = [f"{over[0]:,.0f} bytes over the floor, not {most:,.0f}"]
+        cells = {
+            "bytes a socket": round(rounds.median(name, "bytes")),
+            "over the floor (range)": "{:,.0f} ({:,.0f} to {:,.0f})".format(*over),
+        }
+        printed.append({"name": NAMES.get(name, name), "cells": cells, "broken": broken})
+    return printed

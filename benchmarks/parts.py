@@ -1,0 +1,109 @@
+"""
+Where a connect's time goes
+---------------------------
+
+The parts of a *token_only* connect, each by itself and in one process, in microseconds of CPU, the
+median and the range of the rounds. What the server takes to read a handshake and to write its
+answers is the floor's too and is not here; nor is what threads that wait for each other add.
+"""
+
+import time
+from functools import partial
+
+from asgiref.sync import sync_to_async
+from channels.db import aclose_old_connections
+
+from channels_websocket_utils import gate, messages, routes, tokens
+from channels_websocket_utils.connections import Connection
+from channels_websocket_utils.threads import in_our_pool
+from tests.helpers import scope_for
+
+from . import load
+from .speed import ROUNDS, setup
+
+PACKAGES = []
+COUNT, SMALL = 500, 20
+HOPS = "the floor's own: three trips to Django's thread"
+PATH = "/token_only/{}"
+
+
+async def measure(small, is_kept):
+    from .contenders import APPLICATIONS
+
+    rounds, count = (1, SMALL) if small else (ROUNDS, COUNT)
+    router = APPLICATIONS["token_only"].inner
+    async with setup("uvicorn, SQLite WAL, synchronous=NORMAL") as (_, people):
+        for number in range(rounds):
+            if is_kept(str(number)):
+                continue
+            issued = await sync_to_async(people.tokens)(3 * count)
+            digests = [tokens.digest_of(token) for token in issued]
+            parts = await sync_to_async(decisions)(digests[:count], digests[count : 2 * count])
+            parts["to a thread and back"] = await of_each(count, lambda _: in_our_pool(nothing)())
+            scopes = [scope(token) for token in issued[2 * count :]]
+            parts["finding and hiding the token"] = timed(scopes, lambda each: shake(router, each))
+            row = await sync_to_async(tokens.find)(digests[0], with_user=True)
+            parts["the hello, before the server has it"] = await of_each(
+                count, partial(greet, row.user)
+            )
+            parts[HOPS] = 3 * await of_each(count, lambda _: aclose_old_connections())
+            yield str(number), parts, []
+
+
+def decisions(digests, others):
+    rows = []
+    found = {
+        "the decision": timed(digests, lambda each: gate.decide(each, token_only=True)),
+        "of it the SELECT": timed(
+            others, lambda each: rows.append(tokens.find(each, with_user=True))
+        ),
+        "of it the UPDATE": timed(others, lambda _: tokens.spend(rows.pop())),
+    }
+    return found
+
+
+def scope(token):
+    """Return the scope of a handshake with a browser's headers."""
+    lines = load.handshake("/", "session").decode().split("\r\n")[1:-2]
+    headers = [line.split(": ", 1) for line in lines]
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers]
+    return scope_for(PATH.format(token), pairs)
+
+
+def shake(router, scope):
+    _, captured = routes.match(router, scope, "token")
+    handshake = routes.read_handshake(scope, captured)
+    routes.match(router, handshake.scope, "token")
+    return Connection(handshake.scope, None, None)
+
+
+async def greet(user, _):
+    return messages.encode(messages.build_ready(gate.identity_of(user)))
+
+
+def nothing():
+    pass
+
+
+def timed(values, function):
+    """Return the microseconds of CPU that one call takes."""
+    began = time.process_time()
+    for value in values:
+        function(value)
+    return 1e6 * (time.process_time() - began) / len(values)
+
+
+async def of_each(count, make):
+    began = time.process_time()
+    for number in range(count):
+        await make(number)
+    return 1e6 * (time.process_time() - began) / count
+
+
+def summary(rows):
+    printed = []
+    for name in rows[0]["cells"]:
+        found = sorted(row["cells"][name] for row in rows)
+        cells = {"us (range)": f"{found[len(found) // 2]:.0f} ({found[0]:.0f}-{found[-1]:.0f})"}
+        printed.append({"name": name, "cells": cells, "broken": []})
+    return printed

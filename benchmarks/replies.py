@@ -1,0 +1,129 @@
+"""
+Replies
+-------
+
+Open sockets call a method that returns the text it was sent, each again as soon as it has its
+answer. *replies/s* are all sockets' together, at 1, 32 and 256 of them; *ms* is how long one
+waited, p50 / p99, the medians of the rounds.
+
+* *floor*: Channels alone, an ``AsyncJsonWebsocketConsumer`` whose ``receive_json()`` sends the text
+  back, without authentication. All ratios are to it.
+* *async method*, *guarded*, *sync method*: methods of ``AsyncWebSocketManagerConsumer`` behind our
+  middleware, routed by ``auto_route``: an ``async def``; the same with ``require_perms`` and
+  ``PERMISSION_MAX_AGE`` 60; a ``def``, which runs in a thread.
+* *sync consumer*: a ``def`` of ``WebSocketManagerConsumer``; *Channels' sync consumer*:
+  ``JsonWebsocketConsumer``, without authentication.
+* *djangochannelsrestframework* and *chanx*: an ``@action()`` and a ``@ws_handler``, without
+  authentication.
+"""
+
+from asgiref.sync import sync_to_async
+
+from . import load, speed
+from .lab import percentile
+from .speed import ROUNDS, Rounds, setup
+
+PACKAGES = ["uvicorn", "websockets", "daphne", "djangochannelsrestframework", "chanx"]
+CALLS = {
+    "floor": ("floor", "echo"),
+    "async method": ("token_only", "echo"),
+    "guarded": ("token_only", "guarded"),
+    "sync method": ("token_only", "echo_in_thread"),
+    "sync consumer": ("sync", "echo"),
+    "Channels' sync consumer": ("plain_sync", "echo"),
+    "djangochannelsrestframework": ("dcrf", "echo"),
+    "chanx": ("chanx", "echo"),
+}
+DATABASE = "SQLite WAL, synchronous=NORMAL"
+SETUPS = {
+    f"uvicorn, {DATABASE}": [name for name in CALLS if CALLS[name][0] in speed.CONTENDERS],
+    f"daphne, {DATABASE}": ["floor", "async method", "sync consumer", "Channels' sync consumer"],
+}
+# The least ratio that is promised, and to whom, at 32 sockets of the first setup.
+PROMISED = {
+    "async method": [
+        ("floor", 1.8),
+        ("djangochannelsrestframework", 2),
+        ("chanx", 2),
+    ],
+    "guarded": [("async method", 0.95)],
+    "sync method": [("Channels' sync consumer", 1)],
+    "sync consumer": [("Channels' sync consumer", 1)],
+}
+SOCKETS = [1, 32, 256]
+TEXT = "hello"
+# Answers before those that are counted, and these.
+FIRST, COUNT, SMALL = 300, 3000, 64
+
+
+async def measure(small, is_kept):
+    count, rounds = (SMALL, 1) if small else (COUNT, ROUNDS)
+    for name, contenders in SETUPS.items():
+        wanted = [f"{name}, {n} sockets: {number}" for n in SOCKETS for number in range(rounds)]
+        if all(map(is_kept, wanted)):
+            continue
+        async with setup(name) as (site, people):
+            with site() as started:
+                for sockets in SOCKETS:
+                    for number in range(rounds):
+                        key = f"{name}, {sockets} sockets: {number}"
+                        if is_kept(key):
+                            continue
+                        figures = {}
+                        for each in contenders:
+                            least = max(count, 2 * sockets)
+                            figures[each] = await call(started, people, each, sockets, least)
+                        yield key, figures, []
+
+
+async def call(site, people, name, sockets, count):
+    contender, method = CALLS[name]
+    handshakes = await sync_to_async(people.handshakes)(contender, sockets)
+    clients = [await load.opened(site.port, handshake) for handshake in handshakes]
+    text = load.frame(message(contender, method))
+    await load.replies(clients, text, TEXT.encode(), max(FIRST, sockets))
+    before = site.cpu()
+    seconds, times = await load.replies(clients, text, TEXT.encode(), count)
+    used = site.cpu() - before
+    for client in clients:
+        client.leave()
+    for client in clients:
+        await client.closed
+    return {
+        "rate": count / seconds,
+        "cpu": 1e6 * used / count,
+        "p50": percentile(times, 0.5),
+        "p99": percentile(times, 0.99),
+    }
+
+
+def message(contender, method):
+    """Return the message with which this contender's clients call a method."""
+    if contender == "dcrf":
+        return {"action": method, "request_id": 1, "text": TEXT}
+    if contender == "chanx":
+        return {"action": method, "payload": {"text": TEXT}}
+    return {"type": method, "reply_key": "r1", "text": TEXT}
+
+
+def summary(rows):
+    """Return the rows to print: the median and the range of the rounds."""
+    printed = []
+    for setup_name, contenders in SETUPS.items():
+        rounds = {}
+        for sockets in SOCKETS:
+            start = f"{setup_name}, {sockets} sockets: "
+            rounds[sockets] = Rounds([r["cells"] for r in rows if r["name"].startswith(start)])
+        for name in contenders if all(rounds.values()) else ():
+            is_promised = setup_name == next(iter(SETUPS))
+            promises = PROMISED.get(name, ()) if is_promised else ()
+            cells = {}
+            for sockets, found in rounds.items():
+                cells[f"replies/s, {sockets}"] = round(found.median(name, "rate"))
+                cells[f"ratio (range), {sockets}"] = found.text(name)
+                cells[f"ms, {sockets}"] = [found.median(name, "p50"), found.median(name, "p99")]
+            cells["CPU us, 32"] = round(rounds[32].median(name, "cpu"))
+            shown = f"{setup_name}: {name}" if name == "floor" else name
+            broken = rounds[32].broken(name, promises)
+            printed.append({"name": shown, "cells": cells, "broken": broken})
+    return printed

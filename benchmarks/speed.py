@@ -1,0 +1,249 @@
+"""
+What the tables of speed share: a server on one CPU, its client on another, and rounds by turns.
+
+The speed of a machine changes by the minute, so every figure is a ratio to another contender in the
+same round, and a table shows the median and the range of its rounds.
+"""
+
+import contextlib
+import http.client
+import itertools
+import os
+import secrets
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.core.management import call_command
+from django.db import connections
+from django.test import override_settings
+
+from channels_websocket_utils import tokens
+from channels_websocket_utils.models import WebSocketToken
+from tests.helpers import sign_in
+from tests.settings import database, database_url
+
+from . import load
+from .processes import ASGI, PostgreSQL, Redis
+from .speed_settings import stores
+
+__all__ = ["CONTENDERS", "ROUNDS", "USERS", "People", "Rounds", "Site", "setup"]
+
+USERS = 100
+ROUNDS = 9
+BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+# What its handshakes bring: a session's cookie, a token, or a token bound to the session.
+CONTENDERS = {
+    "floor": "nothing",
+    "session": "session",
+    "naive": "token",
+    "token_only": "token",
+    "token_only_plain": "token",
+    "stack": "both",
+    "stack_open": "nothing",
+    "documented": "both",
+    "sync": "token",
+    "plain_sync": "nothing",
+    "dcrf": "nothing",
+    "chanx": "nothing",
+}
+
+
+# Python 3.10 is too old for it.
+if sys.version_info < (3, 11):
+    del CONTENDERS["chanx"]
+
+
+class Site:
+    """
+    A server process with all contenders, on the first CPU; this process moves to the last one.
+
+    ``environment`` says which database and store it has, see ``speed_settings``.
+    """
+
+    def __init__(self, folder, server="uvicorn", **environment):
+        environment = {
+            "DJANGO_SETTINGS_MODULE": "benchmarks.speed_settings",
+            "TEST_DATABASE": database_url(connections.settings["default"]),
+            **environment,
+        }
+        application = "benchmarks.contenders:application"
+        self._process = ASGI(folder, server, application, environment)
+
+    def __enter__(self):
+        self._process.__enter__()
+        self._cpus = os.sched_getaffinity(0)
+        for task in self._tasks():
+            os.sched_setaffinity(int(task), {min(self._cpus)})
+        os.sched_setaffinity(0, {max(self._cpus)})
+        return self
+
+    def __exit__(self, *error):
+        os.sched_setaffinity(0, self._cpus)
+        self._process.__exit__(*error)
+
+    @property
+    def port(self):
+        return self._process.port
+
+    def cpu(self):
+        """Return the seconds of CPU that the server has used."""
+        files = [Path(f"/proc/{self._process.pid}/task/{task}/schedstat") for task in self._tasks()]
+        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+    def memory(self):
+        """Return the bytes of memory that are the server's own."""
+        text = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        found = {line.split(":")[0]: line.split()[1] for line in text.splitlines()[1:]}
+        return 1024 * (int(found["Private_Dirty"]) + int(found["Private_Clean"]))
+
+    def statements(self):
+        """Return how many statements it has asked its database, where ``SPEED_COUNT`` is set."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=load.LIMIT)
+        with contextlib.closing(client):
+            client.request("GET", "/statements/")
+            return int(client.getresponse().read())
+
+    def _tasks(self):
+        return os.listdir(f"/proc/{self._process.pid}/task")
+
+
+class People:
+    """Users of the site, each with a session, and tokens for as many handshakes as are wanted."""
+
+    def __init__(self, count=USERS, in_cache=False):
+        first = get_user_model().objects.count()
+        permission = Permission.objects.get(codename="view_user")
+        names = [f"user{first + number}" for number in range(count)]
+        self._users = [get_user_model().objects.create_user(name) for name in names]
+        for user in self._users:
+            user.user_permissions.add(permission)
+        self._sessions = [sign_in(user) for user in self._users]
+        self._auth_digests = [tokens.auth_digest(user) for user in self._users]
+        self._in_cache = in_cache
+
+    def handshakes(self, name, count):
+        """Return ``count`` handshakes for the contender ``name``, of all users in turn."""
+        brings = CONTENDERS[name]
+        sessions = itertools.cycle(self._sessions if brings in ("session", "both") else [""])
+        paths = itertools.repeat(f"/{name}/", count)
+        if brings in ("token", "both"):
+            issue = self._rows if name == "naive" or not self._in_cache else self._entries
+            paths = [f"/{name}/{token}" for token in issue(count, is_bound=brings == "both")]
+        return [load.handshake(path, session) for path, session in zip(paths, sessions)]  # noqa: B905
+
+    def tokens(self, count):
+        """Return ``count`` tokens, of all users in turn."""
+        return self._rows(count, is_bound=False)
+
+    def _rows(self, count, is_bound):
+        texts = [f"wst_{secrets.token_urlsafe(32)}" for _ in range(count)]
+        present = tokens.now()
+        owners = itertools.cycle(zip(self._users, self._sessions, self._auth_digests, strict=True))
+        rows = [
+            WebSocketToken(
+                digest=tokens.digest_of(text),
+                user=user,
+                backend=BACKEND,
+                auth_digest=auth_digest,
+                session_digest=tokens.session_digest(session) if is_bound else "",
+                created_at=present,
+                expires_at=present + timedelta(hours=1),
+            )
+            for text, (user, session, auth_digest) in zip(texts, owners)  # noqa: B905
+        ]
+        WebSocketToken.objects.bulk_create(rows, batch_size=5000)
+        return texts
+
+    def _entries(self, count, is_bound):
+        owners = itertools.islice(
+            itertools.cycle(zip(self._users, self._sessions, strict=True)), count
+        )
+        return [tokens.issue(user, session=key if is_bound else None) for user, key in owners]
+
+
+@contextlib.asynccontextmanager
+async def setup(name):
+    """
+    Have running what ``name`` tells, such as ``"uvicorn, PostgreSQL"``; yield ``(site, people)``.
+
+    ``"Redis"`` is the store of the tokens; ``"FULL"`` is SQLite's ``synchronous``, which is
+    ``NORMAL`` else. The ``site`` is not started yet: ``with site()`` starts a new process.
+    """
+    environment = {"SPEED_SYNCHRONOUS": "FULL" if "FULL" in name else "NORMAL"}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if "Redis" in name:
+            environment["SPEED_REDIS"] = stack.enter_context(Redis(folder / "redis")).url
+            stack.enter_context(override_settings(**stores(environment["SPEED_REDIS"])))
+        before = connections.settings["default"]
+        if "PostgreSQL" in name:
+            server = stack.enter_context(PostgreSQL(folder / "postgresql"))
+            await sync_to_async(_use)({**before, **database(server.url), "OPTIONS": {}})
+            await sync_to_async(call_command)("migrate", verbosity=0)
+        numbers = itertools.count()
+
+        def site(**more):
+            server = "daphne" if "daphne" in name else "uvicorn"
+            return Site(folder / f"site{next(numbers)}", server, **environment, **more)
+
+        try:
+            yield site, await sync_to_async(People)(in_cache="Redis" in name)
+        finally:
+            await sync_to_async(_use)(before)
+
+
+def _use(settings):
+    """Have this thread's database, and those of new threads, be the one of ``settings``."""
+    connections["default"].close()
+    connections.settings["default"] = settings
+    del connections["default"]
+
+
+class Rounds:
+    """What the contenders of one table did, round after round; the first of them is the floor."""
+
+    def __init__(self, rounds):
+        self._rounds = rounds
+
+    def __bool__(self):
+        return bool(self._rounds)
+
+    def median(self, name, figure):
+        return median(each[name][figure] for each in self._rounds)
+
+    def ratio(self, name, other, figure="rate"):
+        """Return the median of the rounds' ratios between two contenders: above 1 is better."""
+        return median(self._ratios(name, other, figure))
+
+    def text(self, name, figure="rate"):
+        """Return the ratio to the floor and the range of the rounds."""
+        found = self._ratios(name, next(iter(self._rounds[0])), figure)
+        return f"{median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+
+    def over(self, name, figure):
+        """Return by how much it is more than the floor: the median, the least and the most."""
+        floor = next(iter(self._rounds[0]))
+        found = [each[name][figure] - each[floor][figure] for each in self._rounds]
+        return median(found), min(found), max(found)
+
+    def broken(self, name, promises):
+        """Return what is not as promised: ``promises`` are pairs of another and the least ratio."""
+        there = [each for each in promises if each[0] in self._rounds[0]]
+        ratios = [(other, least, self.ratio(name, other)) for other, least in there]
+        return [
+            f"{ratio:.2f} times {other}, not {least:.2f}"
+            for other, least, ratio in ratios
+            if ratio < least
+        ]
+
+    def _ratios(self, name, other, figure):
+        # A time, of the CPU or of the clock, is better if it is shorter.
+        better, worse = (name, other) if figure == "rate" else (other, name)
+        return [each[better][figure] / each[worse][figure] for each in self._rounds]

@@ -1,0 +1,75 @@
+"""
+Wrapped receive and send
+------------------------
+
+What it costs that a socket's ``receive`` and ``send`` go through ours, which know when it is over.
+*us* are of CPU. *message*: one call of an async method and its answer, as in `Replies`_ with 32
+sockets. *wrapping*: one ``receive()`` and one ``send()`` of a ``Connection``, less those of the
+server that it calls, in process. Median and range of the rounds.
+"""
+
+import time
+
+from channels_websocket_utils.connections import Connection
+
+from . import replies
+from .speed import ROUNDS, setup
+
+PACKAGES = ["uvicorn", "websockets"]
+SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
+SOCKETS = 32
+TIMES, SMALL = 20_000, 200
+# Of a message.
+PROMISED = 0.03
+
+
+async def measure(small, is_kept):
+    rounds, times, calls = (1, SMALL, SMALL) if small else (ROUNDS, TIMES, replies.COUNT)
+    wanted = [str(number) for number in range(rounds)]
+    if all(map(is_kept, wanted)):
+        return
+    async with setup(SETUP) as (site, people):
+        with site() as started:
+            for key in wanted:
+                if not is_kept(key):
+                    found = await replies.call(started, people, "async method", SOCKETS, calls)
+                    bare, wrapped = await seconds(times)
+                    wrapping = 1e6 * (wrapped - bare) / times
+                    yield key, {"message": found["cpu"], "wrapping": wrapping}, []
+
+
+async def seconds(times):
+    """Return how long so many pairs of a server's receive and send take, bare and wrapped."""
+    frame = {"type": "websocket.receive", "text": "{}"}
+
+    async def receive():
+        return frame
+
+    async def send(message):
+        pass
+
+    connection = Connection({"type": "websocket", "path": "/"}, receive, send)
+    await connection.receive()
+    await connection.send({"type": "websocket.accept"})
+    message = {"type": "websocket.send", "text": "{}"}
+    found = []
+    for receive_one, send_one in ((receive, send), (connection.receive, connection.send)):
+        began = time.process_time()
+        for _ in range(times):
+            await receive_one()
+            await send_one(message)
+        found.append(time.process_time() - began)
+    return found
+
+
+def summary(rows):
+    rounds = [row["cells"] for row in rows]
+    shares = sorted(each["wrapping"] / each["message"] for each in rounds)
+    middle = shares[len(shares) // 2]
+    cells = {}
+    for name in ("message", "wrapping"):
+        found = sorted(each[name] for each in rounds)
+        cells[f"us, {name}"] = f"{found[len(found) // 2]:.1f} ({found[0]:.1f}-{found[-1]:.1f})"
+    cells["share"] = f"{middle:.1%} ({shares[0]:.1%}-{shares[-1]:.1%})"
+    broken = [f"{middle:.1%}, not {PROMISED:.0%}"] if middle > PROMISED else []
+    return [{"name": "one message", "cells": cells, "broken": broken}]
