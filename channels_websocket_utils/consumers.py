@@ -5,14 +5,15 @@ The server peer of ``WebSocketManager``: a consumer whose clients can call what 
 import asyncio
 import contextlib
 import inspect
-import itertools
 import time
+from functools import lru_cache
 
 from asgiref.sync import async_to_sync
-from channels.consumer import get_handler_name
+from channels.consumer import AsyncConsumer, SyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import (
     AsyncJsonWebsocketConsumer,
+    AsyncWebsocketConsumer,
     JsonWebsocketConsumer,
     WebsocketConsumer,
 )
@@ -27,6 +28,7 @@ from .streams import Streams
 from .threads import (
     aclose_stale_connections,
     handlers_are_waiting,
+    has_own_thread,
     in_handler_pool,
     in_our_pool,
 )
@@ -34,7 +36,9 @@ from .utils import avalidate_websocket_token, validate_websocket_token
 
 __all__ = ["AsyncWebSocketManagerConsumer", "WebSocketManagerConsumer"]
 
-# So many messages of a client that sends faster than we answer, then other sockets have a turn.
+_CHANNELS_SEND, _CHANNELS_RECEIVE = WebsocketConsumer.send, WebsocketConsumer.websocket_receive
+
+# So many messages, or KiB, of a client that sends faster than we answer, then others have a turn.
 TURN = 10
 
 
@@ -69,20 +73,36 @@ class _Routing:
     async def __call__(self, scope, receive, send):
         self._loop = asyncio.get_running_loop()
         try:
-            if get_channel_layer(self.channel_layer_alias) is not None:
+            if not self._waits_for_client_alone():
                 return await super().__call__(scope, receive, send)
-            # There is nothing else to wait for, so no message needs a task of its own.
+            # No message needs a task of its own.
             self.scope, self.channel_layer = scope, None
             self.base_send = async_to_sync(send) if self._sync else send
             with contextlib.suppress(StopConsumer):
-                for count in itertools.count(1):
-                    await self.dispatch(await receive())
-                    if count % TURN == 0:
-                        # Neither need have waited for anything.
-                        await asyncio.sleep(0)
+                await self._receive_all(receive)
         finally:
             # A consumer that raised has not dispatched its disconnect.
             await self._stop_streams()
+
+    def _waits_for_client_alone(self):
+        # Python before 3.11 does not count who has cancelled a task, and Socket.release() is not to
+        # hide a server's cancel.
+        can_count = hasattr(asyncio.Task, "uncancel")
+        has_layer = get_channel_layer(self.channel_layer_alias) is not None
+        return (
+            can_count and not has_layer and _next(type(self), _Routing, "__call__") is AsyncConsumer
+        )
+
+    async def _receive_all(self, receive):
+        done = 0
+        while True:
+            message = await receive()
+            await self.dispatch(message)
+            done += 1 + len(message.get("text") or "") // 1024
+            if done >= TURN:
+                # Neither need have waited for anything.
+                await asyncio.sleep(0)
+                done = 0
 
     def open_stream(self, stream):
         """Let ``stream`` run beside the messages that come; raises ``MessageError``."""
@@ -188,6 +208,13 @@ class _Routing:
         return messages.build_ready(gate.identity_of(self.scope.get("user")))
 
 
+@lru_cache(maxsize=1024)
+def _next(kind, base, name):
+    """Return the class that ``super().<name>`` finds in ``base`` for an instance of ``kind``."""
+    after = kind.__mro__[kind.__mro__.index(base) + 1 :]
+    return next(each for each in after if name in vars(each))
+
+
 class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
     """
     A ``JsonWebsocketConsumer`` that routes messages to the methods marked by ``auto_route``.
@@ -198,11 +225,10 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
     cannot be read end it with 4400.
     """
 
-    # What the present message is answered, until that is sent.
-    _answer = None
-
     async def __call__(self, scope, receive, send):
-        self._asgi_send = send
+        self._websocket_send = send
+        # What the present message is answered, while that waits for its thread to end.
+        self._websocket_answers = None
         return await super().__call__(scope, receive, self._send_in_order)
 
     async def dispatch(self, message):
@@ -220,11 +246,13 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
                 and await in_our_pool(self._will_be_denied)(message)
             )
             run = in_our_pool if is_ours else in_handler_pool
+            self._websocket_answers = []
             try:
                 await run(self._handle)(message)
             finally:
-                # From here, where no thread waits until it is sent.
-                await self._send_answer()
+                # From here, where no thread waits until they are sent.
+                await self._send_answers()
+                self._websocket_answers = None
         if self._streams is not None:
             self._streams.begin()
 
@@ -267,11 +295,11 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         _, is_answered = perform(call, self.receive_json, content, **kwargs)
         if is_answered:
             return
-        if type(self).send is WebsocketConsumer.send:
-            self._answer = call.text()
-        else:
-            # A site's own, which sees every frame.
-            call.reply()
+        if not self._answers_later():
+            return call.reply()
+        text = call.text()
+        if text is not None:
+            self._websocket_answers.append(text)
 
     def receive_json(self, content, **kwargs):
         """Call the method that ``content`` names. Whoever overrides this routes by themselves."""
@@ -284,14 +312,27 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
             return
         self._handler_of(message)(message)
 
-    async def _send_in_order(self, message):
-        await self._send_answer()
-        await self._asgi_send(message)
+    def _answers_later(self):
+        """Whether nobody sees the difference: everything between is ours or Channels' own."""
+        kind = type(self)
+        return (
+            getattr(self, "_websocket_answers", None) is not None
+            and kind.receive is WebSocketManagerConsumer.receive
+            and kind.websocket_receive is _CHANNELS_RECEIVE
+            and kind.send is _CHANNELS_SEND
+            and "send" not in vars(self)
+            and _next(kind, WebsocketConsumer, "send") is SyncConsumer
+            and getattr(self.base_send, "awaitable", None) == self._send_in_order
+        )
 
-    async def _send_answer(self):
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            await self._asgi_send({"type": "websocket.send", "text": answer})
+    async def _send_in_order(self, message):
+        await self._send_answers()
+        await self._websocket_send(message)
+
+    async def _send_answers(self):
+        while self._websocket_answers:
+            text = self._websocket_answers.pop(0)
+            await self._websocket_send({"type": "websocket.send", "text": text})
 
     def _will_be_denied(self, message):
         try:
@@ -325,9 +366,12 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
             return
         if message["type"] == "websocket.disconnect":
             await self._stop_streams()
-        handler = self._handler_of(message)
-        await aclose_stale_connections()
-        await handler(message)
+        if _next(type(self), AsyncWebSocketManagerConsumer, "dispatch") is AsyncConsumer:
+            handler = self._handler_of(message)
+            await aclose_stale_connections()
+            await handler(message)
+        else:
+            await super().dispatch(message)
         if self._streams is not None:
             self._streams.begin()
 
@@ -338,9 +382,11 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
             await self.close()
 
     async def websocket_disconnect(self, message):
-        # As Channels' own, but that it goes to a thread once more; see aclose_stale_connections().
-        for group in self.groups:
-            await self.channel_layer.group_discard(group, self.channel_name)
+        following = _next(type(self), AsyncWebSocketManagerConsumer, "websocket_disconnect")
+        # Who leaves a thread behind closes what is open in it.
+        if self.groups or has_own_thread() or following is not AsyncWebsocketConsumer:
+            return await super().websocket_disconnect(message)
+        # As Channels', which goes to Django's thread once more.
         await self.disconnect(message["code"])
         raise StopConsumer
 

@@ -254,7 +254,8 @@ def _decide_session(session, signed_in, user, validated_at):
 
 
 def _decide_token(digest, path, session, signed_in, token_only, validated_at):
-    own_session = _bound_digest(session) if signed_in else ""
+    # As in _principal(): also where somebody above says that nobody is signed in.
+    own_session = _bound_digest(session) if signed_in or _read_session(session) else ""
     can_join = _can_join()
     row = tokens.find(digest, with_user=can_join, session_digest=own_session)
     reason, user = _judge(row, path, own_session, signed_in, token_only, can_join)

@@ -24,6 +24,7 @@ from .conf import get_setting
 __all__ = [
     "aclose_stale_connections",
     "handlers_are_waiting",
+    "has_own_thread",
     "in_handler_pool",
     "in_our_pool",
     "in_recheck_thread",
@@ -70,13 +71,17 @@ async def aclose_stale_connections():
     Channels goes to that thread before every message. Here the event loop looks at what it has
     been handed of the connections, and goes there once a second, or where one has failed.
     """
-    # With isolate=True each socket has a thread of its own.
-    owner = SyncToAsync.thread_sensitive_context.get(None) or asyncio.get_running_loop()
+    owner = _own_context() or asyncio.get_running_loop()
     thread = _orm_threads.get(owner)
     if thread is None:
         thread = _orm_threads[owner] = _Connections()
     if thread.may_hold_stale():
         await sync_to_async(thread.close_stale)()
+
+
+def has_own_thread():
+    """Return whether the async ORM of the present task works in a thread of this socket alone."""
+    return _own_context() is not None
 
 
 def handlers_are_waiting():
@@ -104,6 +109,11 @@ def single_thread():
     finally:
         with _lock:
             _single_threads -= 1
+
+
+def _own_context():
+    # Of isolate=True.
+    return SyncToAsync.thread_sensitive_context.get(None)
 
 
 def _twin(function, name, threads):
@@ -167,13 +177,9 @@ class _Connections:
 
     def may_hold_stale(self):
         """Return whether ``close_stale()`` has work to do. May be asked in any thread."""
-        if self._looked_at is None:
-            return True
-        is_trusted = self._is_trusted()
-        for connection in self._all:
-            if _is_open(connection) and (not is_trusted or _is_suspect(connection)):
-                return True
-        return False
+        return not self._is_trusted() or any(
+            _is_open(connection) and _is_suspect(connection) for connection in self._all
+        )
 
     def close_stale(self):
         """
@@ -212,7 +218,7 @@ class _OurConnections(_Connections):
 
 
 def _all_connections():
-    """Return this thread's connections, used or not: none comes later that nobody here knows of."""
+    """Return this thread's connections, used or not: hardly one comes later that is not known."""
     found = []
     for alias in connections:
         # Whose driver is not installed is never used either.

@@ -1,6 +1,7 @@
 """Consumers of the test site: one of each kind, with the same methods."""
 
 import asyncio
+import os
 import sys
 
 from channels.consumer import AsyncConsumer, SyncConsumer
@@ -22,6 +23,8 @@ from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.utils import avalidate_websocket_token, validate_websocket_token
 
 PERM = "auth.change_user"
+# Of a site without layers, whose messages go another way; those that need one say "default".
+ALIAS = os.environ.get("TEST_LAYER", "none")
 ERRORS = {
     "value": lambda: ValueError("a secret of the server"),
     "invalid": lambda: ValidationError("Too short."),
@@ -89,12 +92,11 @@ class AsyncMethods(Methods):
 
 
 class Manager(Methods, WebSocketManagerConsumer):
-    # Of a site without layers; those that need one say "default".
-    channel_layer_alias = "none"
+    channel_layer_alias = ALIAS
 
 
 class AsyncManager(AsyncMethods, AsyncWebSocketManagerConsumer):
-    channel_layer_alias = "none"
+    channel_layer_alias = ALIAS
 
 
 class MixedManager(Methods, AsyncWebSocketManagerConsumer):

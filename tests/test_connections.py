@@ -10,6 +10,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.db import OperationalError
@@ -74,7 +75,6 @@ def client_of(session, kind=Client):
 def log_out(session):
     request = type("Request", (), {})()
     from django.contrib.auth import SESSION_KEY, logout
-    from django.contrib.sessions.backends.db import SessionStore
 
     request.session = SessionStore(session)
     request.user = get_user_model().objects.get(pk=request.session[SESSION_KEY])
@@ -513,6 +513,18 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
     await socket.connect()
     assert len(live_connections()) == 1
     assert await is_alive(stays)
+
+
+def test_logout_counts_where_somebody_above_has_signed_nobody_in(user, session):
+    """The token alone signs its user in, and their cookie's session is the one that is watched."""
+    revoke(session_digest=tokens.session_digest(session), is_final=True)
+    digest = tokens.digest_of(tokens.issue(user))
+
+    verdict = gate.decide(
+        digest, session=SessionStore(session), user=gate.anonymous(), token_only=True
+    )
+
+    assert verdict.token.reason == "wrong_session"
 
 
 async def test_disconnect_ends_who_was_let_in_before_the_clock_was_set_back(

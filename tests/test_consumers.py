@@ -1,8 +1,13 @@
 import asyncio
 import json
 import sys
+import threading
 
 import pytest
+from asgiref.sync import sync_to_async
+from channels.consumer import SyncConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from djangochannelsrestframework.consumers import AsyncAPIConsumer
 
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
@@ -13,7 +18,7 @@ from channels_websocket_utils.gate import identity_of
 from channels_websocket_utils.utils import aget_websocket_token
 
 from .consumers import MANAGED, AsyncManager, Manager, PlainJson
-from .helpers import bare, stack, until
+from .helpers import LIMIT, bare, stack, until
 from .raised import RAISED, Raising
 from .test_messages import BAD_FORM, BAD_JSON, BAD_REPLY_KEYS
 
@@ -315,3 +320,158 @@ def test_override_without_the_mark_is_not_callable():
 
     assert "ask" in Base._routes
     assert "ask" not in Child._routes
+
+
+# Sites that put something of their own in between
+
+
+async def test_several_calls_in_one_frame_are_all_answered(opened):
+    class Batch(Manager):
+        def receive(self, text_data=None, **kwargs):
+            for item in json.loads(text_data):
+                super().receive(json.dumps(item), **kwargs)
+
+    socket = await opened(Batch)
+    calls = [{"type": "echo", "reply_key": f"k{number}", "value": number} for number in range(3)]
+    await socket.send_text(json.dumps(calls))
+
+    assert [(await socket.next())["key"] for _ in calls] == ["k0", "k1", "k2"]
+
+
+async def test_answer_does_not_wait_for_what_receive_does_afterwards(opened):
+    go_on = threading.Event()
+
+    class Audited(Manager):
+        def receive(self, text_data=None, **kwargs):
+            super().receive(text_data, **kwargs)
+            assert go_on.wait(3 * LIMIT)
+
+    socket = await opened(Audited)
+    try:
+        assert (await socket.call("echo", value=1))["data"] == 1
+    finally:
+        go_on.set()
+
+
+class LogsSend(SyncConsumer):
+    def send(self, message):
+        self.seen.append(message.get("text", ""))
+        super().send(message)
+
+
+class MixedIn(Manager, LogsSend):
+    pass
+
+
+class OnTop(Manager):
+    def send(self, text_data=None, bytes_data=None, close=False):
+        self.seen.append(text_data)
+        super().send(text_data, bytes_data, close)
+
+
+class OnInstance(Manager):
+    def connect(self):
+        send = self.send
+
+        def log(text_data=None, bytes_data=None, close=False):
+            self.seen.append(text_data)
+            send(text_data, bytes_data, close)
+
+        self.send = log
+        super().connect()
+
+
+class AtTheBase(Manager):
+    def connect(self):
+        send = self.base_send
+
+        def log(message):
+            self.seen.append(message.get("text", ""))
+            send(message)
+
+        self.base_send = log
+        super().connect()
+
+
+@pytest.mark.parametrize("consumer", [MixedIn, OnTop, OnInstance, AtTheBase])
+async def test_whoever_wraps_send_sees_the_answers(opened, consumer):
+    seen = []
+    socket = await opened(type("Consumer", (consumer,), {"seen": seen}))
+
+    await socket.call("echo", value="answered")
+
+    assert "answered" in seen[-1]
+
+
+async def test_site_that_dispatches_by_itself_is_answered(opened):
+    class Own(Manager):
+        async def dispatch(self, message):
+            await sync_to_async(self._handle)(message)
+
+    socket = await opened(Own)
+
+    assert (await socket.call("echo", value=1))["data"] == 1
+
+
+def test_consumer_can_be_tried_without_a_server(user):
+    sent = []
+    consumer = Manager()
+    consumer.scope, consumer.base_send = {"user": user}, sent.append
+
+    consumer.receive('{"type": "echo", "reply_key": "r", "value": 1}')
+
+    assert json.loads(sent[0]["text"]) == {"key": "r", "data": 1}
+
+
+@pytest.mark.parametrize("alias", ["none", "default"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (WebSocketManagerConsumer, JsonWebsocketConsumer),
+        (AsyncWebSocketManagerConsumer, AsyncJsonWebsocketConsumer),
+    ],
+)
+async def test_classes_to_the_right_of_ours_are_not_passed_over(opened, ours, theirs, alias):
+    seen = []
+
+    class Audit(theirs):
+        channel_layer_alias = alias
+
+        async def __call__(self, scope, receive, send):
+            seen.append("call")
+            return await super().__call__(scope, receive, send)
+
+        if not ours._sync:
+
+            async def dispatch(self, message):
+                seen.append("dispatch")
+                return await super().dispatch(message)
+
+            async def websocket_disconnect(self, message):
+                seen.append("disconnect")
+                return await super().websocket_disconnect(message)
+
+    socket = await opened(type("Consumer", (ours, Audit), {}))
+    await socket.bye()
+
+    expected = ["call"] if ours._sync else ["call", "dispatch", "dispatch", "disconnect"]
+    assert seen == expected
+
+
+async def test_tasks_of_another_package_end_with_the_socket(opened):
+    """djangochannelsrestframework cancels those of a consumer at its disconnect."""
+    tasks = []
+
+    class Both(AsyncWebSocketManagerConsumer, AsyncAPIConsumer):
+        channel_layer_alias = "none"
+
+        @auto_route
+        async def follow(self):
+            tasks.append(asyncio.ensure_future(asyncio.sleep(10 * LIMIT)))
+            self.detached_tasks.append(tasks[0])
+
+    socket = await opened(Both)
+    await socket.call("follow")
+    await socket.bye()
+
+    assert tasks[0].cancelled()

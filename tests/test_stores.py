@@ -7,19 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
 from django.db import connection, connections
+from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from channels_websocket_utils import gate, tokens
-from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils import gate, revocations, tokens
+from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.signals import token_refused
-from channels_websocket_utils.stores import StoreUnavailable
+from channels_websocket_utils.stores import StoreUnavailable, database
 from channels_websocket_utils.stores.cache import CacheTokenStore
-from channels_websocket_utils.tokens import digest_of
+from channels_websocket_utils.tokens import digest_of, issue
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -363,3 +365,58 @@ def test_store_of_another_alias(user, settings):
 
 class OtherStore(CacheTokenStore):
     alias = "tokens"
+
+
+# Routers
+
+
+class Apart:
+    """Nothing may be related to anything."""
+
+    def allow_relation(self, one, other, **hints):
+        return False
+
+
+def test_router_that_allows_no_relation_is_no_hindrance(user, run, settings):
+    token = issue(user)
+    settings.DATABASE_ROUTERS = [Apart()]
+
+    assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == OPEN
+
+
+def test_revocations_in_another_database_are_asked_for_there(user, session, monkeypatch):
+    """The store cannot see them beside the token, so it says that it does not know."""
+
+    class Router:
+        @staticmethod
+        def db_for_write(model):
+            return "elsewhere" if model is WebSocketRevocation else "default"
+
+    digest = tokens.digest_of(issue(user))
+    session_digest = tokens.session_digest(session)
+    assert tokens.find(digest, session_digest=session_digest).is_session_over is False
+
+    monkeypatch.setattr(database, "router", Router)
+    assert tokens.find(digest, session_digest=session_digest).is_session_over is None
+
+    asked = []
+    monkeypatch.setattr(revocations, "is_over", lambda digest: asked.append(digest) or True)
+    verdict = gate.decide(digest, session=SessionStore(session))
+    assert verdict.token.reason == "wrong_session"
+    assert asked == [session_digest]
+
+
+def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
+    digest = tokens.digest_of(issue(user))
+    assert tokens.find(digest, with_user=True).user.first_name == ""
+    user.first_name = "Ada"
+    user.save()
+    compiled = []
+    as_sql = SQLCompiler.as_sql
+    monkeypatch.setattr(
+        SQLCompiler, "as_sql", lambda self, *args: compiled.append(self) or as_sql(self, *args)
+    )
+
+    assert tokens.find(digest, with_user=True).user.first_name == "Ada"
+    assert tokens.find("0" * 64, with_user=True) is None
+    assert compiled == []

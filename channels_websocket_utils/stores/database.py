@@ -1,5 +1,8 @@
 """The default store: a table in the site's own database."""
 
+from functools import partial
+from itertools import product
+
 from django.contrib.auth import get_user_model
 from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef, Value
@@ -15,18 +18,22 @@ def _names(model):
     return [field.attname for field in model._meta.concrete_fields]
 
 
-def _token(*user_columns):
-    """Return the query for a token, and whether a session that it speaks for is over."""
-    digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
-    over = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
-    rows = WebSocketToken.objects.filter(digest=parameter("digest"))
-    return rows.values_list(*_names(WebSocketToken), *user_columns, Exists(over))
+def _token(with_user, with_revocations):
+    """Return the query for a token: its user, and whether a session that it speaks for is over."""
+    columns = [*_names(WebSocketToken)]
+    if with_user:
+        columns += [f"user__{name}" for name in _names(get_user_model())]
+    if with_revocations:
+        digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
+        over = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
+        columns.append(Exists(over))
+    return WebSocketToken.objects.filter(digest=parameter("digest")).values_list(*columns)
 
 
-_find = CompiledQuery(_token)
-_find_with_user = CompiledQuery(
-    lambda: _token(*(f"user__{name}" for name in _names(get_user_model())))
-)
+_queries = {
+    options: CompiledQuery(partial(_token, *options))
+    for options in product((False, True), repeat=2)
+}
 
 
 class DatabaseTokenStore:
@@ -59,24 +66,30 @@ class DatabaseTokenStore:
         Return the row of ``digest`` (``with_user``: its user joined in) or ``None``.
 
         Its ``is_session_over`` is true when there is a final revocation of the session with this
-        ``session_digest``, or of the one that the token is bound to.
+        ``session_digest``, or of the one that the token is bound to; ``None`` where revocations are
+        in another database.
         """
         alias = router.db_for_write(WebSocketToken)
-        query = _find_with_user if with_user else _find
+        with_revocations = router.db_for_write(WebSocketRevocation) == alias
+        query = _queries[with_user, with_revocations]
         found = query.first(alias, digest=digest, session_digest=session_digest or None)
         if found is None:
             return None
+        is_session_over = bool(found.pop()) if with_revocations else None
         names = _names(WebSocketToken)
         row = WebSocketToken.from_db(alias, names, found[: len(names)])
-        row.is_session_over = bool(found[-1])
+        row.is_session_over = is_session_over
         if with_user:
             model = get_user_model()
-            row.user = model.from_db(alias, _names(model), found[len(names) : -1])
+            user = model.from_db(alias, _names(model), found[len(names) :])
+            # As select_related() does: to assign it asks a router whether the two may be related.
+            WebSocketToken._meta.get_field("user").set_cached_value(row, user)
         return row
 
     def spend(self, row, now):
         """Mark the row as used, and return whether this call was the first."""
-        connection = connections[router.db_for_write(WebSocketToken)]
+        alias = router.db_for_write(WebSocketToken)
+        connection = connections[alias]
         quote = connection.ops.quote_name
         field = WebSocketToken._meta.get_field
         table = quote(WebSocketToken._meta.db_table)
@@ -84,7 +97,7 @@ class DatabaseTokenStore:
         # This UPDATE decides the winner, so it names only the token's own columns: a join
         # would become a subquery, and PostgreSQL would let two sockets pass.
         sql = f"UPDATE {table} SET {used_at} = %s WHERE {digest} = %s AND {used_at} IS NULL"  # noqa: S608
-        with connection.cursor() as cursor:
+        with transaction.mark_for_rollback_on_error(alias), connection.cursor() as cursor:
             cursor.execute(sql, [field("used_at").get_db_prep_save(now, connection), row.digest])
             return cursor.rowcount == 1
 
