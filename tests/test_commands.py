@@ -1,6 +1,7 @@
 import io
 import uuid
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -10,6 +11,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from channels_websocket_utils import revocations, tokens, words
+from channels_websocket_utils.management.commands import clear_websocket_tokens
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.testing import WebSocketCommunicator
 from channels_websocket_utils.utils import get_websocket_token
@@ -112,6 +114,18 @@ def test_every_batch_is_a_transaction_of_its_own(user):
     clear(batch_size=2, stdout=Watched())
 
     assert counts[:3] == [3, 1, 0]
+
+
+def test_between_two_batches_others_have_as_long_as_the_first_took(user, monkeypatch):
+    moments = iter([0, 3, 10, 14, 20, 30])
+    pauses = []
+    clock = SimpleNamespace(monotonic=lambda: next(moments), sleep=pauses.append)
+    monkeypatch.setattr(clear_websocket_tokens, "time", clock)
+    add_expired(user, 5)
+
+    clear(batch_size=2)
+
+    assert pauses == [3, 4]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 5000])
