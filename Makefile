@@ -24,7 +24,7 @@ js-test: node_modules
 # One table of docs/proofs, measured in full: make proof TABLE=revocation (or OPTIONS=--small)
 .PHONY: proof
 proof: .venv/test
-	@.ci/install redis-server $(if $(filter faults rolling single_use,$(TABLE)),nginx postgresql)
+	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
 
 # The tables of speed in docs/performance.rst, one after the other, or one: make bench TABLE=replies

@@ -36,6 +36,8 @@ TABLES = [
     "refusals",
     "fuzz",
     "teeth",
+    "scale",
+    "machines",
 ]
 SPEEDS = ["connects", "replies", "handlers", "memory", "wrapping", "parts"]
 ROOT = Path(__file__).parent.parent
@@ -106,7 +108,8 @@ class Kept:
         with self._file.open("a") as output:
             print(json.dumps(row), file=output)
         self.rows.append(row)
-        print(name, *(f"{key}: {_text(value)}" for key, value in cells.items()), sep="; ")
+        short = {key: _text(value) for key, value in cells.items() if not _is_long(value)}
+        print(name, *(f"{key}: {text}" for key, text in short.items()), sep="; ")
         sys.stdout.flush()
 
 
@@ -123,16 +126,14 @@ def keep(name, text):
 
 
 def page(table, command, rows, last):
-    """Return the reStructuredText of a finished table; ``last`` is what was measured last."""
-    columns = ["", *rows[0]["cells"]]
-    lines = [[row["name"], *map(_text, row["cells"].values())] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
+    """
+    Return the reStructuredText of a finished table: of several, where the columns differ.
 
-    def line(cells):
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        return "  ".join(padded).rstrip()
-
+    ``last`` is what was measured last.
+    """
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row["cells"]), []).append(row)
     broken = [f"* {row['name']}: {what}" for row in rows for what in row["broken"]]
     facts = {
         "Command": f"``{command}``",
@@ -145,13 +146,32 @@ def page(table, command, rows, last):
         [
             table.__doc__.strip(),
             "",
-            *(rule, line(["\\", *columns[1:]]), rule, *map(line, lines), rule),
-            "",
+            *(line for group in groups.values() for line in [*lines(group), ""]),
             *(["Not as promised:", "", *broken, ""] if broken else []),
             *(f":{key}: {value}" for key, value in facts.items()),
             "",
         ]
     )
+
+
+def lines(rows):
+    """Return the lines of one table; what has lines of its own stands below, as it is."""
+    long = [name for name, value in rows[0]["cells"].items() if _is_long(value)]
+    columns = [name for name in rows[0]["cells"] if name not in long]
+    cells = [[row["name"], *(_text(row["cells"][name]) for name in columns)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(["", *columns], *cells, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+
+    def line(cells):
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    made = [rule, line(["\\", *columns]), rule, *map(line, cells), rule]
+    for row in rows:
+        for name in long:
+            text = row["cells"][name].splitlines()
+            made += ["", f"{row['name']}::", "", *(f"    {each}".rstrip() for each in text)]
+    return made
 
 
 def versions(table):
@@ -197,6 +217,10 @@ def _git(*arguments):
     command = ["git", "--no-optional-locks", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
     return done.stdout.strip()
+
+
+def _is_long(value):
+    return isinstance(value, str) and "\n" in value
 
 
 def _text(value):

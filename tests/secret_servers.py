@@ -37,9 +37,9 @@ SERVERS = {
 }
 
 
-def recipe(kind, number=0):
-    """Return the code block ``number`` of this kind in docs/security.rst."""
-    blocks = re.findall(rf"\.\. code-block:: {kind}\n\n((?:    .*\n|\n)+)", DOCS.read_text())
+def recipe(kind, number=0, docs=DOCS):
+    """Return the code block ``number`` of this kind in ``docs``, docs/security.rst."""
+    blocks = re.findall(rf"\.\. code-block:: {kind}\n\n((?:    .*\n|\n)+)", docs.read_text())
     return re.sub(r"^    ", "", blocks[number], flags=re.M).strip() + "\n"
 
 

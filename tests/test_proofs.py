@@ -224,6 +224,53 @@ def test_fuzz_finds_nothing(prove):
         assert row["wrong"] > 0, name
 
 
+def check_scale(prove, database):
+    rows = prove("scale", database)
+
+    row = rows[f"token rows, {database}: 2,000"]
+    assert (row["token rows"], row["sockets open"]) == (2_000, 1)
+    plans = rows[f"statements, {database}"]
+    assert (plans["statements"], plans["sequential scans"]) == (2, 0)
+    assert f"statements, {database}::" in prove.page
+    row = rows[f"clearing, {database}"]
+    assert row["expired rows"] == 2_000
+    assert row["connects"] > row["refused"] == 0
+
+
+def test_much_that_is_in_sqlite_holds_up_no_connect(prove):
+    check_scale(prove, "SQLite")
+
+
+@pytest.mark.postgresql
+def test_much_that_is_in_postgresql_holds_up_no_connect(prove):
+    check_scale(prove, "PostgreSQL")
+
+
+def test_many_open_sockets_hold_up_no_connect_and_no_end(prove):
+    rows = prove("scale", "sockets")
+
+    assert rows["sockets open: 200"]["sockets open"] == 200
+    row = rows["ending one user of 200 sockets"]
+    assert row["ended with 4410"] == 10 * row["users ended"] == 30
+    assert row["others ended"] == 0
+
+
+@pytest.mark.nginx
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_several_processes_behind_nginx_are_one_site(prove):
+    """Each token opens one socket in all of them, and each hears of another's disconnects."""
+    rows = prove("machines")
+
+    for store in ("PostgreSQL", "Redis"):
+        assert rows[f"tokens in {store}, processes: 2, connections: 32"]["replies/s"] > 0
+        tokens = rows[f"one token in {store}"]
+        assert (tokens["once"], tokens["more"], tokens["never"]) == (20, 0, 0)
+        row = rows[f"disconnected elsewhere, tokens in {store}"]
+        assert row["ended with 4410"] == row["sockets"] == 30
+        assert row["others ended"] == 0
+
+
 def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()
