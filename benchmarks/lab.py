@@ -63,7 +63,8 @@ def redis():
 # Our clients read when they have something to wait for, and answer no ping meanwhile.
 SERVER_OPTIONS = {
     "daphne": ["-v", "0", "--ping-interval", "3600"],
-    "uvicorn": ["--log-level", "warning", "--ws-ping-interval", "3600"],
+    # What it is without extras, whatever else is installed here.
+    "uvicorn": "--log-level warning --ws-ping-interval 3600 --loop asyncio --http h11".split(),
     "hypercorn": ["--log-level", "warning"],
 }
 
