@@ -64,7 +64,16 @@ def redis():
 SERVER_OPTIONS = {
     "daphne": ["-v", "0", "--ping-interval", "3600"],
     # What it is without extras, whatever else is installed here.
-    "uvicorn": "--log-level warning --ws-ping-interval 3600 --loop asyncio --http h11".split(),
+    "uvicorn": [
+        "--log-level",
+        "warning",
+        "--ws-ping-interval",
+        "3600",
+        "--loop",
+        "asyncio",
+        "--http",
+        "h11",
+    ],
     "hypercorn": ["--log-level", "warning"],
 }
 

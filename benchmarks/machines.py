@@ -36,7 +36,7 @@ from .processes import Nginx
 from .scale_lab import Site, cpu_seconds, end
 
 PACKAGES = ["uvicorn", "psycopg", "redis"]
-DOCS = Path(__file__).parent.parent / "docs/performance_scale_draft.rst"
+DOCS = Path(__file__).parent.parent / "docs/performance.rst"
 STORES = {"PostgreSQL": "layer", "Redis": "tokens"}
 PER_USER = 10
 PROMISED = 1.0

@@ -462,16 +462,16 @@ WEAKNESSES = [
     (
         "look at the user in the UPDATE that decides",
         "stores/database.py",
-        "        with connection.cursor() as cursor:\n",
+        "        connection = connections[alias]\n",
         "        rows = WebSocketToken.objects.filter(digest=row.digest, user__is_active=True)\n"
         "        return rows.filter(used_at=None).update(used_at=now) == 1\n"
-        "        with connection.cursor() as cursor:\n",
+        "        connection = connections[alias]\n",
         "tokens",
     ),
     (
         "do not look for the session's end beside the token",
         "stores/database.py",
-        "row.is_session_over = bool(found[-1])",
+        "row.is_session_over = is_session_over",
         "row.is_session_over = False",
         "connections",
     ),
@@ -499,8 +499,8 @@ WEAKNESSES = [
     (
         "let a flood keep all others waiting",
         "consumers.py",
-        "                        await asyncio.sleep(0)\n",
-        "                        pass\n",
+        "                await asyncio.sleep(0)\n                done = 0",
+        "                done = 0",
         "threads",
     ),
     (
