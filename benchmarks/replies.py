@@ -50,29 +50,30 @@ PROMISED = {
     "sync method": [("Channels' sync consumer", 1)],
     "sync consumer": [("Channels' sync consumer", 1)],
 }
-SOCKETS = [1, 32, 256]
+# How many there are, and the answers that are counted.
+SOCKETS = {1: 2000, 32: 8000, 256: 4000}
 TEXT = "hello"
-# Answers before those that are counted, and these.
-FIRST, COUNT, SMALL = 300, 3000, 64
+# Answers before those that are counted.
+FIRST, SMALL = 300, 64
 
 
 async def measure(small, is_kept):
-    count, rounds = (SMALL, 1) if small else (COUNT, ROUNDS)
+    rounds = 1 if small else ROUNDS
     for name, contenders in SETUPS.items():
         wanted = [f"{name}, {n} sockets: {number}" for n in SOCKETS for number in range(rounds)]
         if all(map(is_kept, wanted)):
             continue
         async with setup(name) as (site, people):
             with site() as started:
-                for sockets in SOCKETS:
+                for sockets, count in SOCKETS.items():
+                    count = max(SMALL, 2 * sockets) if small else count
                     for number in range(rounds):
                         key = f"{name}, {sockets} sockets: {number}"
                         if is_kept(key):
                             continue
                         figures = {}
                         for each in contenders:
-                            least = max(count, 2 * sockets)
-                            figures[each] = await call(started, people, each, sockets, least)
+                            figures[each] = await call(started, people, each, sockets, count)
                         yield key, figures, []
 
 

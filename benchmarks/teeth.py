@@ -484,9 +484,9 @@ WEAKNESSES = [
     ),
     (
         "forget the connections of the async ORM",
-        "threads.py",
-        "    if thread.may_hold_stale():",
-        "    if False:",
+        "consumers.py",
+        "            if may_hold_stale_connections(self._loop):",
+        "            if False:",
         "threads",
     ),
     (
@@ -635,8 +635,8 @@ WEAKNESSES = [
     (
         "run what was denied",
         "decorators.py",
-        "    if call.denial is not None:\n        raise call.denial\n    if is_over",
-        "    if is_over",
+        "    if call.denial is not None:\n        raise call.denial\n    if method.is_async",
+        "    if method.is_async",
         "decorators",
     ),
     (

@@ -24,7 +24,8 @@ PROMISED = 0.03
 
 
 async def measure(small, is_kept):
-    rounds, times, calls = (1, SMALL, SMALL) if small else (ROUNDS, TIMES, replies.COUNT)
+    rounds, times = (1, SMALL) if small else (ROUNDS, TIMES)
+    calls = SMALL if small else replies.SOCKETS[SOCKETS]
     wanted = [str(number) for number in range(rounds)]
     if all(map(is_kept, wanted)):
         return

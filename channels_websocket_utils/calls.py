@@ -150,12 +150,14 @@ class Call:
     async def areply(self):
         """See reply()."""
         frame = self.answer()
-        if frame is not None:
-            try:
-                text = await self.aencode(frame)
-            except _NOT_JSON as error:
-                text = self._answer_unsendable(error)
-            await self.asay(text)
+        if frame is None:
+            return
+        encode = _site_encoder(self.consumer)
+        try:
+            text = await encode(frame) if encode else messages.encode(frame)
+        except _NOT_JSON as error:
+            text = self._answer_unsendable(error)
+        await self.asay(text)
 
     def encode(self, frame):
         """Return ``frame`` as JSON text, by the site's encoder where a sync consumer has one."""

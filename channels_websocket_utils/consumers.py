@@ -22,7 +22,7 @@ from channels.layers import get_channel_layer
 from . import gate, messages
 from .calls import Call, is_over
 from .conf import get_setting, read_rate
-from .decorators import acarry_out, asettle, is_denied, is_routed, perform, takes_event
+from .decorators import acarry_out, is_denied, is_routed, perform, takes_event
 from .messages import MessageError
 from .streams import Streams
 from .threads import (
@@ -31,6 +31,7 @@ from .threads import (
     has_own_thread,
     in_handler_pool,
     in_our_pool,
+    may_hold_stale_connections,
 )
 from .utils import avalidate_websocket_token, validate_websocket_token
 
@@ -368,7 +369,8 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
             await self._stop_streams()
         if _next(type(self), AsyncWebSocketManagerConsumer, "dispatch") is AsyncConsumer:
             handler = self._handler_of(message)
-            await aclose_stale_connections()
+            if may_hold_stale_connections(self._loop):
+                await aclose_stale_connections(self._loop)
             await handler(message)
         else:
             await super().dispatch(message)
@@ -420,7 +422,8 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
     async def receive_json(self, content, **kwargs):
         """See WebSocketManagerConsumer.receive_json()."""
         function, args = self._route(content)
-        return await asettle(function(*args))
+        returned = function(*args)
+        return await returned if inspect.isawaitable(returned) else returned
 
     @classmethod
     async def decode_json(cls, text_data):

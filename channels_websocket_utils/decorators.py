@@ -163,7 +163,8 @@ async def acarry_out(call, function, /, *args, **kwargs):
     returned = stream = None
     with call:
         if call.denial is None:
-            returned = await asettle(function(*args, **kwargs))
+            returned = function(*args, **kwargs)
+            returned = await returned if inspect.isawaitable(returned) else returned
             stream = _open_stream(call, returned)
     if stream is None:
         await call.areply()
@@ -246,7 +247,8 @@ def _routed(call, method, consumer, /, *args, **kwargs):
 
 async def _arouted(call, method, consumer, /, *args, **kwargs):
     if method.is_async:
-        call.result = await asettle(method.function(consumer, *args, **kwargs))
+        returned = method.function(consumer, *args, **kwargs)
+        call.result = await returned if inspect.isawaitable(returned) else returned
     else:
         call.result = await _in_thread(consumer, method.function, consumer, *args, **kwargs)
     call.is_routed = True
@@ -269,15 +271,19 @@ async def _aguarded(call, method, consumer, /, *args, **kwargs):
     call.note_question()
     if call.denial is None and (method.is_async or handlers_are_waiting()):
         answer = _kept_answer(consumer, perms)
-        call.denial = await in_our_pool(_denial)(consumer, perms) if answer is None else answer[0]
+        if answer is not None:
+            call.denial = answer[0]
+        else:
+            call.denial = await in_our_pool(_denial)(consumer, perms)
+            if call.denial is None and is_over(consumer):
+                # While the database was asked.
+                return _drop(consumer)
     if call.denial is not None:
         raise call.denial
-    if is_over(consumer):
-        # While the database was asked.
-        return _drop(consumer)
     if method.is_async:
         call.add_guard(partial(_denial, consumer, perms))
-        return await asettle(method.function(consumer, *args, **kwargs))
+        returned = method.function(consumer, *args, **kwargs)
+        return await returned if inspect.isawaitable(returned) else returned
     return await _in_thread(consumer, _guarded, call, method, consumer, *args, **kwargs)
 
 

@@ -49,6 +49,7 @@ class Socket:
         "_is_released",
         "_is_told",
         "_looking",
+        "_loop",
         "_must_close",
         "_receive",
         "_send",
@@ -76,7 +77,7 @@ class Socket:
         self.ended = self.is_accepted = self.is_refused = self.has_client_left = False
         self._has_connected = self._is_told = self._is_released = self._must_close = False
         self._waiting = self._closing = self._dropping_since = self.close_code = None
-        self._ahead = self._looking = self._stop = None
+        self._ahead = self._looking = self._stop = self._loop = None
 
     @property
     def drops_calls(self):
@@ -100,7 +101,10 @@ class Socket:
             self.ended = True
             if self.is_accepted:
                 self.close_code = message.get("code", 1000)
-        await self._say(message)
+        try:
+            await self._send(message)
+        except Exception as error:
+            await self._pass_over(message, error)
         if self.ended:
             self.release()
 
@@ -226,7 +230,10 @@ class Socket:
 
     async def _next(self):
         """Return the server's next message, or ``None`` when ``release()`` came first."""
-        task = self._waiting = asyncio.current_task()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        # Before Python 3.12 a system call, if it has to find out which loop runs.
+        task = self._waiting = asyncio.current_task(self._loop)
         # Python before 3.11 does not count who has cancelled a task.
         cancelled_before = getattr(task, "cancelling", int)()
         try:
@@ -272,10 +279,14 @@ class Socket:
         try:
             await self._send(message)
         except Exception as error:
-            if not self._says_gone(message, error):
-                raise
-            logger.debug("Dropped a %s for a client that has gone", message["type"])
-            await self._drop()
+            await self._pass_over(message, error)
+
+    async def _pass_over(self, message, error):
+        """Drop ``message`` where ``error`` says that the client has gone, else raise it again."""
+        if not self._says_gone(message, error):
+            raise error
+        logger.debug("Dropped a %s for a client that has gone", message["type"])
+        await self._drop()
 
     def _says_gone(self, message, error):
         """Return whether this is how a server says that the client has gone."""

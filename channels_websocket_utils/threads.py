@@ -6,7 +6,6 @@ other socket waiting. Here are bounded pools instead: one for our own database w
 sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay.
 """
 
-import asyncio
 import threading
 import time
 import weakref
@@ -29,6 +28,7 @@ __all__ = [
     "in_our_pool",
     "in_recheck_thread",
     "is_single_threaded",
+    "may_hold_stale_connections",
     "single_thread",
 ]
 
@@ -64,19 +64,31 @@ def in_recheck_thread(function):
     return _twin(function, "recheck", 1)
 
 
-async def aclose_stale_connections():
+def may_hold_stale_connections(loop):
+    """
+    Return whether ``aclose_stale_connections()`` has work to do: asked before every message.
+
+    ``loop`` is the one that runs: to ask for it is a system call before Python 3.12.
+    """
+    return _orm_thread(loop).may_hold_stale()
+
+
+async def aclose_stale_connections(loop):
     """
     Close the stale database connections of the thread in which this task's async ORM works.
 
     Channels goes to that thread before every message. Here the event loop looks at what it has
     been handed of the connections, and goes there once a second, or where one has failed.
     """
-    owner = _own_context() or asyncio.get_running_loop()
+    await sync_to_async(_orm_thread(loop).close_stale)()
+
+
+def _orm_thread(loop):
+    owner = _own_context() or loop
     thread = _orm_threads.get(owner)
     if thread is None:
         thread = _orm_threads[owner] = _Connections()
-    if thread.may_hold_stale():
-        await sync_to_async(thread.close_stale)()
+    return thread
 
 
 def has_own_thread():
