@@ -188,17 +188,24 @@ def _open_stream(call, returned):
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """What was decorated. ``perms`` are ``None`` where its result is routed."""
+    """
+    What was decorated. ``perms`` are ``None`` where its result is routed.
+
+    ``inner`` is the step, and the method, of a decorator of ours right below, which then need not
+    find out again that it stands in a call.
+    """
 
     function: Any
     perms: tuple | None
     has_event: bool
     is_async: bool
+    inner: tuple | None
 
 
 def _decorate(function, perms):
     """Return ``function`` guarded by ``perms``; where they are ``None``, with its result routed."""
-    method = _Method(function, perms, takes_event(function), _is_async(function))
+    below = _step_of(function)
+    method = _Method(function, perms, takes_event(function), _is_async(function), below)
     step, astep = (_routed, _arouted) if perms is None else (_guarded, _aguarded)
 
     @wraps(function)
@@ -215,7 +222,23 @@ def _decorate(function, perms):
         wrapper._websocket_perms = perms
     # functools.wraps in somebody else's decorator copies this; there it does not name itself.
     wrapper._websocket_wrapper = wrapper
+    wrapper._websocket_step = astep, method
     return wrapper
+
+
+def _step_of(function):
+    """Return the step of ``function`` on async consumers, ``None`` if it is no wrapper of ours."""
+    is_ours = getattr(function, "_websocket_wrapper", None) is function
+    return function._websocket_step if is_ours else None
+
+
+async def _arun(call, method, consumer, /, *args, **kwargs):
+    """Run what was decorated, a method for the event loop."""
+    if method.inner is not None:
+        step, inner = method.inner
+        return await step(call, inner, consumer, *args, **kwargs)
+    returned = method.function(consumer, *args, **kwargs)
+    return await returned if inspect.isawaitable(returned) else returned
 
 
 def _start(run, content, method, consumer, /, *args, **kwargs):
@@ -247,8 +270,7 @@ def _routed(call, method, consumer, /, *args, **kwargs):
 
 async def _arouted(call, method, consumer, /, *args, **kwargs):
     if method.is_async:
-        returned = method.function(consumer, *args, **kwargs)
-        call.result = await returned if inspect.isawaitable(returned) else returned
+        call.result = await _arun(call, method, consumer, *args, **kwargs)
     else:
         call.result = await _in_thread(consumer, method.function, consumer, *args, **kwargs)
     call.is_routed = True
@@ -282,8 +304,7 @@ async def _aguarded(call, method, consumer, /, *args, **kwargs):
         raise call.denial
     if method.is_async:
         call.add_guard(partial(_denial, consumer, perms))
-        returned = method.function(consumer, *args, **kwargs)
-        return await returned if inspect.isawaitable(returned) else returned
+        return await _arun(call, method, consumer, *args, **kwargs)
     return await _in_thread(consumer, _guarded, call, method, consumer, *args, **kwargs)
 
 
@@ -311,10 +332,10 @@ def _kept_answer(consumer, perms):
     connection = consumer.scope.get("websocket_connection")
     if not age or connection is None or connection.is_database_away:
         return None
-    code, asked_at = connection.grants.get(_grant(consumer, perms), (None, None))
-    if asked_at is None or time.monotonic() - asked_at >= age:
+    kept = connection.grants.get(_grant(consumer, perms))
+    if kept is None or time.monotonic() - kept[1] >= age:
         return None
-    return (_DENIALS[code](),)
+    return (_DENIALS[kept[0]](),)
 
 
 def _grant(consumer, perms):
