@@ -18,7 +18,7 @@ from .speed import ROUNDS, setup
 PACKAGES = ["uvicorn", "websockets"]
 SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
 SOCKETS = 32
-TIMES, SMALL = 20_000, 200
+TIMES, SMALL = 20_000, 2_000
 # Of a message.
 PROMISED = 0.03
 
