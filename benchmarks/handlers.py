@@ -12,7 +12,7 @@ import asyncio
 from asgiref.sync import sync_to_async
 
 from . import load
-from .speed import ROUNDS, setup
+from .speed import ROUNDS, in_rounds
 
 PACKAGES = ["uvicorn", "websockets"]
 CALLS = {
@@ -27,15 +27,11 @@ PROMISED = 100
 
 
 async def measure(small, is_kept):
-    rounds = 1 if small else ROUNDS
-    wanted = [str(number) for number in range(rounds)]
-    if all(map(is_kept, wanted)):
-        return
-    async with setup(SETUP) as (site, people):
-        with site() as started:
-            for key in wanted:
-                if not is_kept(key):
-                    yield key, {each: await call(started, people, each) for each in CALLS}, []
+    async def take(site, people):
+        return {each: await call(site, people, each) for each in CALLS}
+
+    async for row in in_rounds(SETUP, 1 if small else ROUNDS, is_kept, take):
+        yield row
 
 
 async def call(site, people, name):
@@ -45,10 +41,7 @@ async def call(site, people, name):
     # The threads are there, and the code is warm.
     await load.replies(clients, text, b"done", SOCKETS)
     seconds, _ = await load.replies(clients, text, b"done", SOCKETS)
-    for client in clients:
-        client.leave()
-    for client in clients:
-        await client.closed
+    await load.leave(clients)
     return 1000 * seconds
 
 

@@ -8,7 +8,7 @@ import asyncio
 import json
 from time import perf_counter
 
-__all__ = ["Client", "Refused", "connects", "handshake", "opened", "replies"]
+__all__ = ["Client", "Refused", "connects", "handshake", "leave", "opened", "replies"]
 
 LIMIT = 60
 # What Chromium sends along, less what differs by machine.
@@ -113,6 +113,14 @@ async def opened(port, request, host="127.0.0.1"):
     _, client = await loop.create_connection(lambda: Client(request, loop), host, port)
     await asyncio.wait_for(client.opened, LIMIT)
     return client
+
+
+async def leave(clients):
+    """Close ``clients``, and wait until their server has."""
+    for client in clients:
+        client.leave()
+    for client in clients:
+        await client.closed
 
 
 async def connects(port, requests, at_once):

@@ -33,7 +33,7 @@ from tests.secret_servers import recipe
 from . import lab, load
 from .lab import LIMIT, TOLERANCE
 from .processes import Nginx
-from .scale_lab import Site, cpu_seconds, end
+from .scale_lab import Site, cpu_seconds_of_all, end
 
 PACKAGES = ["uvicorn", "psycopg", "redis"]
 DOCS = Path(__file__).parent.parent / "docs/performance.rst"
@@ -152,7 +152,7 @@ def spending(machines, count):
     """Yield a list that gets the microseconds of CPU that each of ``machines`` took for one."""
 
     def now():
-        return [sum(cpu_seconds(process.pid) for process in machine) for machine in machines]
+        return [sum(cpu_seconds_of_all(process.pid) for process in machine) for machine in machines]
 
     before, spent = now(), []
     yield spent

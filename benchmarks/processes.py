@@ -15,7 +15,7 @@ from tests.servers import COMMANDS, LIMIT, free_port, postgresql_folder, redis_c
 
 from .lab import SERVER_OPTIONS
 
-__all__ = ["ASGI", "Nginx", "PostgreSQL", "Process", "Redis"]
+__all__ = ["ASGI", "Nginx", "PostgreSQL", "Process", "Redis", "cpu_seconds", "pin"]
 
 
 class Process:
@@ -163,3 +163,15 @@ class Nginx(Process):
     def command(self):
         configuration = str(self._folder / "nginx.conf")
         return [NGINX, "-p", str(self._folder), "-c", configuration]
+
+
+def pin(pid, cpus):
+    """Let all threads of a process run on ``cpus`` alone."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(task), cpus)
+
+
+def cpu_seconds(pid):
+    """Return the time that the threads of a process have had, in seconds."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

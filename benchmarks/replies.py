@@ -89,10 +89,7 @@ async def call(site, people, name, sockets, count):
     before = site.cpu()
     seconds, times = await load.replies(clients, text, TEXT.encode(), count)
     used = site.cpu() - before
-    for client in clients:
-        client.leave()
-    for client in clients:
-        await client.closed
+    await load.leave(clients)
     return {
         "rate": count / seconds,
         "cpu": 1e6 * used / count,

@@ -40,7 +40,7 @@ from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 
 from . import lab, load
 from .crowd import after
-from .scale_lab import Bystander, Site, cpu_seconds, end, idle, most_sockets
+from .scale_lab import Bystander, Site, cpu_seconds_of_all, end, idle, most_sockets
 
 PACKAGES = ["uvicorn", "psycopg"]
 DATABASES = ["SQLite", "PostgreSQL"]
@@ -149,9 +149,9 @@ async def one_round(site, count):
     """Return how many connects a second there were, and the microseconds of CPU for each."""
     requests = await asyncio.to_thread(site.requests, count)
     server = site.servers[0]
-    before = cpu_seconds(server.pid)
+    before = cpu_seconds_of_all(server.pid)
     seconds, _ = await load.connects(site.port, requests, AT_ONCE)
-    spent = cpu_seconds(server.pid) - before
+    spent = cpu_seconds_of_all(server.pid) - before
     await asyncio.to_thread(site.forget)
     return count / seconds, 1e6 * spent / count
 
@@ -258,13 +258,13 @@ async def ending(sizes, count):
         async with idle(site.port, found) as still_open:
             requests = await asyncio.to_thread(site.requests, 1, bystander)
             other = await Bystander.open(site.port, *requests)
-            calm = await other.times(after(sizes.calm))
+            calm = await lab.reply_times(other, after(sizes.calm))
             took, busy, ended = [], [], 0
             for user in to_end:
                 requests = await asyncio.to_thread(site.requests, PER_USER, user)
                 sockets = [await load.opened(site.port, request) for request in requests]
                 going = asyncio.ensure_future(end(site.port, user, sockets))
-                busy += await other.times(going.done)
+                busy += await lab.reply_times(other, going.done)
                 seconds, codes = going.result()
                 took.append(seconds)
                 ended += codes.count(4410)

@@ -24,10 +24,10 @@ from channels_websocket_utils.stores.cache import CacheTokenStore
 from tests.settings import cache, database
 
 from . import load
-from .lab import LIMIT, PAUSE
-from .processes import PostgreSQL, Process, Redis
+from .lab import LIMIT
+from .processes import ASGI, PostgreSQL, Redis, cpu_seconds, pin
 
-__all__ = ["Bystander", "Server", "Site", "cpu_seconds", "end", "idle", "most_sockets"]
+__all__ = ["Bystander", "Server", "Site", "cpu_seconds_of_all", "end", "idle", "most_sockets"]
 
 ROOT = Path(__file__).parent.parent
 APPLICATION = "benchmarks.scale_site:application"
@@ -41,19 +41,12 @@ BATCH = 500
 MOMENTS = 50
 
 
-class Server(Process):
+class Server(ASGI):
     """A uvicorn process of ``scale_site``, on a CPU of its own if it ``is_pinned``."""
 
     def __init__(self, folder, environment, is_pinned):
-        super().__init__(folder, env={**os.environ, **environment}, cwd=ROOT)
+        super().__init__(folder, "uvicorn", APPLICATION, environment)
         self._is_pinned = is_pinned
-
-    def command(self):
-        # What uvicorn is without extras, whatever else is installed here.
-        options = "--lifespan off --loop asyncio --http h11 --log-level warning"
-        options += " --ws-ping-interval 3600"
-        options = [*options.split(), "--host", "127.0.0.1", "--port", str(self.port)]
-        return [sys.executable, "-m", "uvicorn", *options, APPLICATION]
 
     def start(self):
         super().start()
@@ -281,16 +274,10 @@ class Bystander:
         self._text = load.frame({"type": "echo", "reply_key": "r1", "text": "hello"})
         return self
 
-    async def times(self, is_over):
-        """Call a method until ``is_over()``, 1 ms after each reply; return how long each took."""
-        times = []
-        while not is_over():
-            # A process that stands still while we pause would keep us waiting too.
-            due = perf_counter() + PAUSE
-            await asyncio.sleep(PAUSE)
-            await load.replies([self._client], self._text, b"hello", 1)
-            times.append(perf_counter() - due)
-        return times
+    async def is_alive(self):
+        """Call a method and return once it is answered; raises where it is not."""
+        await load.replies([self._client], self._text, b"hello", 1)
+        return True
 
     async def leave(self):
         self._client.leave()
@@ -351,12 +338,6 @@ async def disconnect(port, user):
     await asyncio.to_thread(send)
 
 
-def pin(pid, cpus):
-    """Let all threads of a process run on ``cpus`` alone."""
-    for task in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(task), cpus)
-
-
 def file_limit():
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
@@ -366,14 +347,13 @@ def most_sockets(wanted):
     return min(wanted, (file_limit() - SPARE) // SPARE * SPARE)
 
 
-def cpu_seconds(pid):
+def cpu_seconds_of_all(pid):
     """Return the time that a process and its children have had, in seconds."""
     spent = 0
     for process in [pid, *children(pid)]:
         # What has ended meanwhile is counted with its parent's children.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            tasks = Path(f"/proc/{process}/task").iterdir()
-            spent += sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+            spent += cpu_seconds(process)
     return spent + sum(map(int, stat(pid)[13:15])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -29,10 +29,10 @@ from tests.helpers import sign_in
 from tests.settings import database, database_url
 
 from . import load
-from .processes import ASGI, PostgreSQL, Redis
+from .processes import ASGI, PostgreSQL, Redis, cpu_seconds, pin
 from .speed_settings import stores
 
-__all__ = ["CONTENDERS", "ROUNDS", "USERS", "People", "Rounds", "Site", "setup"]
+__all__ = ["CONTENDERS", "ROUNDS", "USERS", "People", "Rounds", "Site", "in_rounds", "setup"]
 
 USERS = 100
 ROUNDS = 9
@@ -79,8 +79,7 @@ class Site:
     def __enter__(self):
         self._process.__enter__()
         self._cpus = os.sched_getaffinity(0)
-        for task in self._tasks():
-            os.sched_setaffinity(int(task), {min(self._cpus)})
+        pin(self._process.pid, {min(self._cpus)})
         os.sched_setaffinity(0, {max(self._cpus)})
         return self
 
@@ -94,8 +93,7 @@ class Site:
 
     def cpu(self):
         """Return the seconds of CPU that the server has used."""
-        files = [Path(f"/proc/{self._process.pid}/task/{task}/schedstat") for task in self._tasks()]
-        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+        return cpu_seconds(self._process.pid)
 
     def memory(self):
         """Return the bytes of memory that are the server's own."""
@@ -109,9 +107,6 @@ class Site:
         with contextlib.closing(client):
             client.request("GET", "/statements/")
             return int(client.getresponse().read())
-
-    def _tasks(self):
-        return os.listdir(f"/proc/{self._process.pid}/task")
 
 
 class People:
@@ -197,6 +192,18 @@ async def setup(name):
             yield site, await sync_to_async(People)(in_cache="Redis" in name)
         finally:
             await sync_to_async(_use)(before)
+
+
+async def in_rounds(name, rounds, is_kept, take):
+    """Yield a row for each round: what ``take(site, people)`` returns of one process of a setup."""
+    wanted = [str(number) for number in range(rounds)]
+    if all(map(is_kept, wanted)):
+        return
+    async with setup(name) as (site, people):
+        with site() as started:
+            for key in wanted:
+                if not is_kept(key):
+                    yield key, await take(started, people), []
 
 
 def _use(settings):

@@ -13,7 +13,7 @@ import time
 from channels_websocket_utils.connections import Connection
 
 from . import replies
-from .speed import ROUNDS, setup
+from .speed import ROUNDS, in_rounds
 
 PACKAGES = ["uvicorn", "websockets"]
 SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
@@ -26,17 +26,14 @@ PROMISED = 0.03
 async def measure(small, is_kept):
     rounds, times = (1, SMALL) if small else (ROUNDS, TIMES)
     calls = SMALL if small else replies.SOCKETS[SOCKETS]
-    wanted = [str(number) for number in range(rounds)]
-    if all(map(is_kept, wanted)):
-        return
-    async with setup(SETUP) as (site, people):
-        with site() as started:
-            for key in wanted:
-                if not is_kept(key):
-                    found = await replies.call(started, people, "async method", SOCKETS, calls)
-                    bare, wrapped = await seconds(times)
-                    wrapping = 1e6 * (wrapped - bare) / times
-                    yield key, {"message": found["cpu"], "wrapping": wrapping}, []
+
+    async def take(site, people):
+        found = await replies.call(site, people, "async method", SOCKETS, calls)
+        bare, wrapped = await seconds(times)
+        return {"message": found["cpu"], "wrapping": 1e6 * (wrapped - bare) / times}
+
+    async for row in in_rounds(SETUP, rounds, is_kept, take):
+        yield row
 
 
 async def seconds(times):
