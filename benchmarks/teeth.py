@@ -195,9 +195,8 @@ WEAKNESSES = [
     (
         "keep a permission that was dropped while it was asked for",
         "decorators.py",
-        "    grants[_grant(consumer, perms)] = code, time.monotonic()",
-        "    if connection is not None:\n"
-        "        connection.grants[_grant(consumer, perms)] = code, time.monotonic()",
+        "    grants[perms] = code, consumer",
+        "    if connection is not None:\n        connection.grants[perms] = code, consumer",
         "permissions",
     ),
     (
@@ -224,8 +223,8 @@ WEAKNESSES = [
     (
         "keep a permission for whoever is in the scope",
         "decorators.py",
-        '    return perms, getattr(user, "pk", None)',
-        "    return perms, user is None",
+        'present is user or getattr(present, "pk", None) == user.pk',
+        "True",
         "permissions",
     ),
     (
@@ -471,8 +470,8 @@ WEAKNESSES = [
     (
         "do not look for the session's end beside the token",
         "stores/database.py",
-        "row.is_session_over = is_session_over",
-        "row.is_session_over = False",
+        "row.is_session_over = bool(found.pop())",
+        "row.is_session_over = found.pop() is None",
         "connections",
     ),
     (

@@ -4,9 +4,13 @@ Queries that Django's ORM compiles once.
 To compile a query for one row takes it several times as long as a database takes to answer.
 """
 
+import re
+
 from django.db import connections
 
 __all__ = ["CompiledQuery", "parameter"]
+
+_PLACEHOLDER = re.compile("(?<!%)%s")
 
 
 def parameter(name):
@@ -32,9 +36,9 @@ class CompiledQuery:
         ``values`` are texts, or ``None`` for ``NULL``. Raises what the database raises.
         """
         connection = connections[alias]
-        sql, names, converters = self._compiled(connection)
+        sql, constants, converters = self._compiled(connection)
         with connection.cursor() as cursor:
-            cursor.execute(sql, [values.get(name, name) for name in names])
+            cursor.execute(sql, {**constants, **values})
             row = cursor.fetchone()
         if row is None:
             return None
@@ -50,11 +54,17 @@ class CompiledQuery:
         if self not in kept:
             compiler = self._build().query.get_compiler(connection=connection)
             sql, params = compiler.as_sql()
-            names = [_name(param) for param in params]
+            names = [_name(position, param) for position, param in enumerate(params)]
+            # By name: of placeholders without one Django looks for each, in every query on SQLite.
+            rest = iter(names)
+            sql = _PLACEHOLDER.sub(lambda _: f"%({next(rest)})s", sql)
+            constants = dict(zip(names, params, strict=True))
             converters = compiler.get_converters([column for column, *_ in compiler.select])
-            kept[self] = sql, names, converters
+            kept[self] = sql, constants, converters
         return kept[self]
 
 
-def _name(param):
-    return param[1:] if isinstance(param, str) and param.startswith("?") else param
+def _name(position, param):
+    """Return the name of a placeholder: of a ``parameter()`` its own."""
+    is_parameter = isinstance(param, str) and param.startswith("?")
+    return param[1:] if is_parameter else f"constant{position}"

@@ -1,14 +1,19 @@
 """
 The settings: one dictionary, ``settings.WEBSOCKET_UTILS``, read at the moment of use.
+
+Another dictionary in its place is noticed by Django's ``setting_changed``, which
+``override_settings`` and the ``settings`` of pytest-django send.
 """
 
 import re
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 
 __all__ = ["DEFAULTS", "get_setting", "read_rate", "require_installed", "setting_problems"]
 
@@ -182,11 +187,19 @@ def require_installed(who):
         )
 
 
+# Django's settings answer slowly, and are asked several times for every message.
+@cache
 def _given():
     given = getattr(settings, "WEBSOCKET_UTILS", {})
     if not isinstance(given, dict):
         raise ImproperlyConfigured(f"WEBSOCKET_UTILS must be a dictionary, not {given!r}.")
     return given
+
+
+@receiver(setting_changed)
+def _forget(*, setting, **kwargs):
+    if setting == "WEBSOCKET_UTILS":
+        _given.cache_clear()
 
 
 def _problem(name, value):

@@ -40,10 +40,10 @@ logger = logging.getLogger("channels_websocket_utils")
 
 # A new error each time: it is told whom it answers.
 _DENIALS = {
-    None: lambda: None,
     "permission_denied": lambda: MessageError("permission_denied", "You may not do this."),
     "unauthenticated": lambda: MessageError("unauthenticated", "You are not signed in."),
 }
+_NOT_KEPT = object()
 _ASYNC_KINDS = (
     inspect.iscoroutinefunction,
     inspect.isasyncgenfunction,
@@ -232,13 +232,12 @@ def _step_of(function):
     return function._websocket_step if is_ours else None
 
 
-async def _arun(call, method, consumer, /, *args, **kwargs):
-    """Run what was decorated, a method for the event loop."""
+def _begin(call, method, consumer, /, *args, **kwargs):
+    """Call what was decorated, a method for the event loop; what is returned may be awaitable."""
     if method.inner is not None:
         step, inner = method.inner
-        return await step(call, inner, consumer, *args, **kwargs)
-    returned = method.function(consumer, *args, **kwargs)
-    return await returned if inspect.isawaitable(returned) else returned
+        return step(call, inner, consumer, *args, **kwargs)
+    return method.function(consumer, *args, **kwargs)
 
 
 def _start(run, content, method, consumer, /, *args, **kwargs):
@@ -270,7 +269,8 @@ def _routed(call, method, consumer, /, *args, **kwargs):
 
 async def _arouted(call, method, consumer, /, *args, **kwargs):
     if method.is_async:
-        call.result = await _arun(call, method, consumer, *args, **kwargs)
+        result = _begin(call, method, consumer, *args, **kwargs)
+        call.result = await result if inspect.isawaitable(result) else result
     else:
         call.result = await _in_thread(consumer, method.function, consumer, *args, **kwargs)
     call.is_routed = True
@@ -292,9 +292,9 @@ async def _aguarded(call, method, consumer, /, *args, **kwargs):
     # for one, a refusal does not.
     call.note_question()
     if call.denial is None and (method.is_async or handlers_are_waiting()):
-        answer = _kept_answer(consumer, perms)
-        if answer is not None:
-            call.denial = answer[0]
+        code = _kept_answer(consumer, perms)
+        if code is not _NOT_KEPT:
+            call.denial = _DENIALS[code]() if code else None
         else:
             call.denial = await in_our_pool(_denial)(consumer, perms)
             if call.denial is None and is_over(consumer):
@@ -304,15 +304,16 @@ async def _aguarded(call, method, consumer, /, *args, **kwargs):
         raise call.denial
     if method.is_async:
         call.add_guard(partial(_denial, consumer, perms))
-        return await _arun(call, method, consumer, *args, **kwargs)
+        result = _begin(call, method, consumer, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
     return await _in_thread(consumer, _guarded, call, method, consumer, *args, **kwargs)
 
 
 def _denial(consumer, perms):
     """Return the error for a user who lacks ``perms`` now, ``None`` for one who has them."""
-    answer = _kept_answer(consumer, perms)
-    if answer is not None:
-        return answer[0]
+    code = _kept_answer(consumer, perms)
+    if code is not _NOT_KEPT:
+        return _DENIALS[code]() if code else None
     connection = consumer.scope.get("websocket_connection")
     # What is dropped while we ask takes our answer with it.
     grants = connection.grants if connection is not None else {}
@@ -322,26 +323,23 @@ def _denial(consumer, perms):
         # One line: an outage refuses thousands.
         logger.error("The database did not answer, a guarded call was refused: %s", error)
         return MessageError("unavailable", "Try again later.")
-    grants[_grant(consumer, perms)] = code, time.monotonic()
-    return _DENIALS[code]()
+    grants[perms] = code, consumer.scope.get("user"), time.monotonic()
+    return _DENIALS[code]() if code else None
 
 
 def _kept_answer(consumer, perms):
-    """Return a denial that was kept, in a tuple, ``None`` where the database must be asked."""
-    age = get_setting("PERMISSION_MAX_AGE")
+    """Return the code of a denial that was kept, ``_NOT_KEPT`` where the database must be asked."""
     connection = consumer.scope.get("websocket_connection")
-    if not age or connection is None or connection.is_database_away:
-        return None
-    kept = connection.grants.get(_grant(consumer, perms))
-    if kept is None or time.monotonic() - kept[1] >= age:
-        return None
-    return (_DENIALS[kept[0]](),)
-
-
-def _grant(consumer, perms):
-    # Whoever is in the scope by now: somebody else may have been put there.
-    user = consumer.scope.get("user")
-    return perms, getattr(user, "pk", None)
+    kept = None if connection is None else connection.grants.get(perms)
+    if kept is None:
+        return _NOT_KEPT
+    code, user, asked_at = kept
+    if time.monotonic() - asked_at >= get_setting("PERMISSION_MAX_AGE"):
+        return _NOT_KEPT
+    # Somebody else may have been put into the scope.
+    present = consumer.scope.get("user")
+    is_same = present is user or getattr(present, "pk", None) == user.pk
+    return code if is_same and not connection.is_database_away else _NOT_KEPT
 
 
 def _why_denied(consumer, perms):

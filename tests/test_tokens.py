@@ -61,8 +61,9 @@ def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
     with connection.cursor() as cursor:
         cursor.execute("SELECT * FROM channels_websocket_utils_websockettoken")
         stored = repr(cursor.fetchall())
-    serialized = serializers.serialize("json", [row])
-    everything = f"{dump.getvalue()}{stored}{row!r}{row}{vars(row)}{serialized}{caplog.text}"
+    model = WebSocketToken.objects.get(pk=row.digest)
+    serialized = serializers.serialize("json", [model])
+    everything = f"{dump.getvalue()}{stored}{row}{model!r}{vars(model)}{serialized}{caplog.text}"
     assert row.digest in stored
     assert token not in everything
     assert token[4:] not in everything

@@ -4,16 +4,14 @@ import contextlib
 import math
 import secrets
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import lru_cache
-from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import router
 
-from . import StoreUnavailable
+from . import StoreUnavailable, TokenRow
 
 __all__ = ["CacheTokenStore"]
 
@@ -23,20 +21,9 @@ _MARGIN = 60
 
 
 @dataclass(slots=True)
-class _Row:
-    digest: str
-    user_id: Any
-    backend: str
-    auth_digest: str
-    session_digest: str
-    path: str
-    created_at: datetime
-    expires_at: datetime
+class _Row(TokenRow):
     # By key: what must still be there, and the same, when the token is spent.
-    epochs: dict = field(repr=False)
-    user: Any = None
-    # A spent one is gone, and revocations are kept elsewhere.
-    used_at = is_session_over = None
+    epochs: dict = field(default_factory=dict, repr=False)
 
 
 class CacheTokenStore:

@@ -1,6 +1,6 @@
 """The default store: a table in the site's own database."""
 
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 from django.contrib.auth import get_user_model
@@ -10,10 +10,12 @@ from django.db.models.functions import NullIf
 
 from ..compiled import CompiledQuery, parameter
 from ..models import WebSocketRevocation, WebSocketToken
+from . import TokenRow
 
 __all__ = ["DatabaseTokenStore"]
 
 
+@cache
 def _names(model):
     return [field.attname for field in model._meta.concrete_fields]
 
@@ -71,19 +73,19 @@ class DatabaseTokenStore:
         """
         alias = router.db_for_write(WebSocketToken)
         with_revocations = router.db_for_write(WebSocketRevocation) == alias
-        query = _queries[with_user, with_revocations]
-        found = query.first(alias, digest=digest, session_digest=session_digest or None)
+        values = {"digest": digest}
+        if with_revocations:
+            values["session_digest"] = session_digest or None
+        found = _queries[with_user, with_revocations].first(alias, **values)
         if found is None:
             return None
-        is_session_over = bool(found.pop()) if with_revocations else None
-        names = _names(WebSocketToken)
-        row = WebSocketToken.from_db(alias, names, found[: len(names)])
-        row.is_session_over = is_session_over
+        count = len(_names(WebSocketToken))
+        row = TokenRow(*found[:count])
+        if with_revocations:
+            row.is_session_over = bool(found.pop())
         if with_user:
             model = get_user_model()
-            user = model.from_db(alias, _names(model), found[len(names) :])
-            # As select_related() does: to assign it asks a router whether the two may be related.
-            WebSocketToken._meta.get_field("user").set_cached_value(row, user)
+            row.user = model.from_db(alias, _names(model), found[count:])
         return row
 
     def spend(self, row, now):
@@ -96,9 +98,14 @@ class DatabaseTokenStore:
         digest, used_at = quote(field("digest").column), quote(field("used_at").column)
         # This UPDATE decides the winner, so it names only the token's own columns: a join
         # would become a subquery, and PostgreSQL would let two sockets pass.
-        sql = f"UPDATE {table} SET {used_at} = %s WHERE {digest} = %s AND {used_at} IS NULL"  # noqa: S608
+        where = f"{digest} = %(digest)s AND {used_at} IS NULL"
+        sql = f"UPDATE {table} SET {used_at} = %(now)s WHERE {where}"  # noqa: S608
+        values = {
+            "now": field("used_at").get_db_prep_save(now, connection),
+            "digest": row.digest,
+        }
         with transaction.mark_for_rollback_on_error(alias), connection.cursor() as cursor:
-            cursor.execute(sql, [field("used_at").get_db_prep_save(now, connection), row.digest])
+            cursor.execute(sql, values)
             return cursor.rowcount == 1
 
     def revoke(self, **owner):
