@@ -5,19 +5,24 @@ import re
 from importlib.util import find_spec
 
 from channels.auth import AuthMiddleware
+from channels.layers import InMemoryChannelLayer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import OriginValidator
 from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.backends import cache, db
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.redis import RedisCache
 from django.core.checks import Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import resolve, reverse
 from django.utils.module_loading import import_string
 
+from . import views
 from .conf import DEFAULTS, get_setting, setting_problems
-from .middleware import WebSocketTokenAuthMiddleware
+from .middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
 from .routes import layers
 from .stores.cache import CacheTokenStore
 
@@ -25,11 +30,18 @@ __all__ = [
     "check_application",
     "check_channel_layer",
     "check_installed_apps",
+    "check_endpoint",
     "check_origin",
+    "check_processes",
     "check_sessions",
     "check_settings",
+    "check_token_age",
     "check_token_cache",
+    "check_user",
 ]
+
+# Seconds: who finds a token in a log or a history would have that long to use it.
+LONG_LIFE = 3600
 
 
 @register
@@ -51,6 +63,26 @@ def check_settings(**kwargs):
                 )
             )
     return problems
+
+
+@register
+def check_token_age(**kwargs):
+    """W006: tokens that live longer than an hour."""
+    try:
+        age = get_setting("TOKEN_MAX_AGE")
+    except ImproperlyConfigured:
+        # E001 tells.
+        return []
+    if age <= LONG_LIFE:
+        return []
+    return [
+        Warning(
+            f"WEBSOCKET_UTILS['TOKEN_MAX_AGE'] is {age}: for more than an hour an unused token in "
+            "a log or a browser's history opens a socket.",
+            hint="A page asks for a token right before it connects: a minute is enough.",
+            id="channels_websocket_utils.W006",
+        )
+    ]
 
 
 # Of which two delete() at once never both answer True: each is raced in the tests.
@@ -207,15 +239,82 @@ def check_application(**kwargs):
     return []
 
 
+@register
+def check_user(**kwargs):
+    """E008: a gate to which nobody says who is signed in."""
+    if not any(map(_lacks_user, _all_chains())):
+        return []
+    return [
+        Error(
+            "WebSocketTokenAuthMiddleware has nothing around it that puts a user into the scope: "
+            "every connection with a token would fail.",
+            hint="Use WebSocketTokenAuthMiddlewareStack, or put AuthMiddlewareStack around it. For "
+            "clients without a session pass token_only=True.",
+            id="channels_websocket_utils.E008",
+        )
+    ]
+
+
+@register
+def check_endpoint(**kwargs):
+    """E007: a token endpoint without sessions."""
+    try:
+        view = resolve(reverse("websocket_token")).func
+    except Exception:
+        # There is none, or the site's URLs are broken, which Django tells.
+        return []
+    is_ours = view.__module__ == views.__name__
+    if not is_ours or any(map(_may_bring_sessions, settings.MIDDLEWARE)):
+        return []
+    return [
+        Error(
+            "The token endpoint is in your URLs, and there is no SessionMiddleware in MIDDLEWARE: "
+            "it could not tell whose token is asked for.",
+            hint="Add 'django.contrib.sessions.middleware.SessionMiddleware' to MIDDLEWARE.",
+            id="channels_websocket_utils.E007",
+        )
+    ]
+
+
+@register(deploy=True)
+def check_processes(**kwargs):
+    """W007, W008, of ``check --deploy``: what only its own process knows of."""
+    if settings.DEBUG:
+        return []
+    problems = []
+    try:
+        layer = _layer_class(get_setting("CHANNEL_LAYER"))
+        store = import_string(get_setting("TOKEN_STORE"))
+    except (ImportError, ImproperlyConfigured):
+        # E001, E002 and E005 tell, and Channels of a layer that is not there.
+        return []
+    if layer is not None and issubclass(layer, InMemoryChannelLayer):
+        problems.append(
+            Warning(
+                "The channel layer is in memory: pushes and groups reach the sockets of one "
+                "process alone, and a logout those of the others within RECHECK_INTERVAL.",
+                hint="Use channels_redis, or silence this check for a site of one process.",
+                id="channels_websocket_utils.W007",
+            )
+        )
+    if isinstance(store, type) and issubclass(store, CacheTokenStore):
+        backend = settings.CACHES.get(store.alias, {}).get("BACKEND", "")
+        if _is_kind(backend, LocMemCache):
+            problems.append(
+                Warning(
+                    f"Tokens are kept in CACHES[{store.alias!r}], the memory of one process: no "
+                    "other process would know them, and a restart forgets them.",
+                    hint="Keep them in Redis, or leave TOKEN_STORE out: then they are rows.",
+                    id="channels_websocket_utils.W008",
+                )
+            )
+    return problems
+
+
 @register(deploy=True)
 def check_origin(**kwargs):
     """W005, of ``check --deploy``: a gate that a page of any other site may knock at."""
-    try:
-        chains = [*_chains(import_string(settings.ASGI_APPLICATION))]
-    except Exception:
-        # E004 tells, or the server that needs the application will.
-        return []
-    gates = [(chain, gate) for chain in chains for gate in chain if _trusts_cookies(gate)]
+    gates = [(chain, gate) for chain in _all_chains() for gate in chain if _trusts_cookies(gate)]
     if all(any(isinstance(each, OriginValidator) for each in chain) for chain, _ in gates):
         return []
     return [
@@ -231,6 +330,42 @@ def check_origin(**kwargs):
 def _trusts_cookies(layer):
     is_gate = isinstance(layer, WebSocketTokenAuthMiddleware)
     return is_gate and not (layer.token_only and layer.required)
+
+
+def _lacks_user(chain):
+    gates = [i for i, layer in enumerate(chain) if isinstance(layer, WebSocketTokenAuthMiddleware)]
+    if not gates:
+        return False
+    gate = chain[gates[0]]
+    # Whatever else stands above may put a user into the scope.
+    known = (ProtocolTypeRouter, OriginValidator, URLRouter)
+    return (
+        not isinstance(gate, WebSocketTokenAuthMiddlewareStack)
+        and not gate.token_only
+        and all(isinstance(layer, known) for layer in chain[: gates[0]])
+    )
+
+
+def _may_bring_sessions(path):
+    try:
+        middleware = import_string(path)
+    except ImportError:
+        # Perhaps; Django tells.
+        return True
+    # A function may do anything.
+    return not isinstance(middleware, type) or issubclass(middleware, SessionMiddleware)
+
+
+def _is_kind(path, kind):
+    try:
+        return issubclass(import_string(path), kind)
+    except (ImportError, TypeError):
+        return False
+
+
+def _layer_class(alias):
+    layer = getattr(settings, "CHANNEL_LAYERS", {}).get(alias)
+    return None if layer is None else import_string(layer["BACKEND"])
 
 
 def _bad_cache(problem):
@@ -273,6 +408,14 @@ def _has_auth_above_gate(chain):
     kinds = [type(layer) for layer in chain]
     gates = [i for i, kind in enumerate(kinds) if issubclass(kind, WebSocketTokenAuthMiddleware)]
     return bool(gates) and any(issubclass(kind, AuthMiddleware) for kind in kinds[: gates[0]])
+
+
+def _all_chains():
+    try:
+        return [*_chains(import_string(settings.ASGI_APPLICATION))]
+    except Exception:
+        # E004 tells, or the server that needs the application will.
+        return []
 
 
 def _chains(application, above=()):

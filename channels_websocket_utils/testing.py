@@ -116,7 +116,8 @@ class WebSocketCommunicator:
     While it is open everything runs in Django's one thread, so it works in a ``TestCase`` and
     sees the rows of the test's transaction. That transaction is never committed, and what is told
     on commit (a logout, ``disconnect_user()``) is told inside ``committed()`` only. An async test
-    of pytest needs ``@pytest.mark.django_db(transaction=True)``.
+    of pytest needs ``@pytest.mark.django_db(transaction=True)``, or the fixture
+    ``open_websocket``, which sees to it.
 
     ``scope`` may be changed until it connects. ``subprotocol`` is the chosen one; ``close_code``
     what the application has closed the socket with, 403 before it was accepted, ``None`` while it
@@ -177,9 +178,11 @@ class WebSocketCommunicator:
 
         Raises ``ClosedError`` when the socket is refused: by a close before the accept, which is
         HTTP 403, or by one that is sent along with it, which a browser sees as its close code.
+        Raises ``RuntimeError`` in a test whose transaction the application could not see.
         """
         if self._has_begun:
             raise RuntimeError("A WebSocketCommunicator is for one socket. Make another one.")
+        _check_thread()
         await sync_to_async(self._prepare)()
         self._begin()
         try:
@@ -545,6 +548,16 @@ def _sign_in(user):
     )
     session.save()
     return session
+
+
+def _check_thread():
+    # A TestCase runs async tests beside the thread of its transaction; pytest runs them in it.
+    if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
+        raise RuntimeError(
+            "This test's rows are in a transaction that no other thread sees, and the ORM works in "
+            "another thread. Mark it with pytest.mark.django_db(transaction=True), or use the "
+            "fixture open_websocket."
+        )
 
 
 def _read_headers(headers):

@@ -37,8 +37,10 @@ FLOORS = {
     "receivers": 5,
     "checks": 5,
     "log_filters": 5,
+    "templatetags": 5,
     "testing": 5,
     "management": 5,
+    "pytest_plugin": 6,
     "apps": 6,
 }
 

@@ -5,6 +5,7 @@ import pytest
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter
 from channels.security.websocket import AllowedHostsOriginValidator
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import run_checks
@@ -129,13 +130,21 @@ def test_cache_that_is_not_known_is_found_and_a_derived_one_is_known(kept_in):
     assert ids() == []
 
 
-def deploy_ids():
-    found = run_checks(include_deployment_checks=True)
-    return [each.id for each in found if "channels_websocket_utils" in each.id]
+@pytest.fixture(name="deploy_ids")
+def _deploy_ids(settings):
+    """A function that returns what ``check --deploy`` finds, on a site with a shared layer."""
+    host = {"address": "redis://127.0.0.1:6379/0", "socket_timeout": None}
+    settings.CHANNEL_LAYERS = {"default": redis_layer([host])}
+
+    def ids():
+        found = run_checks(include_deployment_checks=True)
+        return [each.id for each in found if "channels_websocket_utils" in each.id]
+
+    return ids
 
 
 @pytest.mark.parametrize("compose", [stack, documented])
-def test_missing_origin_validator_is_found(serve, compose):
+def test_missing_origin_validator_is_found(serve, deploy_ids, compose):
     """In deployment alone; a validator anywhere around the gate will do."""
     serve(compose(AsyncManager))
     assert deploy_ids() == ["channels_websocket_utils.W005"]
@@ -145,13 +154,98 @@ def test_missing_origin_validator_is_found(serve, compose):
     assert deploy_ids() == []
 
 
-def test_gate_that_trusts_no_cookie_needs_no_origin_validator(serve):
+def test_gate_that_trusts_no_cookie_needs_no_origin_validator(serve, deploy_ids):
     """A page of another site brings no token; without ``required`` it would be let through."""
     serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True, required=True))
     assert deploy_ids() == []
 
     serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
     assert deploy_ids() == ["channels_websocket_utils.W005"]
+
+
+def test_layer_in_memory_is_found_where_it_is_deployed(settings, deploy_ids):
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+    assert deploy_ids() == ["channels_websocket_utils.W007"]
+    assert ids() == []
+    settings.DEBUG = True
+    assert deploy_ids() == []
+
+
+def test_site_without_a_layer_may_be_deployed(settings, deploy_ids):
+    settings.CHANNEL_LAYERS = {}
+
+    assert deploy_ids() == []
+
+
+def test_tokens_in_the_memory_of_one_process_are_found_where_it_is_deployed(kept_in, deploy_ids):
+    kept_in(f"{CACHES}.locmem.LocMemCache")
+    assert deploy_ids() == ["channels_websocket_utils.W008"]
+
+    kept_in(f"{CACHES}.db.DatabaseCache", LOCATION="cache")
+    assert deploy_ids() == []
+
+
+@pytest.mark.parametrize(("age", "found"), [(3600, []), (3601, ["channels_websocket_utils.W006"])])
+def test_tokens_that_live_long_are_found(settings, age, found):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": age}
+
+    assert ids() == found
+
+
+SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+
+
+class OwnSessions(SessionMiddleware):
+    """A site's own."""
+
+
+def test_endpoint_without_sessions_is_found(settings):
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if name != SESSIONS]
+    assert ids() == ["channels_websocket_utils.E007"]
+
+    settings.MIDDLEWARE = ["tests.test_checks.OwnSessions", *settings.MIDDLEWARE]
+    assert ids() == []
+
+
+def test_site_without_the_endpoint_needs_no_session_middleware(settings, monkeypatch):
+    urls = types.ModuleType("bare_urls")
+    urls.urlpatterns = []
+    monkeypatch.setitem(sys.modules, "bare_urls", urls)
+    settings.MIDDLEWARE = []
+    settings.ROOT_URLCONF = "bare_urls"
+
+    assert ids() == []
+
+
+class PutsUser:
+    """A site's own middleware: who knows what it puts into the scope."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (lambda gate: gate, ["channels_websocket_utils.E008"]),
+        (AllowedHostsOriginValidator, ["channels_websocket_utils.E008"]),
+        (AuthMiddlewareStack, []),
+        (PutsUser, []),
+    ],
+)
+def test_gate_that_is_told_no_user_is_found(serve, build, found):
+    serve(build(WebSocketTokenAuthMiddleware(routed(AsyncManager))))
+
+    assert ids() == found
+
+
+def test_gate_that_needs_no_user_is_fine(serve):
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
+    assert ids() == []
+
+    serve(stack(AsyncManager))
+    assert ids() == []
 
 
 def test_missing_auth_app_is_found(monkeypatch):

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { openPage, WebSocketManager } from "./support.mjs"
+import { fakeEndpoint, openPage, WebSocketManager } from "./support.mjs"
 
 const addresses = [
   ["/ws/chat/", "wst_a", "wss://example.com/ws/chat/wst_a"],
@@ -45,6 +45,69 @@ test("a full URL needs no page", (t) => {
   page.connect("ws://example.com/ws/")
 
   assert.equal(page.socket.url, "ws://example.com/ws/")
+})
+
+/** A document with one element of these attributes. */
+function holding(attributes) {
+  const element = {
+    getAttribute: (name) => attributes[name] ?? null,
+    removeAttribute: (name) => delete attributes[name],
+  }
+  return { querySelector: (selector) => (selector.slice(1, -1) in attributes ? element : null) }
+}
+
+test("without a path the page tells it, with the token and the tokenURL", async (t) => {
+  const attributes = { "data-socket-path": "/ws/chat/", "data-token": "wst_a", "data-token-url": "/token/" }
+  const page = openPage(t, { document: holding(attributes) })
+  const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+
+  const manager = new WebSocketManager()
+  page.socket.drop()
+  await page.pass(2000)
+
+  assert.deepEqual(page.sockets.map(({ url }) => url), ["wss://example.com/ws/chat/wst_a", "wss://example.com/ws/chat/wst_b"])
+  assert.equal(requests[0].url, "/token/")
+  assert.equal(manager.state, "connecting")
+})
+
+test("the page's token serves the first manager alone", (t) => {
+  const page = openPage(t, { document: holding({ "data-socket-path": "/ws/", "data-token": "wst_a" }) })
+
+  WebSocketManager()
+  WebSocketManager()
+
+  assert.deepEqual(page.sockets.map(({ url }) => url), ["wss://example.com/ws/wst_a", "wss://example.com/ws/"])
+})
+
+test("the page tells of a token that is offered as a subprotocol", (t) => {
+  const attributes = { "data-socket-path": "/ws/", "data-token": "wst_a", "data-token-source": "subprotocol" }
+  const page = openPage(t, { document: holding(attributes) })
+
+  WebSocketManager()
+
+  assert.equal(page.socket.url, "wss://example.com/ws/")
+  assert.deepEqual(page.socket.protocols, ["websocket.token", "wst_a"])
+})
+
+test("a token and options that are passed go before the page's", async (t) => {
+  const attributes = { "data-socket-path": "/ws/", "data-token": "wst_a", "data-token-url": "/token/" }
+  const page = openPage(t, { document: holding(attributes) })
+  const requests = fakeEndpoint(t, { body: { token: "wst_c" } })
+
+  WebSocketManager(null, "wst_b", { tokenURL: "/other/" })
+  page.socket.drop()
+  await page.pass(2000)
+
+  assert.equal(page.sockets[0].url, "wss://example.com/ws/wst_b")
+  assert.equal(requests[0].url, "/other/")
+})
+
+test("a path that is passed asks nothing of the page", (t) => {
+  const page = openPage(t, { document: holding({ "data-socket-path": "/ws/", "data-token": "wst_a" }) })
+
+  WebSocketManager("/ws/other/")
+
+  assert.equal(page.socket.url, "wss://example.com/ws/other/")
 })
 
 const mistakes = [

@@ -27,14 +27,16 @@
  *
  * @typeParam Calls - The consumer's methods: see the top of this file.
  * @typeParam Pushes - What the server pushes: the payload of each key.
- * @param path - Path or full URL of the socket; the token is added as its last part.
+ * @param path - Path or full URL of the socket; the token is added as its last part. Without one it is
+ *   read from the page, with the token and the options of the same names: the first element with a
+ *   `data-socket-path`, `data-token`, `data-token-url`, `data-token-source`.
  * @param token - A string for the first dial, or a function that is asked once a dial.
  */
 declare function WebSocketManager<
   Calls extends WebSocketManager.CallMap<Calls> = any,
   Pushes extends object = any,
 >(
-  path: string,
+  path?: string | null,
   token?: WebSocketManager.Token,
   options?: WebSocketManager.Options,
 ): WebSocketManager<Calls, Pushes>
@@ -44,10 +46,11 @@ declare class WebSocketManager<
   Pushes extends object = any,
 > {
   /**
-   * @param path - Path or full URL of the socket; the token is added as its last part.
+   * @param path - Path or full URL of the socket; the token is added as its last part. Without one it
+   *   is read from the page.
    * @param token - A string for the first dial, or a function that is asked once a dial.
    */
-  constructor(path: string, token?: WebSocketManager.Token, options?: WebSocketManager.Options)
+  constructor(path?: string | null, token?: WebSocketManager.Token, options?: WebSocketManager.Options)
 
   get state(): WebSocketManager.State
 

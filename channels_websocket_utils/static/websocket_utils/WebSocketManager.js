@@ -807,7 +807,10 @@
   /**
    * A WebSocket that comes back. May be called without `new`.
    *
-   * @param {string} path Path or full URL of the socket; the token is added as its last part, unless
+   * Without a path all of it is read from the page: the first element with a `data-socket-path`, and
+   * its `data-token`, `data-token-url` and `data-token-source`; what is passed goes before them.
+   *
+   * @param {string} [path] Path or full URL of the socket; the token is added as its last part, unless
    *   it is offered as a subprotocol.
    * @param {string|function({attempt: number, signal: AbortSignal})|null} [token] A string for the
    *   first dial, or a function asked once a dial that returns (a promise of) a token or
@@ -828,6 +831,15 @@
    */
   function WebSocketManager(path, token = null, options = {}) {
     if (!new.target) return new WebSocketManager(path, token, options)
+    const element = path == null && globalThis.document?.querySelector("[data-socket-path]")
+    if (element) {
+      const read = (name) => element.getAttribute(`data-${name}`) || undefined
+      path = read("socket-path")
+      token = token ?? read("token")
+      // It opens one socket, and so serves one manager.
+      element.removeAttribute("data-token")
+      options = { tokenURL: read("token-url"), tokenSource: read("token-source"), ...options }
+    }
     this._link = createLink(path, token, options)
   }
 

@@ -113,6 +113,8 @@ try {
 }
 
 // Tokens.
+new WebSocketManager()
+new WebSocketManager(null, null, { maxRetries: 3 })
 new WebSocketManager("/ws/", "wst_a")
 new WebSocketManager("/ws/", undefined)
 new WebSocketManager("/ws/", () => "wst_a")

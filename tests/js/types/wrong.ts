@@ -13,10 +13,10 @@ interface Pushes {
 
 const manager = new byName<Calls, Pushes>("/ws/")
 
-// @ts-expect-error: a path is needed.
-new WebSocketManager()
+// @ts-expect-error: no number.
+new WebSocketManager(7)
 // @ts-expect-error: without new, too.
-WebSocketManager()
+WebSocketManager(7)
 // @ts-expect-error: no URL object.
 new WebSocketManager(new URL("wss://example.com/ws/"))
 // @ts-expect-error: a token is no number.

@@ -1,0 +1,65 @@
+"""
+``{% load websocket_utils %}``: the client's script and all it needs to know, none of it inline.
+"""
+
+from django import template
+from django.core.exceptions import ImproperlyConfigured
+from django.forms.utils import flatatt
+from django.templatetags.static import static
+from django.urls import NoReverseMatch, reverse
+from django.utils.html import format_html
+
+__all__ = ["websocket_manager"]
+
+SCRIPT = "websocket_utils/WebSocketManager.js"
+# What Django's template has for a token where no request is at hand.
+NOT_PROVIDED = "NOTPROVIDED"
+
+register = template.Library()
+
+
+@register.simple_tag(takes_context=True)
+def websocket_manager(
+    context, path, *, token=None, token_url=None, token_source=None, **attributes
+):
+    """
+    Return the ``<script>`` of the client, with all that ``new WebSocketManager()`` needs to know.
+
+    ``path`` is the socket's, without the token. ``token`` is one for the first connection;
+    ``token_url`` is where the page asks for those after it: the token endpoint, if the site's URLs
+    have it, and ``""`` for none. ``token_source`` is ``"subprotocol"`` where the gate's is.
+    All else becomes an attribute of the tag: ``defer=True``. A ``csp_nonce`` in the context is its
+    ``nonce``.
+
+    What it renders is for one user and one answer: it holds the CSRF token, and ``token``. Raises
+    ``ImproperlyConfigured`` where neither a path nor a way to a token could ever serve.
+
+    In Jinja2, a global: ``jinja2.pass_context(websocket_manager)``.
+    """
+    if not isinstance(path, str) or not path:
+        # A misspelt variable of a template is "".
+        raise ImproperlyConfigured(
+            f"websocket_manager needs the path of a socket, such as '/ws/chat/', not {path!r}."
+        )
+    if token_url is None:
+        token_url = _endpoint()
+    csrf_token = str(context.get("csrf_token") or "")
+    found = {
+        "nonce": str(context.get("csp_nonce") or ""),
+        **attributes,
+        "src": static(SCRIPT),
+        "data-socket-path": path,
+        "data-token": token,
+        "data-token-url": token_url,
+        "data-token-source": token_source,
+        "data-csrf-token": csrf_token if csrf_token != NOT_PROVIDED else "",
+    }
+    given = {name: value for name, value in found.items() if value not in (None, "")}
+    return format_html("<script{}></script>", flatatt(given))
+
+
+def _endpoint():
+    try:
+        return reverse("websocket_token")
+    except NoReverseMatch:
+        return ""
