@@ -2,12 +2,15 @@
 
 /*
  * The page of client_site.py, as a classic script and as a module: one manager on the path that the
- * URL's query names, and what happens kept where a test can see it.
+ * URL's query or the page itself names, and what happens kept where a test can see it.
  */
 {
   const path = location.search.slice(1)
   const tokenSource = path === "/client/offered/" ? "subprotocol" : "path"
-  const manager = new WebSocketManager(path, null, { tokenURL: "/websocket/token/", tokenSource })
+  const isTold = document.querySelector("[data-socket-path]")
+  const manager = isTold
+    ? new WebSocketManager()
+    : new WebSocketManager(path, null, { tokenURL: "/websocket/token/", tokenSource })
   const LIMIT = 20000
 
   const now = () => Math.round(performance.now())

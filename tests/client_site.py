@@ -12,12 +12,14 @@ from channels.routing import URLRouter
 from django.contrib.auth import get_user_model, login, logout
 from django.contrib.staticfiles import finders
 from django.http import HttpResponse, JsonResponse
+from django.template import engines
 from django.urls import path
 from django.views.decorators.csrf import ensure_csrf_cookie
 
 from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
+from channels_websocket_utils.utils import get_websocket_token
 
 from .consumers import AsyncPlainJson, PlainJson
 
@@ -116,6 +118,17 @@ def page(request, kind):
     return HttpResponse(PAGE.format(scripts=SCRIPTS[kind]), headers=policy)
 
 
+TAGGED = """{% load websocket_utils %}{% websocket_manager path token=token %}"""
+
+
+def tagged(request):
+    """A page that is told everything by the template tag."""
+    context = {"path": request.META["QUERY_STRING"], "token": get_websocket_token(request.user)}
+    tag = engines["django"].from_string(TAGGED).render(context, request)
+    scripts = f'{tag}<script src="../page.js"></script>'
+    return HttpResponse(PAGE.format(scripts=scripts), headers={"Content-Security-Policy": POLICY})
+
+
 def script(request, name):
     if name.startswith("page."):
         text = (Path(__file__).parent / "client_page.js").read_text()
@@ -149,6 +162,7 @@ def sign_out(request):
 urlpatterns = [
     path("classic/", page, {"kind": "classic"}),
     path("module/", page, {"kind": "module"}),
+    path("tagged/", tagged),
     path("log/", tell),
     path("log/forget/", forget),
     path("sign-in/<str:username>/", sign_in),

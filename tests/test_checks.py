@@ -1,5 +1,7 @@
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from channels.auth import AuthMiddlewareStack
@@ -33,6 +35,15 @@ def serve(settings, monkeypatch):
         settings.ASGI_APPLICATION = "served.application"
 
     return serve
+
+
+def test_docs_have_every_check_and_no_other():
+    page = (Path(checks.__file__).parent.parent / "docs/checks.rst").read_text()
+    known = re.compile(r"channels_websocket_utils\.([EW]\d+)")
+
+    documented = re.findall(rf"^``{known.pattern}``$", page, re.M)
+
+    assert sorted(documented) == sorted({*known.findall(Path(checks.__file__).read_text())})
 
 
 def test_site_in_order_is_silent(serve):

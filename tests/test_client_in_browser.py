@@ -495,7 +495,7 @@ def test_token_that_is_offered_as_a_subprotocol_is_in_no_url(site, open_page):
 # What a page may be
 
 
-@pytest.mark.parametrize("kind", ["classic", "module"])
+@pytest.mark.parametrize("kind", ["classic", "module", "tagged"])
 def test_strict_content_security_policy_is_enough(open_page, kind):
     page = open_page(kind=kind)
 
@@ -505,6 +505,22 @@ def test_strict_content_security_policy_is_enough(open_page, kind):
     # And it is in force.
     page.evaluate("() => { try { document.body.innerHTML = '<p>x</p>' } catch {} }")
     assert page.evaluate("violations.splice(0)") == ["require-trusted-types-for"]
+
+
+def test_page_of_the_template_tag_connects_with_its_token_and_then_with_fresh_ones(open_page):
+    """And the one that it was rendered with leaves the document."""
+    page = open_page(kind="tagged")
+    element = page.locator("[data-socket-path]")
+    assert page.watched.asked == 0
+
+    with page.expect_websocket():
+        page.evaluate("() => manager.sendJSON({ type: 'drop', code: 4490 })")
+    expect_state(page, "open")
+
+    assert page.watched.asked == 1
+    assert len(set(page.watched.tokens)) == 2
+    assert element.get_attribute("data-token") is None
+    assert element.get_attribute("data-token-url") == "/websocket/token/"
 
 
 def test_silent_page_on_a_documented_consumer_lives(site, open_page):

@@ -21,9 +21,9 @@ README = (ROOT / "README.rst").read_text()
 LIMIT = 300
 
 
-def blocks(section):
+def blocks(section, page=README):
     """Return the code blocks of a section: (kind, the file named just before it, code)."""
-    body = re.search(rf"\n{section}\n=+\n(.*?)\n\n\n[^\n]+\n====", README, re.S)[1]
+    body = re.search(rf"\n{section}\n=+\n(.*?)\n\n+[^\n]+\n====", page, re.S)[1]
     found = []
     for text, kind, code in re.findall(
         r"((?:^\S.*\n)+)\n\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
@@ -74,28 +74,24 @@ def test_wheel_holds_code_static_files_and_migrations_and_no_more(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"channels_websocket_utils"}
 
 
-@pytest.mark.browser
-def test_readme_alone_leads_to_the_first_reply(wheel, tmp_path):
-    port = free_port()
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PIP_FIND_LINKS": str(wheel.parent),
-        "DJANGO_SUPERUSER_USERNAME": "ada",
-        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
-        "DJANGO_SUPERUSER_PASSWORD": "a long password",
-    }
-    environment.pop("DJANGO_SETTINGS_MODULE", None)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True, timeout=LIMIT)
-    folder, written = tmp_path, []
-    for kind, name, code in blocks("In your own project"):
+def follow(found, folder, environment):
+    """
+    Do what code blocks say, but for the last command of the README, which runs for ever.
+
+    Returns the folder that the commands have led to, and the lines that were written by hand:
+    what ``startproject`` has written already is nobody's own.
+    """
+    written = []
+    for kind, name, code in found:
         if kind != "shell":
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
+            before = file.read_text() if file.exists() else ""
             # Only the settings are continued; startproject's other files are replaced.
-            before = file.read_text() if name.endswith("settings.py") else ""
-            file.write_text(before + code)
-            written += [line for line in code.splitlines() if line.strip()]
+            file.write_text(before + code if name.endswith("settings.py") else code)
+            generated = set(before.splitlines())
+            own = [line for line in code.splitlines() if line.strip()]
+            written += [line for line in own if line not in generated]
             continue
         for command in code.splitlines():
             if command.startswith("cd "):
@@ -105,8 +101,42 @@ def test_readme_alone_leads_to_the_first_reply(wheel, tmp_path):
                 command += " --noinput" if "createsuperuser" in command else ""
                 run = {"shell": True, "cwd": folder, "env": environment, "check": True}
                 subprocess.run(command, timeout=LIMIT, **run)
+    return folder, written
 
-    assert len(written) > 30
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """The environment of a stranger: nothing is installed, but pip finds the wheel."""
+    folder = tmp_path_factory.mktemp("stranger")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
+    found = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "DJANGO_SUPERUSER_USERNAME": "ada",
+        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
+        "DJANGO_SUPERUSER_PASSWORD": "a long password",
+    }
+    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
+        found.pop(name, None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(environment, tmp_path_factory):
+    """The project of the README's first chapter, and how many lines of it were written by hand."""
+    start = tmp_path_factory.mktemp("start")
+    folder, written = follow(blocks("In your own project"), start, environment)
+    return folder, len(written)
+
+
+@pytest.mark.browser
+def test_readme_alone_leads_to_the_first_reply(project, environment, tmp_path):
+    """With fewer than 40 lines of one's own."""
+    folder, lines = project
+    port = free_port()
+
     serve = ["python", "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
     log = tmp_path / "log"
     with (
@@ -122,6 +152,15 @@ def test_readme_alone_leads_to_the_first_reply(wheel, tmp_path):
 
         expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
     assert "Traceback" not in log.read_text()
+    assert 30 < lines < 40
+
+
+@pytest.mark.parametrize("section", ["With Django's TestCase", "With pytest"])
+def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environment, section):
+    page = (ROOT / "docs/testing.rst").read_text()
+    folder, _ = project
+
+    follow(blocks(section, page), folder, environment)
 
 
 async def test_stream_of_the_readme_counts_down(user, capsys):
