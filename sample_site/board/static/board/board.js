@@ -11,10 +11,10 @@
   const MAX_LENGTH = 500
 
   const byId = (id) => document.getElementById(id)
-  const { socketPath, tokenUrl, username } = byId("board").dataset
+  const { username } = byId("board").dataset
 
-  // The CSRF token is found by itself: the page has a data-csrf-token.
-  const manager = new WebSocketManager(socketPath, null, { tokenURL: tokenUrl })
+  // Where it connects and where it asks for tokens is in its script's tag.
+  const manager = new WebSocketManager()
 
   function make(tag, attributes, ...children) {
     const element = document.createElement(tag)
