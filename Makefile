@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
-.PHONY: demo test python-test js-test lint clean
+.PHONY: demo test python-test js-test lint docs clean
 
 # The sample site on http://127.0.0.1:8000
 demo: .venv/demo
@@ -44,10 +44,14 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
 
+# The pages of docs/, in build/docs; a warning is an error.
+docs: .venv/docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv || { .ci/install python3-venv && $(PYTHON) -m venv .venv; }
 
-.venv/demo .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+.venv/demo .venv/test .venv/docs: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
