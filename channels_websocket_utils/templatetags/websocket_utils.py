@@ -32,12 +32,11 @@ def websocket_manager(
     ``nonce``.
 
     What it renders is for one user and one answer: it holds the CSRF token, and ``token``. Raises
-    ``ImproperlyConfigured`` where neither a path nor a way to a token could ever serve.
+    ``ImproperlyConfigured`` for a path that is none, such as a misspelt variable.
 
     In Jinja2, a global: ``jinja2.pass_context(websocket_manager)``.
     """
     if not isinstance(path, str) or not path:
-        # A misspelt variable of a template is "".
         raise ImproperlyConfigured(
             f"websocket_manager needs the path of a socket, such as '/ws/chat/', not {path!r}."
         )
