@@ -13,6 +13,7 @@ from django.contrib.sessions.backends import signed_cookies
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError
+from django.db.models import Q
 from django.utils.crypto import constant_time_compare
 from django.utils.module_loading import import_string
 
@@ -26,12 +27,14 @@ __all__ = [
     "digest_of",
     "find",
     "has_auth_digest",
+    "in_state",
     "issue",
     "now",
     "only_backend",
     "revoke",
     "session_digest",
     "spend",
+    "state_of",
     "why_refused",
 ]
 
@@ -121,6 +124,27 @@ def why_refused(row, *, user_id, session_digest, path):
     if row.path and row.path != path:
         return "wrong_path"
     return None
+
+
+def state_of(row):
+    """
+    Return what the token of ``row`` is by itself, whoever may come with it to whatever path.
+
+    It is ``"unspent"``, ``"spent"`` or ``"expired"``.
+    """
+    return why_refused(row, user_id=None, session_digest=None, path=row.path) or "unspent"
+
+
+def in_state(state):
+    """Return the condition, a ``Q``, for the rows of which ``state_of()`` says ``state`` now."""
+    present = now()
+    is_spent = Q(used_at__isnull=False)
+    is_young = Q(created_at__lte=present, expires_at__gt=present)
+    return {
+        "unspent": ~is_spent & is_young,
+        "spent": is_spent,
+        "expired": ~is_spent & ~is_young,
+    }[state]
 
 
 def spend(row):

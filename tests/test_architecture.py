@@ -36,6 +36,7 @@ FLOORS = {
     "urls": 5,
     "receivers": 5,
     "checks": 5,
+    "admin": 5,
     "log_filters": 5,
     "templatetags": 5,
     "testing": 5,

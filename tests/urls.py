@@ -1,3 +1,4 @@
+from django.contrib import admin
 from django.contrib.auth import logout, update_session_auth_hash
 from django.contrib.staticfiles.views import serve
 from django.http import HttpResponse, JsonResponse
@@ -25,6 +26,7 @@ def log_out(request):
 
 
 urlpatterns = [
+    path("admin/", admin.site.urls),
     path("websocket/", include("channels_websocket_utils.urls")),
     path("password/", change_password),
     path("logout/", log_out),

@@ -108,7 +108,11 @@ class DatabaseTokenStore:
             cursor.execute(sql, values)
             return cursor.rowcount == 1
 
-    def revoke(self, **owner):
-        """Delete the unspent rows of an owner: ``user_id=...`` or ``session_digest=...``."""
+    def revoke(self, **which):
+        """
+        Delete the unspent rows of an owner, and return how many there were.
+
+        ``which`` is ``user_id=...`` or ``session_digest=...``, or the ``digest=...`` of one row.
+        """
         rows = WebSocketToken.objects.using(router.db_for_write(WebSocketToken))
-        rows.filter(used_at=None, **owner).delete()
+        return rows.filter(used_at=None, **which).delete()[0]

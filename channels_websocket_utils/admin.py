@@ -1,0 +1,222 @@
+"""Django's admin: the tokens of the site, read-only, and actions that end what is open."""
+
+from datetime import timedelta, timezone
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.auth import get_permission_codename, get_user_model
+from django.db import router, transaction
+from django.utils.formats import date_format
+from django.utils.module_loading import import_string
+from django.utils.timezone import is_aware, localtime
+
+from . import tokens, words
+from .conf import get_setting
+from .models import WebSocketRevocation, WebSocketToken
+from .stores.cache import CacheTokenStore
+from .stores.database import DatabaseTokenStore
+from .utils import disconnect_user
+
+__all__ = ["WebSocketTokenAdmin", "disconnect_users"]
+
+
+@admin.action(description="Disconnect: end all live WebSockets", permissions=["change"])
+def disconnect_users(user_admin, request, queryset):
+    """
+    End all live sockets of the selected users and kill their unspent tokens.
+
+    An action for the admin of the user model. It passes over users whom ``request.user`` may not
+    change.
+    """
+    _disconnect(user_admin, request, queryset, user_admin.has_change_permission)
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request, model_admin):
+        return [(state, state) for state in ("unspent", "spent", "expired")]
+
+    def queryset(self, request, queryset):
+        states = dict(self.lookup_choices)
+        return queryset.filter(tokens.in_state(self.value())) if self.value() in states else None
+
+
+class CreatedFilter(admin.SimpleListFilter):
+    """By the clock of the tokens: Django's filter of dates has local days, which is not theirs."""
+
+    title = "created"
+    parameter_name = "created"
+    spans = {"minute": 60, "hour": 3600, "day": 24 * 3600, "week": 7 * 24 * 3600}
+
+    def lookups(self, request, model_admin):
+        return [(span, f"in the last {span}") for span in self.spans]
+
+    def queryset(self, request, queryset):
+        if self.value() not in self.spans:
+            return None
+        since = tokens.now() - timedelta(seconds=self.spans[self.value()])
+        return queryset.filter(created_at__gte=since)
+
+
+def _moment(name):
+    """Return a column of the time ``name``, to the second: a token lives for a minute."""
+
+    @admin.display(description=name.removesuffix("_at"), ordering=name)
+    def show(self, token):
+        moment = getattr(token, name)
+        if moment is None:
+            return self.get_empty_value_display()
+        # Without USE_TZ they are naive, and UTC all the same.
+        aware = moment if is_aware(moment) else moment.replace(tzinfo=timezone.utc)
+        # No-break spaces, so that a narrow column has the date above the time.
+        return date_format(localtime(aware), "j\u00a0M\u00a0Y H:i:s")
+
+    return show
+
+
+@admin.register(WebSocketToken)
+class WebSocketTokenAdmin(admin.ModelAdmin):
+    """
+    The rows of tokens, to look at; what can be done is to revoke them.
+
+    Where it is registered, ``disconnect_users`` is an action of the user model's admin as well.
+    """
+
+    list_display = ["digest_prefix", "user", "state", "created", "expires", "used"]
+    list_filter = [StateFilter, CreatedFilter]
+    list_select_related = ["user"]
+    search_help_text = "The name of a user, or the first digits of a digest"
+    ordering = ["-created_at"]
+    fields = [*list_display, "backend", "path", "is_session_bound"]
+    readonly_fields = fields
+    actions = ["revoke_tokens", "disconnect_users_of_tokens"]
+
+    created, expires, used = map(_moment, ["created_at", "expires_at", "used_at"])
+
+    @admin.display(description="digest", ordering="digest")
+    def digest_prefix(self, token):
+        return token.digest[:12]
+
+    @admin.display
+    def state(self, token):
+        return tokens.state_of(token)
+
+    @admin.display(description="bound to a session", boolean=True)
+    def is_session_bound(self, token):
+        return bool(token.session_digest)
+
+    def get_queryset(self, request):
+        # As the stores do: a replica that lags would call a spent token unspent.
+        return super().get_queryset(request).using(router.db_for_write(WebSocketToken))
+
+    def get_search_fields(self, request):
+        return [f"user__{get_user_model().USERNAME_FIELD}", "digest__startswith"]
+
+    def get_urls(self):
+        # Not in ready(): when URLs are built every app has registered its models, in whatever
+        # order they are installed.
+        _add_to_users(self.admin_site)
+        return super().get_urls()
+
+    def changelist_view(self, request, extra_context=None):
+        if request.method == "GET" and (alias := _cache_of_tokens()):
+            messages.warning(
+                request,
+                f"This site keeps its tokens in CACHES[{alias!r}]. Rows that are listed here are "
+                "from before and open nothing.",
+            )
+        return super().changelist_view(request, extra_context)
+
+    @admin.action(description="Revoke the selected tokens", permissions=["revoke"])
+    def revoke_tokens(self, request, queryset):
+        unspent = [token for token in queryset if tokens.state_of(token) == "unspent"]
+        store = DatabaseTokenStore()
+        with transaction.atomic(using=router.db_for_write(WebSocketToken)):
+            # One after the other: each is asked whether a socket was faster.
+            revoked = [token for token in unspent if store.revoke(digest=token.digest)]
+            _log(request, revoked, DELETION, "Revoked before it was used.")
+        text = f"Revoked {_count(revoked, 'token')}."
+        if left := len(queryset) - len(revoked):
+            text += f" {left} had been spent or had expired."
+        self.message_user(request, text, messages.SUCCESS if revoked else messages.WARNING)
+
+    @admin.action(
+        description="Disconnect the users of the selected tokens", permissions=["disconnect"]
+    )
+    def disconnect_users_of_tokens(self, request, queryset):
+        users = {token.user_id: token.user for token in queryset}
+        _disconnect(self, request, users.values(), self.has_disconnect_permission)
+
+    def has_add_permission(self, request):
+        return False
+
+    def has_change_permission(self, request, obj=None):
+        return False
+
+    def has_delete_permission(self, request, obj=None):
+        # Django asks it of every row that goes along with a deleted user: who may delete the user
+        # may. On the pages of tokens themselves nobody deletes.
+        page = (request.resolver_match and request.resolver_match.url_name) or ""
+        own = f"{self.opts.app_label}_{self.opts.model_name}_"
+        return obj is not None and not page.startswith(own)
+
+    def has_revoke_permission(self, request):
+        return super().has_change_permission(request)
+
+    def has_disconnect_permission(self, request, user=None):
+        model = get_user_model()
+        if self.admin_site.is_registered(model):
+            return self.admin_site.get_model_admin(model).has_change_permission(request, user)
+        codename = get_permission_codename("change", model._meta)
+        return request.user.has_perm(f"{model._meta.app_label}.{codename}")
+
+
+def _disconnect(model_admin, request, users, may_change):
+    allowed = [user for user in users if may_change(request, user)]
+    # Told when it is committed, and then somebody is named for it.
+    with transaction.atomic(using=router.db_for_write(WebSocketRevocation)):
+        for user in allowed:
+            disconnect_user(user)
+        _log(request, allowed, CHANGE, "Ended all live WebSockets.")
+    if not allowed:
+        text = "Nobody was disconnected"
+    elif words.shared_layer() is not None:
+        text = f"All live WebSockets of {_count(allowed, 'user')} end now"
+    else:
+        text = (
+            f"All live WebSockets of {_count(allowed, 'user')} end now, those of other processes "
+            f"within {get_setting('RECHECK_INTERVAL')} s"
+        )
+    if refused := len(users) - len(allowed):
+        text += f"; {refused} you may not change"
+    model_admin.message_user(request, f"{text}.", messages.SUCCESS if allowed else messages.WARNING)
+
+
+def _log(request, objects, action_flag, text):
+    LogEntry.objects.log_actions(request.user.pk, objects, action_flag, text)
+
+
+def _count(things, noun):
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+
+
+def _cache_of_tokens():
+    """Return the alias of the cache that tokens are kept in, or ``None`` where it is none."""
+    store = import_string(get_setting("TOKEN_STORE"))
+    is_cache = isinstance(store, type) and issubclass(store, CacheTokenStore)
+    return store.alias if is_cache else None
+
+
+def _add_to_users(admin_site):
+    model = get_user_model()
+    if not admin_site.is_registered(model):
+        return
+    user_admin = admin_site.get_model_admin(model)
+    # None: there the site wants no actions.
+    if user_admin.actions is None:
+        return
+    names = [getattr(action, "__name__", action) for action in user_admin.actions]
+    if disconnect_users.__name__ not in names:
+        user_admin.actions = [*user_admin.actions, disconnect_users]
