@@ -98,7 +98,10 @@ def test_stranger_gets_no_token(site):
     assert Visitor(site).ask_for_token().status == 401
 
 
-@pytest.mark.parametrize("path", ["/", "/sockets/"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/sockets/", "/admin/", "/admin/channels_websocket_utils/websockettoken/"],
+)
 def test_pages_allow_no_inline_script(visitors, path):
     """The policy is strict, and the pages live by it; no token is in their source."""
     page = visitors["ada"].get(path)
@@ -331,6 +334,12 @@ def test_page_of_live_sockets_is_for_staff(site, visitors):
     assert 'href="/sockets/"' not in visitors["ben"].get("/").text
     assert 'href="/sockets/"' in visitors["ada"].get("/").text
     assert Visitor(site).get("/sockets/").url == f"{site.url}/login/?next=/sockets/"
+
+
+def test_admin_is_for_staff(visitors):
+    assert visitors["ben"].get("/admin/").url.endswith("/admin/login/?next=/admin/")
+    assert 'href="/admin/"' not in visitors["ben"].get("/").text
+    assert 'href="/admin/"' in visitors["ada"].get("/").text
 
 
 def test_page_of_another_site_cannot_end_a_socket(visitors):

@@ -1,6 +1,6 @@
 """Whom the login page suggests and ``manage.py create_demo_users`` creates."""
 
-__all__ = ["DEMO_USERS"]
+__all__ = ["DEMO_USERS", "STAFF_MAY"]
 
 DEMO_USERS = [
     {
@@ -8,7 +8,7 @@ DEMO_USERS = [
         "name": "Ada",
         "password": "ada-demo-1",
         "is_staff": True,
-        "may": "staff: may announce, and end live sockets at /sockets/",
+        "may": "staff: may announce, end live sockets at /sockets/, and enter /admin/",
     },
     {
         "username": "ben",
@@ -17,4 +17,13 @@ DEMO_USERS = [
         "is_staff": False,
         "may": "may write notes",
     },
+]
+
+# Django's admin asks for the last four: to see tokens and users, and to act on them.
+STAFF_MAY = [
+    "publish_announcement",
+    "view_websockettoken",
+    "change_websockettoken",
+    "view_user",
+    "change_user",
 ]

@@ -4,7 +4,7 @@ from django.contrib.auth.models import Permission
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
-from board.demo_users import DEMO_USERS
+from board.demo_users import DEMO_USERS, STAFF_MAY
 
 
 class Command(BaseCommand):
@@ -14,9 +14,7 @@ class Command(BaseCommand):
     def handle(self, **options):
         if not settings.DEBUG:
             raise CommandError("The demo users' passwords are public: only for DEBUG = True.")
-        publish = Permission.objects.get(
-            content_type__app_label="board", codename="publish_announcement"
-        )
+        staff_may = Permission.objects.filter(codename__in=STAFF_MAY)
         self.stdout.write("Sign in as")
         for demo in DEMO_USERS:
             user, _ = get_user_model().objects.update_or_create(
@@ -27,5 +25,5 @@ class Command(BaseCommand):
             if not user.check_password(demo["password"]):
                 user.set_password(demo["password"])
                 user.save(update_fields=["password"])
-            user.user_permissions.set([publish] if demo["is_staff"] else [])
+            user.user_permissions.set(staff_may if demo["is_staff"] else [])
             self.stdout.write(f"  {demo['username']} / {demo['password']}  ({demo['may']})")
