@@ -4,16 +4,29 @@ Queries that Django's ORM compiles once.
 To compile a query for one row takes it several times as long as a database takes to answer.
 """
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
 
 from django.db import connections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeAlias
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import QuerySet
+
+    # The SQL, its constants, and what converts its columns.
+    _Compiled: TypeAlias = tuple[str, dict[str, Any], dict[int, tuple[list[Any], Any]]]
 
 __all__ = ["CompiledQuery", "parameter"]
 
 _PLACEHOLDER = re.compile("(?<!%)%s")
 
 
-def parameter(name):
+def parameter(name: str) -> str:
     """Return what stands in a query for the text that is passed as ``name`` when it is run."""
     return f"?{name}"
 
@@ -26,10 +39,10 @@ class CompiledQuery:
     ``parameter()`` in its filters. All that is cached is the SQL, so nothing here is ever stale.
     """
 
-    def __init__(self, build):
+    def __init__(self, build: Callable[[], QuerySet[Any, Any]]) -> None:
         self._build = build
 
-    def first(self, alias, **values):
+    def first(self, alias: str, **values: str | None) -> list[Any] | None:
         """
         Run it in the database ``alias`` and return the row, a list, or ``None``.
 
@@ -48,8 +61,9 @@ class CompiledQuery:
                 row[position] = each(row[position], expression, connection)
         return row
 
-    def _compiled(self, connection):
+    def _compiled(self, connection: BaseDatabaseWrapper) -> _Compiled:
         # Kept where it is freed with the connection, whose own functions are in it.
+        kept: dict[CompiledQuery, _Compiled]
         kept = connection.__dict__.setdefault("_websocket_utils_compiled", {})
         if self not in kept:
             compiler = self._build().query.get_compiler(connection=connection)
@@ -64,7 +78,8 @@ class CompiledQuery:
         return kept[self]
 
 
-def _name(position, param):
+def _name(position: int, param: object) -> str:
     """Return the name of a placeholder: of a ``parameter()`` its own."""
-    is_parameter = isinstance(param, str) and param.startswith("?")
-    return param[1:] if is_parameter else f"constant{position}"
+    if isinstance(param, str) and param.startswith("?"):
+        return param[1:]
+    return f"constant{position}"

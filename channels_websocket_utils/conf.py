@@ -5,15 +5,21 @@ Another dictionary in its place is noticed by Django's ``setting_changed``, whic
 ``override_settings`` and the ``settings`` of pytest-django send.
 """
 
+from __future__ import annotations
+
 import re
 from difflib import get_close_matches
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.dispatch import receiver
+
+if TYPE_CHECKING:
+    from typing import Any, TypeGuard
 
 __all__ = ["DEFAULTS", "get_setting", "read_rate", "require_installed", "setting_problems"]
 
@@ -49,21 +55,21 @@ DEFAULTS = {
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def _is_number(value):
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_count(value):
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and _is_number(value) and value > 0
 
 
-def _is_span(value):
+def _is_span(value: object) -> bool:
     # The upper bound only keeps "now + age" inside the calendar.
     return _is_number(value) and 0 < value <= 10**9
 
 
 @lru_cache
-def read_rate(text):
+def read_rate(text: str) -> tuple[int, int]:
     """
     Return the ``RATE_LIMIT`` ``text``, such as ``"20/s"``, as messages and seconds.
 
@@ -75,7 +81,7 @@ def read_rate(text):
     return int(found[1]), _UNITS[found[2]]
 
 
-def _is_rate(value):
+def _is_rate(value: Any) -> bool:
     try:
         read_rate(value)
     except ValueError:
@@ -141,10 +147,10 @@ _RULES = {
 
 
 # The last value of each setting that broke no rule.
-_found_right = {}
+_found_right: dict[str, object] = {}
 
 
-def get_setting(name):
+def get_setting(name: str) -> Any:
     """
     Return the setting ``name``: the site's value, or the default.
 
@@ -164,7 +170,7 @@ def get_setting(name):
     return value
 
 
-def setting_problems():
+def setting_problems() -> list[str]:
     """Return what is wrong with ``settings.WEBSOCKET_UTILS``, a sentence each."""
     try:
         given = _given()
@@ -173,7 +179,7 @@ def setting_problems():
     return [problem for name in given if (problem := _problem(name, given[name]))]
 
 
-def require_installed(who):
+def require_installed(who: str) -> None:
     """
     Raise ``ImproperlyConfigured`` when this app is missing from ``INSTALLED_APPS``.
 
@@ -189,7 +195,7 @@ def require_installed(who):
 
 # Django's settings answer slowly, and are asked several times for every message.
 @cache
-def _given():
+def _given() -> dict[str, Any]:
     given = getattr(settings, "WEBSOCKET_UTILS", {})
     if not isinstance(given, dict):
         raise ImproperlyConfigured(f"WEBSOCKET_UTILS must be a dictionary, not {given!r}.")
@@ -197,12 +203,12 @@ def _given():
 
 
 @receiver(setting_changed)
-def _forget(*, setting, **kwargs):
+def _forget(*, setting: str, **kwargs: object) -> None:
     if setting == "WEBSOCKET_UTILS":
         _given.cache_clear()
 
 
-def _problem(name, value):
+def _problem(name: str, value: object) -> str | None:
     if name not in DEFAULTS:
         near = get_close_matches(str(name).upper(), DEFAULTS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

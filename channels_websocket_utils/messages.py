@@ -5,11 +5,22 @@ Pure functions: nothing here knows a consumer, a user or the database. Frames ar
 (RFC 8259) in WebSocket text messages (RFC 6455), one object each.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
+from typing import TYPE_CHECKING
 
 from django.core.serializers.json import DjangoJSONEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn, TypeAlias
+
+    Frame: TypeAlias = dict[str, Any]
+    # A dictionary: a TypedDict is one too, but for a type checker a Mapping only.
+    Payload: TypeAlias = Mapping[str, object]
 
 __all__ = [
     "CLOSE_BAD_FRAMES",
@@ -74,7 +85,15 @@ class MessageError(Exception):
     ``id`` is in the server's log too, for the code ``internal``.
     """
 
-    def __init__(self, code, message, *, reply_key=None, type=None, id=None):
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        reply_key: str | None = None,
+        type: str | None = None,
+        id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -83,7 +102,7 @@ class MessageError(Exception):
         self.id = id
 
 
-def check_frame(text, max_size):
+def check_frame(text: str | None, max_size: int) -> None:
     """
     Raise ``MessageError`` for a frame that is not to be parsed at all.
 
@@ -105,7 +124,7 @@ def check_frame(text, max_size):
         raise _too_large(max_size)
 
 
-def decode(text):
+def decode(text: str) -> Any:
     """
     Return the value of the JSON ``text``.
 
@@ -126,7 +145,7 @@ def decode(text):
     return value
 
 
-def encode(content):
+def encode(content: object) -> str:
     """
     Return ``content`` as JSON text; dates, decimals and UUIDs as Django writes them.
 
@@ -135,7 +154,7 @@ def encode(content):
     return _ENCODER.encode(content)
 
 
-def read_call(content):
+def read_call(content: object) -> str | None:
     """
     Return the ``reply_key`` (or ``None``) of a decoded call after checking the call's form.
 
@@ -153,7 +172,7 @@ def read_call(content):
     return reply_key
 
 
-def read_reply_key(content):
+def read_reply_key(content: object) -> str | None:
     """
     Return the valid ``reply_key`` of ``content``, or ``None`` when it has none.
 
@@ -173,7 +192,7 @@ def read_reply_key(content):
     )
 
 
-def read_credit(content):
+def read_credit(content: Mapping[str, object]) -> int | None:
     """
     Return how many parts ahead of its client a stream may be, ``None`` if the call does not say.
 
@@ -182,12 +201,12 @@ def read_credit(content):
     return _read_count(content, "credit") if "credit" in content else None
 
 
-def read_grant(content):
+def read_grant(content: Mapping[str, object]) -> int:
     """Return how many ``parts`` a ``websocket.more`` grants; see read_credit()."""
     return _read_count(content, "parts")
 
 
-def build_reply(reply_key, result):
+def build_reply(reply_key: str | None, result: object) -> Frame:
     """
     Return the frame that carries ``result`` to the function that waits for ``reply_key``.
 
@@ -200,17 +219,17 @@ def build_reply(reply_key, result):
     return {"key": reply_key, "data": result}
 
 
-def build_part(reply_key, value):
+def build_part(reply_key: str | None, value: object) -> Frame:
     """Return the frame that carries ``value`` as one part of a stream; see build_reply()."""
     return {**build_reply(reply_key, value), "more": True}
 
 
-def build_end(reply_key):
+def build_end(reply_key: str) -> Frame:
     """Return the last frame of a stream."""
     return {"key": reply_key, "more": False}
 
 
-def build_error(error):
+def build_error(error: MessageError) -> Frame:
     """Return the frame that tells the client of ``error``, a ``MessageError``."""
     told = {"code": error.code, "message": error.message}
     if error.id is not None:
@@ -220,7 +239,7 @@ def build_error(error):
     return {"key": ERROR_KEY, "type": error.type, "error": told}
 
 
-def build_push(key, payload):
+def build_push(key: str, payload: Payload) -> Frame:
     """
     Return the frame that ``addMessageListener(key, ...)`` hears.
 
@@ -241,12 +260,12 @@ def build_push(key, payload):
     return {"key": key, **payload}
 
 
-def build_ready(identity):
+def build_ready(identity: str | None) -> Frame:
     """Return the server's hello, which tells the client whose socket it is."""
     return {"key": READY_KEY, "identity": identity}
 
 
-def _read_count(content, name):
+def _read_count(content: Mapping[str, object], name: str) -> int:
     count = content.get(name)
     # JSON's true is a bool, and in Python a bool is an int.
     if type(count) is int and count > 0:
@@ -254,22 +273,22 @@ def _read_count(content, name):
     raise MessageError("bad_message", f'"{name}" is a whole number above 0.')
 
 
-def _is_ambiguous(result):
+def _is_ambiguous(result: Mapping[object, object]) -> bool:
     if len(result) == 1 and "data" in result:
         return True
     return any(map(_is_reserved, result))
 
 
-def _is_reserved(name):
+def _is_reserved(name: object) -> bool:
     return name in _RESERVED or (isinstance(name, str) and name.startswith(_RESERVED_PREFIX))
 
 
-def _too_large(max_size):
+def _too_large(max_size: int) -> MessageError:
     return MessageError("too_large", f"The message is larger than {max_size} bytes.")
 
 
-def _check_depth(value):
-    level = [value]
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
             child
@@ -282,21 +301,21 @@ def _check_depth(value):
     raise ValueError("nested too deeply")
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         raise ValueError("duplicate key")
     return content
 
 
-def _finite(digits):
+def _finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
         raise ValueError("number too large")
     return number
 
 
-def _no_constant(name):
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 

@@ -6,17 +6,35 @@ order, so what is found here is what the consumer will be given. The shape of a 
 here too, since the shape is all that can be known of it before the database is asked.
 """
 
+from __future__ import annotations
+
 import logging
 import operator
 import re
 import traceback
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from channels.consumer import AsyncConsumer
 from channels.routing import URLRouter
 from django.core.exceptions import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from typing import Any, TypeAlias
+
+    # Those of ASGI: anybody on the way puts what they like into a scope.
+    Scope: TypeAlias = dict[str, Any]
+    Message: TypeAlias = dict[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    # Of whatever types its own author has given it.
+    Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]
+
+    _Walk: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
+    _Header: TypeAlias = tuple[bytes, bytes]
 
 __all__ = [
     "SOURCES",
@@ -70,14 +88,16 @@ class Handshake:
     where the route knows of no token.
     """
 
-    scope: dict
+    scope: Scope
     path: str
     reason: str | None
     needs_token: bool
     token: str | None = field(repr=False)
 
 
-def read_handshake(scope, captured, sources=("path",)):
+def read_handshake(
+    scope: Scope, captured: Sequence[str], sources: Sequence[str] = ("path",)
+) -> Handshake:
     """
     Return the ``Handshake`` of ``scope``, in whose path the tokens ``captured`` were found.
 
@@ -111,7 +131,7 @@ def read_handshake(scope, captured, sources=("path",)):
     )
 
 
-def bound_path(path, token=None):
+def bound_path(path: str, token: str | None = None) -> str:
     """
     Return ``path`` as tokens are bound to it: without the token, one slash in front, none behind.
 
@@ -122,7 +142,7 @@ def bound_path(path, token=None):
     return "/" + "/".join(part.strip("/") for part in parts if part.strip("/"))
 
 
-def mask(text):
+def mask(text: str) -> str:
     """
     Return ``text`` with a dummy of the same length in the place of everything like a token.
 
@@ -134,7 +154,7 @@ def mask(text):
     return _ESCAPED.sub(_mask_escaped, masked) if "%" in masked else masked
 
 
-def match(application, scope, token_kwarg):
+def match(application: Application, scope: Scope, token_kwarg: str) -> _Walk | None:
     """
     Walk the routers below ``application`` as ``URLRouter`` will with ``scope``.
 
@@ -163,7 +183,9 @@ def match(application, scope, token_kwarg):
         return None
 
 
-def prepare(application, who, token_kwarg):
+def prepare(
+    application: Application | type[AsyncConsumer], who: str, token_kwarg: str
+) -> Application:
     """
     Return ``application`` ready to be walked: a bare consumer class becomes an application.
 
@@ -171,21 +193,21 @@ def prepare(application, who, token_kwarg):
     the remedy, for a consumer instance, for what cannot be seen through (a closure), and for a
     ``token_kwarg`` of the site's own that no route has.
     """
-    application = _prepare_leaf(application, who)
-    last = layers(application)[-1]
+    prepared: Application = _prepare_leaf(application, who)
+    last = layers(prepared)[-1]
     if not isinstance(last, URLRouter):
         _check_leaf(last, who)
     elif not _prepare_routes(last, who, token_kwarg) and token_kwarg != "token":
         raise ImproperlyConfigured(f"{who} finds no route with its token_kwarg {token_kwarg!r}.")
-    return application
+    return prepared
 
 
-def plain_subprotocols(offered):
+def plain_subprotocols(offered: Iterable[str]) -> list[str]:
     """Return those of the ``offered`` subprotocols that can be answered and hide no token."""
     return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not _SECRET.search(name)]
 
 
-def layers(application):
+def layers(application: Application) -> list[Application]:
     """Return ``application`` and what it wraps, outermost first, down to a router or consumer."""
     found = [application]
     while not isinstance(found[-1], (URLRouter, type)):
@@ -203,11 +225,18 @@ def layers(application):
     return found
 
 
-def _walk(application, path, token_kwarg, routes, captured):
+def _walk(
+    application: Application,
+    path: str,
+    token_kwarg: str,
+    routes: tuple[Any, ...],
+    captured: tuple[Any, ...],
+) -> _Walk | None:
     router = _router_of(application)
     if router is None:
         return routes, captured
     path = path.lstrip("/")
+    route: Any
     for route in router.routes:
         found = route.pattern.match(path)
         if not found:
@@ -222,9 +251,12 @@ def _walk(application, path, token_kwarg, routes, captured):
     return None
 
 
-def _prepare_routes(router, who, token_kwarg, is_captured=False):
+def _prepare_routes(
+    router: URLRouter, who: str, token_kwarg: str, is_captured: bool = False
+) -> bool:
     """Prepare every route of ``router``, and return whether one of them captures the token."""
     captures = False
+    route: Any
     for route in router.routes:
         route.callback = _prepare_leaf(route.callback, who)
         names = {*route.pattern.converters, *route.pattern.regex.groupindex}
@@ -239,7 +271,7 @@ def _prepare_routes(router, who, token_kwarg, is_captured=False):
     return captures
 
 
-def _check_leaf(leaf, who):
+def _check_leaf(leaf: Application, who: str) -> None:
     if not hasattr(leaf, "consumer_class"):
         raise ImproperlyConfigured(
             f"{who} cannot see the routes inside {leaf!r}. Put {who} directly around URLRouter, "
@@ -247,12 +279,12 @@ def _check_leaf(leaf, who):
         )
 
 
-def _router_of(application):
+def _router_of(application: Application) -> URLRouter | None:
     last = layers(application)[-1]
     return last if isinstance(last, URLRouter) else None
 
 
-def _prepare_leaf(application, who):
+def _prepare_leaf(application: Any, who: str) -> Any:
     if isinstance(application, type) and issubclass(application, AsyncConsumer):
         return application.as_asgi()
     if isinstance(application, AsyncConsumer):
@@ -264,10 +296,12 @@ def _prepare_leaf(application, who):
     return application
 
 
-def _local_path(scope):
+def _local_path(scope: Scope) -> str | None:
     # Exactly what URLRouter does, root_path included; None where it would find no route.
+    path: str
     if "path_remaining" in scope:
-        return scope["path_remaining"]
+        path = scope["path_remaining"]
+        return path
     try:
         path = scope["path"]
     except KeyError:
@@ -278,41 +312,41 @@ def _local_path(scope):
     return path[len(root_path) :]
 
 
-def _count(scope):
+def _count(scope: Scope) -> int:
     texts = [scope["path"], scope.get("query_string", b"").decode("latin1")]
     texts += scope.get("subprotocols") or ()
     return sum(len(_TOKEN.findall(text)) for text in texts)
 
 
-def _offered_tokens(scope):
+def _offered_tokens(scope: Scope) -> list[str]:
     """Return what is offered behind ``websocket.token``."""
     names = scope.get("subprotocols") or ()
     return [after for name, after in pairwise(names) if name == TOKEN_SUBPROTOCOL]
 
 
-def _is_shaped(token, *raw_texts):
+def _is_shaped(token: object, *raw_texts: bytes) -> bool:
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         return False
     return all(token.encode() in text for text in raw_texts)
 
 
-def _raw_paths(scope):
+def _raw_paths(scope: Scope) -> list[bytes]:
     raw_path = scope.get("raw_path")
     # A site's converter may have made its value up.
     return [scope["path"].encode(errors="replace"), *([] if raw_path is None else [raw_path])]
 
 
-def _raw_offers(scope):
+def _raw_offers(scope: Scope) -> list[bytes]:
     # Daphne hands over unquoted names.
     names = scope.get("headers") or ()
     return [value for name, value in names if name.lower() == b"sec-websocket-protocol"]
 
 
-def _dummy(found):
+def _dummy(found: re.Match[str]) -> str:
     return TOKEN_PREFIX + "0" * (len(found[0]) - len(TOKEN_PREFIX))
 
 
-def _mask_escaped(found):
+def _mask_escaped(found: re.Match[str]) -> str:
     plain = found[0]
     for _ in range(_ESCAPES):
         before = plain
@@ -325,7 +359,7 @@ def _mask_escaped(found):
     return found[0] if masked == plain else quote(masked, safe="", encoding="latin1")
 
 
-def _mask_scope(scope):
+def _mask_scope(scope: Scope) -> Scope:
     masked = dict(scope)
     for key in ("path", "path_remaining"):
         if key in scope:
@@ -351,7 +385,7 @@ def _mask_scope(scope):
     return masked
 
 
-def _mask_header(header):
+def _mask_header(header: _Header) -> _Header:
     name, value = header
     if name.lower() in _KEPT_HEADERS:
         return header
@@ -359,11 +393,11 @@ def _mask_header(header):
     return header if masked is value else (name, masked)
 
 
-def _mask_value(value):
+def _mask_value(value: object) -> object:
     return mask(value) if isinstance(value, str) else value
 
 
-def _mask_bytes(value):
+def _mask_bytes(value: bytes) -> bytes:
     text = value.decode("latin1")
     masked = mask(text)
     return value if masked is text else masked.encode("latin1")

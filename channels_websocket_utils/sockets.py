@@ -2,12 +2,21 @@
 One socket, as its consumer is given it: a ``receive`` and a ``send`` that know when it is over.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections import deque
 from functools import partial
+from typing import TYPE_CHECKING
 
 from . import messages, routes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .routes import Message, Receive, Scope, Send
 
 __all__ = ["Socket", "SocketEnded"]
 
@@ -63,8 +72,17 @@ class Socket:
         "is_refused",
         "token_subprotocol",
     )
+    _ahead: deque[Message] | None
+    _closing: asyncio.Task[None] | None
+    _dropping_since: float | None
+    _looking: asyncio.Task[None] | None
+    _loop: asyncio.AbstractEventLoop | None
+    _stop: Callable[[], object] | None
+    _waiting: asyncio.Task[Any] | None
+    close_code: int | None
+    token_subprotocol: str | None
 
-    def __init__(self, scope, receive, send):
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         # A browser that offered subprotocols and is answered none fails with 1006, and never
@@ -80,12 +98,12 @@ class Socket:
         self._ahead = self._looking = self._stop = self._loop = None
 
     @property
-    def drops_calls(self):
+    def drops_calls(self) -> bool:
         """Whether what the consumer still holds of this socket must not be handled any more."""
         # Once it knows, it may clean up with whatever methods it likes.
         return self.ended and not self._is_told
 
-    async def send(self, message):
+    async def send(self, message: Message) -> None:
         if self.ended:
             return await self._drop()
         if message["type"] == "websocket.accept":
@@ -108,10 +126,10 @@ class Socket:
         if self.ended:
             self.release()
 
-    async def accepted(self):
+    async def accepted(self) -> None:
         """Called when the consumer has accepted the socket."""
 
-    async def receive(self):
+    async def receive(self) -> Message:
         while not self._is_cut or self._is_told:
             message = await self._next()
             if message is None:
@@ -128,7 +146,7 @@ class Socket:
         self._is_told = True
         return {"type": "websocket.disconnect", "code": self.close_code}
 
-    def end(self, close_code):
+    def end(self, close_code: int | None) -> bool:
         """
         End the socket and return whether it was still alive. No frame is handled from now on.
 
@@ -140,7 +158,7 @@ class Socket:
         self.close_code = close_code
         return True
 
-    def watch(self, stop):
+    def watch(self, stop: Callable[[], object] | None) -> None:
         """
         Notice the end of the socket while its consumer is busy with a stream.
 
@@ -151,16 +169,16 @@ class Socket:
         if self._waiting is None and self._looking is None and not self.ended:
             self._looking = asyncio.ensure_future(self._look_ahead())
 
-    def end_watch(self):
+    def end_watch(self) -> None:
         """Leave it to the consumer again to receive."""
         self._stop = None
 
-    def forget_watch(self):
+    def forget_watch(self) -> None:
         """Stop receiving: there is no consumer any more."""
         if self._looking is not None:
             self._looking.cancel()
 
-    def release(self):
+    def release(self) -> None:
         """Let a consumer that waits for the next message know of the end at once."""
         if self._stop is not None:
             self._stop()
@@ -169,7 +187,7 @@ class Socket:
             self._is_released = True
             self._waiting.cancel()
 
-    def begin_close(self):
+    def begin_close(self) -> None:
         """Begin to tell the client of an ``end()``, once, and for 5 s at most."""
         if self._must_close and self._closing is None:
             self._closing = asyncio.ensure_future(self._say_close())
@@ -177,31 +195,31 @@ class Socket:
             limit = loop.call_later(CLOSE_LIMIT, self._closing.cancel)
             self._closing.add_done_callback(partial(_closed, limit))
 
-    async def close(self):
+    async def close(self) -> None:
         """Tell the client of an ``end()``, and return when that is done or has taken too long."""
         self.begin_close()
         if self._closing is not None:
             # Who waits may be cancelled; the close goes on.
             await asyncio.wait({self._closing})
 
-    async def refuse(self):
+    async def refuse(self) -> None:
         """Refuse a socket that no consumer has seen: a close before the accept is HTTP 403."""
         await self._receive()
         await self.send({"type": "websocket.close"})
 
-    async def accept_and_close(self, close_code):
+    async def accept_and_close(self, close_code: int | None) -> None:
         """Close a socket that no consumer has seen, in the way that a browser can tell."""
         await self._receive()
         self.end(close_code)
         await self.close()
 
     @property
-    def _is_cut(self):
+    def _is_cut(self) -> bool:
         """Whether the next thing that the consumer hears is its disconnect."""
         # A close before the accept is the server's to answer; and first comes the connect.
         return self.ended and self.close_code is not None and self._has_connected
 
-    async def _look_ahead(self):
+    async def _look_ahead(self) -> None:
         self._ahead = deque() if self._ahead is None else self._ahead
         while self._stop is not None and not self.ended and not self.has_client_left:
             message = await self._receive()
@@ -213,13 +231,13 @@ class Socket:
                 self.begin_close()
         self._looking = None
 
-    def _note(self, message):
+    def _note(self, message: Message) -> None:
         if message["type"] == "websocket.disconnect":
             self.has_client_left = True
             if self._stop is not None:
                 self._stop()
 
-    async def _get_ahead(self):
+    async def _get_ahead(self) -> Message | None:
         """Return what came while nobody received; ``None`` where the server must be asked."""
         while not self._ahead and self._looking is not None:
             # It is not cancelled: its message might get lost.
@@ -228,7 +246,7 @@ class Socket:
             looking.result()
         return self._ahead.popleft() if self._ahead else None
 
-    async def _next(self):
+    async def _next(self) -> Message | None:
         """Return the server's next message, or ``None`` when ``release()`` came first."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -254,7 +272,7 @@ class Socket:
             self._waiting = None
             self._is_released = False
 
-    async def _drop(self):
+    async def _drop(self) -> None:
         # A handler that sends in a loop would never let go of the event loop.
         await asyncio.sleep(0)
         present = asyncio.get_running_loop().time()
@@ -265,30 +283,30 @@ class Socket:
             self._dropping_since = present
             raise SocketEnded("The socket has ended.")
 
-    async def _say_close(self):
+    async def _say_close(self) -> None:
         if not self.is_accepted:
             await self._accept()
         await self._say({"type": "websocket.close", "code": self.close_code})
 
-    async def _accept(self):
+    async def _accept(self) -> None:
         # Only to be able to close with a code: nobody is told that it was opened.
         self.is_accepted = True
         await self._say({"type": "websocket.accept", "subprotocol": self._subprotocol})
 
-    async def _say(self, message):
+    async def _say(self, message: Message) -> None:
         try:
             await self._send(message)
         except Exception as error:
             await self._pass_over(message, error)
 
-    async def _pass_over(self, message, error):
+    async def _pass_over(self, message: Message, error: Exception) -> None:
         """Drop ``message`` where ``error`` says that the client has gone, else raise it again."""
         if not self._says_gone(message, error):
             raise error
         logger.debug("Dropped a %s for a client that has gone", message["type"])
         await self._drop()
 
-    def _says_gone(self, message, error):
+    def _says_gone(self, message: Message, error: Exception) -> bool:
         """Return whether this is how a server says that the client has gone."""
         # OSError by the ASGI specification, or, below Daphne, Autobahn's Disconnected, which is
         # known by its name, since Autobahn need not be installed.
@@ -299,11 +317,11 @@ class Socket:
         return self.is_accepted and not is_accept and "'websocket.accept'" in str(error)
 
 
-def _nothing():
+def _nothing() -> None:
     pass
 
 
-def _closed(limit, task):
+def _closed(limit: asyncio.TimerHandle, task: asyncio.Future[None]) -> None:
     limit.cancel()
     if task.cancelled():
         logger.debug("A client did not answer its close within %s s", CLOSE_LIMIT)

@@ -6,6 +6,8 @@ other socket waiting. Here are bounded pools instead: one for our own database w
 sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 import weakref
@@ -13,12 +15,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import SyncToAsync, markcoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connections
 
 from .conf import get_setting
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from typing import ParamSpec, TypeAlias, TypeVar
+
+    from asgiref.sync import ThreadSensitiveContext
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    Twin: TypeAlias = Callable[P, Coroutine[Any, Any, R]]
 
 __all__ = [
     "aclose_stale_connections",
@@ -40,31 +55,32 @@ OUR_THREADS = 8
 TRUSTED = 1.0
 
 _lock = threading.Lock()
-_pools = {}
+_pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
 _at_work = {"ours": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
 # The work, each in its pool, that waits for the present one.
+_waiting_work: ContextVar[tuple[_Work, ...]]
 _waiting_work = ContextVar("websocket_waiting_work", default=())
 # By what decides which thread that is: an event loop, or a ThreadSensitiveContext.
-_orm_threads = weakref.WeakKeyDictionary()
+_orm_threads: weakref.WeakKeyDictionary[object, _Connections] = weakref.WeakKeyDictionary()
 
 
-def in_our_pool(function):
+def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an awaitable twin of ``function``, for database work of ours."""
     return _twin(function, "ours", OUR_THREADS)
 
 
-def in_handler_pool(function):
+def in_handler_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an awaitable twin of ``function``, a sync handler of a consumer."""
     return _twin(function, "handlers", get_setting("SYNC_THREADS"))
 
 
-def in_recheck_thread(function):
+def in_recheck_thread(function: Callable[P, R]) -> Twin[P, R]:
     """Return an awaitable twin of ``function``, for the re-check of live sockets."""
     return _twin(function, "recheck", 1)
 
 
-def may_hold_stale_connections(loop):
+def may_hold_stale_connections(loop: AbstractEventLoop) -> bool:
     """
     Return whether ``aclose_stale_connections()`` has work to do: asked before every message.
 
@@ -73,7 +89,7 @@ def may_hold_stale_connections(loop):
     return _orm_thread(loop).may_hold_stale()
 
 
-async def aclose_stale_connections(loop):
+async def aclose_stale_connections(loop: AbstractEventLoop) -> None:
     """
     Close the stale database connections of the thread in which this task's async ORM works.
 
@@ -83,7 +99,7 @@ async def aclose_stale_connections(loop):
     await sync_to_async(_orm_thread(loop).close_stale)()
 
 
-def _orm_thread(loop):
+def _orm_thread(loop: AbstractEventLoop) -> _Connections:
     owner = _own_context() or loop
     thread = _orm_threads.get(owner)
     if thread is None:
@@ -91,23 +107,23 @@ def _orm_thread(loop):
     return thread
 
 
-def has_own_thread():
+def has_own_thread() -> bool:
     """Return whether the async ORM of the present task works in a thread of this socket alone."""
     return _own_context() is not None
 
 
-def handlers_are_waiting():
+def handlers_are_waiting() -> bool:
     """Return whether a handler that starts now would wait until another one has ended."""
     return not _single_threads and _at_work["handlers"] >= get_setting("SYNC_THREADS")
 
 
-def is_single_threaded():
+def is_single_threaded() -> bool:
     """Return whether ``single_thread()`` holds."""
     return bool(_single_threads)
 
 
 @contextmanager
-def single_thread():
+def single_thread() -> Iterator[None]:
     """
     Run everything in Django's own one thread meanwhile, in the whole process.
 
@@ -123,12 +139,12 @@ def single_thread():
             _single_threads -= 1
 
 
-def _own_context():
+def _own_context() -> ThreadSensitiveContext | None:
     # Of isolate=True.
     return SyncToAsync.thread_sensitive_context.get(None)
 
 
-def _twin(function, name, threads):
+def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
     if _single_threads:
         # Not Channels' twin, which closes the connection of a test's transaction.
         return _SyncToAsync(function)
@@ -140,11 +156,11 @@ def _twin(function, name, threads):
     return markcoroutinefunction(partial(twin, function))
 
 
-def _pool(name, threads):
+def _pool(name: str, threads: int) -> _PoolSyncToAsync:
     """Return the awaitable twin of ``_call()`` that runs in the pool ``name``."""
     with _lock:
         size, twin = _pools.get(name, (None, None))
-        if size != threads:
+        if twin is None or size != threads:
             # The setting has changed. The old pool's threads end when their work is done.
             if twin is not None:
                 twin.executor.shutdown(wait=False)
@@ -154,7 +170,7 @@ def _pool(name, threads):
         return twin
 
 
-def _call(function, /, *args, **kwargs):
+def _call(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     return function(*args, **kwargs)
 
 
@@ -163,18 +179,18 @@ class _Work:
 
     __slots__ = ("is_done", "pool")
 
-    def __init__(self, pool):
+    def __init__(self, pool: str) -> None:
         self.pool = pool
         self.is_done = False
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._count(1)
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.is_done = True
         self._count(-1)
 
-    def _count(self, change):
+    def _count(self, change: int) -> None:
         # Event loops run in threads of their own.
         with _lock:
             _at_work[self.pool] += change
@@ -183,17 +199,17 @@ class _Work:
 class _Connections:
     """The database connections of one thread, and when they were last looked at."""
 
-    def __init__(self):
-        self._looked_at = None
-        self._all = ()
+    def __init__(self) -> None:
+        self._looked_at: float | None = None
+        self._all: Sequence[BaseDatabaseWrapper] = ()
 
-    def may_hold_stale(self):
+    def may_hold_stale(self) -> bool:
         """Return whether ``close_stale()`` has work to do. May be asked in any thread."""
         return not self._is_trusted() or any(
             _is_open(connection) and _is_suspect(connection) for connection in self._all
         )
 
-    def close_stale(self):
+    def close_stale(self) -> None:
         """
         Close the connections that are too old, or that the server has closed.
 
@@ -212,14 +228,14 @@ class _Connections:
         if not is_trusted:
             self._looked_at = time.monotonic()
 
-    def _is_trusted(self):
+    def _is_trusted(self) -> bool:
         return self._looked_at is not None and time.monotonic() - self._looked_at <= TRUSTED
 
 
 class _OurConnections(_Connections):
     """Those of a thread of a pool: they are closed with it."""
 
-    def __del__(self):
+    def __del__(self) -> None:
         for connection in self._all:
             # It is not always the thread itself that takes its leavings away.
             connection.inc_thread_sharing()
@@ -229,7 +245,7 @@ class _OurConnections(_Connections):
                 threading.Thread(target=connection.close).start()
 
 
-def _all_connections():
+def _all_connections() -> list[BaseDatabaseWrapper]:
     """Return this thread's connections, used or not: hardly one comes later that is not known."""
     found = []
     for alias in connections:
@@ -239,20 +255,21 @@ def _all_connections():
     return found
 
 
-def _is_open(connection):
+def _is_open(connection: BaseDatabaseWrapper) -> bool:
     # In a transaction it belongs to whoever began that.
     return connection.connection is not None and not connection.in_atomic_block
 
 
-def _is_suspect(connection):
+def _is_suspect(connection: BaseDatabaseWrapper) -> bool:
     is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
     return is_left_open or connection.errors_occurred
 
 
-class _SyncToAsync(SyncToAsync):
-    def thread_handler(self, loop, *args, **kwargs):
+class _SyncToAsync(SyncToAsync[..., Any]):
+    def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().thread_handler(loop, *args, **kwargs)
+            # asgiref's has no types.
+            return super().thread_handler(loop, *args, **kwargs)  # type: ignore[no-untyped-call]
         except StopIteration as error:
             # No future takes it: who awaits this would wait for ever.
             raise RuntimeError("Sync code raised StopIteration") from error
@@ -261,12 +278,12 @@ class _SyncToAsync(SyncToAsync):
 class _PoolSyncToAsync(_SyncToAsync):
     _local = threading.local()
 
-    def __init__(self, name, executor):
+    def __init__(self, name: str, executor: ThreadPoolExecutor) -> None:
         # One for all functions: to make one takes longer than to call it.
         super().__init__(_call, thread_sensitive=False, executor=executor)
         self._name, self.executor = name, executor
 
-    async def __call__(self, *args, **kwargs):
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._name:
             try:
                 return await super().__call__(*args, **kwargs)
@@ -280,7 +297,7 @@ class _PoolSyncToAsync(_SyncToAsync):
         finally:
             _waiting_work.reset(token)
 
-    def thread_handler(self, loop, *args, **kwargs):
+    def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self._local, "connections"):
             self._local.connections = _OurConnections()
         ours = self._local.connections

@@ -6,17 +6,29 @@ re-check, and nothing else. One listener on an event loop hears for all its sock
 connection and no message costs an operation of the layer.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os
 import uuid
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from asgiref.sync import async_to_sync
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from .conf import get_setting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from typing import Any, TypeAlias, TypeVar
+
+    T = TypeVar("T")
+    Word: TypeAlias = dict[str, Any]
+    # What every channel layer has is less than what is asked of it here.
+    Layer: TypeAlias = Any
 
 __all__ = ["PUSHES", "REVOCATIONS", "Listener", "asay", "say", "shared_layer"]
 
@@ -35,17 +47,18 @@ RENEWAL = 30.0
 
 _MESSAGE_TYPE = "websocket.word"
 # By event loop and alias.
+_free_layers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, list[Layer]]]
 _free_layers = WeakKeyDictionary()
 _BOOT = uuid.uuid4().hex
 
 
-def shared_layer():
+def shared_layer() -> Layer | None:
     """Return the channel layer that other processes share with this one, or ``None``."""
     layer = get_channel_layer(get_setting("CHANNEL_LAYER"))
     return None if isinstance(layer, InMemoryChannelLayer) else layer
 
 
-def say(group, word):
+def say(group: str, word: Word) -> None:
     """
     Tell ``word``, a dictionary of JSON's types, to the listeners of all other processes.
 
@@ -56,7 +69,7 @@ def say(group, word):
         async_to_sync(asay)(group, word)
 
 
-async def asay(group, word):
+async def asay(group: str, word: Word) -> None:
     """See say()."""
     layer = shared_layer()
     if layer is None:
@@ -76,14 +89,16 @@ class Listener:
     when words may have been lost: the layer was away, and is back.
     """
 
-    def __init__(self, group, hear, missed):
+    def __init__(
+        self, group: str, hear: Callable[[Word], object], missed: Callable[[], object]
+    ) -> None:
         self._group = group
         self._hear = hear
         self._missed = missed
         self._has_tried = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
 
-    async def ready(self):
+    async def ready(self) -> None:
         """Wait until the first subscription stands or has failed, 1 s at most, once."""
         if not self._has_tried.is_set():
             try:
@@ -92,12 +107,12 @@ class Listener:
                 self._has_tried.set()
                 logger.error("The channel layer did not answer within %s s", LIMIT)
 
-    async def stop(self):
+    async def stop(self) -> None:
         """End, and leave the group."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
-    async def _run(self):
+    async def _run(self) -> None:
         delay, longest = BACKOFF
         while True:
             try:
@@ -120,7 +135,7 @@ class Listener:
             await asyncio.sleep(delay)
             delay = min(2 * delay, longest)
 
-    async def _listen(self, layer, channel):
+    async def _listen(self, layer: Layer, channel: str) -> None:
         clock = asyncio.get_running_loop().time
         # Before the layer forgets its members.
         interval = min(RENEWAL, getattr(layer, "group_expiry", RENEWAL) / 2)
@@ -142,7 +157,7 @@ class Listener:
                 receiving.cancel()
                 await asyncio.wait({receiving}, timeout=LIMIT)
 
-    def _take(self, message):
+    def _take(self, message: Mapping[str, Any]) -> None:
         try:
             if message["sender"] != _sender():
                 self._hear(message["word"])
@@ -150,10 +165,10 @@ class Listener:
             # Of another version, perhaps: the next one may be understood.
             logger.exception("A word to %s was not understood", self._group)
 
-    async def _join(self, layer, channel):
+    async def _join(self, layer: Layer, channel: str) -> None:
         await _within_limit(layer.group_add(self._group, channel))
 
-    async def _leave(self, layer, channel):
+    async def _leave(self, layer: Layer, channel: str) -> None:
         try:
             await _within_limit(layer.group_discard(self._group, channel))
         except Exception as error:
@@ -161,7 +176,7 @@ class Listener:
 
 
 @asynccontextmanager
-async def _listening_layer():
+async def _listening_layer() -> AsyncIterator[Layer]:
     """
     Lend the layer to listen on.
 
@@ -169,7 +184,7 @@ async def _listening_layer():
     anything, nor another listener; so each gets one of its own, whose queue no consumer's messages
     can fill. It is used again afterwards: an instance wraps the ``close()`` of the loop, for good.
     """
-    layer = shared_layer()
+    layer: Layer = shared_layer()
     if not _receives_one_at_a_time(layer):
         yield layer
         return
@@ -186,12 +201,12 @@ async def _listening_layer():
         free.append(layer)
 
 
-def _receives_one_at_a_time(layer):
+def _receives_one_at_a_time(layer: Layer) -> bool:
     """Whether it is like ``channels_redis.core``, which waits for one prefix of channels only."""
     return hasattr(layer, "close_pools")
 
 
-async def _within_limit(awaitable):
+async def _within_limit(awaitable: Awaitable[T]) -> T:
     """
     Return what ``awaitable`` comes to, or raise ``TimeoutError`` after ``LIMIT`` seconds.
 
@@ -208,16 +223,16 @@ async def _within_limit(awaitable):
         task.cancel()
 
 
-def _see_error(task):
+def _see_error(task: asyncio.Future[Any]) -> None:
     # Or asyncio would complain that nobody did.
     if not task.cancelled():
         task.exception()
 
 
-def _sender():
+def _sender() -> str:
     # A process may have been forked after this module was loaded.
     return f"{_BOOT}.{os.getpid()}"
 
 
-def _told(error):
+def _told(error: Exception) -> str:
     return str(error) or type(error).__name__

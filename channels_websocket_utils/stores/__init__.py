@@ -2,9 +2,33 @@
 Where tokens are kept. A store keeps rows and knows no rule; ``tokens`` knows them all.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Protocol, TypeAlias
+
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
+
+    User: TypeAlias = AbstractBaseUser | AnonymousUser
+
+    class TokenStore(Protocol):
+        """What ``TOKEN_STORE`` names; see ``DatabaseTokenStore`` for what each method does."""
+
+        def add(self, now: datetime, max_unspent: int, **fields: Any) -> None: ...
+
+        def get(
+            self, digest: str, *, with_user: bool, session_digest: str = ""
+        ) -> TokenRow | None: ...
+
+        def spend(self, row: Any, now: datetime) -> bool: ...
+
+        def revoke(self, **owner: Any) -> object: ...
+
 
 __all__ = ["StoreUnavailable", "TokenRow"]
 
@@ -27,7 +51,7 @@ class TokenRow:
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None = None
-    user: Any = None
+    user: AbstractBaseUser | None = None
     is_session_over: bool | None = None
 
 

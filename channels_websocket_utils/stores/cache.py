@@ -1,10 +1,13 @@
 """A store for many machines: a cache of Django's, such as Redis, so no row is ever written."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import secrets
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -12,6 +15,13 @@ from django.core.cache import caches
 from django.db import router
 
 from . import StoreUnavailable, TokenRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from typing import Any
+
+    from django.core.cache.backends.base import BaseCache
 
 __all__ = ["CacheTokenStore"]
 
@@ -23,7 +33,7 @@ _MARGIN = 60
 @dataclass(slots=True)
 class _Row(TokenRow):
     # By key: what must still be there, and the same, when the token is spent.
-    epochs: dict = field(default_factory=dict, repr=False)
+    epochs: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class CacheTokenStore:
@@ -39,7 +49,7 @@ class CacheTokenStore:
 
     alias = "default"
 
-    def add(self, now, max_unspent, **fields):
+    def add(self, now: datetime, max_unspent: int, **fields: Any) -> None:
         """
         Keep a new row of ``fields``, created ``now``.
 
@@ -56,7 +66,7 @@ class CacheTokenStore:
             row = {**fields, "created_at": now, "epochs": epochs}
             cache.set_many({slot: digest, _key("token", digest): row}, life)
 
-    def get(self, digest, *, with_user, session_digest=""):
+    def get(self, digest: str, *, with_user: bool, session_digest: str = "") -> TokenRow | None:
         """Return the row of ``digest`` (``with_user``: its user read too) or ``None``."""
         with self._available() as cache:
             fields = cache.get(_key("token", digest))
@@ -71,7 +81,7 @@ class CacheTokenStore:
                 return None
         return row
 
-    def spend(self, row, now):
+    def spend(self, row: _Row, now: datetime) -> bool:
         """Delete the row, and return whether this call was the one that did, in its epochs."""
         with self._available() as cache:
             if not cache.delete(_key("token", row.digest)):
@@ -79,13 +89,13 @@ class CacheTokenStore:
             # After the delete: who revokes meanwhile has ended the epoch before we look.
             return cache.get_many(row.epochs) == row.epochs
 
-    def revoke(self, **owner):
+    def revoke(self, **owner: Any) -> None:
         """End the epoch of an owner: ``user_id=...`` or ``session_digest=...``."""
         with self._available() as cache:
             cache.delete_many(_epoch_keys(**owner))
 
     @contextlib.contextmanager
-    def _available(self):
+    def _available(self) -> Iterator[BaseCache]:
         cache = _open(self.alias, repr(settings.CACHES.get(self.alias)))
         try:
             yield cache
@@ -95,7 +105,7 @@ class CacheTokenStore:
 
 
 @lru_cache
-def _open(alias, _):
+def _open(alias: str, _: str) -> BaseCache:
     """
     Return the cache of these settings: one for the process, for all of its threads.
 
@@ -104,7 +114,7 @@ def _open(alias, _):
     return caches.create_connection(alias)
 
 
-def _renew(cache, keys, life):
+def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:
     """Return the epochs under ``keys``, begun where there are none, and good for ``life``."""
     epochs = cache.get_many(keys)
     for key in keys:
@@ -115,7 +125,7 @@ def _renew(cache, keys, life):
     return epochs
 
 
-def _count(cache, user_id, life):
+def _count(cache: BaseCache, user_id: object, life: int) -> int:
     """Return a number that no other token of the user gets at about this time."""
     key = _key("count", user_id)
     cache.add(key, 0, life)
@@ -124,10 +134,10 @@ def _count(cache, user_id, life):
     return count
 
 
-def _epoch_keys(user_id=None, session_digest="", **others):
+def _epoch_keys(user_id: object = None, session_digest: str = "", **others: object) -> list[str]:
     keys = [] if user_id is None else [_key("user", user_id)]
     return keys + [_key("session", session_digest)] * bool(session_digest)
 
 
-def _key(*parts):
+def _key(*parts: object) -> str:
     return ".".join([_PREFIX, *map(str, parts)])

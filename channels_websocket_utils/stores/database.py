@@ -1,7 +1,10 @@
 """The default store: a table in the site's own database."""
 
+from __future__ import annotations
+
 from functools import cache, partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 from django.contrib.auth import get_user_model
 from django.db import connections, router, transaction
@@ -12,24 +15,32 @@ from ..compiled import CompiledQuery, parameter
 from ..models import WebSocketRevocation, WebSocketToken
 from . import TokenRow
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from typing import Any
+
+    from django.db.models import Model, QuerySet
+
 __all__ = ["DatabaseTokenStore"]
 
 
 @cache
-def _names(model):
+def _names(model: type[Model]) -> list[str]:
     return [field.attname for field in model._meta.concrete_fields]
 
 
-def _token(with_user, with_revocations):
+def _token(with_user: bool, with_revocations: bool) -> QuerySet[Any, Any]:
     """Return the query for a token: its user, and whether a session that it speaks for is over."""
-    columns = [*_names(WebSocketToken)]
+    columns: list[str | Exists] = [*_names(WebSocketToken)]
     if with_user:
         columns += [f"user__{name}" for name in _names(get_user_model())]
     if with_revocations:
         digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
         over = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
         columns.append(Exists(over))
-    return WebSocketToken.objects.filter(digest=parameter("digest")).values_list(*columns)
+    rows = WebSocketToken.objects.filter(digest=parameter("digest"))
+    return rows.values_list(*columns)
 
 
 _queries = {
@@ -45,7 +56,7 @@ class DatabaseTokenStore:
     Reads go there too: a replica that lags would call a spent token unspent.
     """
 
-    def add(self, now, max_unspent, **fields):
+    def add(self, now: datetime, max_unspent: int, **fields: Any) -> None:
         """
         Keep a new row of ``fields``, created ``now``, and tidy up the same user's older ones.
 
@@ -63,7 +74,7 @@ class DatabaseTokenStore:
             if surplus:
                 rows.filter(digest__in=surplus).delete()
 
-    def get(self, digest, *, with_user, session_digest=""):
+    def get(self, digest: str, *, with_user: bool, session_digest: str = "") -> TokenRow | None:
         """
         Return the row of ``digest`` (``with_user``: its user joined in) or ``None``.
 
@@ -73,7 +84,7 @@ class DatabaseTokenStore:
         """
         alias = router.db_for_write(WebSocketToken)
         with_revocations = router.db_for_write(WebSocketRevocation) == alias
-        values = {"digest": digest}
+        values: dict[str, str | None] = {"digest": digest}
         if with_revocations:
             values["session_digest"] = session_digest or None
         found = _queries[with_user, with_revocations].first(alias, **values)
@@ -88,12 +99,12 @@ class DatabaseTokenStore:
             row.user = model.from_db(alias, _names(model), found[count:])
         return row
 
-    def spend(self, row, now):
+    def spend(self, row: TokenRow, now: datetime) -> bool:
         """Mark the row as used, and return whether this call was the first."""
         alias = router.db_for_write(WebSocketToken)
         connection = connections[alias]
         quote = connection.ops.quote_name
-        field = WebSocketToken._meta.get_field
+        field: Callable[[str], Any] = WebSocketToken._meta.get_field
         table = quote(WebSocketToken._meta.db_table)
         digest, used_at = quote(field("digest").column), quote(field("used_at").column)
         # This UPDATE decides the winner, so it names only the token's own columns: a join
@@ -106,9 +117,10 @@ class DatabaseTokenStore:
         }
         with transaction.mark_for_rollback_on_error(alias), connection.cursor() as cursor:
             cursor.execute(sql, values)
-            return cursor.rowcount == 1
+            is_first: bool = cursor.rowcount == 1
+            return is_first
 
-    def revoke(self, **which):
+    def revoke(self, **which: Any) -> int:
         """
         Delete the unspent rows of an owner, and return how many there were.
 
