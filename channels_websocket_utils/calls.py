@@ -2,11 +2,14 @@
 One message from a client, and the one answer to it.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
 import uuid
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
 from channels.generic.websocket import (
@@ -21,6 +24,19 @@ from . import messages
 from .messages import MessageError
 from .sockets import SocketEnded
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any, TypeAlias
+
+    from .messages import Frame
+
+    # Of any kind, with what Channels keeps in it and does not document.
+    Consumer: TypeAlias = Any
+    Guard: TypeAlias = Callable[[], MessageError | None]
+    # By permissions: the code of a denial, whose it is, and when it was asked for.
+    Grants: TypeAlias = dict[tuple[str, ...], tuple[str | None, Any, float]]
+
 __all__ = ["CONTROL_FLOW", "Call", "is_over", "kept_grants", "ongoing_call"]
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -28,13 +44,13 @@ logger = logging.getLogger("channels_websocket_utils")
 # Channels' own way to end a handler: never an error, never answered.
 CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
 
-_current_call = ContextVar("websocket_call", default=None)
+_current_call: ContextVar[Call | None] = ContextVar("websocket_call", default=None)
 
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _CHANNELS_ENCODERS = (
     None,
-    JsonWebsocketConsumer.encode_json.__func__,
-    AsyncJsonWebsocketConsumer.encode_json.__func__,
+    vars(JsonWebsocketConsumer)["encode_json"].__func__,
+    vars(AsyncJsonWebsocketConsumer)["encode_json"].__func__,
 )
 
 
@@ -65,8 +81,16 @@ class Call:
         "reply_key",
         "result",
     )
+    asked_at: float | None
+    denial: MessageError | None
+    error: BaseException | None
+    grants: Grants | None
+    guards: tuple[Guard, ...]
+    reply_key: str | None
 
-    def __init__(self, consumer, content, *, reply_key, is_from_wire):
+    def __init__(
+        self, consumer: Consumer, content: Any, *, reply_key: str | None, is_from_wire: bool
+    ) -> None:
         self.consumer = consumer
         self.content = content
         self.reply_key = reply_key
@@ -80,11 +104,16 @@ class Call:
         self.guards = ()
         self.asked_at = self.grants = None
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._token = _current_call.set(self)
         self.is_done = False
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
         _current_call.reset(self._token)
         self.is_done = True
         if not isinstance(error, Exception) and not _is_own_cancellation(error):
@@ -92,21 +121,21 @@ class Call:
         self.error = error
         return True
 
-    def note_question(self):
+    def note_question(self) -> None:
         """Note that a guard is about to be asked."""
         if self.asked_at is None:
             self.asked_at, self.grants = time.monotonic(), kept_grants(self.consumer)
 
-    def add_guard(self, ask):
+    def add_guard(self, ask: Guard) -> None:
         """Have ``ask()`` asked again while values are streamed; what a step calls adds nothing."""
         if not self.is_stream:
             self.guards += (ask,)
 
-    def part(self, value):
+    def part(self, value: object) -> Frame:
         """Return the frame that carries ``value``, one of the values of a stream."""
         return messages.build_part(self.reply_key, value)
 
-    def answer(self):
+    def answer(self) -> Frame | None:
         """
         Return the frame that answers the call, or ``None`` when there is none to send.
 
@@ -125,13 +154,15 @@ class Call:
         if isinstance(error, CONTROL_FLOW):
             raise error
         if not self.is_from_wire:
-            if error is not self.denial:
+            if self.denial is None:
                 raise error
-            logger.debug("Dropped an event for %s: %s", type(self.consumer).__name__, error.code)
+            logger.debug(
+                "Dropped an event for %s: %s", type(self.consumer).__name__, self.denial.code
+            )
             return None
         return messages.build_error(self._told(error))
 
-    def text(self):
+    def text(self) -> str | None:
         """Return the answer as the text of a frame, see answer(), on a sync consumer."""
         frame = self.answer()
         if frame is None:
@@ -141,13 +172,13 @@ class Call:
         except _NOT_JSON as error:
             return self._answer_unsendable(error)
 
-    def reply(self):
+    def reply(self) -> None:
         """Send the answer, if there is one, on a sync consumer."""
         text = self.text()
         if text is not None:
             self.say(text)
 
-    async def areply(self):
+    async def areply(self) -> None:
         """See reply()."""
         frame = self.answer()
         if frame is None:
@@ -159,41 +190,42 @@ class Call:
             text = self._answer_unsendable(error)
         await self.asay(text)
 
-    def encode(self, frame):
+    def encode(self, frame: Frame) -> str:
         """Return ``frame`` as JSON text, by the site's encoder where a sync consumer has one."""
         return (_site_encoder(self.consumer) or messages.encode)(frame)
 
-    async def aencode(self, frame):
+    async def aencode(self, frame: Frame) -> str:
         """See encode()."""
         encode = _site_encoder(self.consumer)
         return await encode(frame) if encode else messages.encode(frame)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Send the frame ``text`` on a sync consumer, of whatever kind."""
         if isinstance(self.consumer, WebsocketConsumer):
             self.consumer.send(text_data=text)
         else:
             self.consumer.send({"type": "websocket.send", "text": text})
 
-    async def asay(self, text):
+    async def asay(self, text: str) -> None:
         """See say()."""
         if isinstance(self.consumer, AsyncWebsocketConsumer):
             await self.consumer.send(text_data=text)
         else:
             await self.consumer.send({"type": "websocket.send", "text": text})
 
-    def _answer_unsendable(self, error):
+    def _answer_unsendable(self, error: Exception) -> str:
         self.error = error
         return messages.encode(self.answer())
 
-    def _told(self, error):
+    def _told(self, error: BaseException) -> MessageError:
         """Return ``error`` as the client may know it, and log what it may not."""
-        told = error
-        if isinstance(error, ValidationError):
+        if isinstance(error, MessageError):
+            told = error
+        elif isinstance(error, ValidationError):
             told = MessageError("invalid", " ".join(error.messages))
         elif isinstance(error, PermissionDenied):
             told = MessageError("permission_denied", "You may not do this.")
-        elif not isinstance(error, MessageError):
+        else:
             told = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
             logger.error(
                 "Error %s in a message to %s", told.id, type(self.consumer).__name__, exc_info=error
@@ -205,13 +237,13 @@ class Call:
         return told
 
 
-def ongoing_call(consumer):
+def ongoing_call(consumer: Consumer) -> Call | None:
     """Return the call whose work includes this one, and who opened it answers; or ``None``."""
     call = _current_call.get()
     return call if call is not None and call.consumer is consumer and not call.is_done else None
 
 
-def _is_own_cancellation(error):
+def _is_own_cancellation(error: BaseException | None) -> bool:
     """Return whether it is one that the handler has raised, and by which nobody is to end."""
     if not isinstance(error, asyncio.CancelledError):
         return False
@@ -224,19 +256,19 @@ def _is_own_cancellation(error):
     return not getattr(task, "cancelling", lambda: True)()
 
 
-def is_over(consumer):
+def is_over(consumer: Consumer) -> bool:
     """Return whether its socket was ended or closed, so that no message may be handled any more."""
     connection = consumer.scope.get("websocket_connection")
     return connection is not None and connection.drops_calls
 
 
-def kept_grants(consumer):
+def kept_grants(consumer: Consumer) -> Grants | None:
     """Return the guards' answers that its connection keeps: another object once one is dropped."""
     connection = consumer.scope.get("websocket_connection")
     return None if connection is None else connection.grants
 
 
-def _site_encoder(consumer):
+def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
     """Return the consumer's ``encode_json``, unless it is Channels' own, which lets NaN through."""
     own = getattr(consumer, "encode_json", None)
     return None if getattr(own, "__func__", own) in _CHANNELS_ENCODERS else own

@@ -5,12 +5,14 @@ Everything that one connection needs from the database happens in ``decide()``, 
 function, so a connection costs one hop to a thread.
 """
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import db
 from django.conf import settings
@@ -32,6 +34,19 @@ from django.utils.crypto import salted_hmac
 from . import revocations, tokens
 from .signals import token_refused
 from .stores import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from typing import TypeGuard, TypeVar
+
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
+    from django.contrib.sessions.backends.base import SessionBase
+
+    from .routes import Scope
+    from .stores import TokenRow, User
+
+    T = TypeVar("T")
 
 __all__ = [
     "Principal",
@@ -67,7 +82,7 @@ class TokenAnnotation:
     """
 
     is_valid: bool
-    user: Any
+    user: User | None
     expires_at: datetime | None
     reason: str | None
     auth_digest: str = field(default="", repr=False)
@@ -100,8 +115,8 @@ class Verdict:
     ``principal`` is ``None`` for a connection that nobody has signed in to.
     """
 
-    session: Any
-    user: Any
+    session: SessionBase | None
+    user: User
     token: TokenAnnotation
     principal: Principal | None = None
 
@@ -116,7 +131,14 @@ class _SignedIn:
     session_hash: str | None
 
 
-def decide(digest, *, path="", session=None, user=None, token_only=False):
+def decide(
+    digest: str | None,
+    *,
+    path: str = "",
+    session: SessionBase | None = None,
+    user: User | None = None,
+    token_only: bool = False,
+) -> Verdict:
     """
     Decide about one connection and return its ``Verdict``; spend the token if all is well.
 
@@ -141,19 +163,19 @@ def decide(digest, *, path="", session=None, user=None, token_only=False):
         return Verdict(session, anonymous(), annotate("unavailable"))
 
 
-def refuse(reason):
+def refuse(reason: str) -> TokenAnnotation:
     """Return the annotation of a token that nobody need look up: malformed, or two of them."""
     token_refused.send_robust(None, reason=reason, user_id=None)
     return annotate(reason)
 
 
-def annotate(reason, expires_at=None):
+def annotate(reason: str, expires_at: datetime | None = None) -> TokenAnnotation:
     """Return the annotation of a token that is not valid for ``reason``."""
     user = None if reason == "missing" else anonymous()
     return TokenAnnotation(is_valid=False, user=user, expires_at=expires_at, reason=reason)
 
 
-def fresh_user(scope):
+def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     """
     Return the connection's user as the database has them now, or ``None`` if they are gone.
 
@@ -168,14 +190,15 @@ def fresh_user(scope):
             "The consumer's scope has no user. Put AuthMiddlewareStack or "
             "WebSocketTokenAuthMiddlewareStack around its URLRouter."
         )
-    annotation = scope.get("websocket_token")
+    annotation: Any = scope.get("websocket_token")
     token_user = annotation.user if annotation is not None else None
     if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
         # Signed out by channels.auth.logout(), or somebody else by now: not whom the token let in.
         return None
     if token_user is not None:
         user = token_user
-    session, claim = scope.get("session"), None
+    session: Any = scope.get("session")
+    claim = None
     if _is_of(_read_session(session), user):
         # The session that signed them in is read anew: its end is seen here.
         session = session.__class__(session.session_key)
@@ -194,7 +217,7 @@ def fresh_user(scope):
     return fresh if is_same else None
 
 
-def identity_of(user):
+def identity_of(user: User | None) -> str | None:
     """
     Return an opaque name of ``user`` for the client, or ``None`` if anonymous.
 
@@ -210,7 +233,7 @@ def identity_of(user):
     return digest.hexdigest()[:32]
 
 
-def outdated(principals):
+def outdated(principals: Iterable[Principal]) -> list[Principal]:
     """
     Return those of ``principals`` whose user or session is not any more what it was at connect.
 
@@ -224,7 +247,7 @@ def outdated(principals):
     sessions = _present_sessions(keys) if keys else set()
     answers = {}
 
-    def has_changed(each):
+    def has_changed(each: Principal) -> bool:
         asked = each.user_id, each.backend, each.auth_digest
         if asked not in answers:
             user = users.get(asked[:2])
@@ -238,7 +261,12 @@ def outdated(principals):
     ]
 
 
-def _decide_session(session, signed_in, user, validated_at):
+def _decide_session(
+    session: SessionBase | None,
+    signed_in: _SignedIn | None,
+    user: User | None,
+    validated_at: datetime,
+) -> Verdict:
     """Decide about a connection without a token."""
     if user is not None and not isinstance(user, get_user_model()):
         # Anonymous, or of no table of ours: nothing of them could change here.
@@ -248,15 +276,26 @@ def _decide_session(session, signed_in, user, validated_at):
     known = user if user is not None and fresh is not None else fresh
     backend = fresh.backend if fresh is not None else ""
     principal = _principal(session, known, backend, None, validated_at)
-    if principal is None or _is_session_over(principal):
+    if known is None or principal is None or _is_session_over(principal):
         return Verdict(session, anonymous(), annotate("missing"))
     return Verdict(session, known, annotate("missing"), principal)
 
 
-def _decide_token(digest, path, session, signed_in, token_only, validated_at):
+def _decide_token(
+    digest: str,
+    path: str,
+    session: SessionBase | None,
+    signed_in: _SignedIn | None,
+    token_only: bool,
+    validated_at: datetime,
+) -> Verdict:
     # As in _principal(): also where somebody above says that nobody is signed in.
     own_session = _bound_digest(session) if signed_in or _read_session(session) else ""
     can_join = _can_join()
+    # Where there is no reason, none of these three is None.
+    row: Any
+    user: Any
+    principal: Any
     row = tokens.find(digest, with_user=can_join, session_digest=own_session)
     reason, user = _judge(row, path, own_session, signed_in, token_only, can_join)
     principal = None
@@ -272,31 +311,45 @@ def _decide_token(digest, path, session, signed_in, token_only, validated_at):
     if reason is not None:
         token_refused.send_robust(None, reason=reason, user_id=row.user_id if row else None)
         annotation = annotate(reason, row.expires_at if row is not None else None)
-        return Verdict(session, annotation.user, annotation)
+        return Verdict(session, annotation.user or anonymous(), annotation)
     # A string, and not asked of the user later: refresh_from_db() would change the answer.
     annotation = TokenAnnotation(True, user, row.expires_at, None, principal.auth_digest)
     return Verdict(session, user, annotation, principal)
 
 
-def _principal(session, user, backend, row, validated_at):
+def _principal(
+    session: SessionBase | None,
+    user: User | None,
+    backend: str,
+    row: TokenRow | None,
+    validated_at: datetime,
+) -> Principal | None:
     if user is None or not user.is_authenticated:
         return None
     if row is not None:
         # Compared with the user's by now, so as good as theirs.
-        auth_digest, key, digest = row.auth_digest, "", row.session_digest
+        auth_digest, digest = row.auth_digest, row.session_digest
     else:
-        auth_digest, key, digest = tokens.auth_digest(user), "", ""
-    if _is_of(_read_session(session), user):
+        auth_digest, digest = tokens.auth_digest(user), ""
+    key: Any = ""
+    if session is not None and _is_of(_read_session(session), user):
         digest = _bound_digest(session)
         key = session.session_key if digest else ""
     return Principal(user.pk, backend, auth_digest, key, digest, validated_at)
 
 
-def _is_session_over(principal):
+def _is_session_over(principal: Principal) -> bool:
     return bool(principal.session_digest) and revocations.is_over(principal.session_digest)
 
 
-def _judge(row, path, own_session, signed_in, token_only, can_join):
+def _judge(
+    row: TokenRow | None,
+    path: str,
+    own_session: str,
+    signed_in: _SignedIn | None,
+    token_only: bool,
+    can_join: bool,
+) -> tuple[str | None, AbstractBaseUser | None]:
     """Return why the token of ``row`` is refused (``None``: it is good), and its user."""
     if signed_in is None and not token_only:
         return "wrong_user", None
@@ -306,17 +359,19 @@ def _judge(row, path, own_session, signed_in, token_only, can_join):
         session_digest=own_session if signed_in else None,
         path=path,
     )
-    if reason is not None:
-        return reason, None
+    if reason is not None or row is None:
+        return reason or "unknown", None
     user = _token_user(row, signed_in, can_join)
     return _why_user_refused(user, row, signed_in), user
 
 
-def _token_user(row, signed_in, can_join):
+def _token_user(
+    row: TokenRow, signed_in: _SignedIn | None, can_join: bool
+) -> AbstractBaseUser | None:
     path = _backend_of(signed_in, row)
     if path == _MODEL_BACKEND and can_join:
         # The join has fetched what this backend's get_user() would ask for.
-        backend = load_backend(path)
+        backend: Any = load_backend(path)
         user = row.user if backend.user_can_authenticate(row.user) else None
     else:
         user = _backend_user(row.user_id, path)
@@ -325,7 +380,9 @@ def _token_user(row, signed_in, can_join):
     return user
 
 
-def _why_user_refused(user, row, signed_in):
+def _why_user_refused(
+    user: AbstractBaseUser | None, row: TokenRow, signed_in: _SignedIn | None
+) -> str | None:
     if user is None:
         return "inactive"
     # A session that somebody above has checked brings no hash to compare.
@@ -337,7 +394,7 @@ def _why_user_refused(user, row, signed_in):
     return None
 
 
-def _session_user(signed_in):
+def _session_user(signed_in: _SignedIn | None) -> AbstractBaseUser | None:
     if signed_in is None:
         return None
     path = _backend_of(signed_in)
@@ -350,15 +407,17 @@ def _session_user(signed_in):
     return user
 
 
-def _present_users(asked):
+def _present_users(asked: Collection[tuple[Any, str]]) -> dict[tuple[Any, str], AbstractBaseUser]:
     """Return the users of ``asked``, pairs of a primary key and a backend, who are still good."""
-    found = {}
+    found: dict[tuple[Any, str], AbstractBaseUser] = {}
+    users: Iterable[AbstractBaseUser]
     can_join = _can_join()
     for path in {path for _, path in asked}:
         ids = [user_id for user_id, of in asked if of == path]
         if path == _MODEL_BACKEND and can_join:
             # What this backend's get_user() would ask for, of many at once.
-            backend, model = load_backend(path), get_user_model()
+            backend: Any = load_backend(path)
+            model = get_user_model()
             manager = model._default_manager.using(router.db_for_write(model))
             users = [user for batch in _batches(ids) for user in manager.filter(pk__in=batch)]
             users = filter(backend.user_can_authenticate, users)
@@ -368,7 +427,7 @@ def _present_users(asked):
     return found
 
 
-def _present_sessions(keys):
+def _present_sessions(keys: set[str]) -> set[str]:
     """Return those of the session ``keys`` that are there and have not expired."""
     store = import_module(settings.SESSION_ENGINE).SessionStore
     if issubclass(store, db_sessions.SessionStore):
@@ -389,13 +448,13 @@ def _present_sessions(keys):
     return keys
 
 
-def _batches(values):
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
     values = iter(values)
     while batch := list(islice(values, _BATCH)):
         yield batch
 
 
-def _signed_in(session, user):
+def _signed_in(session: SessionBase | None, user: User | None) -> _SignedIn | None:
     if user is None:
         return _read_session(session)
     if not user.is_authenticated:
@@ -405,7 +464,7 @@ def _signed_in(session, user):
     return _SignedIn(user.pk, getattr(user, "backend", "") or backend, None)
 
 
-def _read_session(session):
+def _read_session(session: SessionBase | None) -> _SignedIn | None:
     if session is None or SESSION_KEY not in session or BACKEND_SESSION_KEY not in session:
         return None
     # A session keeps the primary key as text, see django.contrib.auth.login().
@@ -413,22 +472,24 @@ def _read_session(session):
     return _SignedIn(user_id, session[BACKEND_SESSION_KEY], session.get(HASH_SESSION_KEY, ""))
 
 
-def _is_of(claim, user):
+def _is_of(claim: _SignedIn | None, user: User) -> TypeGuard[_SignedIn]:
     return claim is not None and claim.user_id == user.pk
 
 
-def _has_session_hash(user, session_hash):
+def _has_session_hash(user: AbstractBaseUser, session_hash: str | None) -> bool:
     if not hasattr(user, "get_session_auth_hash"):
         return True
-    return bool(session_hash) and tokens.has_auth_digest(user, tokens.digest_of(session_hash))
+    if not session_hash:
+        return False
+    return tokens.has_auth_digest(user, tokens.digest_of(session_hash))
 
 
-def _bound_digest(session):
+def _bound_digest(session: SessionBase | None) -> str:
     # Also when the session has no key: then no bound token is for it.
     return tokens.session_digest(session) if session is not None and session.session_key else ""
 
 
-def _backend_of(signed_in, row=None):
+def _backend_of(signed_in: _SignedIn | None, row: TokenRow | None = None) -> str:
     path = (
         (signed_in.backend if signed_in else "")
         or (row.backend if row is not None else "")
@@ -442,23 +503,23 @@ def _backend_of(signed_in, row=None):
     return path
 
 
-def _backend_user(user_id, path):
+def _backend_user(user_id: object, path: str) -> AbstractBaseUser | None:
     if path not in settings.AUTHENTICATION_BACKENDS:
         return None
     return load_backend(path).get_user(user_id)
 
 
-def _can_join():
+def _can_join() -> bool:
     """Whether a join may stand for the backend's own question: only where nobody has changed it."""
     if _MODEL_BACKEND not in settings.AUTHENTICATION_BACKENDS:
         return False
-    manager = get_user_model()._default_manager
+    manager: Any = get_user_model()._default_manager
     return manager._queryset_class is QuerySet and all(
         getattr(type(manager), name) is getattr(Manager, name) for name in ("get_queryset", "get")
     )
 
 
-def anonymous():
+def anonymous() -> AnonymousUser:
     """Return nobody, as Django has it."""
     # Models cannot be imported before Django has loaded its apps.
     from django.contrib.auth.models import AnonymousUser

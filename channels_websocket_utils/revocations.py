@@ -2,9 +2,11 @@
 Who was disconnected: rows that every process reads, since no state tells it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -14,6 +16,11 @@ from django.utils.timezone import is_aware
 from . import tokens
 from .conf import get_setting
 from .models import WebSocketRevocation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from django.db.models import QuerySet
 
 __all__ = ["Revocation", "is_over", "kept_since", "recent", "revoke", "when_committed"]
 
@@ -31,7 +38,7 @@ class Revocation:
     is_final: bool
     created_at: datetime
 
-    def ends(self, validated_at):
+    def ends(self, validated_at: datetime) -> bool:
         """
         Return whether it ends a socket of its user or session that was ``validated_at`` then.
 
@@ -41,7 +48,7 @@ class Revocation:
         is_after = self.created_at + _CLOCK_SKEW <= validated_at <= tokens.now()
         return self.is_final or not is_after
 
-    def as_word(self):
+    def as_word(self) -> dict[str, Any]:
         """Return it as a dictionary of JSON's types; see from_word()."""
         return {
             "id": self.id,
@@ -52,7 +59,7 @@ class Revocation:
         }
 
     @classmethod
-    def from_word(cls, word):
+    def from_word(cls, word: Mapping[str, Any]) -> Revocation:
         """Return what as_word() was made from. Raises what a word of another kind deserves."""
         user, created_at = word["user"], datetime.fromisoformat(word["created_at"])
         if is_aware(created_at) != settings.USE_TZ:
@@ -66,7 +73,7 @@ class Revocation:
         )
 
 
-def revoke(*, user_id=None, session_digest="", is_final=False):
+def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = False) -> Revocation:
     """
     Keep a row for a user or a session, kill their unspent tokens, and return the ``Revocation``.
 
@@ -84,12 +91,12 @@ def revoke(*, user_id=None, session_digest="", is_final=False):
     return Revocation(row.pk, user_id, session_digest, is_final, present)
 
 
-def when_committed(do):
+def when_committed(do: Callable[[], object]) -> None:
     """Have ``do()`` done when what was revoked in the present transaction is committed."""
     transaction.on_commit(do, using=_rows().db)
 
 
-def recent():
+def recent() -> list[Revocation]:
     """
     Return all revocations of the window.
 
@@ -101,20 +108,21 @@ def recent():
     return [Revocation(*row) for row in rows.values_list(*names)]
 
 
-def is_over(session_digest):
+def is_over(session_digest: str) -> bool:
     """Return whether the session with this digest was logged out within the window."""
     return _rows().filter(session_digest=session_digest, is_final=True).exists()
 
 
-def window():
+def window() -> float:
     """Return how long rows are kept, in seconds: an hour, or 10 intervals where that is longer."""
-    return max(3600, 10 * get_setting("RECHECK_INTERVAL"))
+    interval: float = get_setting("RECHECK_INTERVAL")
+    return max(3600, 10 * interval)
 
 
-def kept_since(present):
+def kept_since(present: datetime) -> datetime:
     """Return the time before which rows are of no use any more."""
     return present - timedelta(seconds=window())
 
 
-def _rows():
+def _rows() -> QuerySet[WebSocketRevocation]:
     return WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))

@@ -5,12 +5,15 @@ On our consumers a stream is a task beside the other messages of its socket (``S
 other consumer the handler itself goes on until the stream has ended.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import inspect
 import logging
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync
 from django.db import connections
@@ -21,6 +24,17 @@ from .conf import get_setting
 from .messages import MessageError
 from .sockets import SocketEnded
 from .threads import in_handler_pool, in_our_pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator
+    from contextlib import AbstractAsyncContextManager
+    from typing import Any, TypeAlias, TypeVar
+
+    from .calls import Call, Grants
+
+    R = TypeVar("R")
+    Turn: TypeAlias = AbstractAsyncContextManager[Any]
+    _Values: TypeAlias = Generator[Any, Any, Any] | AsyncGenerator[Any, Any]
 
 __all__ = ["Stream", "Streams", "is_generator"]
 
@@ -34,7 +48,7 @@ STOP_LIMIT = 5
 _END = object()
 
 
-def is_generator(value):
+def is_generator(value: object) -> bool:
     """Return whether ``value`` is what a generator or async generator method returns."""
     return inspect.isgenerator(value) or inspect.isasyncgen(value)
 
@@ -63,8 +77,18 @@ class Stream:
         "is_closing",
         "on_end",
     )
+    _allowance: Any
+    # None where nothing guards the call.
+    _asked_at: Any
+    # A whole number; None where the client does not pace the stream.
+    _credit: Any
+    _grants: Grants | None
+    _news: asyncio.Event | None
+    # A generator of either kind, as _is_async says.
+    _values: Any
+    on_end: Callable[[], object] | None
 
-    def __init__(self, call, values):
+    def __init__(self, call: Call, values: _Values) -> None:
         self.call = call
         self.is_cancelled = self.is_closing = self._keeps_thread = False
         self.on_end = None
@@ -76,21 +100,21 @@ class Stream:
         self._asked_at, self._grants = call.asked_at, call.grants
         call.is_stream = True
 
-    def pace(self, credit):
+    def pace(self, credit: int) -> None:
         """Stay at most ``credit`` parts ahead of what the client has granted."""
         self._credit = self._allowance = credit
 
-    def owes(self, parts):
+    def owes(self, parts: int) -> bool:
         """Return whether so many parts have been sent that the client has not granted anew."""
         return self._credit is not None and self._allowance + parts <= self._credit
 
-    def grant(self, parts):
+    def grant(self, parts: int) -> None:
         """Let so many more parts go, but never further ahead than the ``credit``."""
         self._allowance = min(self._credit, self._allowance + parts)
         if self._news is not None:
             self._news.set()
 
-    async def run(self, turn=None):
+    async def run(self, turn: Turn | None = None) -> None:
         """
         Send part after part, and at the end the answer.
 
@@ -128,7 +152,7 @@ class Stream:
             else:
                 await self.call.areply()
 
-    async def run_inline(self):
+    async def run_inline(self) -> None:
         """Do the same inside a handler of an async consumer that is not ours."""
         task = asyncio.ensure_future(self.run())
         if self._connection is not None:
@@ -144,7 +168,7 @@ class Stream:
         if not task.cancelled():
             task.result()
 
-    def run_in_thread(self):
+    def run_in_thread(self) -> None:
         """Do the same inside a handler of a sync consumer that is not ours, in its thread."""
         if self._is_async:
             # The thread waits, so nobody else stands in the consumer.
@@ -164,21 +188,21 @@ class Stream:
             self._drop_control_flow()
             self.call.reply()
 
-    async def _awatch(self):
+    async def _awatch(self) -> None:
         self._connection.watch(None)
 
-    def _cancel(self, task):
-        def cancel():
+    def _cancel(self, task: asyncio.Future[None]) -> Callable[[], None]:
+        def cancel() -> None:
             self.is_cancelled = True
             task.cancel()
 
         return cancel
 
-    async def _advance(self, turn):
+    async def _advance(self, turn: Turn) -> bool:
         """Send the next part, and return whether there was one."""
         while self._allowance == 0:
-            self._news = asyncio.Event()
-            await self._news.wait()
+            news = self._news = asyncio.Event()
+            await news.wait()
         async with turn:
             if self._allowance is not None:
                 self._allowance -= 1
@@ -201,7 +225,7 @@ class Stream:
                 await self.call.asay(await self.call.aencode(self.call.part(value)))
             return True
 
-    def _step(self):
+    def _step(self) -> bool:
         """As _advance(), in a thread of a sync consumer."""
         # Asked here: it may have waited long for this thread.
         if self._is_over():
@@ -213,7 +237,7 @@ class Stream:
         self._tell(value)
         return True
 
-    def _next(self):
+    def _next(self) -> object:
         if self._is_over():
             return _END
         begun = _open_transactions()
@@ -227,12 +251,12 @@ class Stream:
             )
         return value
 
-    def _tell(self, value):
+    def _tell(self, value: object) -> None:
         # A step may have taken long.
         self._check()
         self.call.say(self.call.encode(self.call.part(value)))
 
-    def _check(self):
+    def _check(self) -> None:
         """Raise the denial of a call that is not allowed any more."""
         if not self._must_check():
             return
@@ -242,31 +266,33 @@ class Stream:
             if denial is not None:
                 raise denial
 
-    async def _acheck(self):
+    async def _acheck(self) -> None:
         if self._must_check():
             await in_our_pool(self._check)()
 
-    def _must_check(self):
+    def _must_check(self) -> bool:
         if not self.call.guards:
             return False
         if self._grants is not kept_grants(self.call.consumer):
             return True
-        return time.monotonic() - self._asked_at > get_setting("RECHECK_INTERVAL")
+        age: float = time.monotonic() - self._asked_at
+        interval: float = get_setting("RECHECK_INTERVAL")
+        return age > interval
 
-    def _is_over(self):
+    def _is_over(self) -> bool:
         return (
             self.is_cancelled
             or is_over(self.call.consumer)
             or (self._connection is not None and self._connection.has_client_left)
         )
 
-    def _close(self):
+    def _close(self) -> None:
         try:
             self._values.close()
         except Exception as error:
             self._log_end(error)
 
-    async def _aclose(self, turn):
+    async def _aclose(self, turn: Turn) -> None:
         try:
             if self._is_async:
                 async with turn:
@@ -277,12 +303,12 @@ class Stream:
         except Exception as error:
             self._log_end(error)
 
-    def _drop_control_flow(self):
+    def _drop_control_flow(self) -> None:
         # In a handler it ends the consumer. A generator it ends as a return does.
         if isinstance(self.call.error, CONTROL_FLOW):
             self.call.error = None
 
-    def _log_end(self, error):
+    def _log_end(self, error: BaseException) -> None:
         if isinstance(error, SocketEnded):
             return
         logger.error(
@@ -303,16 +329,18 @@ class Streams:
     """
 
     __slots__ = ("_loop", "_streams", "_tasks", "turn")
+    # The sync consumer takes it, and need not ask whether it is there.
+    turn: Any
 
-    def __init__(self, loop, turn=None):
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: asyncio.Lock | None = None) -> None:
         self.turn = turn
         self._loop = loop
         # By reply key, until the client is told of its end: the stream, and its task once begun.
-        self._streams = {}
+        self._streams: dict[str | None, tuple[Stream, asyncio.Future[None] | None]] = {}
         # With what they run: until all is done.
-        self._tasks = {}
+        self._tasks: dict[asyncio.Future[None], Stream] = {}
 
-    def open(self, stream):
+    def open(self, stream: Stream) -> None:
         """
         Take a stream in, which begins with ``begin()``.
 
@@ -333,7 +361,7 @@ class Streams:
             stream.pace(credit)
         self._streams[call.reply_key] = stream, None
 
-    def begin(self):
+    def begin(self) -> None:
         """Begin what was opened."""
         for reply_key, (stream, task) in [*self._streams.items()]:
             if task is None:
@@ -343,7 +371,7 @@ class Streams:
                 self._tasks[task] = stream
                 task.add_done_callback(self._ended)
 
-    def grant(self, reply_key, parts):
+    def grant(self, reply_key: str | None, parts: int) -> bool:
         """Let a stream send so many ``parts`` more, and return whether it owed the client those."""
         stream, _ = self._streams.get(reply_key, (None, None))
         if stream is None or not stream.owes(parts):
@@ -351,13 +379,13 @@ class Streams:
         self._loop.call_soon_threadsafe(stream.grant, parts)
         return True
 
-    def cancel(self, reply_key):
+    def cancel(self, reply_key: str | None) -> None:
         """Cancel a stream; one that has ended meanwhile is nothing."""
         stream, task = self._streams.get(reply_key, (None, None))
         if stream is not None:
             self._loop.call_soon_threadsafe(self._cancel, stream, task)
 
-    async def stop(self):
+    async def stop(self) -> None:
         """Cancel all streams, and wait until they have ended; but not for ever."""
         for task, stream in self._tasks.items():
             self._cancel(stream, task)
@@ -365,13 +393,13 @@ class Streams:
             names = sorted(stream.call.content["type"] for stream in self._tasks.values())
             logger.error("Streams do not end, though they were cancelled: %s", ", ".join(names))
 
-    def _cancel(self, stream, task):
+    def _cancel(self, stream: Stream, task: asyncio.Future[None] | None) -> None:
         is_ending = stream.is_cancelled or stream.is_closing
         stream.is_cancelled = True
         if task is not None and not is_ending:
             task.cancel()
 
-    def _ended(self, task):
+    def _ended(self, task: asyncio.Future[None]) -> None:
         stream = self._tasks.pop(task)
         key = stream.call.reply_key
         if self._streams.get(key, (None,))[0] is stream:
@@ -380,13 +408,13 @@ class Streams:
             logger.error("A stream could not be sent", exc_info=task.exception())
 
 
-def _open_transactions():
+def _open_transactions() -> dict[str, int]:
     """Return which database connections of this thread are in a transaction, and how deep."""
     found = connections.all(initialized_only=True)
     return {each.alias: len(each.savepoint_ids) for each in found if each.in_atomic_block}
 
 
-async def _in_thread(function, /, *args):
+async def _in_thread(function: Callable[..., R], /, *args: Any) -> R:
     """Run a step in a thread of the pool. A cancel waits for it: a thread cannot be stopped."""
     work = asyncio.ensure_future(in_handler_pool(function)(*args))
     cancelled = None

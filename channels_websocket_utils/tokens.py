@@ -2,10 +2,13 @@
 Issue and spend: the one place that knows what makes a token valid.
 """
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import secrets
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
@@ -21,6 +24,12 @@ from .conf import get_setting, require_installed
 from .routes import TOKEN_PREFIX, bound_path, mask
 from .signals import token_issued, token_spent
 from .stores import StoreUnavailable
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .models import WebSocketToken
+    from .stores import TokenRow, TokenStore, User
 
 __all__ = [
     "auth_digest",
@@ -45,7 +54,7 @@ logger = logging.getLogger("channels_websocket_utils")
 MAX_PATH = 2048
 
 
-def now():
+def now() -> datetime:
     """
     Return the present in UTC: the one clock that tokens are issued and judged by.
 
@@ -56,7 +65,7 @@ def now():
     return present if settings.USE_TZ else present.replace(tzinfo=None)
 
 
-def issue(user, *, path=None, session=None):
+def issue(user: User, *, path: str | None = None, session: SessionBase | str | None = None) -> str:
     """
     Return a new token for ``user``.
 
@@ -91,7 +100,7 @@ def issue(user, *, path=None, session=None):
     return token.text
 
 
-def find(digest, *, with_user=False, session_digest=""):
+def find(digest: str, *, with_user: bool = False, session_digest: str = "") -> TokenRow | None:
     """
     Return the row of the token with this ``digest``, or ``None``. One SELECT, no lock.
 
@@ -101,7 +110,9 @@ def find(digest, *, with_user=False, session_digest=""):
     return _store().get(digest, with_user=with_user, session_digest=session_digest)
 
 
-def why_refused(row, *, user_id, session_digest, path):
+def why_refused(
+    row: TokenRow | WebSocketToken | None, *, user_id: object, session_digest: str | None, path: str
+) -> str | None:
     """
     Return why the token of ``row`` cannot be spent here and now, or ``None`` if it can.
 
@@ -126,7 +137,7 @@ def why_refused(row, *, user_id, session_digest, path):
     return None
 
 
-def state_of(row):
+def state_of(row: TokenRow | WebSocketToken) -> str:
     """
     Return what the token of ``row`` is by itself, whoever may come with it to whatever path.
 
@@ -135,7 +146,7 @@ def state_of(row):
     return why_refused(row, user_id=None, session_digest=None, path=row.path) or "unspent"
 
 
-def in_state(state):
+def in_state(state: str) -> Q:
     """Return the condition, a ``Q``, for the rows of which ``state_of()`` says ``state`` now."""
     present = now()
     is_spent = Q(used_at__isnull=False)
@@ -147,7 +158,7 @@ def in_state(state):
     }[state]
 
 
-def spend(row):
+def spend(row: TokenRow) -> bool:
     """Spend the token of ``row``, and return whether nobody else had done so."""
     is_first = _store().spend(row, now())
     if is_first:
@@ -155,7 +166,7 @@ def spend(row):
     return is_first
 
 
-def revoke(**owner):
+def revoke(**owner: Any) -> None:
     """
     Kill the unspent tokens of ``user_id=...``, or of ``session_digest=...``.
 
@@ -167,19 +178,19 @@ def revoke(**owner):
         logger.error("Unspent tokens live on until they expire: %s", error)
 
 
-def digest_of(secret):
+def digest_of(secret: str) -> str:
     """Return the SHA-256 digest of ``secret`` (a token, a session key) as 64 hex digits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def auth_digest(user):
+def auth_digest(user: User) -> str:
     """Return the digest of the user's session-auth hash: it changes with the password."""
     if not hasattr(user, "get_session_auth_hash"):
         return ""
     return digest_of(user.get_session_auth_hash())
 
 
-def has_auth_digest(user, expected):
+def has_auth_digest(user: User, expected: str) -> bool:
     """
     Return whether ``expected`` is the auth digest of ``user`` as it is now.
 
@@ -192,7 +203,7 @@ def has_auth_digest(user, expected):
     return any(constant_time_compare(digest_of(old), expected) for old in fallbacks())
 
 
-def session_digest(session):
+def session_digest(session: SessionBase | str | None) -> str:
     """
     Return the digest of a session's key; empty when there is nothing to bind to.
 
@@ -204,7 +215,7 @@ def session_digest(session):
     if isinstance(session, str):
         store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
         is_volatile = issubclass(store, signed_cookies.SessionStore)
-        key = session
+        key: str | None = session
     elif isinstance(session, SessionBase):
         is_volatile = isinstance(session, signed_cookies.SessionStore)
         key = session.session_key
@@ -217,7 +228,7 @@ def session_digest(session):
     return digest_of(key)
 
 
-def only_backend():
+def only_backend() -> str:
     """Return the only authentication backend's dotted path, or ``""`` where there are several."""
     backends = settings.AUTHENTICATION_BACKENDS
     return backends[0] if len(backends) == 1 else ""
@@ -228,21 +239,22 @@ class _NewToken:
 
     __slots__ = ("text",)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.text = TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
-def _store():
+def _store() -> TokenStore:
     path = get_setting("TOKEN_STORE")
     try:
-        return import_string(path)()
+        store: TokenStore = import_string(path)()
+        return store
     except ImportError as error:
         raise ImproperlyConfigured(
             f"WEBSOCKET_UTILS['TOKEN_STORE'] names {path!r}, which cannot be imported: {error}"
         ) from error
 
 
-def _check_user(user):
+def _check_user(user: object) -> None:
     signed_in = getattr(user, "is_authenticated", None)
     if not isinstance(signed_in, bool):
         raise TypeError(f"A token is issued to a user, not to {type(user).__name__}.")
@@ -253,7 +265,7 @@ def _check_user(user):
         )
 
 
-def _checked_path(path):
+def _checked_path(path: object) -> str:
     if path is None:
         return ""
     if not isinstance(path, str):
@@ -270,9 +282,8 @@ def _checked_path(path):
     return bound_path(path)
 
 
-def _backend_path(user, session):
-    if getattr(user, "backend", None):
-        return user.backend
-    if isinstance(session, SessionBase) and BACKEND_SESSION_KEY in session:
-        return session[BACKEND_SESSION_KEY]
-    return only_backend()
+def _backend_path(user: User, session: SessionBase | str | None) -> str:
+    backend: str | None = getattr(user, "backend", None)
+    if not backend and isinstance(session, SessionBase):
+        backend = session.get(BACKEND_SESSION_KEY)
+    return backend or only_backend()
