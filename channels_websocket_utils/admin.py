@@ -1,6 +1,9 @@
 """Django's admin: the tokens of the site, read-only, and actions that end what is open."""
 
+from __future__ import annotations
+
 from datetime import timedelta, timezone
+from typing import TYPE_CHECKING
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
@@ -17,11 +20,25 @@ from .stores.cache import CacheTokenStore
 from .stores.database import DatabaseTokenStore
 from .utils import disconnect_user
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence, Sized
+    from typing import Any, ClassVar, TypeAlias
+
+    from django.db.models import Model, QuerySet
+    from django.http import HttpRequest, HttpResponse
+    from django.urls import URLPattern
+
+    _Admin: TypeAlias = admin.ModelAdmin[Any]
+    _Rows: TypeAlias = QuerySet[WebSocketToken]
+    _TokenAdmin = admin.ModelAdmin[WebSocketToken]
+else:
+    _TokenAdmin = admin.ModelAdmin
+
 __all__ = ["WebSocketTokenAdmin", "disconnect_users"]
 
 
 @admin.action(description="Disconnect: end all live WebSockets", permissions=["change"])
-def disconnect_users(user_admin, request, queryset):
+def disconnect_users(user_admin: _Admin, request: HttpRequest, queryset: QuerySet[Any]) -> None:
     """
     End all live sockets of the selected users and kill their unspent tokens.
 
@@ -35,12 +52,12 @@ class StateFilter(admin.SimpleListFilter):
     title = "state"
     parameter_name = "state"
 
-    def lookups(self, request, model_admin):
+    def lookups(self, request: HttpRequest, model_admin: _Admin) -> list[tuple[str, str]]:
         return [(state, state) for state in ("unspent", "spent", "expired")]
 
-    def queryset(self, request, queryset):
-        states = dict(self.lookup_choices)
-        return queryset.filter(tokens.in_state(self.value())) if self.value() in states else None
+    def queryset(self, request: HttpRequest, queryset: _Rows) -> _Rows | None:
+        states, state = dict(self.lookup_choices), self.value()
+        return queryset.filter(tokens.in_state(state)) if state in states else None
 
 
 class CreatedFilter(admin.SimpleListFilter):
@@ -50,21 +67,22 @@ class CreatedFilter(admin.SimpleListFilter):
     parameter_name = "created"
     spans = {"minute": 60, "hour": 3600, "day": 24 * 3600, "week": 7 * 24 * 3600}
 
-    def lookups(self, request, model_admin):
+    def lookups(self, request: HttpRequest, model_admin: _Admin) -> list[tuple[str, str]]:
         return [(span, f"in the last {span}") for span in self.spans]
 
-    def queryset(self, request, queryset):
-        if self.value() not in self.spans:
+    def queryset(self, request: HttpRequest, queryset: _Rows) -> _Rows | None:
+        span = self.value()
+        if span not in self.spans:
             return None
-        since = tokens.now() - timedelta(seconds=self.spans[self.value()])
+        since = tokens.now() - timedelta(seconds=self.spans[span])
         return queryset.filter(created_at__gte=since)
 
 
-def _moment(name):
+def _moment(name: str) -> Callable[[WebSocketTokenAdmin, WebSocketToken], str]:
     """Return a column of the time ``name``, to the second: a token lives for a minute."""
 
     @admin.display(description=name.removesuffix("_at"), ordering=name)
-    def show(self, token):
+    def show(self: WebSocketTokenAdmin, token: WebSocketToken) -> str:
         moment = getattr(token, name)
         if moment is None:
             return self.get_empty_value_display()
@@ -77,7 +95,7 @@ def _moment(name):
 
 
 @admin.register(WebSocketToken)
-class WebSocketTokenAdmin(admin.ModelAdmin):
+class WebSocketTokenAdmin(_TokenAdmin):
     """
     The rows of tokens, to look at; what can be done is to revoke them.
 
@@ -89,38 +107,40 @@ class WebSocketTokenAdmin(admin.ModelAdmin):
     list_select_related = ["user"]
     search_help_text = "The name of a user, or the first digits of a digest"
     ordering = ["-created_at"]
-    fields = [*list_display, "backend", "path", "is_session_bound"]
+    fields: ClassVar[Any] = [*list_display, "backend", "path", "is_session_bound"]
     readonly_fields = fields
     actions = ["revoke_tokens", "disconnect_users_of_tokens"]
 
     created, expires, used = map(_moment, ["created_at", "expires_at", "used_at"])
 
     @admin.display(description="digest", ordering="digest")
-    def digest_prefix(self, token):
+    def digest_prefix(self, token: WebSocketToken) -> str:
         return token.digest[:12]
 
     @admin.display
-    def state(self, token):
+    def state(self, token: WebSocketToken) -> str:
         return tokens.state_of(token)
 
     @admin.display(description="bound to a session", boolean=True)
-    def is_session_bound(self, token):
+    def is_session_bound(self, token: WebSocketToken) -> bool:
         return bool(token.session_digest)
 
-    def get_queryset(self, request):
+    def get_queryset(self, request: HttpRequest) -> _Rows:
         # As the stores do: a replica that lags would call a spent token unspent.
         return super().get_queryset(request).using(router.db_for_write(WebSocketToken))
 
-    def get_search_fields(self, request):
+    def get_search_fields(self, request: HttpRequest) -> list[str]:
         return [f"user__{get_user_model().USERNAME_FIELD}", "digest__startswith"]
 
-    def get_urls(self):
+    def get_urls(self) -> list[URLPattern]:
         # Not in ready(): when URLs are built every app has registered its models, in whatever
         # order they are installed.
         _add_to_users(self.admin_site)
         return super().get_urls()
 
-    def changelist_view(self, request, extra_context=None):
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
         if request.method == "GET" and (alias := _cache_of_tokens()):
             messages.warning(
                 request,
@@ -130,7 +150,7 @@ class WebSocketTokenAdmin(admin.ModelAdmin):
         return super().changelist_view(request, extra_context)
 
     @admin.action(description="Revoke the selected tokens", permissions=["revoke"])
-    def revoke_tokens(self, request, queryset):
+    def revoke_tokens(self, request: HttpRequest, queryset: _Rows) -> None:
         unspent = [token for token in queryset if tokens.state_of(token) == "unspent"]
         store = DatabaseTokenStore()
         with transaction.atomic(using=router.db_for_write(WebSocketToken)):
@@ -145,27 +165,27 @@ class WebSocketTokenAdmin(admin.ModelAdmin):
     @admin.action(
         description="Disconnect the users of the selected tokens", permissions=["disconnect"]
     )
-    def disconnect_users_of_tokens(self, request, queryset):
+    def disconnect_users_of_tokens(self, request: HttpRequest, queryset: _Rows) -> None:
         users = {token.user_id: token.user for token in queryset}
         _disconnect(self, request, users.values(), self.has_disconnect_permission)
 
-    def has_add_permission(self, request):
+    def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
-    def has_change_permission(self, request, obj=None):
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def has_delete_permission(self, request, obj=None):
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         # Django asks it of every row that goes along with a deleted user: who may delete the user
         # may. On the pages of tokens themselves nobody deletes.
         page = (request.resolver_match and request.resolver_match.url_name) or ""
         own = f"{self.opts.app_label}_{self.opts.model_name}_"
         return obj is not None and not page.startswith(own)
 
-    def has_revoke_permission(self, request):
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
 
-    def has_disconnect_permission(self, request, user=None):
+    def has_disconnect_permission(self, request: HttpRequest, user: Any = None) -> bool:
         model = get_user_model()
         if self.admin_site.is_registered(model):
             return self.admin_site.get_model_admin(model).has_change_permission(request, user)
@@ -173,7 +193,12 @@ class WebSocketTokenAdmin(admin.ModelAdmin):
         return request.user.has_perm(f"{model._meta.app_label}.{codename}")
 
 
-def _disconnect(model_admin, request, users, may_change):
+def _disconnect(
+    model_admin: _Admin,
+    request: HttpRequest,
+    users: Collection[Any],
+    may_change: Callable[[HttpRequest, Any], bool],
+) -> None:
     allowed = [user for user in users if may_change(request, user)]
     # Told when it is committed, and then somebody is named for it.
     with transaction.atomic(using=router.db_for_write(WebSocketRevocation)):
@@ -194,22 +219,23 @@ def _disconnect(model_admin, request, users, may_change):
     model_admin.message_user(request, f"{text}.", messages.SUCCESS if allowed else messages.WARNING)
 
 
-def _log(request, objects, action_flag, text):
-    LogEntry.objects.log_actions(request.user.pk, objects, action_flag, text)
+def _log(request: HttpRequest, objects: Sequence[Model], action_flag: int, text: str) -> None:
+    user: Any = request.user
+    LogEntry.objects.log_actions(user.pk, objects, action_flag, text)
 
 
-def _count(things, noun):
+def _count(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
-def _cache_of_tokens():
+def _cache_of_tokens() -> str | None:
     """Return the alias of the cache that tokens are kept in, or ``None`` where it is none."""
     store = import_string(get_setting("TOKEN_STORE"))
     is_cache = isinstance(store, type) and issubclass(store, CacheTokenStore)
     return store.alias if is_cache else None
 
 
-def _add_to_users(admin_site):
+def _add_to_users(admin_site: admin.AdminSite) -> None:
     model = get_user_model()
     if not admin_site.is_registered(model):
         return

@@ -6,7 +6,7 @@ class ChannelsWebSocketUtilsConfig(AppConfig):
     verbose_name = "Channels WebSocket Utils"
     default_auto_field = "django.db.models.BigAutoField"
 
-    def ready(self):
+    def ready(self) -> None:
         from . import (
             checks,  # noqa: F401  (registers the system checks)
             receivers,

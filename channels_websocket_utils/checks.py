@@ -1,8 +1,11 @@
 """System checks: what cannot work, said before the first socket opens."""
 
+from __future__ import annotations
+
 import inspect
 import re
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from channels.auth import AuthMiddleware
 from channels.layers import InMemoryChannelLayer
@@ -26,6 +29,15 @@ from .middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewa
 from .routes import layers
 from .stores.cache import CacheTokenStore
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, TypeAlias
+
+    from django.core.checks import CheckMessage
+
+    # The layers of one way through the application, outermost first.
+    _Chain: TypeAlias = list[Any]
+
 __all__ = [
     "check_application",
     "check_channel_layer",
@@ -45,9 +57,9 @@ LONG_LIFE = 3600
 
 
 @register
-def check_settings(**kwargs):
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """E001: a setting that does not exist, or has the wrong type. E002: no such token store."""
-    problems = [
+    problems: list[CheckMessage] = [
         Error(problem, hint="See the settings in the README.", id="channels_websocket_utils.E001")
         for problem in setting_problems()
     ]
@@ -66,7 +78,7 @@ def check_settings(**kwargs):
 
 
 @register
-def check_token_age(**kwargs):
+def check_token_age(**kwargs: Any) -> list[CheckMessage]:
     """W006: tokens that live longer than an hour."""
     try:
         age = get_setting("TOKEN_MAX_AGE")
@@ -96,7 +108,7 @@ _ATOMIC_CACHES = {
 
 
 @register
-def check_token_cache(**kwargs):
+def check_token_cache(**kwargs: Any) -> list[CheckMessage]:
     """E006: a cache that cannot keep tokens. W004: one of which it is not known."""
     try:
         store = import_string(get_setting("TOKEN_STORE"))
@@ -140,7 +152,7 @@ def check_token_cache(**kwargs):
 
 
 @register
-def check_installed_apps(**kwargs):
+def check_installed_apps(**kwargs: Any) -> list[CheckMessage]:
     """E003: an app that tokens cannot do without."""
     return [
         Error(
@@ -154,7 +166,7 @@ def check_installed_apps(**kwargs):
 
 
 @register
-def check_channel_layer(**kwargs):
+def check_channel_layer(**kwargs: Any) -> list[CheckMessage]:
     """E005: no such channel layer. W002: a Redis layer that ends idle consumers."""
     try:
         alias = get_setting("CHANNEL_LAYER")
@@ -162,7 +174,7 @@ def check_channel_layer(**kwargs):
         # E001 tells.
         return []
     layers = getattr(settings, "CHANNEL_LAYERS", {})
-    problems = []
+    problems: list[CheckMessage] = []
     if alias != DEFAULTS["CHANNEL_LAYER"] and alias not in layers:
         problems.append(
             Error(
@@ -187,7 +199,7 @@ def check_channel_layer(**kwargs):
 
 
 @register
-def check_sessions(**kwargs):
+def check_sessions(**kwargs: Any) -> list[CheckMessage]:
     """W003: sessions whose end is not seen unless it is a logout."""
     try:
         store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
@@ -207,7 +219,7 @@ def check_sessions(**kwargs):
 
 
 @register
-def check_application(**kwargs):
+def check_application(**kwargs: Any) -> list[CheckMessage]:
     """E004: an application that cannot be built. W001: key rotation with Channels' own stack."""
     if not getattr(settings, "ASGI_APPLICATION", None):
         return []
@@ -240,7 +252,7 @@ def check_application(**kwargs):
 
 
 @register
-def check_user(**kwargs):
+def check_user(**kwargs: Any) -> list[CheckMessage]:
     """E008: a gate to which nobody says who is signed in."""
     if not any(map(_lacks_user, _all_chains())):
         return []
@@ -256,7 +268,7 @@ def check_user(**kwargs):
 
 
 @register
-def check_endpoint(**kwargs):
+def check_endpoint(**kwargs: Any) -> list[CheckMessage]:
     """E007: a token endpoint without sessions."""
     try:
         view = resolve(reverse("websocket_token")).func
@@ -277,11 +289,11 @@ def check_endpoint(**kwargs):
 
 
 @register(deploy=True)
-def check_processes(**kwargs):
+def check_processes(**kwargs: Any) -> list[CheckMessage]:
     """W007, W008, of ``check --deploy``: what only its own process knows of."""
     if settings.DEBUG:
         return []
-    problems = []
+    problems: list[CheckMessage] = []
     try:
         layer = _layer_class(get_setting("CHANNEL_LAYER"))
         store = import_string(get_setting("TOKEN_STORE"))
@@ -312,7 +324,7 @@ def check_processes(**kwargs):
 
 
 @register(deploy=True)
-def check_origin(**kwargs):
+def check_origin(**kwargs: Any) -> list[CheckMessage]:
     """W005, of ``check --deploy``: a gate that a page of any other site may knock at."""
     gates = [(chain, gate) for chain in _all_chains() for gate in chain if _trusts_cookies(gate)]
     if all(any(isinstance(each, OriginValidator) for each in chain) for chain, _ in gates):
@@ -327,12 +339,12 @@ def check_origin(**kwargs):
     ]
 
 
-def _trusts_cookies(layer):
+def _trusts_cookies(layer: Any) -> bool:
     is_gate = isinstance(layer, WebSocketTokenAuthMiddleware)
     return is_gate and not (layer.token_only and layer.required)
 
 
-def _lacks_user(chain):
+def _lacks_user(chain: _Chain) -> bool:
     gates = [i for i, layer in enumerate(chain) if isinstance(layer, WebSocketTokenAuthMiddleware)]
     if not gates:
         return False
@@ -346,7 +358,7 @@ def _lacks_user(chain):
     )
 
 
-def _may_bring_sessions(path):
+def _may_bring_sessions(path: str) -> bool:
     try:
         middleware = import_string(path)
     except ImportError:
@@ -356,19 +368,19 @@ def _may_bring_sessions(path):
     return not isinstance(middleware, type) or issubclass(middleware, SessionMiddleware)
 
 
-def _is_kind(path, kind):
+def _is_kind(path: str, kind: type) -> bool:
     try:
         return issubclass(import_string(path), kind)
     except (ImportError, TypeError):
         return False
 
 
-def _layer_class(alias):
+def _layer_class(alias: str) -> Any:
     layer = getattr(settings, "CHANNEL_LAYERS", {}).get(alias)
     return None if layer is None else import_string(layer["BACKEND"])
 
 
-def _bad_cache(problem):
+def _bad_cache(problem: str) -> Error:
     return Error(
         problem,
         hint="Name a cache of Redis's primary server alone, or derive a store with another alias.",
@@ -376,13 +388,13 @@ def _bad_cache(problem):
     )
 
 
-def _is_list_of_servers(location):
+def _is_list_of_servers(location: str | Sequence[str]) -> bool:
     # As Django's RedisCache reads it.
     servers = re.split("[;,]", location) if isinstance(location, str) else location
     return len(servers) > 1
 
 
-def _redis_times_out():
+def _redis_times_out() -> bool:
     """Whether redis-py has a limit for reading of its own: since version 8."""
     try:
         from redis.asyncio.connection import AbstractConnection
@@ -392,25 +404,25 @@ def _redis_times_out():
     return parameter is not None and parameter.default is not None
 
 
-def _hosts(layer):
+def _hosts(layer: dict[str, Any]) -> list[Any]:
     # What channels_redis takes: one address, or a list of addresses or dictionaries.
     hosts = layer.get("CONFIG", {}).get("hosts") or ["redis://localhost:6379"]
     return [hosts] if isinstance(hosts, (str, bytes)) else hosts
 
 
-def _lets_time_out(host):
+def _lets_time_out(host: object) -> bool:
     if isinstance(host, dict):
         return host.get("socket_timeout", 0) is not None
     return True
 
 
-def _has_auth_above_gate(chain):
+def _has_auth_above_gate(chain: _Chain) -> bool:
     kinds = [type(layer) for layer in chain]
     gates = [i for i, kind in enumerate(kinds) if issubclass(kind, WebSocketTokenAuthMiddleware)]
     return bool(gates) and any(issubclass(kind, AuthMiddleware) for kind in kinds[: gates[0]])
 
 
-def _all_chains():
+def _all_chains() -> list[_Chain]:
     try:
         return [*_chains(import_string(settings.ASGI_APPLICATION))]
     except Exception:
@@ -418,14 +430,15 @@ def _all_chains():
         return []
 
 
-def _chains(application, above=()):
+def _chains(application: Any, above: Sequence[Any] = ()) -> Iterator[_Chain]:
     """Yield each way from the application down to a consumer, as a list of its layers."""
     chain = [*above, *layers(application)]
-    last = chain[-1]
+    last: Any = chain[-1]
     if isinstance(last, ProtocolTypeRouter):
         below = list(last.application_mapping.values())
     elif isinstance(last, URLRouter):
-        below = [route.callback for route in last.routes]
+        routes: list[Any] = last.routes
+        below = [route.callback for route in routes]
     else:
         below = []
     if not below:

@@ -2,11 +2,14 @@
 The server peer of ``WebSocketManager``: a consumer whose clients can call what is marked, no more.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import inspect
 import time
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync
 from channels.consumer import AsyncConsumer, SyncConsumer, get_handler_name
@@ -35,6 +38,28 @@ from .threads import (
 )
 from .utils import avalidate_websocket_token, validate_websocket_token
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from channels.consumer import _ChannelScope
+
+    from .connections import Connection
+    from .gate import TokenAnnotation
+    from .messages import Frame, Payload
+    from .routes import Message, Receive
+    from .streams import Stream
+
+    # What comes after _Routing in both.
+    _Base = AsyncConsumer
+
+    class _Scope(_ChannelScope, total=False):
+        websocket_connection: Connection
+        websocket_token: TokenAnnotation
+
+else:
+    _Base = object
+
 __all__ = ["AsyncWebSocketManagerConsumer", "WebSocketManagerConsumer"]
 
 _CHANNELS_SEND, _CHANNELS_RECEIVE = WebsocketConsumer.send, WebsocketConsumer.websocket_receive
@@ -43,21 +68,24 @@ _CHANNELS_SEND, _CHANNELS_RECEIVE = WebsocketConsumer.send, WebsocketConsumer.we
 TURN = 10
 
 
-class _Routing:
+class _Routing(_Base):
     """What the two consumers share: the table of methods that a client may call."""
 
     # The decorators leave it to us to answer.
     opens_calls = True
 
-    _routes = {}
+    scope: _Scope
+    _routes: dict[str, tuple[Callable[..., Any], bool]] = {}
     _bad_frames = _surplus_frames = 0
     _is_surplus = False
     # Messages that may come at once, and when that was so.
-    _allowance = _counted_at = None
+    _allowance: float | None = None
+    _counted_at: float = 0
     # Made for the first one.
-    _streams = None
+    _streams: Streams | None = None
+    _sync: bool
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._routes = {}
         for name in dir(cls):
@@ -71,13 +99,14 @@ class _Routing:
                 )
             cls._routes[name] = (function, takes_event(function))
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
         try:
             if not self._waits_for_client_alone():
                 return await super().__call__(scope, receive, send)
             # No message needs a task of its own.
-            self.scope, self.channel_layer = scope, None
+            self.scope = scope
+            self.channel_layer = None  # type: ignore[assignment]  # as Channels has it without one
             self.base_send = async_to_sync(send) if self._sync else send
             with contextlib.suppress(StopConsumer):
                 await self._receive_all(receive)
@@ -85,7 +114,7 @@ class _Routing:
             # A consumer that raised has not dispatched its disconnect.
             await self._stop_streams()
 
-    def _waits_for_client_alone(self):
+    def _waits_for_client_alone(self) -> bool:
         # Python before 3.11 does not count who has cancelled a task, and Socket.release() is not to
         # hide a server's cancel.
         can_count = hasattr(asyncio.Task, "uncancel")
@@ -94,7 +123,7 @@ class _Routing:
             can_count and not has_layer and _next(type(self), _Routing, "__call__") is AsyncConsumer
         )
 
-    async def _receive_all(self, receive):
+    async def _receive_all(self, receive: Receive) -> None:
         done = 0
         while True:
             message = await receive()
@@ -105,18 +134,18 @@ class _Routing:
                 await asyncio.sleep(0)
                 done = 0
 
-    def open_stream(self, stream):
+    def open_stream(self, stream: Stream) -> None:
         """Let ``stream`` run beside the messages that come; raises ``MessageError``."""
         if self._streams is None:
             # Sync code runs in threads, of which no two may stand in one consumer.
             self._streams = Streams(self._loop, asyncio.Lock() if self._sync else None)
         self._streams.open(stream)
 
-    async def _stop_streams(self):
+    async def _stop_streams(self) -> None:
         if self._streams is not None:
             await self._streams.stop()
 
-    def _route(self, content):
+    def _route(self, content: dict[str, Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the method that ``content`` calls and its arguments, all from the table."""
         name = content["type"]
         if name not in self._routes:
@@ -124,10 +153,10 @@ class _Routing:
         function, has_event = self._routes[name]
         return function, (self, content) if has_event else (self,)
 
-    def _open_call(self, content):
+    def _open_call(self, content: dict[str, Any]) -> Call:
         return Call(self, content, reply_key=content.get("reply_key"), is_from_wire=True)
 
-    def _count_frame(self):
+    def _count_frame(self) -> None:
         """Count one frame: ``_is_surplus`` if it is one too many of ``RATE_LIMIT``."""
         self._is_surplus = False
         rate = get_setting("RATE_LIMIT")
@@ -148,7 +177,7 @@ class _Routing:
             self._allowance -= 1
             self._surplus_frames = 0
 
-    def _read_call(self, content):
+    def _read_call(self, content: Any) -> dict[str, Any] | None:
         """
         Return the decoded frame if it calls a method or is a ping, ``None`` if it is done with.
 
@@ -168,7 +197,7 @@ class _Routing:
         # Those of a stream that has ended meanwhile are nothing.
         return None if name in (messages.CANCEL, messages.MORE) else content
 
-    def _grant(self, reply_key, content):
+    def _grant(self, reply_key: str | None, content: dict[str, Any]) -> bool:
         parts = messages.read_grant(content)
         if self._streams is None or not self._streams.grant(reply_key, parts):
             return False
@@ -179,12 +208,12 @@ class _Routing:
             self._allowance += 1
         return True
 
-    def _refuse_frame(self, error):
+    def _refuse_frame(self, error: MessageError) -> Frame:
         if error.code != "rate_limited":
             self._bad_frames += 1
         return messages.build_error(error)
 
-    def _close_code(self):
+    def _close_code(self) -> int | None:
         """Return what to close the socket with after too many refused frames in a row, if any."""
         if self._bad_frames >= messages.MAX_BAD_FRAMES:
             return messages.CLOSE_BAD_FRAMES
@@ -192,28 +221,31 @@ class _Routing:
             return messages.CLOSE_TOO_MANY
         return None
 
-    def _is_dropped(self, message):
+    def _is_dropped(self, message: Message) -> bool:
         """Whether the socket has ended, and ``message`` was already on its way to us."""
         if message["type"] in ("websocket.connect", "websocket.disconnect"):
             return False
         return is_over(self) or self._close_code() is not None
 
-    def _handler_of(self, message):
+    def _handler_of(self, message: Message) -> Any:
         # As the dispatch() of channels.consumer does.
         handler = getattr(self, get_handler_name(message), None)
         if handler is None:
             raise ValueError(f"No handler for message type {message['type']}")
         return handler
 
-    def _ready(self):
+    def _ready(self) -> Frame:
         return messages.build_ready(gate.identity_of(self.scope.get("user")))
 
 
-@lru_cache(maxsize=1024)
-def _next(kind, base, name):
+def _find_next(kind: type, base: type, name: str) -> type:
     """Return the class that ``super().<name>`` finds in ``base`` for an instance of ``kind``."""
     after = kind.__mro__[kind.__mro__.index(base) + 1 :]
     return next(each for each in after if name in vars(each))
+
+
+# Of a type of its own: for mypy no type[...] is Hashable, as lru_cache() asks.
+_next: Callable[[type, type, str], type] = lru_cache(maxsize=1024)(_find_next)
 
 
 class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
@@ -226,13 +258,15 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
     cannot be read end it with 4400.
     """
 
-    async def __call__(self, scope, receive, send):
+    _websocket_answers: list[str] | None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._websocket_send = send
         # What the present message is answered, while that waits for its thread to end.
         self._websocket_answers = None
         return await super().__call__(scope, receive, self._send_in_order)
 
-    async def dispatch(self, message):
+    async def dispatch(self, message: Message) -> None:
         """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
         if self._is_dropped(message):
             return
@@ -257,18 +291,20 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         if self._streams is not None:
             self._streams.begin()
 
-    def connect(self):
+    def connect(self) -> None:
         if validate_websocket_token(self.scope):
             self.accept()
         else:
             self.close()
 
-    def accept(self, subprotocol=None, headers=None):
+    def accept(
+        self, subprotocol: str | None = None, headers: list[tuple[str, str]] | None = None
+    ) -> None:
         """Accept the socket, and tell the client whose it is."""
         super().accept(subprotocol, headers)
         self.send_json(self._ready())
 
-    def push(self, key, payload):
+    def push(self, key: str, payload: Payload) -> None:
         """
         Send ``payload``, a dictionary, to the client's ``addMessageListener(key, ...)``.
 
@@ -276,11 +312,14 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         """
         self.send_json(messages.build_push(key, payload))
 
-    def receive(self, text_data=None, bytes_data=None, **kwargs):
+    def receive(
+        self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
+    ) -> None:
         self._count_frame()
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
-            content = self._read_call(self.decode_json(text_data))
+            # check_frame() lets no None pass.
+            content = self._read_call(self.decode_json(text_data))  # type: ignore[arg-type]
         except MessageError as error:
             self.send_json(self._refuse_frame(error))
             close_code = self._close_code()
@@ -300,20 +339,20 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
             return call.reply()
         text = call.text()
         if text is not None:
-            self._websocket_answers.append(text)
+            self._websocket_answers.append(text)  # type: ignore[union-attr]  # as just asked
 
-    def receive_json(self, content, **kwargs):
+    def receive_json(self, content: Any, **kwargs: Any) -> Any:
         """Call the method that ``content`` names. Whoever overrides this routes by themselves."""
         function, args = self._route(content)
         return function(*args)
 
-    def _handle(self, message):
+    def _handle(self, message: Message) -> None:
         if self._is_dropped(message):
             # While it waited for this thread.
             return
         self._handler_of(message)(message)
 
-    def _answers_later(self):
+    def _answers_later(self) -> bool:
         """Whether nobody sees the difference: everything between is ours or Channels' own."""
         kind = type(self)
         return (
@@ -326,16 +365,16 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
             and getattr(self.base_send, "awaitable", None) == self._send_in_order
         )
 
-    async def _send_in_order(self, message):
+    async def _send_in_order(self, message: Message) -> None:
         await self._send_answers()
         await self._websocket_send(message)
 
-    async def _send_answers(self):
+    async def _send_answers(self) -> None:
         while self._websocket_answers:
             text = self._websocket_answers.pop(0)
             await self._websocket_send({"type": "websocket.send", "text": text})
 
-    def _will_be_denied(self, message):
+    def _will_be_denied(self, message: Message) -> bool:
         try:
             messages.check_frame(message.get("text"), get_setting("MAX_MESSAGE_SIZE"))
             content = self.decode_json(message["text"])
@@ -346,11 +385,11 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
         return is_denied(self, function)
 
     @classmethod
-    def decode_json(cls, text_data):
+    def decode_json(cls, text_data: str) -> Any:
         return messages.decode(text_data)
 
     @classmethod
-    def encode_json(cls, content):
+    def encode_json(cls, content: Any) -> str:
         return messages.encode(content)
 
 
@@ -361,7 +400,7 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
     Sync methods run in a thread, so they may use the ORM.
     """
 
-    async def dispatch(self, message):
+    async def dispatch(self, message: Message) -> None:
         """Handle ``message``, unless the socket has ended."""
         if self._is_dropped(message):
             return
@@ -377,13 +416,13 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
         if self._streams is not None:
             self._streams.begin()
 
-    async def connect(self):
+    async def connect(self) -> None:
         if await avalidate_websocket_token(self.scope):
             await self.accept()
         else:
             await self.close()
 
-    async def websocket_disconnect(self, message):
+    async def websocket_disconnect(self, message: Any) -> None:
         following = _next(type(self), AsyncWebSocketManagerConsumer, "websocket_disconnect")
         # Who leaves a thread behind closes what is open in it.
         if self.groups or has_own_thread() or following is not AsyncWebsocketConsumer:
@@ -392,20 +431,25 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
         await self.disconnect(message["code"])
         raise StopConsumer
 
-    async def accept(self, subprotocol=None, headers=None):
+    async def accept(
+        self, subprotocol: str | None = None, headers: list[tuple[str, str]] | None = None
+    ) -> None:
         """See WebSocketManagerConsumer.accept()."""
         await super().accept(subprotocol, headers)
         await self.send_json(self._ready())
 
-    async def push(self, key, payload):
+    async def push(self, key: str, payload: Payload) -> None:
         """See WebSocketManagerConsumer.push()."""
         await self.send_json(messages.build_push(key, payload))
 
-    async def receive(self, text_data=None, bytes_data=None, **kwargs):
+    async def receive(
+        self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
+    ) -> None:
         self._count_frame()
         try:
             messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
-            content = self._read_call(await self.decode_json(text_data))
+            # check_frame() lets no None pass.
+            content = self._read_call(await self.decode_json(text_data))  # type: ignore[arg-type]
         except MessageError as error:
             await self.send_json(self._refuse_frame(error))
             close_code = self._close_code()
@@ -419,16 +463,16 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
         else:
             await acarry_out(self._open_call(content), self.receive_json, content, **kwargs)
 
-    async def receive_json(self, content, **kwargs):
+    async def receive_json(self, content: Any, **kwargs: Any) -> Any:
         """See WebSocketManagerConsumer.receive_json()."""
         function, args = self._route(content)
         returned = function(*args)
         return await returned if inspect.isawaitable(returned) else returned
 
     @classmethod
-    async def decode_json(cls, text_data):
+    async def decode_json(cls, text_data: str) -> Any:
         return messages.decode(text_data)
 
     @classmethod
-    async def encode_json(cls, content):
+    async def encode_json(cls, content: Any) -> str:
         return messages.encode(content)

@@ -7,12 +7,14 @@ further in only leave their result, or their denial, in it. So the decorators st
 order, with anybody else's in between.
 """
 
+from __future__ import annotations
+
 import inspect
 import logging
 import time
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django import db
@@ -23,6 +25,15 @@ from .conf import get_setting
 from .messages import MessageError
 from .streams import Stream, is_generator
 from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias, TypeVar
+
+    from .calls import Consumer
+
+    Method = TypeVar("Method", bound=Callable[..., Any])
+    _Step: TypeAlias = Callable[..., Any]
 
 __all__ = [
     "acarry_out",
@@ -52,7 +63,7 @@ _ASYNC_KINDS = (
 _NEVER_GUARDED = {"connect", "disconnect", "websocket_connect", "websocket_disconnect"}
 
 
-def auto_route(method):
+def auto_route(method: Method) -> Method:
     """
     Send what ``method`` returns back to the JavaScript function that asked.
 
@@ -72,10 +83,11 @@ def auto_route(method):
     traceback. Raises ``TypeError`` when what it decorates cannot be routed.
     """
     _check_method("auto_route", method)
-    return _decorate(method, perms=None)
+    routed: Method = _decorate(method, perms=None)
+    return routed
 
 
-def require_perms(perms):
+def require_perms(perms: str | list[str] | tuple[str, ...]) -> Callable[[Method], Method]:
     """
     Call the method only for a user who has all of ``perms`` at that moment.
 
@@ -103,25 +115,26 @@ def require_perms(perms):
         )
     perms = tuple(perms)
 
-    def decorator(method):
+    def decorator(method: Method) -> Method:
         _check_method("require_perms", method)
-        return _decorate(method, perms=perms)
+        guarded: Method = _decorate(method, perms=perms)
+        return guarded
 
     return decorator
 
 
-def is_routed(function):
+def is_routed(function: object) -> bool:
     """Return whether a decorator of ours allows clients to call ``function``."""
     return getattr(function, "_is_websocket_routed", False) is True
 
 
-def is_denied(consumer, function):
+def is_denied(consumer: Consumer, function: object) -> bool:
     """Return whether a ``require_perms`` of ``function`` would refuse the user now."""
     perms = getattr(function, "_websocket_perms", None)
     return perms is not None and _denial(consumer, perms) is not None
 
 
-def takes_event(function):
+def takes_event(function: Callable[..., Any]) -> bool:
     """Return whether ``function(self, event)`` is a possible call, or only ``function(self)``."""
     try:
         inspect.signature(function).bind(None, None)
@@ -130,7 +143,7 @@ def takes_event(function):
     return True
 
 
-def carry_out(call, function, /, *args, **kwargs):
+def carry_out(call: Call, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """
     Run ``function`` as ``call`` on a sync consumer, and send the answer.
 
@@ -142,7 +155,9 @@ def carry_out(call, function, /, *args, **kwargs):
     return returned
 
 
-def perform(call, function, /, *args, **kwargs):
+def perform(
+    call: Call, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> tuple[Any, bool]:
     """
     Run ``function`` as ``call`` on a sync consumer.
 
@@ -158,7 +173,7 @@ def perform(call, function, /, *args, **kwargs):
     return returned, stream is not None
 
 
-async def acarry_out(call, function, /, *args, **kwargs):
+async def acarry_out(call: Call, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """See carry_out()."""
     returned = stream = None
     with call:
@@ -173,9 +188,9 @@ async def acarry_out(call, function, /, *args, **kwargs):
     return returned
 
 
-def _open_stream(call, returned):
+def _open_stream(call: Call, returned: Any) -> Stream | None:
     """Return the ``Stream`` of a call that has come to a generator, ``None`` for any other."""
-    values = call.result if call.is_routed else returned
+    values: Any = call.result if call.is_routed else returned
     if not call.is_from_wire or not is_generator(values):
         return None
     if not call.is_routed:
@@ -196,20 +211,20 @@ class _Method:
     """
 
     function: Any
-    perms: tuple | None
+    perms: Any
     has_event: bool
     is_async: bool
-    inner: tuple | None
+    inner: tuple[_Step, _Method] | None
 
 
-def _decorate(function, perms):
+def _decorate(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Any:
     """Return ``function`` guarded by ``perms``; where they are ``None``, with its result routed."""
     below = _step_of(function)
     method = _Method(function, perms, takes_event(function), _is_async(function), below)
     step, astep = (_routed, _arouted) if perms is None else (_guarded, _aguarded)
 
     @wraps(function)
-    def wrapper(self, *args, **kwargs):
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         content = args[0] if args else None
         if not method.has_event:
             args, kwargs = (), {}
@@ -217,22 +232,23 @@ def _decorate(function, perms):
         start, run = (_start, step) if self._sync else (_astart, astep)
         return start(run, content, method, self, *args, **kwargs)
 
-    wrapper._is_websocket_routed = True
+    marked: Any = wrapper
+    marked._is_websocket_routed = True
     if perms is not None:
-        wrapper._websocket_perms = perms
+        marked._websocket_perms = perms
     # functools.wraps in somebody else's decorator copies this; there it does not name itself.
-    wrapper._websocket_wrapper = wrapper
-    wrapper._websocket_step = astep, method
-    return wrapper
+    marked._websocket_wrapper = marked
+    marked._websocket_step = astep, method
+    return marked
 
 
-def _step_of(function):
+def _step_of(function: Any) -> tuple[_Step, _Method] | None:
     """Return the step of ``function`` on async consumers, ``None`` if it is no wrapper of ours."""
     is_ours = getattr(function, "_websocket_wrapper", None) is function
     return function._websocket_step if is_ours else None
 
 
-def _begin(call, method, consumer, /, *args, **kwargs):
+def _begin(call: Call, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any) -> Any:
     """Call what was decorated, a method for the event loop; what is returned may be awaitable."""
     if method.inner is not None:
         step, inner = method.inner
@@ -240,7 +256,9 @@ def _begin(call, method, consumer, /, *args, **kwargs):
     return method.function(consumer, *args, **kwargs)
 
 
-def _start(run, content, method, consumer, /, *args, **kwargs):
+def _start(
+    run: _Step, content: object, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any
+) -> Any:
     call = ongoing_call(consumer)
     if call is not None:
         return run(call, method, consumer, *args, **kwargs)
@@ -250,7 +268,9 @@ def _start(run, content, method, consumer, /, *args, **kwargs):
     return carry_out(call, run, call, method, consumer, *args, **kwargs)
 
 
-async def _astart(run, content, method, consumer, /, *args, **kwargs):
+async def _astart(
+    run: _Step, content: object, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any
+) -> Any:
     # Asked when it is awaited: a task may begin after the call that made it has ended.
     call = ongoing_call(consumer)
     if call is not None:
@@ -261,13 +281,15 @@ async def _astart(run, content, method, consumer, /, *args, **kwargs):
     return await acarry_out(call, run, call, method, consumer, *args, **kwargs)
 
 
-def _routed(call, method, consumer, /, *args, **kwargs):
+def _routed(call: Call, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any) -> Any:
     call.result = _settle(method.function(consumer, *args, **kwargs))
     call.is_routed = True
     return call.result
 
 
-async def _arouted(call, method, consumer, /, *args, **kwargs):
+async def _arouted(
+    call: Call, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any
+) -> Any:
     if method.is_async:
         result = _begin(call, method, consumer, *args, **kwargs)
         call.result = await result if inspect.isawaitable(result) else result
@@ -277,7 +299,7 @@ async def _arouted(call, method, consumer, /, *args, **kwargs):
     return call.result
 
 
-def _guarded(call, method, consumer, /, *args, **kwargs):
+def _guarded(call: Call, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any) -> Any:
     call.note_question()
     call.denial = call.denial or _denial(consumer, method.perms)
     if call.denial is not None:
@@ -286,7 +308,9 @@ def _guarded(call, method, consumer, /, *args, **kwargs):
     return method.function(consumer, *args, **kwargs)
 
 
-async def _aguarded(call, method, consumer, /, *args, **kwargs):
+async def _aguarded(
+    call: Call, method: _Method, consumer: Consumer, /, *args: Any, **kwargs: Any
+) -> Any:
     perms = method.perms
     # A sync method is guarded in its own thread, right before it runs. Where it would have to wait
     # for one, a refusal does not.
@@ -309,7 +333,7 @@ async def _aguarded(call, method, consumer, /, *args, **kwargs):
     return await _in_thread(consumer, _guarded, call, method, consumer, *args, **kwargs)
 
 
-def _denial(consumer, perms):
+def _denial(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
     """Return the error for a user who lacks ``perms`` now, ``None`` for one who has them."""
     code = _kept_answer(consumer, perms)
     if code is not _NOT_KEPT:
@@ -327,7 +351,7 @@ def _denial(consumer, perms):
     return _DENIALS[code]() if code else None
 
 
-def _kept_answer(consumer, perms):
+def _kept_answer(consumer: Consumer, perms: tuple[str, ...]) -> Any:
     """Return the code of a denial that was kept, ``_NOT_KEPT`` where the database must be asked."""
     connection = consumer.scope.get("websocket_connection")
     kept = None if connection is None else connection.grants.get(perms)
@@ -342,10 +366,10 @@ def _kept_answer(consumer, perms):
     return code if is_same and not connection.is_database_away else _NOT_KEPT
 
 
-def _why_denied(consumer, perms):
+def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> str | None:
     from django.contrib.auth.models import AnonymousUser
 
-    user = gate.fresh_user(consumer.scope)
+    user: Any = gate.fresh_user(consumer.scope)
     if user is None:
         user = AnonymousUser()
     # For good, not for this call: tasks share the scope.
@@ -355,41 +379,43 @@ def _why_denied(consumer, perms):
     return "permission_denied" if user.is_authenticated else "unauthenticated"
 
 
-def _drop(consumer):
+def _drop(consumer: Consumer) -> None:
     logger.debug("Dropped a message to %s: its socket has ended", type(consumer).__name__)
 
 
-def _is_async(method):
+def _is_async(method: Callable[..., Any]) -> bool:
     """Whether it runs on the event loop, not in a thread."""
     is_ours = getattr(method, "_websocket_wrapper", None) is method
     # To call a generator function runs nothing of it.
     return is_ours or any(is_kind(method) for is_kind in _ASYNC_KINDS)
 
 
-async def _in_thread(consumer, function, /, *args, **kwargs):
-    def run():
+async def _in_thread(
+    consumer: Consumer, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    def run() -> Any:
         # Asked again: it may have waited long for this thread.
         return _drop(consumer) if is_over(consumer) else function(*args, **kwargs)
 
     return await asettle(await in_handler_pool(run)())
 
 
-def _settle(result):
+def _settle(result: Any) -> Any:
     """Return ``result``, or what it comes to where an async method was called in sync code."""
     return async_to_sync(asettle)(result) if inspect.isawaitable(result) else result
 
 
-async def asettle(result):
+async def asettle(result: Any) -> Any:
     """Return ``result``, awaited where it can be: a method may be of either kind."""
     return await result if inspect.isawaitable(result) else result
 
 
-def _opens_calls(consumer):
+def _opens_calls(consumer: Consumer) -> bool:
     """Whether it is one of ours, which answers and streams by itself."""
     return getattr(consumer, "opens_calls", False)
 
 
-def _open_call(consumer, content):
+def _open_call(consumer: Consumer, content: object) -> Call:
     if _opens_calls(consumer):
         # One of ours opens a call for each message itself: this is a channel-layer event.
         return Call(consumer, content, reply_key=None, is_from_wire=False)
@@ -403,7 +429,7 @@ def _open_call(consumer, content):
     return Call(consumer, content, reply_key=reply_key, is_from_wire=reply_key is not None)
 
 
-def _check_method(who, method):
+def _check_method(who: str, method: object) -> None:
     name = getattr(method, "__name__", "")
     if not callable(method) or isinstance(method, (type, staticmethod, classmethod)):
         raise TypeError(f"@{who} decorates a method of a consumer, not {method!r}.")

@@ -2,11 +2,17 @@
 A filter for ``logging`` that hides tokens in whatever is logged: servers log every path.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import logging
+from typing import TYPE_CHECKING
 
 from .routes import mask
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["HideTokens"]
 
@@ -25,7 +31,7 @@ class HideTokens(logging.Filter):
     prints the locals of its frames, would show the token again.
     """
 
-    def filter(self, record):
+    def filter(self, record: logging.LogRecord) -> bool:
         # A log line must not be lost, nor an application fail, because of something odd in it.
         for name, value in [*vars(record).items()]:
             with contextlib.suppress(Exception):
@@ -37,8 +43,9 @@ class HideTokens(logging.Filter):
         return True
 
 
-def _hide(value):
+def _hide(value: Any) -> Any:
     """Return ``value`` with dummies for tokens, the very object where there are none."""
+    masked: Any
     if isinstance(value, str):
         masked = mask(value)
     elif isinstance(value, bytes):
@@ -61,7 +68,7 @@ def _hide(value):
     return value if masked == value else masked
 
 
-def _hide_message(record):
+def _hide_message(record: logging.LogRecord) -> None:
     # An object that is printed with a token in it, an exception for example.
     message = record.getMessage()
     masked = mask(message)
@@ -69,7 +76,7 @@ def _hide_message(record):
         record.msg, record.args = masked, ()
 
 
-def _hide_exception(record):
+def _hide_exception(record: logging.LogRecord) -> None:
     if record.exc_info:
         text = _format_exception(record.exc_info)
         masked = mask(text)

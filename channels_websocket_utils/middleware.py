@@ -2,8 +2,11 @@
 The gate's door: ASGI middleware that validates the token during connect.
 """
 
+from __future__ import annotations
+
 import logging
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from asgiref.sync import ThreadSensitiveContext
 from channels.routing import URLRouter
@@ -18,6 +21,15 @@ from .connections import Connection
 from .signals import token_refused
 from .sockets import SocketEnded
 from .threads import in_our_pool, is_single_threaded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal
+
+    from channels.consumer import AsyncConsumer
+    from django.contrib.sessions.backends.base import SessionBase
+
+    from .routes import Application, Scope
 
 __all__ = ["WebSocketTokenAuthMiddleware", "WebSocketTokenAuthMiddlewareStack"]
 
@@ -55,14 +67,14 @@ class WebSocketTokenAuthMiddleware:
 
     def __init__(
         self,
-        inner,
+        inner: Application | type[AsyncConsumer],
         *,
-        required=False,
-        token_only=False,
-        token_kwarg="token",
-        sources=("path",),
-        isolate=False,
-    ):
+        required: bool = False,
+        token_only: bool = False,
+        token_kwarg: str = "token",
+        sources: Sequence[Literal["path", "subprotocol"]] = ("path",),
+        isolate: bool = False,
+    ) -> None:
         who = type(self).__name__
         require_installed(who)
         if not isinstance(token_kwarg, str) or not token_kwarg.isidentifier():
@@ -94,7 +106,7 @@ class WebSocketTokenAuthMiddleware:
         # URLRouter asks this of a route's application before it matches the rest of a path.
         self._path_routing = isinstance(wrapped[-1], URLRouter)
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         if scope["type"] != "websocket":
             raise ImproperlyConfigured(
                 f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
@@ -162,7 +174,15 @@ class WebSocketTokenAuthMiddleware:
         finally:
             await connection.leave()
 
-    async def _let_in(self, scope, connection, digest, reason, path, is_free):
+    async def _let_in(
+        self,
+        scope: Scope,
+        connection: Connection,
+        digest: str | None,
+        reason: Any,
+        path: str,
+        is_free: bool,
+    ) -> bool:
         """Annotate ``scope`` and return whether the inner application is to see the connection."""
         verdict = await self._decide(scope, digest, path, is_free)
         if verdict is not None:
@@ -201,7 +221,9 @@ class WebSocketTokenAuthMiddleware:
             connection.is_refused = True
         return True
 
-    async def _decide(self, scope, digest, path, is_free):
+    async def _decide(
+        self, scope: Scope, digest: str | None, path: str, is_free: bool
+    ) -> gate.Verdict | None:
         """Return the verdict on the connection, ``None`` where the database need not be asked."""
         user = scope.get("user")
         if digest is None:
@@ -214,7 +236,7 @@ class WebSocketTokenAuthMiddleware:
             )
         return await self._ask_gate(scope, digest, path)
 
-    async def _ask_gate(self, scope, digest, path):
+    async def _ask_gate(self, scope: Scope, digest: str | None, path: str) -> gate.Verdict:
         connection = scope["websocket_connection"]
         await connection.register()
         verdict = await in_our_pool(gate.decide)(
@@ -237,7 +259,9 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
     never flushes a session. A route without a token has the session's user.
     """
 
-    async def _decide(self, scope, digest, path, is_free):
+    async def _decide(
+        self, scope: Scope, digest: str | None, path: str, is_free: bool
+    ) -> gate.Verdict | None:
         if "cookies" not in scope:
             scope["cookies"] = _cookies(scope)
         if "session" not in scope:
@@ -250,7 +274,7 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
         return await self._ask_gate(scope, digest, path)
 
 
-def _cookies(scope):
+def _cookies(scope: Scope) -> dict[str, str]:
     # As channels.sessions.CookieMiddleware reads them.
     for name, value in scope.get("headers", []):
         if name == b"cookie":
@@ -258,5 +282,6 @@ def _cookies(scope):
     return {}
 
 
-def _session_store(key=None):
-    return import_module(settings.SESSION_ENGINE).SessionStore(key)
+def _session_store(key: str | None = None) -> SessionBase:
+    session: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(key)
+    return session

@@ -32,7 +32,7 @@ class WebSocketToken(models.Model):
         verbose_name = "WebSocket token"
         verbose_name_plural = "WebSocket tokens"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.digest[:12]}…"
 
 
@@ -61,5 +61,5 @@ class WebSocketRevocation(models.Model):
         verbose_name = "WebSocket revocation"
         verbose_name_plural = "WebSocket revocations"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"user {self.user_id}" if self.user_id else f"session {self.session_digest[:12]}…"

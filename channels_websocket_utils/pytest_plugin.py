@@ -2,25 +2,37 @@
 Fixtures for pytest and pytest-django: there as soon as the package is installed.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .routes import Application
+    from .testing import WebSocketCommunicator
 
 __all__ = ["open_websocket", "websocket_application"]
 
 
 @pytest.fixture
-def websocket_application():
+def websocket_application() -> Application:
     """The ASGI application that sockets are opened to, the site's own; override it for another."""
     # Not before a test asks: every pytest on this machine loads this file, of whatever project.
     from django.conf import settings
     from django.utils.module_loading import import_string
 
-    return import_string(settings.ASGI_APPLICATION)
+    application: Application = import_string(settings.ASGI_APPLICATION)
+    return application
 
 
 @pytest.fixture
-def open_websocket(transactional_db, websocket_application):
+def open_websocket(
+    transactional_db: None, websocket_application: Application
+) -> Callable[..., WebSocketCommunicator]:
     """
     A function that opens a socket, for async tests: ``testing.WebSocketCommunicator``.
 

@@ -5,8 +5,11 @@ A logout ends the session's sockets. Everything about a user says only "re-check
 decides, and nobody is ended wrongly.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from asgiref.sync import SyncToAsync
@@ -23,20 +26,31 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from . import revocations, tokens
 from .connections import tell
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, TypeAlias
+
+    from asgiref.sync import ThreadSensitiveContext
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.db.models import Model
+    from django.http import HttpRequest
+
+    _Request: TypeAlias = ThreadSensitiveContext | threading.Thread
+
 __all__ = ["connect"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
 # By request, or else by thread: the users whose word leaves when the request has finished.
-_waiting = WeakKeyDictionary()
+_waiting: WeakKeyDictionary[_Request, list[str]] = WeakKeyDictionary()
 
 
-def connect():
+def connect() -> None:
     """Connect all receivers; once, when the apps are loaded."""
     request_started.connect(_begin_request, dispatch_uid=_uid("begin"))
     request_finished.connect(_finish_request, dispatch_uid=_uid("finish"))
     user_logged_out.connect(_end_session, dispatch_uid=_uid("logout"))
-    user_model = get_user_model()
+    user_model: Any = get_user_model()
     # By sender: with a receiver for all models Django could not delete the site's rows fast.
     for model in apps.get_models():
         if issubclass(model, user_model):
@@ -44,18 +58,21 @@ def connect():
             post_delete.connect(_recheck_deleted, sender=model, dispatch_uid=_uid("delete", model))
     for model in (Group, Permission):
         post_delete.connect(_drop_all_grants, sender=model, dispatch_uid=_uid("delete", model))
+    holder: Any
     for holder, name in [
         (user_model, "groups"),
         (user_model, "user_permissions"),
         (Group, "permissions"),
     ]:
-        field = getattr(holder, name, None)
+        field: Any = getattr(holder, name, None)
         # A custom user may have no permissions of Django's.
         if hasattr(field, "through"):
             m2m_changed.connect(_drop_grants, sender=field.through, dispatch_uid=_uid(name, holder))
 
 
-def _end_session(sender, request, user, **kwargs):
+def _end_session(
+    sender: object, request: HttpRequest | None, user: AbstractBaseUser | None, **kwargs: Any
+) -> None:
     owner = _logged_out(getattr(request, "session", None), user)
     if owner is None:
         return
@@ -68,7 +85,7 @@ def _end_session(sender, request, user, **kwargs):
     revocations.when_committed(lambda: tell("revocation", **revocation.as_word()))
 
 
-def _logged_out(session, user):
+def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any] | None:
     """Return whose sockets a logout ends, as arguments of ``revoke()``; ``None``: nobody's."""
     if isinstance(session, SessionBase):
         # Not yet flushed, it knows its user; alogout() does not always.
@@ -84,20 +101,27 @@ def _logged_out(session, user):
     return None if user is None or user.pk is None else {"user_id": user.pk}
 
 
-def _recheck_saved(sender, instance, created, update_fields, using, **kwargs):
+def _recheck_saved(
+    sender: object,
+    instance: Model,
+    created: bool,
+    update_fields: Iterable[str] | None,
+    using: str,
+    **kwargs: Any,
+) -> None:
     if not created and set(update_fields or ()) != {"last_login"}:
         _recheck(instance.pk, using)
 
 
-def _recheck_deleted(sender, instance, using, **kwargs):
+def _recheck_deleted(sender: object, instance: Model, using: str, **kwargs: Any) -> None:
     _recheck(instance.pk, using)
 
 
-def _recheck(user_id, using):
+def _recheck(user_id: object, using: str) -> None:
     transaction.on_commit(lambda: _tell_of(str(user_id)), using=using)
 
 
-def _tell_of(user):
+def _tell_of(user: str) -> None:
     # update_session_auth_hash() follows the save of a new password. Told at once, the user's other
     # tabs would come back in between, and be taken for somebody signed out.
     waiting = _waiting.get(_request())
@@ -107,13 +131,13 @@ def _tell_of(user):
         waiting.append(user)
 
 
-def _begin_request(**kwargs):
+def _begin_request(**kwargs: Any) -> None:
     request = _request()
     _release(request)
     _waiting[request] = []
 
 
-def _finish_request(**kwargs):
+def _finish_request(**kwargs: Any) -> None:
     request = _request()
     if request in _waiting:
         _release(request)
@@ -123,18 +147,26 @@ def _finish_request(**kwargs):
             _release(each)
 
 
-def _release(request):
+def _release(request: _Request) -> None:
     users = _waiting.pop(request, None)
     if users:
         tell("recheck", users=users)
 
 
-def _request():
+def _request() -> _Request:
     """Return what stands for the present request: asgiref's context of it, or the thread."""
     return SyncToAsync.thread_sensitive_context.get(None) or threading.current_thread()
 
 
-def _drop_grants(sender, instance, action, reverse, pk_set, using, **kwargs):
+def _drop_grants(
+    sender: object,
+    instance: Model,
+    action: str,
+    reverse: bool,
+    pk_set: set[Any] | None,
+    using: str,
+    **kwargs: Any,
+) -> None:
     if not action.startswith("post_"):
         return
     if isinstance(instance, get_user_model()):
@@ -146,13 +178,13 @@ def _drop_grants(sender, instance, action, reverse, pk_set, using, **kwargs):
     _tell_of_grants(users, using)
 
 
-def _drop_all_grants(sender, using, **kwargs):
+def _drop_all_grants(sender: object, using: str, **kwargs: Any) -> None:
     _tell_of_grants(None, using)
 
 
-def _tell_of_grants(users, using):
+def _tell_of_grants(users: list[str] | None, using: str) -> None:
     transaction.on_commit(lambda: tell("permissions", users=users), using=using)
 
 
-def _uid(what, model=None):
+def _uid(what: str, model: type[Model] | None = None) -> str:
     return f"channels_websocket_utils.{what}.{model._meta.label if model else ''}"

@@ -4,12 +4,15 @@ The test kit: a client's end of one WebSocket, for the tests of a site's own con
 It stands on asgiref alone, since Channels' own communicator cannot be imported without Daphne.
 """
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from asgiref.compatibility import guarantee_single_callable
@@ -29,6 +32,25 @@ from django.test import TestCase
 from . import gate, messages, threads
 from .utils import get_websocket_token
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Any, TypeAlias, TypeVar
+
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.sessions.backends.base import SessionBase
+    from typing_extensions import Self
+
+    from .routes import Application, Message, Receive, Scope, Send
+    from .stores import User
+
+    T = TypeVar("T")
+    Headers: TypeAlias = (
+        Mapping[str, str | bytes | None]
+        | Mapping[bytes, str | bytes | None]
+        | Iterable[tuple[str | bytes, str | bytes | None]]
+    )
+
 __all__ = ["CallError", "ClosedError", "WebSocketCommunicator", "committed", "single_thread"]
 
 # What a server says of a socket that was closed before it was accepted.
@@ -44,7 +66,7 @@ _single_threads = 0
 
 
 @contextmanager
-def single_thread():
+def single_thread() -> Iterator[None]:
     """
     Run everything in Django's own one thread meanwhile, and do not end its transaction.
 
@@ -54,16 +76,17 @@ def single_thread():
     global _single_threads
     with threads.single_thread():
         _single_threads += 1
-        channels_db.close_old_connections = _close_old_connections
+        # Channels' stubs do not know of it.
+        channels_db.close_old_connections = _close_old_connections  # type: ignore[attr-defined]
         try:
             yield
         finally:
             _single_threads -= 1
             if not _single_threads:
-                channels_db.close_old_connections = close_old_connections
+                channels_db.close_old_connections = close_old_connections  # type: ignore[attr-defined]
 
 
-def _close_old_connections():
+def _close_old_connections() -> None:
     # As Django's, which takes a transaction that is open for a connection somebody has spoilt.
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
@@ -77,7 +100,7 @@ class CallError(Exception):
     ``id`` is set for the code ``internal`` alone: with it the traceback is in the server's log.
     """
 
-    def __init__(self, code, message, id=None):
+    def __init__(self, code: str, message: str, id: str | None = None) -> None:
         super().__init__(f"{code}: {message}" + (f" See {id} in the log." if id else ""))
         self.code = code
         self.message = message
@@ -87,7 +110,7 @@ class CallError(Exception):
 class ClosedError(AssertionError):
     """The application has refused or closed the socket: ``code`` is the close code, or 403."""
 
-    def __init__(self, message, code):
+    def __init__(self, message: str, code: int | None) -> None:
         super().__init__(message)
         self.code = code
 
@@ -127,22 +150,22 @@ class WebSocketCommunicator:
 
     def __init__(
         self,
-        application,
-        path,
+        application: Application,
+        path: str,
         *,
-        user=None,
-        session=None,
-        headers=(),
-        subprotocols=(),
-        timeout=5,
-    ):
+        user: User | None = None,
+        session: SessionBase | str | None = None,
+        headers: Headers = (),
+        subprotocols: Iterable[str] = (),
+        timeout: float = 5,
+    ) -> None:
         if user is not None and not hasattr(user, "is_authenticated"):
             raise TypeError(f"A socket is opened by a user, not by {type(user).__name__}.")
         self.path = path
         self.user = user
         self.session = session
         self.timeout = timeout
-        self.scope = {
+        self.scope: Scope = {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
@@ -153,26 +176,32 @@ class WebSocketCommunicator:
             "headers": _read_headers(headers),
             "subprotocols": [*subprotocols],
         }
-        self.subprotocol = self.close_code = None
+        self.subprotocol: str | None = None
+        self.close_code: int | None = None
         self._application = guarantee_single_callable(application)
         self._communicator = ApplicationCommunicator(self._run, self.scope)
         self._news = asyncio.Event()
-        self._frames = []
+        self._frames: list[str | bytes] = []
         self._reply_keys = (f"call-{number}" for number in itertools.count(1))
         self._has_begun = self._is_accepted = self._has_settled = self._has_raised = False
         self._is_ready = False
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         await self.connect()
         return self
 
-    async def __aexit__(self, kind, error, traceback):
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if error is None:
             await self.disconnect()
         else:
             await self._end(1000)
 
-    async def connect(self):
+    async def connect(self) -> None:
         """
         Open the socket, and return when the consumer has accepted it and done its ``connect()``.
 
@@ -198,7 +227,7 @@ class WebSocketCommunicator:
             await self._end(1006)
             raise
 
-    async def disconnect(self, code=1000):
+    async def disconnect(self, code: int = 1000) -> None:
         """
         Close the socket as a client does, and return when the application has ended.
 
@@ -213,7 +242,7 @@ class WebSocketCommunicator:
             )
         self._raise_application_error()
 
-    async def call(self, name, /, **payload):
+    async def call(self, name: str, /, **payload: Any) -> Any:
         """
         Call the consumer's method ``name`` with ``payload``, and return what it returned.
 
@@ -226,7 +255,7 @@ class WebSocketCommunicator:
             raise AssertionError(f"{name!r} answers with a stream: stream() receives its parts.")
         return _read_reply(reply)
 
-    async def stream(self, name, /, **payload):
+    async def stream(self, name: str, /, **payload: Any) -> AsyncGenerator[Any, None]:
         """
         Call the consumer's generator ``name`` with ``payload``, and yield the parts it yields.
 
@@ -256,7 +285,7 @@ class WebSocketCommunicator:
             if not has_ended and self.close_code is None:
                 await self._control(messages.CANCEL, reply_key)
 
-    async def _call(self, name, payload):
+    async def _call(self, name: str, payload: dict[str, Any]) -> str:
         """Send a call, and return the reply key it waits for."""
         for reserved in ("type", "reply_key"):
             if reserved in payload:
@@ -265,12 +294,12 @@ class WebSocketCommunicator:
         await self.send_json({"type": name, "reply_key": reply_key, **payload})
         return reply_key
 
-    async def _control(self, name, reply_key, **payload):
+    async def _control(self, name: str, reply_key: str, **payload: Any) -> None:
         # Like the client, only to a consumer that has said that it knows of such frames.
         if self._is_ready:
             await self.send_json({"type": name, "reply_key": reply_key, **payload})
 
-    async def receive_push(self, key):
+    async def receive_push(self, key: str) -> Any:
         """
         Return the payload of the next push with this ``key``.
 
@@ -278,16 +307,16 @@ class WebSocketCommunicator:
         """
         return await self._take(key, f"push {key!r}")
 
-    async def receive_json(self):
+    async def receive_json(self) -> Any:
         """Return the next frame from JSON, of whatever kind; see receive()."""
         return json.loads(await self.receive())
 
-    async def receive(self):
+    async def receive(self) -> str | bytes:
         """Return the next frame, text or bytes, other than the server's hello."""
         await self._wait_for(lambda: self._frames, "frame")
         return self._frames.pop(0)
 
-    async def receive_nothing(self, timeout=0.1):
+    async def receive_nothing(self, timeout: float = 0.1) -> bool:
         """
         Return whether there is no frame to receive, and none comes within ``timeout`` seconds.
 
@@ -301,21 +330,21 @@ class WebSocketCommunicator:
             return True
         return not self._frames
 
-    async def send_json(self, content):
+    async def send_json(self, content: object) -> None:
         """Send ``content`` as JSON; dates, decimals and UUIDs as Django writes them."""
         await self.send_text(messages.encode(content))
 
-    async def send_text(self, text):
+    async def send_text(self, text: str) -> None:
         """Send a text frame. On a socket that was closed it is lost, as it is in a browser."""
         self._check_begun()
         await self._put({"type": "websocket.receive", "text": text})
 
-    async def send_bytes(self, data):
+    async def send_bytes(self, data: bytes) -> None:
         """Send a binary frame; see send_text()."""
         self._check_begun()
         await self._put({"type": "websocket.receive", "bytes": data})
 
-    async def assert_closes(self, code):
+    async def assert_closes(self, code: int) -> None:
         """Wait until the application closes the socket, and assert that it is with ``code``."""
         try:
             await self._wait_for(lambda: self.close_code is not None, f"close with {code}")
@@ -324,7 +353,7 @@ class WebSocketCommunicator:
         if self.close_code != code:
             raise self._closed(f"closed with {self.close_code}, not with {code}")
 
-    async def assert_refused(self, code):
+    async def assert_refused(self, code: int) -> None:
         """
         Connect, and assert that the socket is refused with ``code``: 4401, say, or 403.
 
@@ -339,11 +368,11 @@ class WebSocketCommunicator:
             await self.disconnect()
             raise AssertionError(f"The socket was opened, and not refused with {code}.")
 
-    def _prepare(self):
+    def _prepare(self) -> None:
         """Sign the user in, and complete the scope; in Django's thread."""
         if isinstance(self.session, str):
             self.session = _session_store(self.session)
-        user = self.user
+        user: Any = self.user
         if user is None:
             user = gate.decide(None, session=self.session).user
         if self.session is None and user.is_authenticated:
@@ -361,22 +390,22 @@ class WebSocketCommunicator:
             cookie = f"{settings.SESSION_COOKIE_NAME}={self.session.session_key}"
             self.scope["headers"] = _add_cookie(self.scope["headers"], cookie.encode())
 
-    def _begin(self):
+    def _begin(self) -> None:
         self._has_begun = True
         held = ExitStack()
         held.enter_context(single_thread())
 
-        def end(future):
+        def end(future: asyncio.Future[None]) -> None:
             held.close()
             self._news.set()
 
         # With the task, however that ends: a test may forget to disconnect.
         self._communicator.future.add_done_callback(end)
 
-    async def _run(self, scope, receive, send):
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_connecting = True
 
-        async def watched_receive():
+        async def watched_receive() -> Message:
             nonlocal is_connecting
             if not is_connecting:
                 # Who asks for more is done with the connect.
@@ -386,13 +415,13 @@ class WebSocketCommunicator:
             is_connecting = False
             return message
 
-        async def watched_send(message):
+        async def watched_send(message: Message) -> None:
             self._hear(message)
             self._news.set()
 
         await self._application(scope, watched_receive, watched_send)
 
-    def _hear(self, message):
+    def _hear(self, message: Message) -> None:
         if message["type"] == "websocket.accept":
             self._is_accepted = True
             self.subprotocol = message.get("subprotocol")
@@ -408,7 +437,7 @@ class WebSocketCommunicator:
             else:
                 self._frames.append(frame)
 
-    async def _settle(self):
+    async def _settle(self) -> None:
         """Wait until what came with the accept is here: a close may be among it."""
         try:
             await self._wait_for(lambda: self._has_settled or self.close_code is not None, "rest")
@@ -417,19 +446,19 @@ class WebSocketCommunicator:
             pass
         self._raise_application_error()
 
-    async def _take(self, key, what):
+    async def _take(self, key: str, what: str) -> dict[str, Any]:
         """Return the first frame with ``key``, without the key. All others stay."""
 
-        def find():
+        def find() -> str | bytes | None:
             return next((frame for frame in self._frames if _key(frame) == key), None)
 
-        frame = await self._wait_for(find, what)
+        frame: Any = await self._wait_for(find, what)
         self._frames.remove(frame)
-        content = json.loads(frame)
+        content: dict[str, Any] = json.loads(frame)
         del content["key"]
         return content
 
-    async def _wait_for(self, find, what, timeout=None):
+    async def _wait_for(self, find: Callable[[], T], what: str, timeout: float | None = None) -> T:
         """Return what ``find()`` does as soon as that is true; ``what`` it is, for the errors."""
         self._check_begun()
         timeout = self.timeout if timeout is None else timeout
@@ -449,14 +478,14 @@ class WebSocketCommunicator:
                 raise TimeoutError(f"No {what} within {timeout} s.{self._kept()}") from None
         return found
 
-    async def _see_end(self):
+    async def _see_end(self) -> None:
         """Let the application end after its close: what it raises was often the reason."""
         await self._end(self.close_code)
         self._raise_application_error()
 
-    async def _end(self, code):
+    async def _end(self, code: int | None) -> bool:
         """End the application, and return whether it did so without being cancelled."""
-        future = self._communicator.future
+        future: asyncio.Future[None] = self._communicator.future
         try:
             await self._put({"type": "websocket.disconnect", "code": code})
             await asyncio.wait({future}, timeout=self.timeout)
@@ -468,14 +497,14 @@ class WebSocketCommunicator:
             # A connection that this thread keeps would hold up the end of the test database.
             await sync_to_async(_close_old_connections)()
 
-    def _check_begun(self):
+    def _check_begun(self) -> None:
         if not self._has_begun:
             raise RuntimeError("The socket is not open: connect() first, or use 'async with'.")
 
-    async def _put(self, message):
+    async def _put(self, message: Message) -> None:
         await self._communicator.input_queue.put(message)
 
-    def _raise_application_error(self):
+    def _raise_application_error(self) -> None:
         future = self._communicator.future
         if self._has_raised or not future.done() or future.cancelled():
             return
@@ -484,18 +513,18 @@ class WebSocketCommunicator:
             self._has_raised = True
             raise error
 
-    def _closed(self, how):
+    def _closed(self, how: str) -> ClosedError:
         hint = ""
         if self.close_code in (HTTP_FORBIDDEN, messages.CLOSE_TOKEN_REFUSED):
             hint = " The log channels_websocket_utils may tell why, at level DEBUG."
         return ClosedError(f"The socket was {how}.{hint}{self._kept()}", self.close_code)
 
-    def _kept(self):
+    def _kept(self) -> str:
         return f" Not asked for: {self._frames}"[:500] if self._frames else ""
 
 
 @asynccontextmanager
-async def committed(using=DEFAULT_DB_ALIAS):
+async def committed(using: str = DEFAULT_DB_ALIAS) -> AsyncIterator[None]:
     """
     Let what is done inside count as committed in a ``TestCase``, when the block ends::
 
@@ -514,7 +543,7 @@ async def committed(using=DEFAULT_DB_ALIAS):
         await sync_to_async(capture.__exit__)(None, None, None)
 
 
-def _key(frame):
+def _key(frame: str | bytes) -> Any:
     try:
         content = json.loads(frame)
     except ValueError:
@@ -522,7 +551,7 @@ def _key(frame):
     return content.get("key") if isinstance(content, dict) else None
 
 
-def _read_reply(reply):
+def _read_reply(reply: dict[str, Any]) -> Any:
     """Return what the consumer's method has returned, or raise ``CallError``."""
     if "error" in reply:
         error = reply["error"]
@@ -530,11 +559,12 @@ def _read_reply(reply):
     return reply["data"] if reply.keys() == {"data"} else reply
 
 
-def _session_store(key=None):
-    return import_module(settings.SESSION_ENGINE).SessionStore(key)
+def _session_store(key: str | None = None) -> SessionBase:
+    session: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(key)
+    return session
 
 
-def _sign_in(user):
+def _sign_in(user: AbstractBaseUser) -> SessionBase:
     """Return a new session in which ``user`` is signed in, as ``login()`` makes it."""
     if user.pk is None:
         raise ValueError("A socket is opened by a user that is saved.")
@@ -550,7 +580,7 @@ def _sign_in(user):
     return session
 
 
-def _check_thread():
+def _check_thread() -> None:
     # A TestCase runs async tests beside the thread of its transaction; pytest runs them in it.
     if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
         raise RuntimeError(
@@ -560,7 +590,7 @@ def _check_thread():
         )
 
 
-def _read_headers(headers):
+def _read_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     given = [(_bytes(name).lower(), value) for name, value in pairs]
     names = {name for name, _ in given}
@@ -568,12 +598,12 @@ def _read_headers(headers):
     return defaults + [(name, _bytes(value)) for name, value in given if value is not None]
 
 
-def _add_cookie(headers, cookie):
+def _add_cookie(headers: list[tuple[bytes, bytes]], cookie: bytes) -> list[tuple[bytes, bytes]]:
     # In one header: who reads cookies reads the first.
     cookies = [value for name, value in headers if name == b"cookie"]
     others = [(name, value) for name, value in headers if name != b"cookie"]
     return [*others, (b"cookie", b"; ".join([*cookies, cookie]))]
 
 
-def _bytes(text):
+def _bytes(text: str | bytes) -> bytes:
     return text.encode("latin1") if isinstance(text, str) else text

@@ -2,8 +2,11 @@
 The documented helpers, each with its async twin.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
@@ -14,6 +17,16 @@ from .conf import require_installed
 from .connections import atell, tell
 from .signals import user_disconnected
 from .threads import in_our_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.sessions.backends.base import SessionBase
+
+    from .messages import Payload
+    from .stores import User
 
 __all__ = [
     "adisconnect_session",
@@ -29,7 +42,9 @@ __all__ = [
 ]
 
 
-def get_websocket_token(user, *, path=None, session=None):
+def get_websocket_token(
+    user: User, *, path: str | None = None, session: SessionBase | str | None = None
+) -> str:
     """
     Return a token, a string, with which ``user`` can open one socket within ``TOKEN_MAX_AGE``.
 
@@ -45,13 +60,15 @@ def get_websocket_token(user, *, path=None, session=None):
     return tokens.issue(user, path=path, session=session)
 
 
-async def aget_websocket_token(user, *, path=None, session=None):
+async def aget_websocket_token(
+    user: User, *, path: str | None = None, session: SessionBase | str | None = None
+) -> str:
     """See get_websocket_token()."""
     # Called from views: in their thread, where their transaction and their tests' rows are.
     return await sync_to_async(get_websocket_token)(user, path=path, session=session)
 
 
-def validate_websocket_token(scope):
+def validate_websocket_token(scope: Mapping[str, Any]) -> bool:
     """
     Return whether the connection of ``scope`` came with a good token of its signed-in user.
 
@@ -67,17 +84,18 @@ def validate_websocket_token(scope):
     if not _is_annotated(scope):
         _sync_only("validate_websocket_token")
         _annotate(scope)
-    return scope["websocket_token"].is_valid
+    is_valid: bool = scope["websocket_token"].is_valid
+    return is_valid
 
 
-async def avalidate_websocket_token(scope):
+async def avalidate_websocket_token(scope: Mapping[str, Any]) -> bool:
     """See validate_websocket_token()."""
     if _is_annotated(scope):
         return validate_websocket_token(scope)
     return await in_our_pool(validate_websocket_token)(scope)
 
 
-def disconnect_user(user):
+def disconnect_user(user: AbstractBaseUser) -> None:
     """
     End all live sockets of ``user`` with 4410, in every process, and kill their unspent tokens.
 
@@ -92,12 +110,12 @@ def disconnect_user(user):
     _disconnect(user_id=_user_id("disconnect_user", user))
 
 
-async def adisconnect_user(user):
+async def adisconnect_user(user: AbstractBaseUser) -> None:
     """See disconnect_user()."""
     return await sync_to_async(disconnect_user)(user)
 
 
-def disconnect_session(session):
+def disconnect_session(session: SessionBase | str) -> None:
     """
     End all live sockets of one session with 4410, in every process, and kill its unspent tokens.
 
@@ -120,12 +138,12 @@ def disconnect_session(session):
     _disconnect(session_digest=digest)
 
 
-async def adisconnect_session(session):
+async def adisconnect_session(session: SessionBase | str) -> None:
     """See disconnect_session()."""
     return await sync_to_async(disconnect_session)(session)
 
 
-def push_to_user(user, key, payload):
+def push_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> None:
     """
     Send a push to every live socket of ``user``: ``addMessageListener(key, ...)`` hears it.
 
@@ -141,16 +159,16 @@ def push_to_user(user, key, payload):
     tell("push", words.PUSHES, **_push("push_to_user", user, key, payload))
 
 
-async def apush_to_user(user, key, payload):
+async def apush_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> None:
     """See push_to_user()."""
     await atell("push", words.PUSHES, **_push("apush_to_user", user, key, payload))
 
 
-def _disconnect(**owner):
+def _disconnect(**owner: Any) -> None:
     require_installed("disconnect_user()")
     revocation = revocations.revoke(**owner)
 
-    def speak():
+    def speak() -> None:
         tell("revocation", **revocation.as_word())
         user_disconnected.send_robust(
             None,
@@ -161,12 +179,12 @@ def _disconnect(**owner):
     revocations.when_committed(speak)
 
 
-def _push(who, user, key, payload):
+def _push(who: str, user: object, key: str, payload: Payload) -> dict[str, str]:
     user_id = _user_id(who, user)
     return {"user": str(user_id), "text": messages.encode(messages.build_push(key, payload))}
 
 
-def _user_id(who, user):
+def _user_id(who: str, user: object) -> Any:
     if not isinstance(user, get_user_model()):
         raise TypeError(f"{who}() needs a {get_user_model().__name__}, not {type(user).__name__}.")
     if user.pk is None:
@@ -174,7 +192,7 @@ def _user_id(who, user):
     return user.pk
 
 
-def _is_annotated(scope):
+def _is_annotated(scope: object) -> bool:
     if not isinstance(scope, dict):
         raise TypeError(
             f"A connection scope is a dictionary, not {type(scope).__name__}. Pass self.scope."
@@ -182,7 +200,7 @@ def _is_annotated(scope):
     return "websocket_token" in scope
 
 
-def _annotate(scope):
+def _annotate(scope: Any) -> None:
     for key in ("path", "url_route"):
         if key not in scope:
             raise ValueError(
@@ -192,7 +210,9 @@ def _annotate(scope):
     kwargs = scope["url_route"]["kwargs"]
     handshake = routes.read_handshake(scope, (kwargs["token"],) if "token" in kwargs else ())
     digest = tokens.digest_of(handshake.token) if handshake.token is not None else None
-    reason, path = handshake.reason, handshake.path
+    # Without a token to look up there is one.
+    reason: Any = handshake.reason
+    path = handshake.path
     scope.update(handshake.scope)
     # As in the middleware: nothing in this frame, or further in, holds the token.
     del kwargs, handshake
@@ -210,7 +230,7 @@ def _annotate(scope):
     scope["websocket_token"] = annotation
 
 
-def _sync_only(name):
+def _sync_only(name: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

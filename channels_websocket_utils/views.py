@@ -1,7 +1,10 @@
 """The token endpoint: where a page that stays open asks for its next token."""
 
+from __future__ import annotations
+
 import json
 import logging
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from django import db
@@ -17,6 +20,11 @@ from . import gate, tokens
 from .conf import get_setting
 from .stores import StoreUnavailable
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from django.http import HttpRequest
+
 __all__ = ["websocket_token"]
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -27,7 +35,7 @@ logger = logging.getLogger("channels_websocket_utils")
 @never_cache
 @csrf_protect
 @require_POST
-def websocket_token(request):
+def websocket_token(request: HttpRequest) -> JsonResponse:
     """
     Answer the session's user with a fresh token that is bound to the session.
 
@@ -65,7 +73,7 @@ def websocket_token(request):
     return JsonResponse({"token": token, **answer})
 
 
-def _read_path(request):
+def _read_path(request: HttpRequest) -> Any:
     if request.content_type == "application/json":
         try:
             content = json.loads(request.body or b"{}")
@@ -85,9 +93,9 @@ def _read_path(request):
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
-def _unavailable():
+def _unavailable() -> JsonResponse:
     return _error(503, "unavailable", "Try again later.")
 
 
-def _error(status, code, message):
+def _error(status: int, code: str, message: str) -> JsonResponse:
     return JsonResponse({"error": {"code": code, "message": message}}, status=status)

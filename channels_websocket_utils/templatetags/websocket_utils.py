@@ -2,12 +2,22 @@
 ``{% load websocket_utils %}``: the client's script and all it needs to know, none of it inline.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from django import template
 from django.core.exceptions import ImproperlyConfigured
 from django.forms.utils import flatatt
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from django.template import Context
+    from django.utils.safestring import SafeString
 
 __all__ = ["websocket_manager"]
 
@@ -20,8 +30,14 @@ register = template.Library()
 
 @register.simple_tag(takes_context=True)
 def websocket_manager(
-    context, path, *, token=None, token_url=None, token_source=None, **attributes
-):
+    context: Context,
+    path: str,
+    *,
+    token: str | None = None,
+    token_url: str | None = None,
+    token_source: Literal["path", "subprotocol"] | None = None,
+    **attributes: Any,
+) -> SafeString:
     """
     Return the ``<script>`` of the client, with all that ``new WebSocketManager()`` needs to know.
 
@@ -57,7 +73,7 @@ def websocket_manager(
     return format_html("<script{}></script>", flatatt(given))
 
 
-def _endpoint():
+def _endpoint() -> str:
     try:
         return reverse("websocket_token")
     except NoReverseMatch:

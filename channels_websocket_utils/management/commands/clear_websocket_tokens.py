@@ -1,10 +1,20 @@
+from __future__ import annotations
+
 import time
+from typing import TYPE_CHECKING
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections, router
 
 from ... import revocations, tokens
 from ...models import WebSocketRevocation, WebSocketToken
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+
+    from django.core.management.base import CommandParser
+    from django.db.models import QuerySet
 
 
 class Command(BaseCommand):
@@ -13,7 +23,7 @@ class Command(BaseCommand):
         "any time, and sockets go on connecting meanwhile."
     )
 
-    def add_arguments(self, parser):
+    def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--batch-size",
             type=int,
@@ -24,12 +34,12 @@ class Command(BaseCommand):
             "--dry-run", action="store_true", help="only count them, and delete nothing"
         )
 
-    def handle(self, *, batch_size, dry_run, verbosity, **options):
+    def handle(self, *, batch_size: int, dry_run: bool, verbosity: int, **options: Any) -> None:
         if batch_size < 1:
             raise CommandError(f"--batch-size must be 1 or more, not {batch_size}.")
         self._shows_progress = verbosity > 0 and self.stdout.isatty()
         present = tokens.now()
-        old = {
+        old: dict[type[WebSocketToken] | type[WebSocketRevocation], dict[str, datetime]] = {
             WebSocketToken: {"expires_at__lte": present},
             WebSocketRevocation: {"created_at__lte": revocations.kept_since(present)},
         }
@@ -45,11 +55,11 @@ class Command(BaseCommand):
             # Longer than the progress, which it takes the place of.
             self.stdout.write(f"\r{line}" if self._shows_progress else line)
 
-    def _delete(self, rows, batch_size, so_far):
+    def _delete(self, rows: QuerySet[Any], batch_size: int, so_far: int) -> int:
         """Delete ``rows``, a batch after the other, and return how many there were."""
         limit = connections[rows.db].features.max_query_params
         size = min(batch_size, limit or batch_size)
-        deleted = 0
+        deleted: int = 0
         while True:
             # By key and without a join: a DELETE with a limit is not for every database, and a
             # short one holds up nobody who is connecting.

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
@@ -6,6 +10,11 @@ from ... import words
 from ...conf import get_setting
 from ...utils import disconnect_user
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from django.core.management.base import CommandParser
+
 
 class Command(BaseCommand):
     help = (
@@ -13,13 +22,13 @@ class Command(BaseCommand):
         "is still signed in may come back: deactivate them, or end their sessions, first."
     )
 
-    def add_arguments(self, parser):
+    def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user", help="the name that the user signs in with")
         parser.add_argument(
             "--pk", action="store_true", help="the argument is the user's primary key instead"
         )
 
-    def handle(self, *, user, pk, verbosity, **options):
+    def handle(self, *, user: str, pk: bool, verbosity: int, **options: Any) -> None:
         users = get_user_model()._default_manager
         try:
             found = users.get(pk=user) if pk else users.get_by_natural_key(user)
