@@ -42,6 +42,7 @@ figures: benchmarks/client/node_modules
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
 
 # The pages of docs/, in build/docs; a warning is an error.

@@ -1,7 +1,10 @@
 """The site that the tests run in; also served by real servers, with its database from outside."""
 
+from __future__ import annotations
+
 import os
 import tempfile
+from typing import Any
 from urllib.parse import urlsplit
 
 SECRET_KEY = "tests only"
@@ -14,7 +17,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 
 
-def database(url):
+def database(url: str) -> dict[str, Any]:
     """Return Django's settings of a PostgreSQL URL, or of the path of an SQLite file."""
     if not url.startswith("postgresql://"):
         # The tests' own is a file too, one a run: in-memory databases are not shared as files are.
@@ -34,14 +37,14 @@ def database(url):
     }
 
 
-def database_url(settings_dict):
+def database_url(settings_dict: dict[str, Any]) -> str:
     """Return what ``database()`` was made from, for another process."""
     if "sqlite3" in settings_dict["ENGINE"]:
         return str(settings_dict["NAME"])
     return "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**settings_dict)
 
 
-def channel_layer(url):
+def channel_layer(url: str | None) -> dict[str, Any]:
     if not url:
         return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
     # Without this redis-py 8 ends every consumer that is idle for 10 seconds.
@@ -49,7 +52,7 @@ def channel_layer(url):
     return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
 
 
-def cache(url):
+def cache(url: str | None) -> dict[str, Any]:
     if not url:
         return {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     return {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url}

@@ -68,6 +68,7 @@ def test_wheel_holds_code_static_files_and_migrations_and_no_more(wheel):
         "channels_websocket_utils/static/websocket_utils/WebSocketManager.js",
         "channels_websocket_utils/static/websocket_utils/WebSocketManager.mjs",
         "channels_websocket_utils/migrations/0001_initial.py",
+        "channels_websocket_utils/py.typed",
         "channels_websocket_utils/stores/database.py",
     ):
         assert name in names
