@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from . import gate, messages, revocations, routes, tokens, words
-from .conf import require_installed
+from .conf import get_setting, require_installed
 from .connections import atell, tell
 from .signals import user_disconnected
 from .threads import in_our_pool
@@ -32,11 +32,13 @@ __all__ = [
     "adisconnect_session",
     "adisconnect_user",
     "aget_websocket_token",
+    "aget_websocket_token_answer",
     "apush_to_user",
     "avalidate_websocket_token",
     "disconnect_session",
     "disconnect_user",
     "get_websocket_token",
+    "get_websocket_token_answer",
     "push_to_user",
     "validate_websocket_token",
 ]
@@ -66,6 +68,31 @@ async def aget_websocket_token(
     """See get_websocket_token()."""
     # Called from views: in their thread, where their transaction and their tests' rows are.
     return await sync_to_async(get_websocket_token)(user, path=path, session=session)
+
+
+def get_websocket_token_answer(
+    user: User, *, path: str | None = None, session: SessionBase | str | None = None
+) -> dict[str, Any]:
+    """
+    Return what the token endpoint answers ``user``: ``token``, ``expires_in`` and ``identity``.
+
+    For an endpoint of a site's own, behind another authentication; which has to find out first
+    that ``user`` is signed in. Arguments and errors are those of ``get_websocket_token()``.
+    """
+    _sync_only("get_websocket_token_answer")
+    # No local holds the token: a debug page shows those.
+    return {
+        "token": get_websocket_token(user, path=path, session=session),
+        "expires_in": get_setting("TOKEN_MAX_AGE"),
+        "identity": gate.identity_of(user),
+    }
+
+
+async def aget_websocket_token_answer(
+    user: User, *, path: str | None = None, session: SessionBase | str | None = None
+) -> dict[str, Any]:
+    """See get_websocket_token_answer()."""
+    return await sync_to_async(get_websocket_token_answer)(user, path=path, session=session)
 
 
 def validate_websocket_token(scope: Mapping[str, Any]) -> bool:

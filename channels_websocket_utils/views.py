@@ -16,9 +16,9 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
 
-from . import gate, tokens
-from .conf import get_setting
+from . import gate
 from .stores import StoreUnavailable
+from .utils import get_websocket_token_answer
 
 if TYPE_CHECKING:
     from typing import Any
@@ -57,12 +57,8 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
         return _unavailable()
     if not verdict.user.is_authenticated:
         return _error(401, "unauthenticated", "You are not signed in.")
-    answer = {
-        "expires_in": get_setting("TOKEN_MAX_AGE"),
-        "identity": gate.identity_of(verdict.user),
-    }
     try:
-        token = tokens.issue(verdict.user, path=_read_path(request), session=session)
+        answer = get_websocket_token_answer(verdict.user, path=_read_path(request), session=session)
     except (TypeError, ValueError) as error:
         return _error(400, "bad_message", str(error))
     except (db.Error, StoreUnavailable) as error:
@@ -70,7 +66,7 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
         logger.error("No token was issued, for want of an answer: %s", error)
         return _unavailable()
     # From here on nothing of ours can raise, and show it on a debug page.
-    return JsonResponse({"token": token, **answer})
+    return JsonResponse(answer)
 
 
 def _read_path(request: HttpRequest) -> Any:

@@ -7,11 +7,14 @@ from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from channels_websocket_utils import utils
+from channels_websocket_utils.gate import identity_of
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.utils import (
     aget_websocket_token,
+    aget_websocket_token_answer,
     avalidate_websocket_token,
     get_websocket_token,
+    get_websocket_token_answer,
     validate_websocket_token,
 )
 
@@ -72,6 +75,19 @@ async def test_twins_answer_as_the_sync_helpers_do(user):
 @pytest.mark.parametrize("name", [name for name in utils.__all__ if not name.startswith("a")])
 def test_twins_have_the_same_signature(name):
     assert inspect.signature(getattr(utils, name)) == inspect.signature(getattr(utils, f"a{name}"))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+async def test_answer_is_that_of_the_endpoint(user, settings, twin):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": 20}
+    ask = aget_websocket_token_answer if twin else sync_to_async(get_websocket_token_answer)
+
+    answer = await ask(user, path="/ws/")
+
+    assert answer | {"token": ""} == {"token": "", "expires_in": 20, "identity": identity_of(user)}
+    assert await avalidate_websocket_token(scope_with(answer["token"], user)) is True
+    bound_elsewhere = await ask(user, path="/other/")
+    assert await avalidate_websocket_token(scope_with(bound_elsewhere["token"], user)) is False
 
 
 def test_token_is_hidden_in_the_scope_once_it_was_asked(user, token):
