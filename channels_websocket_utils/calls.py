@@ -139,7 +139,8 @@ class Call:
         """
         Return the frame that answers the call, or ``None`` when there is none to send.
 
-        The exception that ended the call is raised again when nobody is waiting for an answer.
+        The exception that ended the call is raised again when nobody is waiting for an answer. A
+        denial is dropped where it is a channel-layer event's, else a ``PermissionDenied``.
         """
         # The denial also where somebody's decorator in between has swallowed the exception.
         error = self.denial or self.error
@@ -156,6 +157,9 @@ class Call:
         if not self.is_from_wire:
             if self.denial is None:
                 raise error
+            if not isinstance(self.content, dict):
+                # No message and no event: code has called, which must not take this for success.
+                raise PermissionDenied(self.denial.message)
             logger.debug(
                 "Dropped an event for %s: %s", type(self.consumer).__name__, self.denial.code
             )

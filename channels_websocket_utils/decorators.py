@@ -95,9 +95,10 @@ def require_perms(perms: str | list[str] | tuple[str, ...]) -> Callable[[Method]
     The user and the permissions are read from the database at every call, or as seldom as
     ``PERMISSION_MAX_AGE`` says, and the user read replaces ``scope["user"]``. A denied call is
     answered with ``permission_denied`` or, for somebody not signed in, ``unauthenticated``; a
-    denied channel-layer event is dropped with a debug line. Stacks with ``auto_route`` in either
-    order. While a stream runs it is asked again before a part when its last answer is older than
-    ``RECHECK_INTERVAL``, or a permission has changed.
+    denied channel-layer event is dropped with a debug line, and code that calls the method without
+    an event, as the routing of other packages does, gets a ``PermissionDenied``. Stacks with
+    ``auto_route`` in either order. While a stream runs it is asked again before a part when its
+    last answer is older than ``RECHECK_INTERVAL``, or a permission has changed.
 
     Raises ``TypeError`` or ``ValueError`` for anything but permissions, and ``TypeError`` on
     ``connect`` and ``disconnect``, which must run for everybody.
@@ -227,7 +228,8 @@ def _decorate(function: Callable[..., Any], perms: tuple[str, ...] | None) -> An
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         content = args[0] if args else None
         if not method.has_event:
-            args, kwargs = (), {}
+            # What is named was meant for it: other packages call with keywords alone.
+            args = ()
         # Channels awaits every handler of an async consumer, whatever kind the method is.
         start, run = (_start, step) if self._sync else (_astart, astep)
         return start(run, content, method, self, *args, **kwargs)

@@ -5,9 +5,11 @@ from functools import wraps
 import pytest
 from asgiref.sync import sync_to_async
 from channels.exceptions import StopConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser, Group
 from django.contrib.sessions.models import Session
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 
 from channels_websocket_utils.calls import Call
@@ -480,6 +482,53 @@ async def test_denial_of_a_step_with_a_content_of_its_own_refuses_the_call(opene
 
     assert (await socket.next_for("k"))["error"]["code"] == "permission_denied"
     assert (await socket.next())["key"] == "after"
+
+
+class Calls(AsyncJsonWebsocketConsumer):
+    """Calls its methods as code does, and not with a message."""
+
+    async def receive_json(self, content):
+        try:
+            answer = await getattr(self, content["type"])(**content["keywords"])
+        except PermissionDenied as error:
+            answer = str(error)
+        await self.send_json(answer)
+
+    @require_perms(PERM)
+    async def guarded(self):
+        return "done"
+
+    @require_perms(PERM)
+    def guarded_in_thread(self):
+        return "done"
+
+    @auto_route
+    async def keywords(self, **keywords):
+        return keywords
+
+
+@pytest.mark.parametrize("method", ["guarded", "guarded_in_thread"])
+async def test_denial_is_raised_to_code_that_calls_without_an_event(
+    opened, user, permission, method
+):
+    """Nobody would tell it otherwise: ``None`` looks like success."""
+    socket = await opened(Calls)
+
+    await socket.send(method, keywords={})
+    denied = await socket.next()
+    await user.user_permissions.aadd(permission)
+    await socket.send(method, keywords={})
+
+    assert denied == "You may not do this."
+    assert await socket.next() == "done"
+
+
+async def test_keywords_reach_a_method_that_takes_no_event(opened):
+    socket = await opened(Calls)
+
+    await socket.send("keywords", keywords={"name": "Ada"})
+
+    assert await socket.next() == {"name": "Ada"}
 
 
 @pytest.mark.parametrize("consumer", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
