@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -13,24 +12,10 @@ from playwright.sync_api import expect, sync_playwright
 from channels_websocket_utils.testing import WebSocketCommunicator
 
 from .browser import chromium
-from .helpers import stack
+from .helpers import ROOT, blocks, stack
 from .servers import free_port, running
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.rst").read_text()
 LIMIT = 300
-
-
-def blocks(section, page=README):
-    """Return the code blocks of a section: (kind, the file named just before it, code)."""
-    body = re.search(rf"\n{section}\n=+\n(.*?)\n\n+[^\n]+\n====", page, re.S)[1]
-    found = []
-    for text, kind, code in re.findall(
-        r"((?:^\S.*\n)+)\n\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
-    ):
-        names = re.findall(r"``([\w./]+\.\w+)``", text)
-        found.append((kind, names[-1] if names else None, re.sub(r"^    ", "", code, flags=re.M)))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +113,7 @@ def environment(wheel, tmp_path_factory):
 def project(environment, tmp_path_factory):
     """The project of the README's first chapter, and how many lines of it were written by hand."""
     start = tmp_path_factory.mktemp("start")
-    folder, written = follow(blocks("In your own project"), start, environment)
+    folder, written = follow(blocks("README.rst", "In your own project"), start, environment)
     return folder, len(written)
 
 
@@ -158,15 +143,14 @@ def test_readme_alone_leads_to_the_first_reply(project, environment, tmp_path):
 
 @pytest.mark.parametrize("section", ["With Django's TestCase", "With pytest"])
 def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environment, section):
-    page = (ROOT / "docs/testing.rst").read_text()
     folder, _ = project
 
-    follow(blocks(section, page), folder, environment)
+    follow(blocks("docs/testing.rst", section), folder, environment)
 
 
 async def test_stream_of_the_readme_counts_down(user, capsys):
     """The consumer of the section "Streams", as it stands there."""
-    (kind, _, code), _ = blocks("Streams")
+    (kind, _, code), _ = blocks("README.rst", "Streams")
     names = {}
     exec(code, names)
 
