@@ -179,8 +179,8 @@ async def acarry_out(call: Call, function: Callable[..., Any], /, *args: Any, **
     returned = stream = None
     with call:
         if call.denial is None:
-            returned = function(*args, **kwargs)
-            returned = await returned if inspect.isawaitable(returned) else returned
+            result = function(*args, **kwargs)
+            returned = await result if inspect.isawaitable(result) else result
             stream = _open_stream(call, returned)
     if stream is None:
         await call.areply()

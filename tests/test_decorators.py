@@ -523,6 +523,32 @@ async def test_denial_is_raised_to_code_that_calls_without_an_event(
     assert await socket.next() == "done"
 
 
+async def test_call_that_was_answered_with_an_error_returns_none(opened):
+    """Not the coroutine that has raised it."""
+    returned = []
+
+    class Keeps(AsyncJsonWebsocketConsumer):
+        async def receive_json(self, content):
+            returned.append(await getattr(self, content["type"])(content))
+
+        @require_perms(PERM)
+        async def guarded(self, event):
+            return "done"
+
+        @auto_route
+        async def fail(self, event):
+            raise ValueError
+
+    socket = await opened(Keeps)
+
+    replies = [await socket.call(name) for name in ("guarded", "fail")]
+
+    assert [reply["error"]["code"] for reply in replies] == ["permission_denied", "internal"]
+    # The second is kept after its answer was sent.
+    await socket.bye()
+    assert returned == [None, None]
+
+
 async def test_keywords_reach_a_method_that_takes_no_event(opened):
     socket = await opened(Calls)
 
