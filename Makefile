@@ -45,6 +45,11 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
 
+# The house of CONTRIBUTING.rst, after the imports have changed.
+.PHONY: drawings
+drawings: .venv/test
+	$(BIN)/python -m docs.draw_house
+
 # The pages of docs/, in build/docs; a warning is an error.
 docs: .venv/docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
