@@ -39,5 +39,8 @@ async def by_mode(scope, receive, send):
 
 application = ProtocolTypeRouter({"http": http, "websocket": by_mode})
 
+# At the root path that the server names.
+plain = ProtocolTypeRouter({"http": http, "websocket": MODES["required"]})
+
 # The site of the browser's tests: see client_site.
 client = ProtocolTypeRouter({"http": http, "websocket": client_site.websocket})

@@ -25,21 +25,24 @@ OPEN = "open"
 UNKNOWN_TOKEN = "wst_" + "u" * 43
 
 
-def blocks(page, section):
+def blocks(page, section=None):
     """
-    Return the code blocks of a section of ``page``: (kind, the file named just before it, code).
+    Return the code blocks of ``page``, or of a section: (kind, the file named just before it, code).
 
-    ``page`` is README.rst or one below docs.
+    ``page`` is README.rst or one below docs. The file is ``None`` where the text names none.
     """
-    text = (ROOT / page).read_text()
-    title, next_title = rf"^{re.escape(section)}\n=+\n", r"^[^\n]+\n={4,}$"
-    body = re.search(rf"{title}(.*?)(?={next_title}|\Z)", text, re.M | re.S)[1]
+    body = (ROOT / page).read_text()
+    if section is not None:
+        title, next_title = rf"^{re.escape(section)}\n=+\n", r"^[^\n]+\n={4,}$"
+        body = re.search(rf"{title}(.*?)(?={next_title}|\Z)", body, re.M | re.S)[1]
     found = []
     for text, kind, code in re.findall(
-        r"((?:^\S.*\n)+)\n\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
+        r"(?:((?:^\S.*\n)+)\n)?^\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
     ):
         names = re.findall(r"``([\w./]+\.\w+)``", text)
-        found.append((kind, names[-1] if names else None, re.sub(r"^    ", "", code, flags=re.M)))
+        code = re.sub(r"^    ", "", code, flags=re.M)
+        # Without the empty lines after it.
+        found.append((kind, names[-1] if names else None, code.rstrip("\n") + "\n"))
     return found
 
 

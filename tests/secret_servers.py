@@ -88,6 +88,20 @@ def _through_sed(folder, command):
     return begin + " ".join([*command[:at], *command[at + 2 :], end.rsplit(" ", 1)[0]])
 
 
+def nginx_command(http, folder, main="events {}"):
+    """
+    Return the command of an nginx with this configuration, all of whose files are in ``folder``.
+
+    ``http`` is what stands in its block of that name, ``main`` what stands beside that.
+    """
+    temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{name}_temp_path {folder}/{name};\n" for name in temporary)
+    own = f"daemon off; pid {folder}/pid; error_log {folder}/main.log;"
+    configuration = folder / "nginx.conf"
+    configuration.write_text(f"{own}\n{main}\nhttp {{\n{paths}{http}}}\n")
+    return [NGINX, "-e", f"{folder}/main.log", "-c", str(configuration)]
+
+
 @contextlib.contextmanager
 def proxying(upstream, folder, hide=True, number=0):
     """
@@ -102,12 +116,7 @@ def proxying(upstream, folder, hide=True, number=0):
     site = site.replace("server {", f"server {{ listen 127.0.0.1:{port};")
     if not hide:
         site = site.replace("access.log masked", "access.log combined").replace(" crit;", " error;")
-    temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    paths = "".join(f"{name}_temp_path {folder}/{name};\n" for name in temporary)
-    main = f"daemon off; pid {folder}/pid; error_log {folder}/main.log;"
-    configuration = folder / "nginx.conf"
-    configuration.write_text(f"{main}\nevents {{}}\nhttp {{\naccess_log off;\n{paths}{site}}}\n")
-    command = [NGINX, "-e", f"{folder}/main.log", "-c", str(configuration)]
+    command = nginx_command(f"access_log off;\n{site}", folder)
     with running(command, port, folder / "nginx.log") as process:
         yield port
         # It logs a socket when that has ended.

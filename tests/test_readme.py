@@ -148,6 +148,14 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
     follow(blocks("docs/testing.rst", section), folder, environment)
 
 
+def test_test_of_the_readme_passes_in_its_project(project, environment):
+    ((_, _, code),) = blocks("README.rst", "Tests")
+    folder, _ = project
+
+    written = ("python", "chat/tests.py", code)
+    follow([written, ("shell", None, "python manage.py test")], folder, environment)
+
+
 async def test_stream_of_the_readme_counts_down(user, capsys):
     """The consumer of the section "Streams", as it stands there."""
     (kind, _, code), _ = blocks("README.rst", "Streams")

@@ -70,6 +70,37 @@ test(`the types hold with TypeScript ${versions[1]}, as they do with ${versions[
   assert.equal(await check(["commonjs.cts"], node10, older), "")
 })
 
+/** What the scripts on the pages take for granted, each where the script itself does not declare it. */
+const granted = {
+  manager: "WebSocketManager",
+  path: "string",
+  token: "string",
+  options: "WebSocketManager.Options",
+}
+
+test("the scripts on the pages call what there is, and a misspelt call is found", async () => {
+  const files = []
+  for (const name of ["README.rst", "docs/howto_from_0_1.rst", "docs/howto_from_own_token.rst"]) {
+    const page = await readFile(new URL(name, root), "utf8")
+    for (const [, block] of page.matchAll(/^\.\. code-block:: javascript\n\n((?: {4}.*\n|\n)+)/gm)) {
+      const code = block.replace(/^ {4}/gm, "")
+      const declared = Object.entries(granted).filter(([each]) => !code.includes(`const ${each} =`))
+      const lines = declared.map(([each, type]) => `declare const ${each}: ${type}`)
+      files.push(`page.${files.length}.ts`)
+      await project.write(files.at(-1), [...lines, code, "export {}"].join("\n"))
+    }
+  }
+  // As loose as a page's own script is, for which the class is a global.
+  const loose = { strict: false, exactOptionalPropertyTypes: false, noImplicitOverride: false }
+  const options = { ...loose, allowUmdGlobalAccess: true, types: ["channels-websocket-utils"] }
+  const misspelt = "declare const manager: WebSocketManager\nmanager.sendJson({ type: 'greet' })\nexport {}"
+  await project.write("misspelt-script.ts", misspelt)
+
+  assert.ok(files.length > 8)
+  assert.equal(await check(files, options), "")
+  assert.match(await check(["misspelt-script.ts"], options), /'sendJson' does not exist/)
+})
+
 test("the example of the docs compiles, and with a misspelt call it does not", async () => {
   const page = await readFile(new URL("docs/client.rst", root), "utf8")
   const [, block] = /^\.\. code-block:: typescript\n\n((?: {4}.*\n|\n)+)/m.exec(page)

@@ -1,0 +1,111 @@
+"""
+The pages that people read: their code blocks, and the code run as a site would run it.
+"""
+
+import ast
+import contextlib
+import inspect
+import re
+from pathlib import Path
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
+from django.urls import path
+
+from channels_websocket_utils import signals
+from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
+from channels_websocket_utils.decorators import auto_route
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
+
+from .helpers import ROOT, blocks, stack
+
+# Those of which a test runs every block.
+PARTS = (
+    "checks client gate howto_behind_nginx howto_from_0_1 howto_from_own_token "
+    "howto_several_servers live_sockets performance security settings wire"
+)
+NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
+PAGES = {name: (ROOT / name).read_text() for name in NAMES}
+
+
+# A project of its own, and the test of it: see test_readme.
+FIRST = blocks("README.rst", "In your own project")
+OWN_PROJECT = [code for _, _, code in [*FIRST, *blocks("README.rst", "Tests")]]
+
+
+def of_kind(name, kind):
+    """Return the code of the blocks of this ``kind`` on the page ``name``."""
+    return [code for each, _, code in blocks(name) if each == kind]
+
+
+class Anyone(AsyncWebSocketManagerConsumer):
+    """In the place of the site's own consumers."""
+
+    @auto_route
+    async def greet(self, event):
+        return event["how"]
+
+
+def site(name):
+    """Return the names that the code of a page takes for granted: a site's own."""
+    browsers = stack(Anyone)
+    names = {
+        "BASE_DIR": ROOT,
+        "ChatConsumer": Anyone,
+        "YourConsumer": Anyone,
+        "ProtocolTypeRouter": ProtocolTypeRouter,
+        "URLRouter": URLRouter,
+        "WebSocketTokenAuthMiddlewareStack": WebSocketTokenAuthMiddlewareStack,
+        "application": browsers,
+        "browsers": browsers,
+        "django_application": get_asgi_application(),
+        "path": path,
+        "user": None,
+        "websocket_urlpatterns": [path("ws/chat/<str:token>", Anyone.as_asgi())],
+    }
+    if name == "README.rst":
+        for _, file, code in FIRST:
+            if file == "chat/consumers.py":
+                exec(code, names)
+    return names
+
+
+def executed(name, **given):
+    """Execute the Python blocks of a page one after the other, and return what they have named."""
+    names = {**site(name), **given}
+    with deaf_afterwards():
+        for code in of_kind(name, "python"):
+            if code not in OWN_PROJECT:
+                run_block(name, code, names)
+    return names
+
+
+@contextlib.contextmanager
+def deaf_afterwards():
+    """Let receivers that are connected meanwhile hear nothing of other tests."""
+    told = [getattr(signals, name) for name in signals.__all__]
+    before = [[*signal.receivers] for signal in told]
+    try:
+        yield
+    finally:
+        for signal, receivers in zip(told, before, strict=True):
+            signal.receivers = receivers
+            signal.sender_receivers_cache.clear()
+
+
+def run_block(page, code, names):
+    tree = compile(code, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    # What awaits something needs a server.
+    if not tree.co_flags & inspect.CO_COROUTINE:
+        exec(tree, names)
+
+
+def nginx_parts(code, port):
+    """Return what of a block stands in ``http``, and what beside it. Without certificates."""
+    code = re.sub(r"^ *ssl_.*\n", "", code, flags=re.M)
+    code = code.replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
+    if code.startswith("location"):
+        code = f"server {{ listen 127.0.0.1:{port};\n{code}}}\n"
+    if "listen" not in code:
+        code = code.replace("server {\n", f"server {{ listen 127.0.0.1:{port};\n", 1)
+    return ("", code) if "events {" in code else (code, "events {}")

@@ -1,0 +1,338 @@
+"""The pages of docs/: their code runs, their conversations happen, their tables are whole."""
+
+import argparse
+import configparser
+import contextlib
+import json
+import logging.config
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hypercorn.__main__
+import pytest
+import uvicorn
+from channels.db import database_sync_to_async
+from channels.layers import ChannelLayerManager
+from django.core.checks import run_checks
+from django.core.management import get_commands, load_command_class
+from django.db.utils import ConnectionHandler
+from django.template import engines
+from django.test import RequestFactory, override_settings
+
+import channels_websocket_utils
+from channels_websocket_utils import messages, utils
+from channels_websocket_utils.gate import TokenAnnotation
+from channels_websocket_utils.utils import (
+    adisconnect_user,
+    aget_websocket_token,
+    get_websocket_token,
+)
+from docs.draw_house import HOUSE, draw
+
+from .helpers import LIMIT, ended, stack
+from .pages import OWN_PROJECT, PAGES, ROOT, blocks, executed, nginx_parts, of_kind
+from .secret_servers import nginx_command
+from .servers import free_port
+
+PACKAGE = Path(channels_websocket_utils.__file__).parent
+
+
+def found(*kinds):
+    """Return (page, number, code) of every block of one of the ``kinds``, as parameters."""
+    return [
+        pytest.param(name, number, code, id=f"{Path(name).stem} {number}")
+        for name, page in PAGES.items()
+        for number, (kind, _, code) in enumerate(blocks(page))
+        if kind in kinds and code not in OWN_PROJECT
+    ]
+
+
+# Python and settings
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if of_kind(name, "python")])
+def test_python_of_the_docs_runs(name, user):
+    """All of a page, from top to bottom, but for what waits for a server."""
+    executed(name, user=user)
+
+
+SETTINGS = [
+    each
+    for each in found("python")
+    if re.match(r"(import os\n\n)?[A-Z_]+ = ", each.values[2]) and "LOGGING" not in each.values[2]
+]
+
+
+@pytest.mark.parametrize(("name", "number", "code"), SETTINGS)
+def test_settings_of_the_docs_pass_the_checks(name, number, code, db, tmp_path):
+    names = {"BASE_DIR": tmp_path}
+    exec(code, names)
+    given = {key: value for key, value in names.items() if key.isupper() and key != "BASE_DIR"}
+
+    # A test may not change these; they are tried below.
+    databases = ConnectionHandler(given.pop("DATABASES", {}))
+    layers = given.get("CHANNEL_LAYERS", {})
+    with override_settings(**given):
+        problems = [each.id for each in run_checks() if "websocket_utils" in (each.id or "")]
+        for alias in layers:
+            assert ChannelLayerManager()[alias]
+    for connection in databases.all():
+        assert connection.ops
+        if connection.vendor == "sqlite":
+            with contextlib.closing(connection), connection.cursor() as cursor:
+                assert cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code"),
+    [each for each in found("python") if each.values[2].startswith("LOGGING")],
+)
+def test_logging_of_the_docs_can_be_set_up(name, number, code):
+    names = {}
+    exec(code, names)
+    script = "import json, logging.config, sys; logging.config.dictConfig(json.load(sys.stdin))"
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(names["LOGGING"]),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert logging.config.DictConfigurator(names["LOGGING"])
+
+
+@pytest.mark.parametrize(("name", "number", "code"), found("html"))
+def test_templates_of_the_docs_render(name, number, code, user):
+    request = RequestFactory().get("/", SCRIPT_NAME="/app")
+    request.user = user
+    # As startproject's context processors have it.
+    context = {"request": request, "token": get_websocket_token(user)}
+
+    html = engines["django"].from_string(code).render(context, request)
+
+    assert 'src="/static/websocket_utils/WebSocketManager.js"' in html
+    if "SCRIPT_NAME" in code:
+        assert 'data-socket-path="/app/ws/chat/"' in html
+
+
+# Commands
+
+
+def parse_uvicorn(arguments):
+    uvicorn.main.make_context("uvicorn", arguments)
+
+
+def parse_daphne(arguments):
+    # Its import makes an event loop of Twisted's.
+    script = (
+        "import sys; from daphne.cli import CommandLineInterface as Daphne;"
+        "Daphne().parser.parse_args(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ValueError(done.stderr)
+
+
+def parse_hypercorn(arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hypercorn.__main__, "run", lambda config: 0)
+        hypercorn.__main__.main(arguments)
+
+
+def parse_python(arguments):
+    script, name, *rest = arguments
+    assert script == "manage.py"
+    command = load_command_class(get_commands()[name], name)
+    command.create_parser("manage.py", name).parse_args(rest)
+
+
+def parse_pip(arguments):
+    assert arguments[0] in ("install", "uninstall")
+    declared = (ROOT / "setup.cfg").read_text()
+    for package in arguments[1:]:
+        assert package == "channels-websocket-utils" or f"    {package}\n" in declared
+
+
+def parse_systemctl(arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("verb", choices=["enable"])
+    parser.add_argument("--now", action="store_true")
+    parser.add_argument("units", nargs="+")
+    parser.parse_args(arguments)
+
+
+PARSERS = {
+    "uvicorn": parse_uvicorn,
+    "daphne": parse_daphne,
+    "hypercorn": parse_hypercorn,
+    "python": parse_python,
+    "pip": parse_pip,
+    "systemctl": parse_systemctl,
+}
+
+
+def parse(line):
+    """Have the options of a command checked by the program's own parser, where it has one here."""
+    program, *arguments = shlex.split(line.removeprefix("$ "))
+    PARSERS[program](arguments)
+
+
+@pytest.mark.parametrize(("name", "number", "code"), found("shell", "console"))
+def test_commands_of_the_docs_have_these_options(name, number, code, tmp_path, monkeypatch):
+    (tmp_path / "logging.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+    for line in code.splitlines():
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "uvicorn --websocket-timeout 5 mysite.asgi:application",
+        "daphne --websocket-timeout 5 mysite.asgi:application",
+        "hypercorn --ping-interval 5 mysite.asgi:application",
+        "python manage.py disconnect_websocket_user --all ada",
+    ],
+)
+def test_option_that_is_not_there_is_found(line):
+    """The test has teeth."""
+    with pytest.raises((SystemExit, Exception), match=r"^2$|[Nn]o such option|unrecognized"):
+        parse(line)
+
+
+def test_unit_of_systemd_runs_uvicorn():
+    (code,) = of_kind("docs/howto_several_servers.rst", "ini")
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read_string(code)
+
+    program, *arguments = shlex.split(unit["Service"]["ExecStart"])
+    parse_uvicorn(arguments)
+
+    assert program.endswith("/uvicorn")
+    assert "--uds /run/mysite-%i/socket" in unit["Service"]["ExecStart"]
+
+
+# nginx
+
+
+@pytest.mark.nginx
+@pytest.mark.parametrize(("name", "number", "code"), found("nginx"))
+def test_nginx_takes_the_configurations_of_the_docs(name, number, code, tmp_path):
+    http, main = nginx_parts(code.replace("/var/log/nginx", str(tmp_path)), free_port())
+
+    done = subprocess.run(
+        [*nginx_command(http, tmp_path, main), "-t"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+# The explanations
+
+
+async def test_conversations_of_the_wire_page_happen(user, session, open_socket):
+    """Each line that the server says there, word for word, but for what is told as "..."."""
+    names = await database_sync_to_async(executed)("docs/wire.rst")
+    socket = open_socket(
+        stack(names["ChatConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
+    )
+    await socket.connect()
+
+    lines = 0
+    for line in "".join(of_kind("docs/wire.rst", "text")).splitlines():
+        side, _, text = line.partition(" ")
+        if side == ">":
+            await socket.send_text(text)
+            continue
+        expected, frame = json.loads(text), await socket.next()
+        for name in expected:
+            if expected[name] == "...":
+                assert frame[name]
+                frame[name] = "..."
+        assert frame == expected
+        lines += 1
+
+    assert lines > 15
+
+
+def table(page, head):
+    """Return the first column of the table whose first column is called ``head``."""
+    body = re.search(rf"^=+ .*\n{head} .*\n=+ .*\n((?:.+\n)+?)=+ ", page, re.M)[1]
+    return {cell.strip("`") for cell in re.findall(r"^(\S+)", body, re.M)}
+
+
+def test_wire_page_has_every_close_code():
+    ours = {str(getattr(messages, name)) for name in messages.__all__ if name.startswith("CLOSE_")}
+
+    assert table(PAGES["docs/wire.rst"], "code +what has happened") == ours | {"1000", "4403"}
+
+
+def test_wire_page_has_every_error_code():
+    raised = set()
+    for file in PACKAGE.rglob("*.py"):
+        raised |= set(re.findall(r'MessageError\(\s*"(\w+)"', file.read_text()))
+
+    assert {"bad_message", "internal"} < raised
+    assert table(PAGES["docs/wire.rst"], "code +what it means") == raised
+
+
+def test_gate_page_has_every_reason():
+    named = re.search(r"for the log alone:(.*?)``auth_digest``", TokenAnnotation.__doc__, re.S)[1]
+
+    assert table(PAGES["docs/gate.rst"], "reason") == set(re.findall(r"``(\w+)``", named))
+
+
+async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_socket):
+    """It makes no chapter more once its user was disconnected."""
+    names = await database_sync_to_async(executed)("docs/live_sockets.rst")
+    socket = open_socket(
+        stack(names["ReportConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
+    )
+    await socket.connect()
+    await socket.send("make", reply_key="r", chapters=10**9)
+    await socket.next_for("chapter")
+
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    # Its handler has returned, or the application would not end.
+    await socket.wait(LIMIT)
+
+
+def test_reference_has_every_helper_and_its_twin_right_after_it():
+    page = (ROOT / "docs/reference.rst").read_text()
+    listed = re.findall(r"^\.\. autofunction:: (\w+)$", page, re.M)
+
+    assert sorted(listed) == sorted(utils.__all__)
+    assert [f"a{name}" for name in listed[::2]] == listed[1::2]
+
+
+def test_house_is_drawn_as_it_is():
+    """After a change of the imports: ``make drawings``."""
+    assert HOUSE.read_text() == draw()
+
+
+# The pages themselves
+
+
+def test_every_block_is_of_a_kind_that_something_runs():
+    kinds = {kind for page in PAGES.values() for kind, _, _ in blocks(page)}
+
+    # Of these test_log_filters runs the json and the bash, and types.test.mjs the scripts.
+    elsewhere = {"json", "bash", "javascript", "typescript"}
+    assert kinds == {"python", "html", "shell", "console", "nginx", "ini", "text"} | elsewhere

@@ -1,0 +1,312 @@
+"""What the how-to pages claim: of proxies and servers, and of coming from something else."""
+
+import ast
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import websockets
+from channels.db import database_sync_to_async
+from channels.routing import URLRouter
+from django.contrib.auth import get_user_model
+from django.core import signing
+from django.test import Client, override_settings
+from django.urls import path
+
+from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
+
+from .helpers import OPEN, ended, stack
+from .pages import ROOT, executed, nginx_parts, of_kind
+from .secret_servers import nginx_command
+from .servers import ALL_COMMANDS, LIMIT, free_port, knock, running
+
+# Of docs/howto_behind_nginx.rst.
+WHOLE, PATIENT, KEEPS_PREFIX, TAKES_PREFIX = of_kind("docs/howto_behind_nginx.rst", "nginx")
+
+
+@contextlib.contextmanager
+def server(name, folder, environment, *options, application="tests.asgi:plain"):
+    """Serve a site; ``plain`` is at the root path that the server names."""
+    port = free_port()
+    command = ALL_COMMANDS[name].format(port=port, application=application).split()
+    environment = {**os.environ, **environment, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    command = [sys.executable, "-m", command[0], *options, *command[1:]]
+    with running(command, port, folder / f"{port}.log", env=environment):
+        yield port
+
+
+@contextlib.contextmanager
+def proxy(upstream, folder, code):
+    """Have nginx with the block ``code`` before the port ``upstream``."""
+    port = free_port()
+    folder = folder / f"nginx {port}".replace(" ", "-")
+    folder.mkdir()
+    http, main = nginx_parts(code.replace(":8000", f":{upstream}"), port)
+    command = nginx_command(f"access_log off;\n{http}", folder, main)
+    with running(command, port, folder / "nginx.log"):
+        yield port
+
+
+@pytest.mark.nginx
+async def test_socket_opens_through_the_documented_nginx(
+    user, session, database_environment, tmp_path
+):
+    """And without its two lines about the upgrade the server sees a plain request."""
+    code = WHOLE.replace("location /ws/", "location /async/")
+    naive = re.sub(r".*(Upgrade|Connection).*\n", "", code)
+    with server("uvicorn websockets-sansio", tmp_path, database_environment) as upstream:
+        outcomes = {}
+        for each in (naive, code):
+            token = await aget_websocket_token(user)
+            with proxy(upstream, tmp_path, each) as port:
+                outcomes[each] = await knock(port, f"/async/{token}".encode(), session=session)
+
+    assert outcomes[naive] == 404
+    assert json.loads(outcomes[code])["key"] == "websocket.ready"
+
+
+@pytest.mark.nginx
+@pytest.mark.parametrize("name", ["daphne", "uvicorn websockets-sansio", "hypercorn"])
+async def test_prefix_is_taken_away_by_whom_the_docs_say(
+    name, user, session, database_environment, tmp_path
+):
+    """And with the other recipe every handshake is answered with 403."""
+    right, wrong = KEEPS_PREFIX, TAKES_PREFIX
+    if name.startswith("uvicorn"):
+        right, wrong = wrong, right
+    token = await aget_websocket_token(user, path="/async/")
+    address = f"/app/async/{token}".encode()
+    with server(name, tmp_path, database_environment, "--root-path", "/app") as upstream:
+        with proxy(upstream, tmp_path, wrong) as port:
+            refused = await knock(port, address, session=session)
+        with proxy(upstream, tmp_path, right) as port:
+            answer = await knock(port, address, session=session)
+
+    assert refused == 403
+    assert json.loads(answer)["key"] == "websocket.ready"
+
+
+@contextlib.asynccontextmanager
+async def opened(port, user, session):
+    token = await aget_websocket_token(user)
+    address = f"ws://127.0.0.1:{port}/async/{token}"
+    # It answers pings, and sends none of its own.
+    async with websockets.connect(
+        address, additional_headers={"Cookie": f"sessionid={session}"}, ping_interval=None
+    ) as socket:
+        assert json.loads(await socket.recv())["key"] == "websocket.ready"
+        yield socket
+
+
+async def is_open(socket):
+    await socket.send('{"type": "websocket.ping"}')
+    return await socket.recv() == '{"key": "websocket.pong"}'
+
+
+@pytest.mark.nginx
+async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
+    user, session, database_environment, tmp_path
+):
+    """Without them it ends, and is no older by then than the one that lives on."""
+    code = PATIENT.replace("1h", "2s").replace("/ws/", "/async/")
+    upgrade = """proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection "upgrade";
+        proxy_read_timeout"""
+    code = code.replace("proxy_read_timeout", upgrade)
+    async with contextlib.AsyncExitStack() as exits:
+        sockets = []
+        for options in (("--websocket-ping-interval", "1"), ()):
+            upstream = exits.enter_context(
+                server("hypercorn", tmp_path, database_environment, *options)
+            )
+            port = exits.enter_context(proxy(upstream, tmp_path, code))
+            sockets.append(await exits.enter_async_context(opened(port, user, session)))
+        pinged, silent = sockets
+
+        with pytest.raises(websockets.ConnectionClosedError):
+            await silent.recv()
+
+        assert silent.close_code == 1006
+        assert await is_open(pinged)
+
+
+async def test_daphne_ends_what_is_too_old_with_1000(user, session, database_environment, tmp_path):
+    """Which a client takes for done; with -1 it does not."""
+    async with contextlib.AsyncExitStack() as exits:
+        sockets = []
+        for seconds in ("-1", "1"):
+            port = exits.enter_context(
+                server("daphne", tmp_path, database_environment, "--websocket_timeout", seconds)
+            )
+            sockets.append(await exits.enter_async_context(opened(port, user, session)))
+        lasting, ending = sockets
+
+        with pytest.raises(websockets.ConnectionClosedOK):
+            await ending.recv()
+
+        assert ending.close_code == 1000
+        assert await is_open(lasting)
+
+
+def test_endpoint_behind_tls_answers_with_the_documented_setting(user):
+    names = executed("docs/howto_behind_nginx.rst")
+    client = Client(
+        enforce_csrf_checks=True,
+        headers={
+            "X-Forwarded-Proto": "https",
+            "Origin": "https://example.org",
+            "Host": "example.org",
+        },
+    )
+    client.force_login(user)
+    client.cookies["csrftoken"] = token = "c" * 32
+
+    def ask():
+        return client.post("/websocket/token/", headers={"X-CSRFToken": token}).status_code
+
+    assert ask() == 403
+    with override_settings(SECURE_PROXY_SSL_HEADER=names["SECURE_PROXY_SSL_HEADER"]):
+        assert ask() == 200
+
+
+async def test_other_client_of_the_readme_gets_its_reply(user, database_environment, tmp_path):
+    """Its code, at this server."""
+    (code,) = (code for code in of_kind("README.rst", "python") if code.startswith("async with"))
+    serve = server(
+        "uvicorn websockets-sansio",
+        tmp_path,
+        database_environment,
+        application="tests.asgi:application",
+    )
+    with serve as port:
+        code = code.replace("wss://example.org/ws/chat/", f"ws://127.0.0.1:{port}/token/async/")
+        names = {"json": json, "websockets": websockets, "token": await aget_websocket_token(user)}
+        tree = compile(
+            code.replace("greet", "echo"), "README.rst", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        )
+        await eval(tree, names)
+
+    assert names["frame"] == {"key": "1", "data": None}
+
+
+# Coming from elsewhere
+
+
+OLD_MODELS = """from django.db import models
+
+
+class Token(models.Model):
+    token = models.TextField()
+"""
+
+
+@pytest.mark.parametrize("is_in_time", [True, False])
+def test_tables_come_to_a_site_that_had_made_migrations_for_0_1(is_in_time, tmp_path):
+    """Without the first step ``migrate`` takes ours for done; the second way out still works."""
+    shell = of_kind("docs/howto_from_0_1.rst", "shell")
+    leave, forget, _ = (code.split()[2:] for code in shell)
+    old_package = tmp_path / "old/channels_websocket_utils"
+    (old_package / "migrations").mkdir(parents=True)
+    for name in ("__init__.py", "migrations/__init__.py"):
+        (old_package / name).touch()
+    # Without one of its own Django would find that of the package that is installed here.
+    (old_package / "apps.py").touch()
+    (old_package / "models.py").write_text(OLD_MODELS)
+    (tmp_path / "site_settings.py").write_text(
+        "from tests.settings import *\n"
+        f"DATABASES = {{'default': database({str(tmp_path / 'db.sqlite3')!r})}}\n"
+        "INSTALLED_APPS = [each for each in INSTALLED_APPS if each != 'tests']\n"
+        "ROOT_URLCONF = None\n"
+    )
+
+    def manage(*arguments, old=False):
+        paths = [*([tmp_path / "old"] if old else []), tmp_path, ROOT]
+        environment = {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "site_settings",
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        }
+        environment.pop("TEST_DATABASE", None)
+        command = [sys.executable, "-m", "django", *arguments]
+        run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        return subprocess.run(command, timeout=LIMIT, **run)
+
+    def succeeds(*arguments, **options):
+        done = manage(*arguments, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    succeeds("makemigrations", "channels_websocket_utils", old=True)
+    succeeds("migrate", old=True)
+    if is_in_time:
+        succeeds(*leave, old=True)
+    else:
+        assert "no such table" in manage("migrate").stderr
+        succeeds(*forget)
+    succeeds("migrate")
+
+    assert "[ ]" not in succeeds("showmigrations")
+    script = "from channels_websocket_utils.models import *; print(WebSocketToken.objects.count())"
+    assert "0" in succeeds("shell", "-c", script)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_consumers_for_who_comes_from_0_1_answer(number, user, permission, open_socket):
+    codes = of_kind("docs/howto_from_0_1.rst", "python")
+    names = {}
+    exec([code for code in codes if "def your_method" in code][number], names)
+    socket = open_socket(
+        stack(names["YourConsumer"], token_only=True), f"/ws/{await aget_websocket_token(user)}"
+    )
+    await socket.connect()
+
+    assert (await socket.call("your_method"))["answer"] == 42
+    assert (await socket.call("top_secret"))["error"]["code"] == "permission_denied"
+    await user.user_permissions.aadd(permission)
+    assert (await socket.call("top_secret"))["secret"] == 42
+
+
+async def test_old_and_new_tokens_are_accepted_for_a_while(user, session, open_socket):
+    """The old one as often as it likes, the new one once; and both end with their user."""
+    names = await database_sync_to_async(executed)("docs/howto_from_own_token.rst")
+    both = names["both"]
+    old = f"token={signing.dumps(user.pk)}".encode()
+    token = await aget_websocket_token(user)
+
+    async def come(path, query=b""):
+        socket = open_socket(both, path, session=session, query_string=query)
+        return socket, await socket.outcome('{"hello": 1}')
+
+    first, outcome = await come("/ws/chat/", old)
+    again = await come("/ws/chat/", old)
+    new, is_new = await come(f"/ws/chat/{token}")
+
+    assert [outcome, again[1], is_new] == [OPEN] * 3
+    assert (await come(f"/ws/chat/{token}"))[1] == 4401
+    assert (await come("/ws/chat/", b"token=forged"))[1] == 403
+    await adisconnect_user(user)
+    assert [await ended(socket) for socket in (first, again[0], new)] == [4410] * 3
+
+
+async def test_old_middleware_alone_ends_nothing_and_lets_in_who_may_not(user, open_socket):
+    """What the page says is wrong with it: the control."""
+    names = await database_sync_to_async(executed)("docs/howto_from_own_token.rst")
+    application = names["QueryTokenMiddleware"](
+        URLRouter([path("ws/chat/", names["ChatConsumer"].as_asgi())])
+    )
+    query = f"token={signing.dumps(user.pk)}".encode()
+    socket = open_socket(application, "/ws/chat/", query_string=query)
+    await socket.connect()
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+    await adisconnect_user(user)
+
+    late = open_socket(application, "/ws/chat/", query_string=query)
+
+    assert (await late.connect())["type"] == "websocket.accept"
+    await socket.send_text('{"still": "here"}')
+    assert await socket.next() == {"echo": {"still": "here"}}
