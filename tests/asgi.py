@@ -42,5 +42,13 @@ application = ProtocolTypeRouter({"http": http, "websocket": by_mode})
 # At the root path that the server names.
 plain = ProtocolTypeRouter({"http": http, "websocket": MODES["required"]})
 
+
+async def tell_client(scope, receive, send):
+    """Say where the connection is from, as the server has it."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": scope["client"][0]})
+
+
 # The site of the browser's tests: see client_site.
 client = ProtocolTypeRouter({"http": http, "websocket": client_site.websocket})

@@ -15,7 +15,7 @@ from pathlib import Path
 import hypercorn.__main__
 import pytest
 import uvicorn
-from channels.db import database_sync_to_async
+from asgiref.sync import sync_to_async
 from channels.layers import ChannelLayerManager
 from django.core.checks import run_checks
 from django.core.management import get_commands, load_command_class
@@ -247,7 +247,7 @@ def test_nginx_takes_the_configurations_of_the_docs(name, number, code, tmp_path
 
 async def test_conversations_of_the_wire_page_happen(user, session, open_socket):
     """Each line that the server says there, word for word, but for what is told as "..."."""
-    names = await database_sync_to_async(executed)("docs/wire.rst")
+    names = await sync_to_async(executed)("docs/wire.rst")
     socket = open_socket(
         stack(names["ChatConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
     )
@@ -297,9 +297,10 @@ def test_gate_page_has_every_reason():
     assert table(PAGES["docs/gate.rst"], "reason") == set(re.findall(r"``(\w+)``", named))
 
 
-async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_socket):
-    """It makes no chapter more once its user was disconnected."""
-    names = await database_sync_to_async(executed)("docs/live_sockets.rst")
+async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_socket, caplog):
+    """It makes no chapter more once its user was disconnected; the log says so as documented."""
+    caplog.set_level("INFO", "channels_websocket_utils")
+    names = await sync_to_async(executed)("docs/live_sockets.rst")
     socket = open_socket(
         stack(names["ReportConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
     )
@@ -312,6 +313,8 @@ async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_soc
     assert await ended(socket) == 4410
     # Its handler has returned, or the application would not end.
     await socket.wait(LIMIT)
+    (line,) = re.findall(r"``(Ended 1 .*?)``", PAGES["docs/howto_several_servers.rst"])
+    assert line in caplog.messages
 
 
 def test_reference_has_every_helper_and_its_twin_right_after_it():
@@ -320,6 +323,25 @@ def test_reference_has_every_helper_and_its_twin_right_after_it():
 
     assert sorted(listed) == sorted(utils.__all__)
     assert [f"a{name}" for name in listed[::2]] == listed[1::2]
+
+
+def test_map_of_contributing_names_what_is_there():
+    page = (ROOT / "CONTRIBUTING.rst").read_text()
+    body = re.search(r"\nWhat is where\n=+\n(.*?)\nHabits\n", page, re.S)[1]
+    files = {each.name: each for each in PACKAGE.rglob("*") if each.is_file()}
+    sources = "\n".join(
+        file.read_text() for file in files.values() if file.suffix in {".py", ".js", ".ts"}
+    )
+
+    named = re.findall(r"``([^`]+)``", body)
+    paths = [each for each in named if re.fullmatch(r"[\w/.]+\.(py|rst|js|d\.ts)", each)]
+    for name in paths:
+        assert name in files or (PACKAGE / name).exists() or (ROOT / name).exists()
+    words = [each.split("(")[0].split(".")[-1] for each in named if each not in paths]
+    missing = {each for each in words if not re.search(rf"\b{each}\b", sources)}
+
+    assert len(paths) > 15
+    assert missing == {"Cookie", "Authorization"}
 
 
 def test_house_is_drawn_as_it_is():

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import websockets
-from channels.db import database_sync_to_async
+from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from django.contrib.auth import get_user_model
 from django.core import signing
@@ -19,13 +19,14 @@ from django.urls import path
 
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
 
+from .asgi import tell_client
 from .helpers import OPEN, ended, stack
 from .pages import ROOT, executed, nginx_parts, of_kind
 from .secret_servers import nginx_command
 from .servers import ALL_COMMANDS, LIMIT, free_port, knock, running
 
-# Of docs/howto_behind_nginx.rst.
-WHOLE, PATIENT, KEEPS_PREFIX, TAKES_PREFIX = of_kind("docs/howto_behind_nginx.rst", "nginx")
+NGINX_PAGE = "docs/howto_behind_nginx.rst"
+WHOLE, PATIENT, KEEPS_PREFIX, TAKES_PREFIX = of_kind(NGINX_PAGE, "nginx")
 
 
 @contextlib.contextmanager
@@ -154,7 +155,7 @@ async def test_daphne_ends_what_is_too_old_with_1000(user, session, database_env
 
 
 def test_endpoint_behind_tls_answers_with_the_documented_setting(user):
-    names = executed("docs/howto_behind_nginx.rst")
+    names = executed(NGINX_PAGE)
     client = Client(
         enforce_csrf_checks=True,
         headers={
@@ -172,6 +173,38 @@ def test_endpoint_behind_tls_answers_with_the_documented_setting(user):
     assert ask() == 403
     with override_settings(SECURE_PROXY_SSL_HEADER=names["SECURE_PROXY_SSL_HEADER"]):
         assert ask() == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "is_believed"),
+    [
+        ("uvicorn websockets-sansio", (), True),
+        ("uvicorn websockets-sansio", ("--forwarded-allow-ips", "192.0.2.1"), False),
+        ("daphne", (), False),
+        ("daphne", ("--proxy-headers",), True),
+        ("hypercorn", (), False),
+    ],
+)
+async def test_server_believes_who_the_client_is_as_the_docs_say(
+    name, options, is_believed, tmp_path
+):
+    headers = [b"X-Forwarded-For: 192.0.2.7"]
+    serve = server(name, tmp_path, {}, *options, application="tests.asgi:tell_client")
+    with serve as port:
+        client = await knock(port, b"/", headers=headers)
+
+    assert client == ("192.0.2.7" if is_believed else "127.0.0.1")
+
+
+async def test_documented_middleware_of_hypercorn_believes_it(open_socket, db):
+    application = await sync_to_async(executed)(NGINX_PAGE, application=tell_client)
+    headers = [(b"x-forwarded-for", b"192.0.2.7")]
+    socket = open_socket(application["application"], "/", headers=headers, client=["127.0.0.1", 1])
+    await socket.connect()
+
+    answer = await socket.receive_output()
+
+    assert answer["text"] == "192.0.2.7"
 
 
 async def test_other_client_of_the_readme_gets_its_reply(user, database_environment, tmp_path):
@@ -273,7 +306,7 @@ async def test_consumers_for_who_comes_from_0_1_answer(number, user, permission,
 
 async def test_old_and_new_tokens_are_accepted_for_a_while(user, session, open_socket):
     """The old one as often as it likes, the new one once; and both end with their user."""
-    names = await database_sync_to_async(executed)("docs/howto_from_own_token.rst")
+    names = await sync_to_async(executed)("docs/howto_from_own_token.rst")
     both = names["both"]
     old = f"token={signing.dumps(user.pk)}".encode()
     token = await aget_websocket_token(user)
@@ -295,7 +328,7 @@ async def test_old_and_new_tokens_are_accepted_for_a_while(user, session, open_s
 
 async def test_old_middleware_alone_ends_nothing_and_lets_in_who_may_not(user, open_socket):
     """What the page says is wrong with it: the control."""
-    names = await database_sync_to_async(executed)("docs/howto_from_own_token.rst")
+    names = await sync_to_async(executed)("docs/howto_from_own_token.rst")
     application = names["QueryTokenMiddleware"](
         URLRouter([path("ws/chat/", names["ChatConsumer"].as_asgi())])
     )
