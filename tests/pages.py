@@ -12,6 +12,7 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
+import channels_websocket_utils
 from channels_websocket_utils import signals
 from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.decorators import auto_route
@@ -19,6 +20,7 @@ from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStac
 
 from .helpers import ROOT, blocks, stack
 
+PACKAGE = Path(channels_websocket_utils.__file__).parent
 # Those of which a test runs every block.
 PARTS = (
     "checks client gate howto_behind_nginx howto_from_0_1 howto_from_own_token "

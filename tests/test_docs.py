@@ -23,7 +23,6 @@ from django.db.utils import ConnectionHandler
 from django.template import engines
 from django.test import RequestFactory, override_settings
 
-import channels_websocket_utils
 from channels_websocket_utils import messages, utils
 from channels_websocket_utils.gate import TokenAnnotation
 from channels_websocket_utils.utils import (
@@ -34,11 +33,9 @@ from channels_websocket_utils.utils import (
 from docs.draw_house import HOUSE, draw
 
 from .helpers import LIMIT, ended, stack
-from .pages import OWN_PROJECT, PAGES, ROOT, blocks, executed, nginx_parts, of_kind
+from .pages import OWN_PROJECT, PACKAGE, PAGES, ROOT, blocks, executed, nginx_parts, of_kind
 from .secret_servers import nginx_command
 from .servers import free_port
-
-PACKAGE = Path(channels_websocket_utils.__file__).parent
 
 
 def found(*kinds):

@@ -1,12 +1,14 @@
 """What the how-to pages claim: of proxies and servers, and of coming from something else."""
 
 import ast
+import asyncio
 import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import websockets
@@ -21,11 +23,12 @@ from channels_websocket_utils.utils import adisconnect_user, aget_websocket_toke
 
 from .asgi import tell_client
 from .helpers import OPEN, ended, stack
-from .pages import ROOT, executed, nginx_parts, of_kind
+from .pages import PACKAGE, ROOT, executed, nginx_parts, of_kind
 from .secret_servers import nginx_command
 from .servers import ALL_COMMANDS, LIMIT, free_port, knock, running
 
 NGINX_PAGE = "docs/howto_behind_nginx.rst"
+SERVERS_PAGE = "docs/howto_several_servers.rst"
 WHOLE, PATIENT, KEEPS_PREFIX, TAKES_PREFIX = of_kind(NGINX_PAGE, "nginx")
 
 
@@ -47,6 +50,8 @@ def proxy(upstream, folder, code):
     folder = folder / f"nginx {port}".replace(" ", "-")
     folder.mkdir()
     http, main = nginx_parts(code.replace(":8000", f":{upstream}"), port)
+    # Its workers would not be allowed to the Unix sockets in our folder.
+    main = f"user root;\n{main}" if os.getuid() == 0 else main
     command = nginx_command(f"access_log off;\n{http}", folder, main)
     with running(command, port, folder / "nginx.log"):
         yield port
@@ -134,6 +139,58 @@ async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
 
         assert silent.close_code == 1006
         assert await is_open(pinged)
+
+
+@contextlib.contextmanager
+def unit(name, folder, environment):
+    """Run the documented unit of systemd, but for its paths; yield what it has said."""
+    (code,) = of_kind(SERVERS_PAGE, "ini")
+    (line,) = re.findall(r"ExecStart=\S+/(.*)", code.replace("%i", name))
+    line = line.replace("/run", str(folder)).replace("mysite.asgi:application", "tests.asgi:plain")
+    address = folder / f"mysite-{name}/socket"
+    address.parent.mkdir()
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", *line.split()]
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        deadline = time.monotonic() + LIMIT
+        while not address.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield log
+    finally:
+        process.terminate()
+        process.wait(LIMIT)
+
+
+@pytest.mark.nginx
+@pytest.mark.redis
+async def test_documented_servers_are_one_site(
+    user, session, redis_url, database_environment, tmp_path
+):
+    """Each has one of two sockets, and the documented command ends both at once."""
+    environment = {**os.environ, **database_environment, "TEST_REDIS_URL": redis_url}
+    environment["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    (upstream,) = of_kind(SERVERS_PAGE, "nginx")
+    site = re.sub(r"upstream (.|\n)*?\n}\n", upstream, WHOLE).replace("/ws/", "/async/")
+    (*_, disconnect) = of_kind(SERVERS_PAGE, "shell")
+    async with contextlib.AsyncExitStack() as exits:
+        logs = [exits.enter_context(unit(name, tmp_path, environment)) for name in ("1", "2")]
+        port = exits.enter_context(proxy(None, tmp_path, site.replace("/run", str(tmp_path))))
+        sockets = [await exits.enter_async_context(opened(port, user, session)) for _ in range(2)]
+        shares = [log.read_text().count("[accepted]") for log in logs]
+        command = [sys.executable, "-m", "django", *disconnect.split()[2:]]
+        await sync_to_async(subprocess.run)(command, env=environment, check=True, timeout=LIMIT)
+
+        for socket in sockets:
+            with pytest.raises(websockets.ConnectionClosedError):
+                # Far sooner than RECHECK_INTERVAL.
+                await asyncio.wait_for(socket.recv(), 10)
+
+    assert [socket.close_code for socket in sockets] == [4410, 4410]
+    assert shares == [1, 1]
 
 
 async def test_daphne_ends_what_is_too_old_with_1000(user, session, database_environment, tmp_path):
@@ -245,10 +302,9 @@ def test_tables_come_to_a_site_that_had_made_migrations_for_0_1(is_in_time, tmp_
     leave, forget, _ = (code.split()[2:] for code in shell)
     old_package = tmp_path / "old/channels_websocket_utils"
     (old_package / "migrations").mkdir(parents=True)
-    for name in ("__init__.py", "migrations/__init__.py"):
+    # What it lacks Python would find in the package that is installed here.
+    for name in [file.name for file in PACKAGE.glob("*.py")] + ["migrations/__init__.py"]:
         (old_package / name).touch()
-    # Without one of its own Django would find that of the package that is installed here.
-    (old_package / "apps.py").touch()
     (old_package / "models.py").write_text(OLD_MODELS)
     (tmp_path / "site_settings.py").write_text(
         "from tests.settings import *\n"
