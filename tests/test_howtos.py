@@ -363,12 +363,11 @@ async def test_consumers_for_who_comes_from_0_1_answer(number, user, permission,
 async def test_old_and_new_tokens_are_accepted_for_a_while(user, session, open_socket):
     """The old one as often as it likes, the new one once; and both end with their user."""
     names = await sync_to_async(executed)("docs/howto_from_own_token.rst")
-    both = names["both"]
     old = f"token={signing.dumps(user.pk)}".encode()
     token = await aget_websocket_token(user)
 
-    async def come(path, query=b""):
-        socket = open_socket(both, path, session=session, query_string=query)
+    async def come(path, query=b"", gate="both"):
+        socket = open_socket(names[gate], path, session=session, query_string=query)
         return socket, await socket.outcome('{"hello": 1}')
 
     first, outcome = await come("/ws/chat/", old)
@@ -380,6 +379,8 @@ async def test_old_and_new_tokens_are_accepted_for_a_while(user, session, open_s
     assert (await come("/ws/chat/", b"token=forged"))[1] == 403
     await adisconnect_user(user)
     assert [await ended(socket) for socket in (first, again[0], new)] == [4410] * 3
+    # The last step.
+    assert (await come("/ws/chat/", old, "new"))[1] == 403
 
 
 async def test_old_middleware_alone_ends_nothing_and_lets_in_who_may_not(user, open_socket):
