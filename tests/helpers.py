@@ -27,7 +27,7 @@ UNKNOWN_TOKEN = "wst_" + "u" * 43
 
 def blocks(page, section=None):
     """
-    Return the code blocks of ``page``, or of a section: (kind, the file named just before it, code).
+    Return the code blocks of ``page``, or a section of it: (kind, file named just before it, code).
 
     ``page`` is README.rst or one below docs. The file is ``None`` where the text names none.
     """
