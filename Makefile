@@ -39,6 +39,14 @@ bench: .venv/test
 matrix: .venv/matrix
 	$(BIN)/python -m benchmarks.matrix
 
+# The sdist and the wheel of the last commit, in dist/: the same to the byte wherever they are built.
+.PHONY: dist
+dist: .venv/test
+	rm -rf build/source dist && mkdir -p build/source
+	git archive HEAD | tar -x -C build/source
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
+	$(BIN)/twine check --strict dist/*
+
 # The client's table in docs/client.rst, beside those of other clients.
 .PHONY: figures
 figures: benchmarks/client/node_modules
