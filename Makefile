@@ -34,6 +34,19 @@ bench: .venv/test
 	@.ci/install redis-server postgresql
 	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks.proof $$table $(OPTIONS) || exit; done
 
+# The tests under each Python of tox.ini with the oldest and the newest that go with it; for docs/matrix.rst.
+.PHONY: matrix
+matrix: .venv/matrix
+	$(BIN)/python -m benchmarks.matrix
+
+# The sdist and the wheel of the last commit, in dist/: the same to the byte wherever they are built.
+.PHONY: dist
+dist: .venv/test
+	rm -rf build/source dist && mkdir -p build/source
+	git archive HEAD | tar -x -C build/source
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
+	$(BIN)/twine check --strict dist/*
+
 # The client's table in docs/client.rst, beside those of other clients.
 .PHONY: figures
 figures: benchmarks/client/node_modules
@@ -57,7 +70,7 @@ docs: .venv/docs
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv || { .ci/install python3-venv && $(PYTHON) -m venv .venv; }
 
-.venv/demo .venv/test .venv/docs: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+.venv/demo .venv/docs .venv/matrix .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
@@ -71,4 +84,4 @@ programs:
 	@.ci/install chromium nginx redis-server
 
 clean:
-	rm -rf .venv node_modules benchmarks/client/node_modules build dist *.egg-info sample_site/db.sqlite3*
+	rm -rf .tox .venv node_modules benchmarks/client/node_modules build dist *.egg-info sample_site/db.sqlite3*

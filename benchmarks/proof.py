@@ -119,10 +119,15 @@ def keep(name, text):
         (ROOT / "docs/proofs").mkdir(exist_ok=True)
         (ROOT / f"docs/proofs/{name}.rst").write_text(text)
         return
+    insert(PERFORMANCE, name, text)
+
+
+def insert(page, name, text):
+    """Keep a finished table in a page of the docs, where the last one of its name stands."""
     begin, end = f".. begin {name}\n", f".. end {name}\n"
-    before, _, rest = PERFORMANCE.read_text().partition(begin)
+    before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    PERFORMANCE.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def page(table, command, rows, last):

@@ -1,6 +1,7 @@
 import contextlib
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -13,7 +14,8 @@ from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from . import secret_servers
-from .helpers import Socket, sign_in, stack
+from .distributions import build
+from .helpers import ROOT, Socket, sign_in, stack
 from .servers import free_port, postgresql_folder, redis_command, running
 from .settings import cache, database_url
 
@@ -119,6 +121,26 @@ def redis_store(settings, redis_url):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     caches["default"].clear()
     return redis_url
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A folder with what git would take of this one, be it a clone or an unpacked sdist."""
+    lines = [".git", "PKG-INFO", *(ROOT / ".gitignore").read_text().split()]
+    ignored = shutil.ignore_patterns(*(Path(line).name for line in lines))
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "copy", ignore=ignored)
+
+
+@pytest.fixture(scope="session")
+def dist(source, tmp_path_factory):
+    """The folder of the sdist and the wheel, built as ``make dist`` builds them."""
+    return build(source, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def wheel(dist):
+    (file,) = dist.glob("*.whl")
+    return file
 
 
 # What a test with the marker needs, and how to find out whether it is there.

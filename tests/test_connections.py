@@ -35,7 +35,7 @@ from channels_websocket_utils.utils import (
 
 from . import urls
 from .consumers import MANAGED, AsyncManager, AsyncPlainJson, Manager, PlainJson
-from .helpers import LIMIT, OPEN, Socket, documented, ended, sign_in, stack, until
+from .helpers import FAST, LIMIT, OPEN, Socket, documented, ended, sign_in, stack, until
 
 MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
@@ -44,7 +44,7 @@ ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 @pytest.fixture
 def fast(settings):
     """The timer asks at once: for what only the database tells."""
-    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    settings.WEBSOCKET_UTILS = FAST
 
 
 @pytest.fixture
@@ -401,7 +401,7 @@ def broken(monkeypatch):
 async def test_sockets_outlive_a_database_that_is_away_for_a_moment(
     user, session, open_as, settings, broken
 ):
-    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
+    settings.WEBSOCKET_UTILS = FAST
     socket = await open_as(user, session)
     (connection,) = live_connections()
 

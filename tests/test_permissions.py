@@ -14,6 +14,7 @@ from channels_websocket_utils.consumers import (
 from channels_websocket_utils.decorators import auto_route, require_perms
 
 from .consumers import MANAGED, PERM, AsyncPlainJson, PlainJson
+from .helpers import FAST
 
 ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
@@ -200,8 +201,7 @@ async def test_word_of_another_process_drops_kept_answers(opened, user, permissi
 async def test_guarded_call_is_unavailable_while_the_database_is_away(
     opened, user, permission, consumer, settings, monkeypatch, age
 ):
-    settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": age, "RECHECK_INTERVAL": 0.05}
-    settings.WEBSOCKET_UTILS["RECHECK_GRACE"] = 10**6
+    settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": age, **FAST}
     await user.user_permissions.aadd(permission)
     socket = await opened(consumer)
     assert await allowed(socket)

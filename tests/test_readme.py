@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -16,48 +15,6 @@ from .helpers import ROOT, blocks, stack
 from .servers import free_port, running
 
 LIMIT = 300
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The package, built from what git would give a stranger."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    for name in files:
-        if (ROOT / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", built, source)
-    (file,) = built.glob("*.whl")
-    return file
-
-
-def pip(python, *arguments, **options):
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    command = [python, "-m", "pip", arguments[0], *quiet, *map(str, arguments[1:])]
-    subprocess.run(command, check=True, timeout=LIMIT, **options)
-
-
-def test_wheel_holds_code_static_files_and_migrations_and_no_more(wheel):
-    import zipfile
-
-    names = set(zipfile.ZipFile(wheel).namelist())
-
-    for name in (
-        "channels_websocket_utils/static/websocket_utils/WebSocketManager.js",
-        "channels_websocket_utils/static/websocket_utils/WebSocketManager.mjs",
-        "channels_websocket_utils/migrations/0001_initial.py",
-        "channels_websocket_utils/py.typed",
-        "channels_websocket_utils/stores/database.py",
-    ):
-        assert name in names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"channels_websocket_utils"}
 
 
 def follow(found, folder, environment):

@@ -27,7 +27,7 @@ from .consumers import (
     MixedManager,
     PlainJson,
 )
-from .helpers import LIMIT, bare, ended, sign_in, stack, until
+from .helpers import FAST, LIMIT, bare, ended, sign_in, stack, until
 
 VALUES = [{"a": 1}, {}, None, "text", [1], {"data": 1}, {"key": "mine", "more": False}]
 
@@ -530,7 +530,7 @@ async def test_guarded_stream_is_denied_once_the_permission_is_gone(
     kind, open_stream_socket, user, permission, settings
 ):
     """The last answer is old by then, and nothing has told of the change."""
-    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    settings.WEBSOCKET_UTILS = FAST
     await sync_to_async(user.user_permissions.add)(permission)
     socket, lines = await open_stream_socket(kind)
     await socket.send("guarded", reply_key="s", to=9, credit=1)
@@ -605,7 +605,7 @@ async def test_part_is_held_back_when_the_permission_went_during_its_step(
 async def test_guarded_stream_ends_when_the_database_is_away(
     kind, open_stream_socket, user, permission, settings, monkeypatch
 ):
-    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    settings.WEBSOCKET_UTILS = FAST
     await sync_to_async(user.user_permissions.add)(permission)
     socket, lines = await open_stream_socket(kind)
     await socket.send("guarded", reply_key="s", to=9, credit=1)
@@ -1203,7 +1203,7 @@ async def test_permission_that_goes_right_after_it_was_asked_for_is_noticed(
 async def test_guards_of_what_a_step_calls_are_not_kept(
     opened, user, permission, monkeypatch, settings
 ):
-    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    settings.WEBSOCKET_UTILS = FAST
     await sync_to_async(user.user_permissions.add)(permission)
     ask, asked = decorators._why_denied, []
     monkeypatch.setattr(decorators, "_why_denied", lambda *args: asked.append(1) or ask(*args))

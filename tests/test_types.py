@@ -28,7 +28,8 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     paths = {"base": folder / "env", "platbase": folder / "env"}
-    installed = Path(sysconfig.get_path("purelib", "venv", paths))
+    # The scheme "venv", which is the same, is not known to Python 3.10.
+    installed = Path(sysconfig.get_path("purelib", "posix_prefix", paths))
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, installed / PACKAGE.name, ignore=ignored)
     # What it needs, from here; not the links to our own source, which stand in files like this one.
