@@ -1,6 +1,8 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -13,7 +15,8 @@ from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from . import secret_servers
-from .helpers import Socket, sign_in, stack
+from .following import LIMIT, pip
+from .helpers import ROOT, Socket, sign_in, stack
 from .servers import free_port, postgresql_folder, redis_command, running
 from .settings import cache, database_url
 
@@ -119,6 +122,48 @@ def redis_store(settings, redis_url):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     caches["default"].clear()
     return redis_url
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The package, built from what git would give a stranger."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    for name in files:
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", built, source)
+    (file,) = built.glob("*.whl")
+    return file
+
+
+# Of each module: what one reader has installed, the next one has not.
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """The environment of a stranger: nothing is installed, but pip finds the wheel."""
+    folder = tmp_path_factory.mktemp("stranger")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
+    found = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        # Most of what is installed is never imported.
+        "PIP_NO_COMPILE": "1",
+        "DJANGO_SUPERUSER_USERNAME": "ada",
+        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
+        "DJANGO_SUPERUSER_PASSWORD": "a long password",
+    }
+    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
+        found.pop(name, None)
+    return found
 
 
 # What a test with the marker needs, and how to find out whether it is there.

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import re
 from pathlib import Path
 
 from asgiref.testing import ApplicationCommunicator
@@ -23,24 +22,6 @@ LIMIT = 10
 OPEN = "open"
 # A token's shape, never issued.
 UNKNOWN_TOKEN = "wst_" + "u" * 43
-
-
-def blocks(page, section):
-    """
-    Return the code blocks of a section of ``page``: (kind, the file named just before it, code).
-
-    ``page`` is README.rst or one below docs.
-    """
-    text = (ROOT / page).read_text()
-    title, next_title = rf"^{re.escape(section)}\n=+\n", r"^[^\n]+\n={4,}$"
-    body = re.search(rf"{title}(.*?)(?={next_title}|\Z)", text, re.M | re.S)[1]
-    found = []
-    for text, kind, code in re.findall(
-        r"((?:^\S.*\n)+)\n\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
-    ):
-        names = re.findall(r"``([\w./]+\.\w+)``", text)
-        found.append((kind, names[-1] if names else None, re.sub(r"^    ", "", code, flags=re.M)))
-    return found
 
 
 def routed(consumer, route="ws/<str:token>"):

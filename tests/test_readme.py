@@ -1,10 +1,6 @@
 """The README alone leads from an empty folder to the first authenticated reply in a browser."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -12,36 +8,9 @@ from playwright.sync_api import expect, sync_playwright
 from channels_websocket_utils.testing import WebSocketCommunicator
 
 from .browser import chromium
-from .helpers import ROOT, blocks, stack
+from .following import blocks, follow
+from .helpers import ROOT, stack
 from .servers import free_port, running
-
-LIMIT = 300
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The package, built from what git would give a stranger."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    for name in files:
-        if (ROOT / name).exists():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", built, source)
-    (file,) = built.glob("*.whl")
-    return file
-
-
-def pip(python, *arguments, **options):
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    command = [python, "-m", "pip", arguments[0], *quiet, *map(str, arguments[1:])]
-    subprocess.run(command, check=True, timeout=LIMIT, **options)
 
 
 def test_wheel_holds_code_static_files_and_migrations_and_no_more(wheel):
@@ -58,55 +27,6 @@ def test_wheel_holds_code_static_files_and_migrations_and_no_more(wheel):
     ):
         assert name in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"channels_websocket_utils"}
-
-
-def follow(found, folder, environment):
-    """
-    Do what code blocks say, but for the last command of the README, which runs for ever.
-
-    Returns the folder that the commands have led to, and the lines that were written by hand:
-    what ``startproject`` has written already is nobody's own.
-    """
-    written = []
-    for kind, name, code in found:
-        if kind != "shell":
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            before = file.read_text() if file.exists() else ""
-            # Only the settings are continued; startproject's other files are replaced.
-            file.write_text(before + code if name.endswith("settings.py") else code)
-            generated = set(before.splitlines())
-            own = [line for line in code.splitlines() if line.strip()]
-            written += [line for line in own if line not in generated]
-            continue
-        for command in code.splitlines():
-            if command.startswith("cd "):
-                folder = folder / command[3:]
-            elif "runserver" not in command:
-                # What is asked at the prompt is answered by the environment.
-                command += " --noinput" if "createsuperuser" in command else ""
-                run = {"shell": True, "cwd": folder, "env": environment, "check": True}
-                subprocess.run(command, timeout=LIMIT, **run)
-    return folder, written
-
-
-@pytest.fixture(scope="module")
-def environment(wheel, tmp_path_factory):
-    """The environment of a stranger: nothing is installed, but pip finds the wheel."""
-    folder = tmp_path_factory.mktemp("stranger")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
-    found = {
-        **os.environ,
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PIP_FIND_LINKS": str(wheel.parent),
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "DJANGO_SUPERUSER_USERNAME": "ada",
-        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
-        "DJANGO_SUPERUSER_PASSWORD": "a long password",
-    }
-    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
-        found.pop(name, None)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +70,16 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
 
 async def test_stream_of_the_readme_counts_down(user, capsys):
     """The consumer of the section "Streams", as it stands there."""
-    (kind, _, code), _ = blocks("README.rst", "Streams")
+    block, _ = blocks("README.rst", "Streams")
     names = {}
-    exec(code, names)
+    exec(block.code, names)
 
     async with WebSocketCommunicator(
         stack(names["CountingConsumer"]), "/ws/{token}", user=user
     ) as socket:
         parts = [part async for part in socket.stream("count_down", start=3)]
 
-    assert kind == "python"
+    assert block.kind == "python"
     assert parts == [{"number": 3}, {"number": 2}, {"number": 1}]
     assert capsys.readouterr().out == "Counted, or cancelled\n"
 
