@@ -153,8 +153,8 @@ class PostgreSQL(Process):
 class Nginx(Process):
     """A proxy with a ``configuration``, in which ``{port}`` and the ``values`` are filled in."""
 
-    def __init__(self, folder, configuration, **values):
-        super().__init__(folder)
+    def __init__(self, folder, configuration, port=None, **values):
+        super().__init__(folder, port)
         # Its workers would not be allowed into our folder.
         user = "user root;" if os.getuid() == 0 else ""
         text = configuration.format(port=self.port, user=user, **values)

@@ -1,6 +1,8 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from channels_websocket_utils.utils import aget_websocket_token, get_websocket_t
 
 from . import secret_servers
 from .distributions import build
+from .following import LIMIT
 from .helpers import ROOT, Socket, sign_in, stack
 from .servers import free_port, postgresql_folder, redis_command, running
 from .settings import cache, database_url
@@ -141,6 +144,28 @@ def dist(source, tmp_path_factory):
 def wheel(dist):
     (file,) = dist.glob("*.whl")
     return file
+
+
+# Of each module: what one reader has installed, the next one has not.
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """The environment of a stranger: nothing is installed, but pip finds the wheel."""
+    folder = tmp_path_factory.mktemp("stranger")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
+    found = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        # Most of what is installed is never imported.
+        "PIP_NO_COMPILE": "1",
+        "DJANGO_SUPERUSER_USERNAME": "ada",
+        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
+        "DJANGO_SUPERUSER_PASSWORD": "a long password",
+    }
+    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
+        found.pop(name, None)
+    return found
 
 
 # What a test with the marker needs, and how to find out whether it is there.

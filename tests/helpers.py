@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import re
 from pathlib import Path
 
 from asgiref.testing import ApplicationCommunicator
@@ -25,27 +24,6 @@ FAST = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
 OPEN = "open"
 # A token's shape, never issued.
 UNKNOWN_TOKEN = "wst_" + "u" * 43
-
-
-def blocks(page, section=None):
-    """
-    Return the code blocks of ``page``, or a section of it: (kind, file named just before it, code).
-
-    ``page`` is README.rst or one below docs. The file is ``None`` where the text names none.
-    """
-    body = (ROOT / page).read_text()
-    if section is not None:
-        title, next_title = rf"^{re.escape(section)}\n=+\n", r"^[^\n]+\n={4,}$"
-        body = re.search(rf"{title}(.*?)(?={next_title}|\Z)", body, re.M | re.S)[1]
-    found = []
-    for text, kind, code in re.findall(
-        r"(?:((?:^\S.*\n)+)\n)?^\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)", body, re.M
-    ):
-        names = re.findall(r"``([\w./]+\.\w+)``", text)
-        code = re.sub(r"^    ", "", code, flags=re.M)
-        # Without the empty lines after it.
-        found.append((kind, names[-1] if names else None, code.rstrip("\n") + "\n"))
-    return found
 
 
 def routed(consumer, route="ws/<str:token>"):

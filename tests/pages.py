@@ -18,7 +18,8 @@ from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
 
-from .helpers import ROOT, blocks, stack
+from .following import blocks
+from .helpers import ROOT, stack
 
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 # Those of which a test runs every block.
@@ -32,12 +33,12 @@ PAGES = {name: (ROOT / name).read_text() for name in NAMES}
 
 # A project of its own, and the test of it: see test_readme.
 FIRST = blocks("README.rst", "In your own project")
-OWN_PROJECT = [code for _, _, code in [*FIRST, *blocks("README.rst", "Tests")]]
+OWN_PROJECT = [block.code for block in [*FIRST, *blocks("README.rst", "Tests")]]
 
 
 def of_kind(name, kind):
     """Return the code of the blocks of this ``kind`` on the page ``name``."""
-    return [code for each, _, code in blocks(name) if each == kind]
+    return [block.code for block in blocks(name) if block.kind == kind]
 
 
 class Anyone(AsyncWebSocketManagerConsumer):
@@ -66,9 +67,9 @@ def site(name):
         "websocket_urlpatterns": [path("ws/chat/<str:token>", Anyone.as_asgi())],
     }
     if name == "README.rst":
-        for _, file, code in FIRST:
-            if file == "chat/consumers.py":
-                exec(code, names)
+        for block in FIRST:
+            if block.name == "chat/consumers.py":
+                exec(block.code, names)
     return names
 
 

@@ -32,7 +32,8 @@ from channels_websocket_utils.utils import (
 )
 from docs.draw_house import HOUSE, draw
 
-from .helpers import LIMIT, ROOT, blocks, ended, stack
+from .following import blocks
+from .helpers import LIMIT, ROOT, ended, stack
 from .pages import OWN_PROJECT, PACKAGE, PAGES, executed, nginx_parts, of_kind
 from .secret_servers import nginx_command
 from .servers import free_port
@@ -41,10 +42,10 @@ from .servers import free_port
 def found(*kinds):
     """Return (page, number, code) of every block of one of the ``kinds``, as parameters."""
     return [
-        pytest.param(name, number, code, id=f"{Path(name).stem} {number}")
+        pytest.param(name, number, block.code, id=f"{Path(name).stem} {number}")
         for name in PAGES
-        for number, (kind, _, code) in enumerate(blocks(name))
-        if kind in kinds and code not in OWN_PROJECT
+        for number, block in enumerate(blocks(name))
+        if block.kind in kinds and block.code not in OWN_PROJECT
     ]
 
 
@@ -350,7 +351,7 @@ def test_house_is_drawn_as_it_is():
 
 
 def test_every_block_is_of_a_kind_that_something_runs():
-    kinds = {kind for name in PAGES for kind, _, _ in blocks(name)}
+    kinds = {block.kind for name in PAGES for block in blocks(name)}
 
     # Of these test_log_filters runs the json and the bash, and types.test.mjs the scripts.
     elsewhere = {"json", "bash", "javascript", "typescript"}

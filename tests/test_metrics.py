@@ -18,11 +18,12 @@ from channels_websocket_utils.testing import WebSocketCommunicator
 from channels_websocket_utils.utils import adisconnect_user, get_websocket_token
 
 from .consumers import AsyncManager, Manager
-from .helpers import LIMIT, ROOT, UNKNOWN_TOKEN, blocks, stack
+from .following import blocks
+from .helpers import LIMIT, ROOT, UNKNOWN_TOKEN, stack
 from .servers import COMMANDS, free_port, running
 
 PAGE = "docs/metrics.rst"
-[(_, _, RECIPE), _, _] = blocks(PAGE, "The recipe")
+RECIPE = blocks(PAGE, "The recipe")[0].code
 # A server's application with the recipe in it.
 SITE = """
 from tests.asgi import application

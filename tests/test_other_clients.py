@@ -16,7 +16,8 @@ from playwright.sync_api import expect, sync_playwright
 from websockets.sync.client import connect
 
 from .browser import chromium
-from .helpers import LIMIT, ROOT, blocks
+from .following import blocks, placed
+from .helpers import LIMIT, ROOT
 from .servers import free_port, running
 
 PAGE = "docs/other_clients.rst"
@@ -85,17 +86,16 @@ class Site:
             shutil.copy(CLIENT / name, self.pages)
         written = blocks("README.rst", "In your own project")
         written += [block for section in SECTIONS for block in blocks(PAGE, section)]
-        for kind, name, code in written:
-            if kind == "shell":
+        for block in written:
+            if block.kind == "shell":
                 continue
-            is_page = name.endswith(".js") and "/" not in name
-            file = (self.pages if is_page else self.folder) / name
+            is_page = block.name.endswith(".js") and "/" not in block.name
+            file = (self.pages if is_page else self.folder) / block.name
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Only the settings are continued.
-            before = file.read_text() if name.endswith("settings.py") else ""
-            file.write_text(before + self.here(code))
+            before = file.read_text() if file.exists() else ""
+            file.write_text(self.here(placed(block, before)))
             if is_page:
-                file.with_suffix(".html").write_text(HTML.replace("SCRIPT", name))
+                file.with_suffix(".html").write_text(HTML.replace("SCRIPT", block.name))
         with (self.folder / "mysite/settings.py").open("a") as settings:
             settings.write(FOR_TESTS)
 

@@ -19,7 +19,8 @@ from channels_websocket_utils.testing import WebSocketCommunicator
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token, apush_to_user
 
 from .consumers import PERM
-from .helpers import ROOT, UNKNOWN_TOKEN, blocks, stack, until
+from .following import blocks
+from .helpers import ROOT, UNKNOWN_TOKEN, stack, until
 
 PAGE = "docs/other_consumers.rst"
 DCRF = "djangochannelsrestframework"
@@ -44,9 +45,9 @@ def told():
 
 def consumer_of(package):
     """Return the consumer of the page's section about ``package``."""
-    [(_, _, code)] = blocks(PAGE, package)
+    [block] = blocks(PAGE, package)
     names = {"__name__": f"people_of_{package}"}
-    exec(code, names)
+    exec(block.code, names)
     return names["PeopleConsumer"]
 
 

@@ -1,9 +1,6 @@
 """The README alone leads from an empty folder to the first authenticated reply in a browser."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -11,59 +8,9 @@ from playwright.sync_api import expect, sync_playwright
 from channels_websocket_utils.testing import WebSocketCommunicator
 
 from .browser import chromium
-from .helpers import ROOT, blocks, stack
+from .following import Block, blocks, follow
+from .helpers import ROOT, stack
 from .servers import free_port, running
-
-LIMIT = 300
-
-
-def follow(found, folder, environment):
-    """
-    Do what code blocks say, but for the last command of the README, which runs for ever.
-
-    Returns the folder that the commands have led to, and the lines that were written by hand:
-    what ``startproject`` has written already is nobody's own.
-    """
-    written = []
-    for kind, name, code in found:
-        if kind != "shell":
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            before = file.read_text() if file.exists() else ""
-            # Only the settings are continued; startproject's other files are replaced.
-            file.write_text(before + code if name.endswith("settings.py") else code)
-            generated = set(before.splitlines())
-            own = [line for line in code.splitlines() if line.strip()]
-            written += [line for line in own if line not in generated]
-            continue
-        for command in code.splitlines():
-            if command.startswith("cd "):
-                folder = folder / command[3:]
-            elif "runserver" not in command:
-                # What is asked at the prompt is answered by the environment.
-                command += " --noinput" if "createsuperuser" in command else ""
-                run = {"shell": True, "cwd": folder, "env": environment, "check": True}
-                subprocess.run(command, timeout=LIMIT, **run)
-    return folder, written
-
-
-@pytest.fixture(scope="module")
-def environment(wheel, tmp_path_factory):
-    """The environment of a stranger: nothing is installed, but pip finds the wheel."""
-    folder = tmp_path_factory.mktemp("stranger")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
-    found = {
-        **os.environ,
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PIP_FIND_LINKS": str(wheel.parent),
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "DJANGO_SUPERUSER_USERNAME": "ada",
-        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
-        "DJANGO_SUPERUSER_PASSWORD": "a long password",
-    }
-    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
-        found.pop(name, None)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +53,25 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
 
 
 def test_test_of_the_readme_passes_in_its_project(project, environment):
-    ((_, _, code),) = blocks("README.rst", "Tests")
+    (block,) = blocks("README.rst", "Tests")
     folder, _ = project
 
-    written = ("python", "chat/tests.py", code)
-    follow([written, ("shell", None, "python manage.py test")], folder, environment)
+    command = Block("shell", None, "python manage.py test", "")
+    follow([block._replace(name="chat/tests.py"), command], folder, environment)
 
 
 async def test_stream_of_the_readme_counts_down(user, capsys):
     """The consumer of the section "Streams", as it stands there."""
-    (kind, _, code), _ = blocks("README.rst", "Streams")
+    block, _ = blocks("README.rst", "Streams")
     names = {}
-    exec(code, names)
+    exec(block.code, names)
 
     async with WebSocketCommunicator(
         stack(names["CountingConsumer"]), "/ws/{token}", user=user
     ) as socket:
         parts = [part async for part in socket.stream("count_down", start=3)]
 
-    assert kind == "python"
+    assert block.kind == "python"
     assert parts == [{"number": 3}, {"number": 2}, {"number": 1}]
     assert capsys.readouterr().out == "Counted, or cancelled\n"
 

@@ -7,12 +7,11 @@ from rest_framework.authentication import SessionAuthentication, TokenAuthentica
 from rest_framework.test import APIRequestFactory
 
 from .consumers import AsyncManager
-from .helpers import OPEN, blocks, stack
+from .following import blocks
+from .helpers import OPEN, stack
 
 PAGE = "docs/other_clients.rst"
-[(_, _, _), (_, _, _), (_, _, VIEW), _] = blocks(
-    PAGE, "An endpoint behind your API's authentication"
-)
+VIEW = blocks(PAGE, "An endpoint behind your API's authentication")[2].code
 
 
 @pytest.fixture

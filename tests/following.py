@@ -1,0 +1,110 @@
+"""Pages of the documentation, followed as a reader follows them."""
+
+import re
+import subprocess
+from typing import NamedTuple
+
+from .helpers import ROOT
+
+LIMIT = 300
+# Commands that run for ever: a test starts them itself, on a port of its own.
+SERVERS = ("python manage.py runserver", "uvicorn ")
+
+
+class Block(NamedTuple):
+    """
+    A code block: its language, the file named last before it, its code, and where that goes.
+
+    ``place`` is what the text says before the file's name: "At the end of", "At the top of",
+    "Add to", or nothing where the block is the whole file.
+    """
+
+    kind: str
+    name: str | None
+    code: str
+    place: str
+
+
+def blocks(page, section=None):
+    """
+    Return the code blocks of ``page``, or a section of it, in order.
+
+    ``page`` is README.rst or one below docs.
+    """
+    body = (ROOT / page).read_text()
+    if section is not None:
+        title, next_title = rf"^{re.escape(section)}\n=+\n", r"^[^\n]+\n={4,}$"
+        body = re.search(rf"{title}(.*?)(?={next_title}|\Z)", body, re.M | re.S)[1]
+    found = []
+    for text, kind, code in re.findall(
+        # A block may follow another, with no text between them.
+        r"(?:((?:^\S.*\n)+)\n)?^\.\. code-block:: (\w+)\n\n((?:^    .*\n|^\n)+)",
+        body,
+        re.M,
+    ):
+        named = re.findall(
+            r"(At the end of |At the top of |Add to [^.]* in |)``([\w./]+\.\w+)``",
+            " ".join(text.split()),
+        )
+        place, name = named[-1] if named else ("", None)
+        code = re.sub(r"^    ", "", code, flags=re.M).rstrip("\n") + "\n"
+        found.append(Block(kind, name, code, place.strip()))
+    assert len(found) == len(re.findall(r"^\.\. code-block::", body, re.M))
+    return found
+
+
+def placed(block, before):
+    """Return the file that was ``before``, with the block where its text says."""
+    if block.place == "At the end of":
+        return before + block.code
+    if block.place == "At the top of":
+        return block.code + before
+    if not block.place:
+        return block.code
+    first, *added = block.code.splitlines()
+    lines = before.splitlines()
+    assert lines.count(first) == 1, f"{first!r} is not in {block.name}, or not once."
+    at = lines.index(first) + 1
+    if block.kind == "python":
+        ends = [i for i, line in enumerate(lines) if i >= at and line and not line[0].isspace()]
+        end = ends[0] if ends else len(lines)
+        added = ["", *added]
+    else:
+        end = lines.index(added.pop(), at)
+    return "\n".join([*lines[:end], *added, *lines[end:]]) + "\n"
+
+
+def follow(found, folder, environment):
+    """
+    Do what code blocks say; what runs for ever, and ``console``, is left to the test.
+
+    Returns the folder that the commands have led to, and the lines that were written by hand:
+    what ``startproject`` has written already is nobody's own.
+    """
+    written = []
+    for block in found:
+        if block.kind == "console":
+            continue
+        if block.kind != "shell":
+            file = folder / block.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            before = file.read_text() if file.exists() else ""
+            file.write_text(placed(block, before))
+            generated = set(before.splitlines())
+            own = [line for line in block.code.splitlines() if line.strip()]
+            written += [line for line in own if line not in generated]
+            continue
+        for command in commands(block):
+            if command.startswith("cd "):
+                folder = folder / command[3:]
+            elif not command.startswith(SERVERS):
+                # What is asked at the prompt is answered by the environment.
+                command += " --noinput" if "createsuperuser" in command else ""
+                run = {"shell": True, "cwd": folder, "env": environment, "check": True}
+                subprocess.run(command, timeout=LIMIT, **run)
+    return folder, written
+
+
+def commands(block):
+    """Return the commands of a ``shell`` block."""
+    return block.code.replace("\\\n", "").splitlines()
