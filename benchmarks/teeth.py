@@ -195,8 +195,8 @@ WEAKNESSES = [
     (
         "keep a permission that was dropped while it was asked for",
         "decorators.py",
-        "    grants[perms] = code, consumer",
-        "    if connection is not None:\n        connection.grants[perms] = code, consumer",
+        "    grants[perms] = code, user_pk",
+        "    if connection is not None:\n        connection.grants[perms] = code, user_pk",
         "permissions",
     ),
     (
@@ -223,7 +223,7 @@ WEAKNESSES = [
     (
         "keep a permission for whoever is in the scope",
         "decorators.py",
-        'present is user or getattr(present, "pk", None) == user.pk',
+        'getattr(consumer.scope.get("user"), "pk", None) == user_pk',
         "True",
         "permissions",
     ),

@@ -167,6 +167,11 @@ class WebSocketTokenAdmin(_TokenAdmin):
     )
     def disconnect_users_of_tokens(self, request: HttpRequest, queryset: _Rows) -> None:
         users = {token.user_id: token.user for token in queryset}
+        model = get_user_model()
+        if self.admin_site.is_registered(model):
+            # Whom somebody does not see on the page of users is not theirs.
+            seen = self.admin_site.get_model_admin(model).get_queryset(request)
+            users = {user.pk: user for user in seen.filter(pk__in=users)}
         _disconnect(self, request, users.values(), self.has_disconnect_permission)
 
     def has_add_permission(self, request: HttpRequest) -> bool:

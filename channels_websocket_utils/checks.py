@@ -14,7 +14,6 @@ from channels.security.websocket import OriginValidator
 from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.backends import cache, db
-from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.redis import RedisCache
@@ -349,12 +348,12 @@ def _lacks_user(chain: _Chain) -> bool:
     if not gates:
         return False
     gate = chain[gates[0]]
-    # Whatever else stands above may put a user into the scope.
+    # Whatever else stands above may put a user into the scope, a class derived from these too.
     known = (ProtocolTypeRouter, OriginValidator, URLRouter)
     return (
         not isinstance(gate, WebSocketTokenAuthMiddlewareStack)
         and not gate.token_only
-        and all(isinstance(layer, known) for layer in chain[: gates[0]])
+        and all(type(layer) in known for layer in chain[: gates[0]])
     )
 
 
@@ -364,8 +363,8 @@ def _may_bring_sessions(path: str) -> bool:
     except ImportError:
         # Perhaps; Django tells.
         return True
-    # A function may do anything.
-    return not isinstance(middleware, type) or issubclass(middleware, SessionMiddleware)
+    # A function may do anything, and other packages have sessions of their own.
+    return not isinstance(middleware, type) or "Session" in middleware.__name__
 
 
 def _is_kind(path: str, kind: type) -> bool:

@@ -344,12 +344,12 @@ def _denial(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
     # What is dropped while we ask takes our answer with it.
     grants = connection.grants if connection is not None else {}
     try:
-        code = _why_denied(consumer, perms)
+        code, user_pk = _why_denied(consumer, perms)
     except db.Error as error:
         # One line: an outage refuses thousands.
         logger.error("The database did not answer, a guarded call was refused: %s", error)
         return MessageError("unavailable", "Try again later.")
-    grants[perms] = code, consumer.scope.get("user"), time.monotonic()
+    grants[perms] = code, user_pk, time.monotonic()
     return _DENIALS[code]() if code else None
 
 
@@ -359,16 +359,16 @@ def _kept_answer(consumer: Consumer, perms: tuple[str, ...]) -> Any:
     kept = None if connection is None else connection.grants.get(perms)
     if kept is None:
         return _NOT_KEPT
-    code, user, asked_at = kept
+    code, user_pk, asked_at = kept
     if time.monotonic() - asked_at >= get_setting("PERMISSION_MAX_AGE"):
         return _NOT_KEPT
     # Somebody else may have been put into the scope.
-    present = consumer.scope.get("user")
-    is_same = present is user or getattr(present, "pk", None) == user.pk
+    is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
     return code if is_same and not connection.is_database_away else _NOT_KEPT
 
 
-def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> str | None:
+def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> tuple[str | None, Any]:
+    """Return the code of a denial, if it is one, and the primary key of whom it is about."""
     from django.contrib.auth.models import AnonymousUser
 
     user: Any = gate.fresh_user(consumer.scope)
@@ -376,9 +376,11 @@ def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> str | None:
         user = AnonymousUser()
     # For good, not for this call: tasks share the scope.
     consumer.scope["user"] = user
+    # By now: while permissions are asked for, somebody else may be put there.
+    user_pk = user.pk
     if user.has_perms(perms):
-        return None
-    return "permission_denied" if user.is_authenticated else "unauthenticated"
+        return None, user_pk
+    return "permission_denied" if user.is_authenticated else "unauthenticated", user_pk
 
 
 def _drop(consumer: Consumer) -> None:

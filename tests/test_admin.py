@@ -404,6 +404,20 @@ def test_nothing_is_revoked_without_a_name_for_it(root, user, monkeypatch):
     assert WebSocketToken.objects.exists()
 
 
+def test_whom_staff_do_not_see_they_do_not_disconnect(staff, user, other, told, monkeypatch):
+    """A site may show its staff the users of their tenant alone."""
+    for each in (user, other):
+        add_token(each)
+    own = admin.site.get_model_admin(get_user_model())
+    seen = get_user_model()._default_manager.filter(pk=user.pk)
+    monkeypatch.setattr(own, "get_queryset", lambda request: seen)
+    client = staff("view_websockettoken", "change_user")
+
+    act(client, "disconnect_users_of_tokens", WebSocketToken.objects.all())
+
+    assert [each.user_id for each in WebSocketRevocation.objects.all()] == [user.pk]
+
+
 def test_who_may_not_be_changed_is_passed_over(root, user, other, told, monkeypatch):
     """The site's own rule for single users holds, on both pages."""
 

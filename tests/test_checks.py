@@ -7,7 +7,6 @@ import pytest
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter
 from channels.security.websocket import AllowedHostsOriginValidator
-from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import run_checks
@@ -207,15 +206,15 @@ def test_tokens_that_live_long_are_found(settings, age, found):
 SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
 
 
-class OwnSessions(SessionMiddleware):
-    """A site's own."""
+class OwnSessionMiddleware:
+    """Another package's, which derives from nothing of Django's sessions."""
 
 
 def test_endpoint_without_sessions_is_found(settings):
     settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if name != SESSIONS]
     assert ids() == ["channels_websocket_utils.E007"]
 
-    settings.MIDDLEWARE = ["tests.test_checks.OwnSessions", *settings.MIDDLEWARE]
+    settings.MIDDLEWARE = ["tests.test_checks.OwnSessionMiddleware", *settings.MIDDLEWARE]
     assert ids() == []
 
 
@@ -236,6 +235,10 @@ class PutsUser:
         self.inner = inner
 
 
+class PutsUserInRouter(ProtocolTypeRouter):
+    """And in another place."""
+
+
 @pytest.mark.parametrize(
     ("build", "found"),
     [
@@ -243,6 +246,7 @@ class PutsUser:
         (AllowedHostsOriginValidator, ["channels_websocket_utils.E008"]),
         (AuthMiddlewareStack, []),
         (PutsUser, []),
+        (lambda gate: PutsUserInRouter({"websocket": gate}), []),
     ],
 )
 def test_gate_that_is_told_no_user_is_found(serve, build, found):

@@ -184,6 +184,53 @@ async def test_kept_answer_is_of_the_user_who_was_asked_for(opened, user, permis
 
 
 @pytest.mark.usefixtures("kept")
+async def test_answer_is_kept_for_whom_it_was_given_whoever_is_put_there_meanwhile(
+    opened, user, other, permission, monkeypatch
+):
+    """A task shares the scope, and the site's backends may be slow."""
+    scopes = []
+
+    class Shares(MANAGED[1]):
+        @auto_route
+        async def share(self):
+            scopes.append(self.scope)
+
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Shares)
+    await socket.call("share")
+    original = type(user).has_perms
+
+    def has_perms(asked, perms):
+        scopes[0]["user"] = other
+        return original(asked, perms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(user), "has_perms", has_perms)
+        await socket.call("guarded")
+
+    assert scopes[0]["user"] == other
+    assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
+
+
+@pytest.mark.usefixtures("kept")
+async def test_kept_answer_is_not_of_a_user_who_was_deleted_in_the_scope(opened, user, permission):
+    """``user.delete()`` takes the primary key of the very object that the scope holds."""
+
+    class Deletes(MANAGED[1]):
+        @auto_route
+        async def forget(self):
+            self.scope["user"].pk = None
+
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Deletes)
+    assert await allowed(socket)
+
+    await socket.call("forget")
+
+    assert not await allowed(socket)
+
+
+@pytest.mark.usefixtures("kept")
 async def test_word_of_another_process_drops_kept_answers(opened, user, permission):
     await user.user_permissions.aadd(permission)
     socket = await opened(MANAGED[1])

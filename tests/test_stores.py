@@ -12,6 +12,7 @@ from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
 from django.db import connection, connections
+from django.db.models.signals import pre_delete
 from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -420,3 +421,23 @@ def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
     assert tokens.find(digest, with_user=True).user.first_name == "Ada"
     assert tokens.find("0" * 64, with_user=True) is None
     assert compiled == []
+
+
+def test_no_token_is_both_spent_and_revoked_on_a_site_with_receivers(user):
+    """Django's delete() would read the rows first, and delete them whatever they are by then."""
+    digest = digest_of(issue(user))
+    store = database.DatabaseTokenStore()
+    spent = []
+
+    def spend(sender, **kwargs):
+        if sender is WebSocketToken:
+            spent.append(store.spend(store.get(digest, with_user=False), tokens.now()))
+
+    pre_delete.connect(spend)
+    try:
+        revoked = store.revoke(digest=digest)
+    finally:
+        pre_delete.disconnect(spend)
+
+    assert (revoked, spent) == (1, [])
+    assert store.get(digest, with_user=False) is None

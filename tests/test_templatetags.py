@@ -83,6 +83,23 @@ def test_nonce_of_the_policy_is_the_scripts():
     assert ' nonce="own"' in render('{% websocket_manager "/ws/" nonce="own" %}', csp_nonce="abc")
 
 
+class Lazy:
+    """As the nonce of Django's own policy: made when it is first written."""
+
+    written = False
+
+    def __bool__(self):
+        return self.written
+
+    def __str__(self):
+        self.written = True
+        return "made"
+
+
+def test_nonce_that_is_made_when_it_is_written_is_written():
+    assert ' nonce="made"' in render('{% websocket_manager "/ws/" %}', csp_nonce=Lazy())
+
+
 def test_nothing_breaks_out_of_an_attribute():
     html = render("{% websocket_manager path token=path %}", path='"><script>alert(1)</script>')
 

@@ -12,6 +12,7 @@ from django.forms.utils import flatatt
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
+from django.views.decorators.debug import sensitive_variables
 
 if TYPE_CHECKING:
     from typing import Any, Literal
@@ -29,6 +30,7 @@ register = template.Library()
 
 
 @register.simple_tag(takes_context=True)
+@sensitive_variables("token", "found", "given")
 def websocket_manager(
     context: Context,
     path: str,
@@ -59,8 +61,10 @@ def websocket_manager(
     if token_url is None:
         token_url = _endpoint()
     csrf_token = str(context.get("csrf_token") or "")
+    # Django's is made when it is first written, and false until then.
+    nonce = context.get("csp_nonce")
     found = {
-        "nonce": str(context.get("csp_nonce") or ""),
+        "nonce": "" if nonce is None else str(nonce),
         **attributes,
         "src": static(SCRIPT),
         "data-socket-path": path,

@@ -47,13 +47,17 @@ test("a full URL needs no page", (t) => {
   assert.equal(page.socket.url, "ws://example.com/ws/")
 })
 
-/** A document with one element of these attributes. */
-function holding(attributes) {
+/** A document with one element of these attributes, by default a script. */
+function holding(attributes, tag = "script") {
   const element = {
     getAttribute: (name) => attributes[name] ?? null,
     removeAttribute: (name) => delete attributes[name],
   }
-  return { querySelector: (selector) => (selector.slice(1, -1) in attributes ? element : null) }
+  const matches = (selector) => {
+    const [, name, attribute] = /^(\w*)\[([\w-]+)\]$/.exec(selector)
+    return (!name || name === tag) && attribute in attributes
+  }
+  return { querySelector: (selectors) => (selectors.split(",").some(matches) ? element : null) }
 }
 
 test("without a path the page tells it, with the token and the tokenURL", async (t) => {
@@ -100,6 +104,16 @@ test("a token and options that are passed go before the page's", async (t) => {
 
   assert.equal(page.sockets[0].url, "wss://example.com/ws/wst_b")
   assert.equal(requests[0].url, "/other/")
+})
+
+test("the body may tell it, and no element that people may have written", (t) => {
+  const attributes = { "data-socket-path": "/ws/" }
+  const page = openPage(t, { document: holding(attributes, "body") })
+  WebSocketManager()
+  globalThis.document.querySelector = holding(attributes, "p").querySelector
+
+  assert.equal(page.socket.url, "wss://example.com/ws/")
+  assert.throws(() => WebSocketManager(), { name: "TypeError", message: /path must be a string, not undefined/ })
 })
 
 test("a path that is passed asks nothing of the page", (t) => {

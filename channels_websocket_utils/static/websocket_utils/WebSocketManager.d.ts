@@ -28,8 +28,8 @@
  * @typeParam Calls - The consumer's methods: see the top of this file.
  * @typeParam Pushes - What the server pushes: the payload of each key.
  * @param path - Path or full URL of the socket; the token is added as its last part. Without one it is
- *   read from the page, with the token and the options of the same names: the first element with a
- *   `data-socket-path`, `data-token`, `data-token-url`, `data-token-source`.
+ *   read from the page, with the token and the options of the same names: the first script,
+ *   or the body, with a `data-socket-path`, `data-token`, `data-token-url`, `data-token-source`.
  * @param token - A string for the first dial, or a function that is asked once a dial.
  */
 declare function WebSocketManager<

@@ -807,8 +807,9 @@
   /**
    * A WebSocket that comes back. May be called without `new`.
    *
-   * Without a path all of it is read from the page: the first element with a `data-socket-path`, and
-   * its `data-token`, `data-token-url` and `data-token-source`; what is passed goes before them.
+   * Without a path all of it is read from the page: the first script, or the body, with a
+   * `data-socket-path`, and its `data-token`, `data-token-url` and `data-token-source`; what is passed
+   * goes before them.
    *
    * @param {string} [path] Path or full URL of the socket; the token is added as its last part, unless
    *   it is offered as a subprotocol.
@@ -831,7 +832,9 @@
    */
   function WebSocketManager(path, token = null, options = {}) {
     if (!new.target) return new WebSocketManager(path, token, options)
-    const element = path == null && globalThis.document?.querySelector("[data-socket-path]")
+    // Of no other element: what people write may come with attributes of theirs.
+    const source = "script[data-socket-path],body[data-socket-path]"
+    const element = path == null && globalThis.document?.querySelector(source)
     if (element) {
       const read = (name) => element.getAttribute(`data-${name}`) || undefined
       path = read("socket-path")
