@@ -1,5 +1,6 @@
 from functools import wraps
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_required
@@ -80,4 +81,8 @@ def sign_out_everywhere(request):
 class SignInView(LoginView):
     template_name = "board/login.html"
     redirect_authenticated_user = True
-    extra_context = {"demo_users": DEMO_USERS}
+
+    def get_context_data(self, **kwargs):
+        # Their passwords are public, so they are in no other place than a demo.
+        demo_users = DEMO_USERS if settings.DEBUG else []
+        return super().get_context_data(demo_users=demo_users, **kwargs)
