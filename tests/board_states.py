@@ -227,6 +227,8 @@ def no_live_sockets(stage):
 
 
 def account(stage):
+    stage.site.sql("DELETE FROM board_session")
+    Visitor(stage.site).sign_in("ben")
     return stage.open("ben", "/account/")
 
 

@@ -1,17 +1,16 @@
 """The sample site for people who see it as it is, large or small, and for those who do not."""
 
-from pathlib import Path
-
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from .board_states import STATES, Stage, wait_for_state
 from .browser import chromium
+from .helpers import ROOT
 from .sample_site_fixtures import LIMIT, PASSWORDS, running_site
 
 pytestmark = pytest.mark.browser
 
-AXE = Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"
+AXE = ROOT / "node_modules/axe-core/axe.min.js"
 # What axe finds, in a line each; its default is every rule that is not an experiment.
 FOUND = """async () => {
   const { violations } = await axe.run({ resultTypes: ["violations"] })
@@ -78,6 +77,7 @@ def audit(page):
     return found
 
 
+@pytest.mark.axe
 @pytest.mark.parametrize("state", STATES)
 def test_axe_finds_nothing(stage, state):
     page = STATES[state](stage)
@@ -87,6 +87,7 @@ def test_axe_finds_nothing(stage, state):
     assert found == {(width, scheme): [] for width in (390, 1280) for scheme in ("light", "dark")}
 
 
+@pytest.mark.axe
 def test_axe_has_teeth(stage):
     page = stage.open()
     page.evaluate("document.querySelector('label').remove()")
