@@ -15,7 +15,7 @@ demo: .venv/demo
 # All tests; what needs a program that is not there is listed at the end.
 test: python-test js-test
 
-python-test: .venv/test programs
+python-test: .venv/test node_modules programs
 	$(BIN)/python -m pytest $(TESTS)
 
 js-test: node_modules
@@ -62,6 +62,11 @@ lint: .venv/test
 .PHONY: drawings
 drawings: .venv/test
 	$(BIN)/python -m docs.draw_house
+
+# The pictures in docs/images/sample_site, after its pages or those of the admin have changed.
+.PHONY: screenshots
+screenshots: .venv/test .venv/docs docs
+	$(BIN)/python -m docs.screenshots
 
 # The pages of docs/, in build/docs; a warning is an error.
 docs: .venv/docs

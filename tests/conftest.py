@@ -170,6 +170,7 @@ def environment(wheel, tmp_path_factory):
 
 # What a test with the marker needs, and how to find out whether it is there.
 NEEDS = {
+    "axe": ("axe-core, by npm install", (ROOT / "node_modules/axe-core/axe.min.js").exists),
     "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
     "nginx": ("nginx", lambda: secret_servers.NGINX),
     "postgresql": ("PostgreSQL's programs", postgresql_folder),

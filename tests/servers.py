@@ -25,6 +25,24 @@ ALL_COMMANDS = {
     "hypercorn": "hypercorn --bind 127.0.0.1:{port} {application}",
 }
 
+# What stands around a file that Debian's nginx would find in conf.d.
+NGINX_AROUND = """
+daemon off;
+pid nginx.pid;
+error_log stderr error;
+{user}
+events {{}}
+http {{
+    types {{ text/css css; application/javascript js; }}
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include {included};
+}}
+"""
+
 
 def postgresql_folder():
     """Return the folder of PostgreSQL's programs, or ``None``: Debian has them beside the path."""

@@ -308,6 +308,29 @@ def test_signing_out_ends_the_boards_of_that_browser_alone(site, sign_in, ben):
     expect(ben).to_have_url(f"{site.url}/login/")
 
 
+def test_signing_out_everywhere_ends_the_boards_of_every_browser(site, sign_in, ada, ben):
+    """The user's alone: nobody else's page notices."""
+    elsewhere = sign_in("ben")
+    opened = note_new_sockets(ada)
+    post_note(ben, "For nobody who comes later")
+    expect(note(elsewhere, "For nobody who comes later")).to_have_count(1)
+    ben.get_by_role("link", name="Ben").click()
+    expect(ben.get_by_text(re.compile(r"^As ben, in \d+ browsers"))).to_be_visible()
+
+    ben.get_by_role("button", name="Sign out everywhere").click()
+
+    expect(ben).to_have_url(f"{site.url}/login/")
+    expect(ben.get_by_role("status")).to_have_text("You were signed out in all browsers.")
+    expect_state(elsewhere, "You were signed out")
+    expect(elsewhere.get_by_role("heading", name="You were signed out")).to_be_visible()
+    expect(note(elsewhere, "For nobody who comes later")).to_be_hidden()
+    elsewhere.goto(site.url)
+    expect(elsewhere).to_have_url(f"{site.url}/login/?next=/")
+    expect(ada.locator("#people .person")).to_have_count(1)
+    assert opened == []
+    sign_in("ben")
+
+
 def test_board_of_somebody_else_by_now_is_not_shown(ben):
     """Ben signs out and Ada signs in, in another tab, before the board has asked again."""
     tab = new_tab(ben)
@@ -447,7 +470,7 @@ def test_page_comes_back_after_a_restart(site, sign_in):
 def test_page_of_an_ended_session_says_so(site, sign_in):
     """Signed out in another tab while the server was away: no dialling in vain."""
     page = sign_in("ben")
-    site.sql("DELETE FROM django_session")
+    site.sql("DELETE FROM board_session")
     site.stop(kill=True)
     site.start()
 

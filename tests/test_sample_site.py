@@ -403,6 +403,29 @@ def test_sign_out_ends_the_sockets_of_that_browser_alone(site, visitors, ben):
         assert is_live(ben)
 
 
+def test_sign_out_everywhere_ends_every_session_and_token_of_that_user(site, ada):
+    here, there = Visitor(site).sign_in("ben"), Visitor(site).sign_in("ben")
+    token = json.loads(there.ask_for_token().text)["token"]
+    with here.open_board() as first, there.open_board() as second:
+        page = here.post("/account/sign-out/")
+
+        assert [close_code(socket) for socket in (first, second)] == [4410, 4410]
+    assert page.url == f"{site.url}/login/"
+    assert "You were signed out in all browsers." in page.text
+    assert [visitor.get("/").url for visitor in (here, there)] == [f"{site.url}/login/?next=/"] * 2
+    with Visitor(site).sign_in("ben").open_board(token) as socket:
+        assert close_code(socket) == 4401
+    assert is_live(ada)
+
+
+def test_sign_out_everywhere_takes_a_post_of_this_site(site):
+    visitor = Visitor(site).sign_in("ben")
+
+    assert visitor.get("/account/sign-out/").status == 405
+    assert visitor.get("/account/sign-out/", b"").status == 403
+    assert visitor.get("/account/").url == f"{site.url}/account/"
+
+
 def test_nothing_went_wrong_on_the_server(site):
     """Stands last: what the site's log says after all the tests above."""
     problems = r"Exception inside .*|Internal Server Error.*|Error \w+ in a message.*|Traceback.*"

@@ -20,7 +20,7 @@ from benchmarks.processes import Nginx, PostgreSQL, Redis
 from .browser import chromium
 from .following import LIMIT, blocks, commands, follow
 from .helpers import ROOT
-from .servers import free_port, postgresql_folder, running
+from .servers import NGINX_AROUND, free_port, postgresql_folder, running
 
 pytestmark = pytest.mark.browser
 
@@ -33,23 +33,6 @@ window.violations = []
 document.addEventListener("securitypolicyviolation", (event) => {
   window.violations.push(event.violatedDirective + " " + event.blockedURI)
 })
-"""
-# What a site's nginx.conf has around the file of the tutorial.
-AROUND = """
-daemon off;
-pid nginx.pid;
-error_log stderr error;
-{user}
-events {{}}
-http {{
-    types {{ text/css css; application/javascript js; }}
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    include {included};
-}}
 """
 
 
@@ -311,7 +294,7 @@ def test_board_runs_in_two_processes_behind_nginx(reader, production, sign_in, t
     (serve,) = [command for command in every_command if command.startswith("uvicorn ")]
     log, site = tmp_path / "uvicorn.log", {"cwd": reader.folder, "env": environment}
     port = int(production["BOARD_LISTEN"].partition(":")[2])
-    proxy = Nginx(tmp_path / "nginx", AROUND, port, included=reader.folder / "board.conf")
+    proxy = Nginx(tmp_path / "nginx", NGINX_AROUND, port, included=reader.folder / "board.conf")
     with running(shlex.split(serve), int(production["UVICORN_PORT"]), log, **site), proxy:
         url = f"https://127.0.0.1:{port}"
         ada, ben = sign_in(url, "ada"), sign_in(url, "ben")

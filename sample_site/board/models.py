@@ -6,7 +6,9 @@ from django.core.validators import MaxLengthValidator, ProhibitNullCharactersVal
 from django.db import models
 from django.utils import timezone
 
-__all__ = ["Announcement", "Note", "Presence"]
+from .sessions import Session
+
+__all__ = ["Announcement", "Note", "Presence", "Session"]
 
 # The page says "still here" every 25 seconds, but browsers let a hidden tab's timers run only
 # once a minute: who has said nothing for longer than that is gone.

@@ -1,15 +1,23 @@
 from functools import wraps
 
+from django.conf import settings
 from django.contrib import messages
+from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
+from django.db import transaction
 from django.shortcuts import redirect, render
+from django.utils import timezone
 from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST
+
+from channels_websocket_utils.utils import disconnect_user
 
 from .demo_users import DEMO_USERS
+from .sessions import Session
 from .sockets import end_socket, end_sockets_of, live_sockets
 
-__all__ = ["SignInView", "board", "sockets"]
+__all__ = ["SignInView", "account", "board", "sign_out_everywhere", "sockets"]
 
 
 def staff_only(view):
@@ -49,7 +57,32 @@ def sockets(request):
     return redirect("sockets")
 
 
+@never_cache
+@login_required
+def account(request):
+    """Show in how many browsers the user is signed in, with a button that signs out in all."""
+    sessions = Session.objects.filter(user=request.user, expire_date__gt=timezone.now())
+    return render(request, "board/account.html", {"browsers": sessions.count()})
+
+
+@require_POST
+@login_required
+def sign_out_everywhere(request):
+    """End all sessions of the user, this one included, and the sockets that they opened."""
+    with transaction.atomic():
+        Session.objects.filter(user=request.user).delete()
+        # When this is committed: a page that asks for a token after that has no session.
+        disconnect_user(request.user)
+    logout(request)
+    messages.success(request, "You were signed out in all browsers.")
+    return redirect("login")
+
+
 class SignInView(LoginView):
     template_name = "board/login.html"
     redirect_authenticated_user = True
-    extra_context = {"demo_users": DEMO_USERS}
+
+    def get_context_data(self, **kwargs):
+        # Their passwords are public, so they are in no other place than a demo.
+        demo_users = DEMO_USERS if settings.DEBUG else []
+        return super().get_context_data(demo_users=demo_users, **kwargs)

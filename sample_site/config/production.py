@@ -2,8 +2,8 @@
 The settings of a board on the internet: PostgreSQL, Redis, any number of processes behind nginx.
 
 What differs from place to place comes from the environment: ``SECRET_KEY``, ``ALLOWED_HOSTS`` (with
-spaces between them), ``REDIS_URL``, and of PostgreSQL what its own programs read, such as
-``PGHOST`` and ``PGPASSWORD``.
+spaces between them), ``REDIS_URL``, ``STATIC_ROOT``, and of PostgreSQL what its own programs read,
+such as ``PGHOST`` and ``PGPASSWORD``. What nginx and uvicorn are told is in ``deploy/``.
 """
 
 import os
@@ -48,4 +48,4 @@ SECURE_HSTS_SECONDS = 365 * 24 * 3600
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 
-# No token in a log, whatever the server writes: see docs/security.rst of the package.
+# No token in a log, whatever the server writes: deploy/logging.json.

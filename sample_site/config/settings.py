@@ -15,7 +15,7 @@ INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
-    "django.contrib.sessions",
+    "django.contrib.sessions",  # for manage.py clearsessions; the table is the board's
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels_websocket_utils",
@@ -63,6 +63,8 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # One process needs no more. With several, a shared layer such as channels_redis carries the
 # notes from one to the other; who is present comes from the database and is true without it.
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+SESSION_ENGINE = "board.sessions"
 
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "board"

@@ -151,14 +151,15 @@
     const button = make("button", { class: "quiet" }, is_done ? "Reopen" : "Done")
     button.setAttribute("aria-label", `${button.textContent}: ${text.slice(0, 60)}`)
     button.addEventListener("click", async () => {
+      if (isBusy(button)) return
       byId("board-error").textContent = ""
-      button.disabled = true
+      setBusy(button, true)
       try {
         showNote(await manager.request({ type: "mark_done", id, is_done: !is_done }))
       } catch (error) {
         byId("board-error").textContent = explain(error)
       }
-      button.disabled = false
+      setBusy(button, false)
     })
     const head = make("header", {}, make("strong", {}, author.name), time(created_at), button)
     const body = make("div", {}, head, make("p", { class: "text" }, text))
@@ -173,10 +174,8 @@
     const box = form.querySelector("textarea")
     form.addEventListener("submit", async (event) => {
       event.preventDefault()
-      // Not the disabled attribute: the button would lose the keyboard's focus.
-      if (form.getAttribute("aria-busy") === "true") return
-      form.setAttribute("aria-busy", "true")
-      button.setAttribute("aria-disabled", "true")
+      if (isBusy(button)) return
+      setBusy(button, true)
       byId(`${name}-error`).textContent = ""
       box?.removeAttribute("aria-invalid")
       try {
@@ -185,8 +184,7 @@
         byId(`${name}-error`).textContent = explain(error)
         box?.setAttribute("aria-invalid", "true")
       }
-      form.removeAttribute("aria-busy")
-      button.removeAttribute("aria-disabled")
+      setBusy(button, false)
     })
     box?.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit()
@@ -268,10 +266,17 @@
       bar.style.setProperty("--part", count / report.count)
       return make("li", {}, make("span", {}, name), bar, make("span", {}, String(count)))
     })
-    return [make("dl", {}, ...rows), make("ul", { class: "list bars" }, ...bars)]
+    return [make("dl", {}, ...rows), make("ul", { class: "list bars", "aria-label": "Notes by author" }, ...bars)]
   }
 
   // Small things
+
+  const isBusy = (button) => button.getAttribute("aria-disabled") === "true"
+
+  /** Not by the disabled attribute: the button would lose the keyboard's focus. */
+  function setBusy(button, busy) {
+    button.setAttribute("aria-disabled", busy)
+  }
 
   function avatar({ username, name }) {
     const element = make("span", { class: "avatar", "aria-hidden": "true" }, [...name][0].toUpperCase())

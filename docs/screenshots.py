@@ -1,0 +1,109 @@
+"""
+Takes the pictures of docs/sample_site.rst: ``make screenshots``.
+
+Each shows a page of the running sample site, or of its admin, in one of the states in which the
+tests look at it, and so does not show what is not there.
+"""
+
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from tests.board_states import STATES, Stage
+from tests.browser import chromium
+from tests.sample_site_fixtures import SAMPLE_SITE, running_site
+
+ROOT = SAMPLE_SITE.parent
+IMAGES = ROOT / "docs/images/sample_site"
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+# Of each: as what it is kept, and how it is looked at.
+EVERY_WAY = [
+    ("desktop_light", DESKTOP, "light"),
+    ("desktop_dark", DESKTOP, "dark"),
+    ("phone_light", PHONE, "light"),
+    ("phone_dark", PHONE, "dark"),
+]
+ON_DESKTOP, DARK_DESKTOP, ON_PHONE, DARK_PHONE = ([way] for way in EVERY_WAY)
+
+
+def admin_tokens(stage):
+    stage.site.sql("DELETE FROM channels_websocket_utils_websockettoken")
+    stage.board("ben")
+    # Asked for, and never used.
+    stage.visitor("ben").ask_for_token()
+    stage.board("ada")
+    return stage.open("ada", "/admin/channels_websocket_utils/websockettoken/")
+
+
+def admin_users(stage):
+    page = stage.open("ada", "/admin/auth/user/")
+    page.get_by_role("row", name="ben").get_by_role("checkbox").check()
+    page.get_by_label("Action:").select_option(label="Disconnect: end all live WebSockets")
+    return page
+
+
+def docs(stage):
+    page = stage.open()
+    page.goto((ROOT / "build/docs/index.html").as_uri())
+    return page
+
+
+PICTURES = [
+    (STATES["full_board"], EVERY_WAY),
+    (STATES["login"], EVERY_WAY),
+    (STATES["report_running"], ON_DESKTOP),
+    (STATES["report_done"], ON_DESKTOP),
+    (STATES["waiting"], ON_PHONE),
+    (STATES["signed_out"], DARK_PHONE),
+    (STATES["account"], ON_PHONE),
+    (STATES["refused_page"], DARK_PHONE),
+    (STATES["live_sockets"], ON_DESKTOP + DARK_PHONE),
+    (admin_tokens, ON_DESKTOP + DARK_DESKTOP),
+    (admin_users, ON_DESKTOP),
+    (docs, ON_DESKTOP + DARK_DESKTOP),
+]
+
+
+def keep(picture, path):
+    """Write a PNG as a small one, of its 256 commonest colours."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in commonest(image) for part in colour])
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def commonest(image):
+    """Return colours, none of them so near to a commoner one that Pillow would mix them up."""
+    chosen = []
+    for _, colour in sorted(image.getcolors(image.width * image.height), reverse=True):
+        if all(max(map(distance, colour, other)) > 7 for other in chosen):
+            chosen.append(colour)
+    return chosen[:256]
+
+
+def distance(one, other):
+    return abs(one - other)
+
+
+def main():
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_site(Path(folder)) as site,
+        sync_playwright() as playwright,
+        chromium(playwright) as browser,
+    ):
+        for state, ways in PICTURES:
+            with Stage(site, browser) as stage:
+                page = state(stage)
+                for way, size, scheme in ways:
+                    page.set_viewport_size(size)
+                    page.emulate_media(color_scheme=scheme)
+                    keep(page.screenshot(), IMAGES / f"{state.__name__}_{way}.png")
+
+
+if __name__ == "__main__":
+    main()
