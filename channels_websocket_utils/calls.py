@@ -1,5 +1,5 @@
 """
-One message from a client, and the one answer to it.
+One message from a client, and the one answer to it: a result, a denial, or an exception's code.
 """
 
 from __future__ import annotations

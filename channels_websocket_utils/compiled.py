@@ -1,5 +1,5 @@
 """
-Queries that Django's ORM compiles once.
+Queries that Django's ORM compiles once: those that a connection waits for.
 
 To compile a query for one row takes it several times as long as a database takes to answer.
 """

@@ -1,6 +1,9 @@
 """
 The settings: one dictionary, ``settings.WEBSOCKET_UTILS``, read at the moment of use.
 
+How long a token lives, how large a message may be, how many threads there are: their defaults, and
+the reasons. A number that is not here is a constant of the module that uses it.
+
 Another dictionary in its place is noticed by Django's ``setting_changed``, which
 ``override_settings`` and the ``settings`` of pytest-django send.
 """

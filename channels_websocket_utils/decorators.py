@@ -4,7 +4,8 @@
 One message from a client is one ``Call``, and a call is answered once. Whoever stands outermost
 (one of our consumers, else the outermost decorator) opens the call and answers it; decorators
 further in only leave their result, or their denial, in it. So the decorators stack in either
-order, with anybody else's in between.
+order, with anybody else's in between. What a user may do is asked of the user, and so of Django's
+authentication backends.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 The decision: a session and a token in, a verdict out.
 
 Everything that one connection needs from the database happens in ``decide()``, a plain sync
-function, so a connection costs one hop to a thread.
+function, so a connection costs one hop to a thread. ``tokens`` knows why a row is refused; why a
+user is, and the names of all reasons, is here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 The wire: what a frame may be, what answers it, and the codes of errors and closes.
 
 Pure functions: nothing here knows a consumer, a user or the database. Frames are JSON text
-(RFC 8259) in WebSocket text messages (RFC 6455), one object each.
+(RFC 8259) in WebSocket text messages (RFC 6455), one object each. What a close code makes the
+client do is in ``judge()`` of WebSocketManager.js.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-The gate's door: ASGI middleware that validates the token during connect.
+The gate's door: ASGI middleware that has the gate look at the token during connect.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Who was disconnected: rows that every process reads, since no state tells it.
+Who was disconnected: rows that every process reads, since no user or session has changed by it.
 """
 
 from __future__ import annotations

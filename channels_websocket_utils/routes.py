@@ -1,5 +1,5 @@
 """
-What a wrapped ``URLRouter`` will do with a path, and the token in it.
+What a wrapped ``URLRouter`` will do with a path, and where in a handshake the token is.
 
 Pure: no database, no request. The walk asks the router's own patterns in the router's own
 order, so what is found here is what the consumer will be given. The shape of a token lives

@@ -2,7 +2,8 @@
 Generators on their way to a client: each value they yield is a part, and then comes the last frame.
 
 On our consumers a stream is a task beside the other messages of its socket (``Streams``). On any
-other consumer the handler itself goes on until the stream has ended.
+other consumer the handler itself goes on until the stream has ended. How many may run at a time is
+a constant here.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ The one pool design: where sync code of ours, and of our consumers, runs.
 
 Django and Channels run all sync code of a process in one thread, so one slow handler keeps every
 other socket waiting. Here are bounded pools instead: one for our own database work, one for the
-sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay.
+sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay. The
+size of the second is the setting ``SYNC_THREADS``, that of the first a constant here.
 """
 
 from __future__ import annotations

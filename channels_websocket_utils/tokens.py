@@ -1,5 +1,5 @@
 """
-Issue and spend: the one place that knows what makes a token valid.
+Issue and spend: the one place that knows what makes a token valid, and why one is not.
 """
 
 from __future__ import annotations

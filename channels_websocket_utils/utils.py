@@ -1,5 +1,5 @@
 """
-The documented helpers, each with its async twin.
+The documented helpers, each with its async twin: tokens, ending sockets, pushing to them.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 
 from channels.routing import ProtocolTypeRouter, URLRouter
+from django.contrib.admin import AdminSite
+from django.contrib.auth.admin import UserAdmin
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
@@ -24,8 +26,8 @@ from .helpers import ROOT, stack
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 # Those of which a test runs every block.
 PARTS = (
-    "checks client gate howto_behind_nginx howto_from_0_1 howto_from_own_token "
-    "howto_several_servers live_sockets performance security settings wire"
+    "admin checks client gate howto_behind_nginx howto_from_0_1 howto_from_own_token "
+    "howto_several_servers live_sockets performance sample_site security settings wire"
 )
 NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}
@@ -58,12 +60,14 @@ def site(name):
         "YourConsumer": Anyone,
         "ProtocolTypeRouter": ProtocolTypeRouter,
         "URLRouter": URLRouter,
+        "UserAdmin": UserAdmin,
         "WebSocketTokenAuthMiddlewareStack": WebSocketTokenAuthMiddlewareStack,
         "application": browsers,
         "browsers": browsers,
         "django_application": get_asgi_application(),
         "path": path,
         "user": None,
+        "your_site": AdminSite(),
         "websocket_urlpatterns": [path("ws/chat/<str:token>", Anyone.as_asgi())],
     }
     if name == "README.rst":

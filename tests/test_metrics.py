@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from asgiref.sync import sync_to_async
 from django.test import RequestFactory
-from prometheus_client import REGISTRY, Counter, Gauge, multiprocess
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
@@ -121,9 +121,9 @@ def test_page_names_every_metric_of_the_recipe(scrape):
 
 
 def test_any_process_answers_for_all_until_one_is_killed(
-    user, session, database_environment, tmp_path
+    user, session, database_environment, tmp_path, monkeypatch
 ):
-    """What a dead one says of its live sockets counts until it is known to be dead."""
+    """What a dead one says of its live sockets counts until gunicorn's hook tells."""
     folder = tmp_path / "shared"
     folder.mkdir()
     (tmp_path / "metrics.py").write_text(RECIPE)
@@ -173,7 +173,10 @@ def test_any_process_answers_for_all_until_one_is_killed(
             two.kill()
             two.wait()
         stays = live(ports[0])
-        multiprocess.mark_process_dead(two.pid, str(folder))
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+        hooks = {}
+        exec(blocks(PAGE, "Several processes")[-1].code, hooks)
+        hooks["child_exit"](None, two)
         known = ask(ports[0])
 
     assert both[0] == both[1]
