@@ -207,11 +207,9 @@ class WebSocketCommunicator:
 
         Raises ``ClosedError`` when the socket is refused: by a close before the accept, which is
         HTTP 403, or by one that is sent along with it, which a browser sees as its close code.
-        Raises ``RuntimeError`` in a test whose transaction the application could not see.
         """
         if self._has_begun:
             raise RuntimeError("A WebSocketCommunicator is for one socket. Make another one.")
-        _check_thread()
         await sync_to_async(self._prepare)()
         self._begin()
         try:
@@ -578,16 +576,6 @@ def _sign_in(user: AbstractBaseUser) -> SessionBase:
     )
     session.save()
     return session
-
-
-def _check_thread() -> None:
-    # A TestCase runs async tests beside the thread of its transaction; pytest runs them in it.
-    if any(each.in_atomic_block for each in connections.all(initialized_only=True)):
-        raise RuntimeError(
-            "This test's rows are in a transaction that no other thread sees, and the ORM works in "
-            "another thread. Mark it with pytest.mark.django_db(transaction=True), or use the "
-            "fixture open_websocket."
-        )
 
 
 def _read_headers(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -783,3 +783,25 @@ def test_sign_in_is_what_login_makes(user):
     ours, djangos = testing._sign_in(user), testing._session_store(sign_in(user))
 
     assert {**ours.load()} == {**djangos.load()}
+
+
+async def test_fixture_opens_sockets_to_the_sites_application(open_websocket, django_user_model):
+    """And brings the database along that they need."""
+    ada = await django_user_model.objects.acreate_user("ada")
+
+    async with open_websocket("/required/async/{token}", user=ada) as socket:
+        assert await socket.call("echo", value=1) == 1
+
+
+class TestOtherApplication:
+    @pytest.fixture
+    def websocket_application(self):
+        return stack(AsyncManager, "other/<str:token>")
+
+    async def test_fixture_opens_sockets_to_another_application(
+        self, open_websocket, django_user_model
+    ):
+        ada = await django_user_model.objects.acreate_user("ada")
+
+        async with open_websocket("/other/{token}", user=ada) as socket:
+            assert await socket.call("echo", value=1) == 1
