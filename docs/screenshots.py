@@ -1,8 +1,8 @@
 """
-Takes the pictures of docs/sample_site.rst: ``make screenshots``.
+Takes the pictures of docs/sample_site.rst, and one of each page of the docs: ``make screenshots``.
 
-Each shows a page of the running sample site, or of its admin, in one of the states in which the
-tests look at it, and so does not show what is not there.
+Those of the sample site and its admin are of the running site, in the states in which the tests
+look at it, and so do not show what is not there.
 """
 
 import io
@@ -18,6 +18,8 @@ from tests.sample_site_fixtures import SAMPLE_SITE, running_site
 
 ROOT = SAMPLE_SITE.parent
 IMAGES = ROOT / "docs/images/sample_site"
+# Those of the docs themselves, to be looked at.
+PAGES = ROOT / "docs/images/pages"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 # Of each: as what it is kept, and how it is looked at.
 EVERY_WAY = [
@@ -45,6 +47,12 @@ def admin_users(stage):
     return page
 
 
+def admin_token(stage):
+    page = admin_tokens(stage)
+    page.locator("#result_list tbody th a").first.click()
+    return page
+
+
 def docs(stage):
     page = stage.open()
     page.goto((ROOT / "build/docs/index.html").as_uri())
@@ -62,6 +70,7 @@ PICTURES = [
     (STATES["refused_page"], DARK_PHONE),
     (STATES["live_sockets"], ON_DESKTOP + DARK_PHONE),
     (admin_tokens, ON_DESKTOP + DARK_DESKTOP),
+    (admin_token, ON_DESKTOP),
     (admin_users, ON_DESKTOP),
     (docs, ON_DESKTOP + DARK_DESKTOP),
 ]
@@ -88,14 +97,25 @@ def distance(one, other):
     return abs(one - other)
 
 
+def keep_pages(browser):
+    page = browser.new_page(viewport=DESKTOP)
+    for file in sorted((ROOT / "build/docs").glob("*.html")):
+        if file.stem not in ("genindex", "py-modindex", "search"):
+            page.goto(file.as_uri())
+            keep(page.screenshot(), PAGES / f"{file.stem}.png")
+    page.close()
+
+
 def main():
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    for folder in (IMAGES, PAGES):
+        folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         running_site(Path(folder)) as site,
         sync_playwright() as playwright,
         chromium(playwright) as browser,
     ):
+        keep_pages(browser)
         for state, ways in PICTURES:
             with Stage(site, browser) as stage:
                 page = state(stage)
