@@ -10,13 +10,12 @@ from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth import get_permission_codename, get_user_model
 from django.db import router, transaction
 from django.utils.formats import date_format
-from django.utils.module_loading import import_string
 from django.utils.timezone import is_aware, localtime
 
 from . import tokens, words
 from .conf import get_setting
 from .models import WebSocketRevocation, WebSocketToken
-from .stores.cache import CacheTokenStore
+from .stores.cache import cache_alias
 from .stores.database import DatabaseTokenStore
 from .utils import disconnect_user
 
@@ -141,7 +140,7 @@ class WebSocketTokenAdmin(_TokenAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        if request.method == "GET" and (alias := _cache_of_tokens()):
+        if request.method == "GET" and (alias := cache_alias()):
             messages.warning(
                 request,
                 f"This site keeps its tokens in CACHES[{alias!r}]. Rows that are listed here are "
@@ -231,13 +230,6 @@ def _log(request: HttpRequest, objects: Sequence[Model], action_flag: int, text:
 
 def _count(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
-
-
-def _cache_of_tokens() -> str | None:
-    """Return the alias of the cache that tokens are kept in, or ``None`` where it is none."""
-    store = import_string(get_setting("TOKEN_STORE"))
-    is_cache = isinstance(store, type) and issubclass(store, CacheTokenStore)
-    return store.alias if is_cache else None
 
 
 def _add_to_users(admin_site: admin.AdminSite) -> None:

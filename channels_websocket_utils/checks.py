@@ -26,7 +26,7 @@ from . import views
 from .conf import DEFAULTS, get_setting, setting_problems
 from .middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
 from .routes import layers
-from .stores.cache import CacheTokenStore
+from .stores.cache import cache_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,16 +110,16 @@ _ATOMIC_CACHES = {
 def check_token_cache(**kwargs: Any) -> list[CheckMessage]:
     """E006: a cache that cannot keep tokens. W004: one of which it is not known."""
     try:
-        store = import_string(get_setting("TOKEN_STORE"))
+        alias = cache_alias()
     except (ImportError, ImproperlyConfigured):
         # E001 and E002 tell.
         return []
-    if not (isinstance(store, type) and issubclass(store, CacheTokenStore)):
+    if alias is None:
         return []
-    name = f"CACHES[{store.alias!r}]"
-    if store.alias not in settings.CACHES:
+    name = f"CACHES[{alias!r}]"
+    if alias not in settings.CACHES:
         return [_bad_cache(f"{name}, in which tokens are to be kept, does not exist.")]
-    given = settings.CACHES[store.alias]
+    given = settings.CACHES[alias]
     try:
         backend = import_string(given["BACKEND"])
     except ImportError:
@@ -295,7 +295,7 @@ def check_processes(**kwargs: Any) -> list[CheckMessage]:
     problems: list[CheckMessage] = []
     try:
         layer = _layer_class(get_setting("CHANNEL_LAYER"))
-        store = import_string(get_setting("TOKEN_STORE"))
+        alias = cache_alias()
     except (ImportError, ImproperlyConfigured):
         # E001, E002 and E005 tell, and Channels of a layer that is not there.
         return []
@@ -308,17 +308,16 @@ def check_processes(**kwargs: Any) -> list[CheckMessage]:
                 id="channels_websocket_utils.W007",
             )
         )
-    if isinstance(store, type) and issubclass(store, CacheTokenStore):
-        backend = settings.CACHES.get(store.alias, {}).get("BACKEND", "")
-        if _is_kind(backend, LocMemCache):
-            problems.append(
-                Warning(
-                    f"Tokens are kept in CACHES[{store.alias!r}], the memory of one process: no "
-                    "other process would know them, and a restart forgets them.",
-                    hint="Keep them in Redis, or leave TOKEN_STORE out: then they are rows.",
-                    id="channels_websocket_utils.W008",
-                )
+    kept_in = {} if alias is None else settings.CACHES.get(alias, {})
+    if _is_kind(kept_in.get("BACKEND", ""), LocMemCache):
+        problems.append(
+            Warning(
+                f"Tokens are kept in CACHES[{alias!r}], the memory of one process: no other "
+                "process would know them, and a restart forgets them.",
+                hint="Keep them in Redis, or leave TOKEN_STORE out: then they are rows.",
+                id="channels_websocket_utils.W008",
             )
+        )
     return problems
 
 

@@ -64,7 +64,7 @@ class Stage:
     def board(self, username, path="/"):
         """As open(), and wait until the board is there."""
         page = self.open(username, path)
-        wait_for_state(page, "Live")
+        expect_state(page, "Live")
         expect(page.locator("#people .person").first).to_be_visible()
         return page
 
@@ -94,8 +94,16 @@ class Stage:
         )
 
 
-def wait_for_state(page, text):
+def expect_state(page, text):
     expect(page.locator("#state-text")).to_have_text(text, timeout=LIMIT * 1000)
+
+
+def sign_in_on(page, username):
+    """Fill in the form for signing in, and wait for the board."""
+    page.get_by_label("Name").fill(username)
+    page.get_by_label("Password").fill(PASSWORDS[username])
+    page.get_by_role("button", name="Sign in").click()
+    expect_state(page, "Live")
 
 
 def login(stage):
@@ -142,7 +150,7 @@ def report_running(stage):
     page = stage.open("ada")
     page.route_web_socket("**/ws/board/*", _hold_after_nine_hours)
     page.reload()
-    wait_for_state(page, "Live")
+    expect_state(page, "Live")
     page.get_by_role("button", name="Make the report").click()
     expect(page.locator("#report-hours")).to_contain_text("9 of 24")
     return page
@@ -171,7 +179,7 @@ def waiting(stage):
     later = {"status": 503, "headers": {"Retry-After": "30"}}
     page.route("**/websocket/token/", lambda route: route.fulfill(**later))
     stage.visitor("ada").post("/sockets/", user="ada")
-    wait_for_state(page, "Reconnecting")
+    expect_state(page, "Reconnecting")
     expect(page.locator("#countdown")).to_contain_text("in ")
     return page
 
@@ -181,7 +189,7 @@ def signed_out(stage):
     stage.site.sql("DELETE FROM board_session WHERE session_key = ?", _session_key(page))
     del stage._visitors["ben"]
     stage.visitor("ada").post("/sockets/", user="ben")
-    wait_for_state(page, "You were signed out")
+    expect_state(page, "You were signed out")
     return page
 
 
@@ -195,7 +203,7 @@ def somebody_else(stage):
     (cookie,) = (each for each in stage.visitor("ada").cookies if each.name == "sessionid")
     page.context.add_cookies([{"name": cookie.name, "value": cookie.value, "url": stage.site.url}])
     stage.visitor("ada").post("/sockets/", user="ben")
-    wait_for_state(page, "Somebody else signed in")
+    expect_state(page, "Somebody else signed in")
     return page
 
 

@@ -10,12 +10,14 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
 from django.core.cache import caches
 from django.db import connection
+from playwright.sync_api import sync_playwright
 
 from channels_websocket_utils import connections
 from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from . import secret_servers
+from .browser import chromium
 from .distributions import build
 from .following import LIMIT
 from .helpers import ROOT, Socket, sign_in, stack
@@ -166,6 +168,13 @@ def environment(wheel, tmp_path_factory):
     for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
         found.pop(name, None)
     return found
+
+
+# No wider than the module: while Playwright runs, async tests cannot.
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright, chromium(playwright) as browser:
+        yield browser
 
 
 # What a test with the marker needs, and how to find out whether it is there.

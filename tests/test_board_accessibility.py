@@ -1,10 +1,9 @@
 """The sample site for people who see it as it is, large or small, and for those who do not."""
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from .board_states import STATES, Stage, wait_for_state
-from .browser import chromium
+from .board_states import STATES, Stage, expect_state
 from .helpers import ROOT
 from .sample_site_fixtures import LIMIT, PASSWORDS, running_site
 
@@ -33,13 +32,6 @@ def site(tmp_path_factory):
         yield site
 
 
-# No wider than the module: while Playwright runs, async tests cannot.
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright, chromium(playwright) as browser:
-        yield browser
-
-
 @pytest.fixture
 def signed_in(stage):
     """A function that signs a user in by keys alone, on a phone, where the top is highest."""
@@ -52,7 +44,7 @@ def signed_in(stage):
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORDS[username])
         page.keyboard.press("Enter")
-        wait_for_state(page, "Live")
+        expect_state(page, "Live")
         return page
 
     return sign_in

@@ -5,13 +5,13 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from websockets.exceptions import ConnectionClosed
 
 from channels_websocket_utils.tokens import digest_of
 
-from .browser import chromium
-from .sample_site_fixtures import LIMIT, PASSWORDS, Visitor, running_site
+from .board_states import expect_state, sign_in_on
+from .sample_site_fixtures import LIMIT, Visitor, running_site
 
 pytestmark = pytest.mark.browser
 
@@ -47,13 +47,6 @@ def site(tmp_path_factory):
         yield site
 
 
-# No wider than the module: while Playwright runs, async tests cannot.
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright, chromium(playwright) as browser:
-        yield browser
-
-
 @pytest.fixture
 def sign_in(site, browser):
     """A function that signs a user in, in a browser of their own, and returns the page."""
@@ -70,10 +63,7 @@ def sign_in(site, browser):
             context.on("console", lambda message: note_console(page, message))
             context.on("weberror", lambda error: page.problems.append(str(error.error)))
             page.goto(site.url)
-            page.get_by_label("Name").fill(username)
-            page.get_by_label("Password").fill(PASSWORDS[username])
-            page.get_by_role("button", name="Sign in").click()
-            expect_state(page, "Live")
+            sign_in_on(page, username)
             return page
 
         yield sign_in
@@ -120,10 +110,6 @@ def note_new_sockets(page):
     opened = []
     page.on("websocket", lambda socket: opened.append(socket))
     return opened
-
-
-def expect_state(page, text):
-    expect(page.locator("#state-text")).to_have_text(text, timeout=LIMIT * 1000)
 
 
 def post_note(page, text):
@@ -341,10 +327,7 @@ def test_board_of_somebody_else_by_now_is_not_shown(ben):
     ben.clock.pause_at(1000)
     sign_out(ben, tab)
     expect_state(ben, "Reconnecting")
-    tab.get_by_label("Name").fill("ada")
-    tab.get_by_label("Password").fill(PASSWORDS["ada"])
-    tab.get_by_role("button", name="Sign in").click()
-    expect_state(tab, "Live")
+    sign_in_on(tab, "ada")
     ben.clock.run_for(3000)
 
     expect_state(ben, "Somebody else signed in")

@@ -9,12 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from benchmarks.processes import Nginx, PostgreSQL, Redis
 
-from .board_states import wait_for_state
-from .browser import chromium
+from .board_states import expect_state, sign_in_on
 from .sample_site_fixtures import LIMIT, PASSWORDS, SAMPLE_SITE
 from .servers import NGINX_AROUND, free_port, running
 
@@ -108,13 +107,6 @@ def site(tmp_path_factory):
         yield Production(f"https://127.0.0.1:{port}", logs, nginx_logs)
 
 
-# No wider than the module: while Playwright runs, async tests cannot.
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright, chromium(playwright) as browser:
-        yield browser
-
-
 @pytest.fixture
 def sign_in(site, browser):
     """A function that signs a user in, in a browser of their own, and returns the page."""
@@ -126,10 +118,7 @@ def sign_in(site, browser):
             context.set_default_timeout(LIMIT * 1000)
             page = context.new_page()
             page.goto(site.url)
-            page.get_by_label("Name").fill(username)
-            page.get_by_label("Password").fill(PASSWORDS[username])
-            page.get_by_role("button", name="Sign in").click()
-            wait_for_state(page, "Live")
+            sign_in_on(page, username)
             return page
 
         yield sign_in
@@ -139,7 +128,7 @@ def process_of(site, page):
     """Reload a board and return the number of the process in which it has its socket now."""
     before = site.opened()
     page.reload()
-    wait_for_state(page, "Live")
+    expect_state(page, "Live")
     grown = [now - then for then, now in zip(before, site.opened(), strict=True)]
     assert sorted(grown) == [0, 1]
     return grown.index(1)
@@ -178,7 +167,7 @@ def test_signing_out_everywhere_ends_the_pages_in_both_processes(site, sign_in):
     leaving.get_by_role("button", name="Sign out everywhere").click()
 
     for page in pages:
-        wait_for_state(page, "You were signed out")
+        expect_state(page, "You were signed out")
     expect(ada.locator("#people .person")).to_have_count(1)
     expect(ada.locator("#state-text")).to_have_text("Live")
 

@@ -12,10 +12,9 @@ import urllib.request
 
 import pytest
 import websockets
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from websockets.sync.client import connect
 
-from .browser import chromium
 from .following import blocks, placed
 from .helpers import LIMIT, ROOT
 from .servers import free_port, running
@@ -163,13 +162,6 @@ def site(tmp_path_factory):
             stack.enter_context(running(command, port, site.log, **environment))
         yield site
     assert "Traceback" not in site.log.read_text()
-
-
-# No wider than the module: while Playwright runs, async tests cannot.
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright, chromium(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from benchmarks.processes import Nginx, PostgreSQL, Redis
 
-from .browser import chromium
 from .following import LIMIT, blocks, commands, follow
 from .helpers import ROOT
 from .servers import NGINX_AROUND, free_port, postgresql_folder, running
@@ -67,13 +66,6 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader(environment, tmp_path_factory):
     return Reader(tmp_path_factory.mktemp("tutorial"), environment)
-
-
-# No wider than the module: while Playwright runs, async tests cannot.
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright, chromium(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import router
+from django.utils.module_loading import import_string
 
+from ..conf import get_setting
 from . import StoreUnavailable, TokenRow
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from django.core.cache.backends.base import BaseCache
 
-__all__ = ["CacheTokenStore"]
+__all__ = ["CacheTokenStore", "cache_alias"]
 
 _PREFIX = "channels_websocket_utils"
 # Seconds that an epoch outlives the last token that carries it.
@@ -102,6 +104,17 @@ class CacheTokenStore:
         except Exception as error:
             # Every cache has exceptions of its own.
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def cache_alias() -> str | None:
+    """
+    Return the alias of the cache in which this site keeps its tokens, ``None`` if in none.
+
+    Raises ``ImportError`` or ``ImproperlyConfigured`` for a ``TOKEN_STORE`` that cannot be.
+    """
+    store = import_string(get_setting("TOKEN_STORE"))
+    is_cache = isinstance(store, type) and issubclass(store, CacheTokenStore)
+    return store.alias if is_cache else None
 
 
 @lru_cache
