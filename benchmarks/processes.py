@@ -70,7 +70,11 @@ class Process:
             self._process = subprocess.Popen(  # noqa: S603
                 self.command(), stdout=output, stderr=subprocess.STDOUT, **self._options
             )
-        wait_for(self._process, self.port, self._log)
+        self.wait_for(self.port)
+
+    def wait_for(self, port):
+        """Wait until something answers on ``port``, and no longer than the process lives."""
+        wait_for(self._process, port, self._log)
 
     def stop(self, how=None):
         self._process.send_signal(how or self.stops_by)

@@ -3,24 +3,26 @@
 import gc
 import inspect
 import json
-import re
 import sys
 
 import pytest
 from asgiref.sync import sync_to_async
+from channels.routing import URLRouter
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
+from django.urls import path
 from djangochannelsrestframework.consumers import AsyncAPIConsumer
 from djangochannelsrestframework.decorators import action
 from djangochannelsrestframework.permissions import BasePermission
 
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
 from channels_websocket_utils.testing import WebSocketCommunicator
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token, apush_to_user
 
 from .consumers import PERM
 from .following import blocks
-from .helpers import ROOT, UNKNOWN_TOKEN, stack, until
+from .helpers import UNKNOWN_TOKEN, stack, until
 
 PAGE = "docs/other_consumers.rst"
 DCRF = "djangochannelsrestframework"
@@ -45,7 +47,7 @@ def told():
 
 def consumer_of(package):
     """Return the consumer of the page's section about ``package``."""
-    [block] = blocks(PAGE, package)
+    block, _ = blocks(PAGE, package)
     names = {"__name__": f"people_of_{package}"}
     exec(block.code, names)
     return names["PeopleConsumer"]
@@ -53,8 +55,8 @@ def consumer_of(package):
 
 def documented_denial(package):
     """Return the answer to a denied call, as the page has it."""
-    section = (ROOT / PAGE).read_text().split(f"\n{package}\n=")[1]
-    return json.loads(re.search(r"own way::\n\n((?:    .*\n)+)", section)[1])
+    _, block = blocks(PAGE, package)
+    return json.loads(block.code)
 
 
 def call(package, name, value):
@@ -65,8 +67,17 @@ def call(package, name, value):
     return {"action": name, "payload": value}
 
 
-def open_(consumer, user):
-    return WebSocketCommunicator(stack(consumer, required=True), "/ws/{token}", user=user)
+def open_(consumer, user, token="{token}"):
+    """Return a socket to ``consumer`` behind the gate of the page."""
+    (block,) = blocks(PAGE, "What they have in common")
+    names = {
+        "PeopleConsumer": consumer,
+        "URLRouter": URLRouter,
+        "WebSocketTokenAuthMiddlewareStack": WebSocketTokenAuthMiddlewareStack,
+        "path": path,
+    }
+    gate = eval(block.code, names)
+    return WebSocketCommunicator(gate, f"/ws/people/{token}", user=user)
 
 
 async def ask(socket, frame):
@@ -110,13 +121,11 @@ async def test_guard_asks_at_each_call_and_a_denial_is_told_in_the_packages_own_
 @BOTH
 async def test_gate_stands_before_a_consumer_that_accepts_whoever_comes(user, package):
     consumer = consumer_of(package)
-    path = f"/ws/{UNKNOWN_TOKEN}"
+    await open_(consumer, user, UNKNOWN_TOKEN).assert_refused(4401)
 
-    await WebSocketCommunicator(stack(consumer, required=True), path, user=user).assert_refused(
-        4401
-    )
     # Why the page says required=True.
-    async with WebSocketCommunicator(stack(consumer), path, user=user) as socket:
+    naive = WebSocketCommunicator(stack(consumer), f"/ws/{UNKNOWN_TOKEN}", user=user)
+    async with naive as socket:
         reply = await ask(socket, call(package, "greet", "well?"))
     assert "Hello , well?" in str(reply)
 
@@ -124,11 +133,11 @@ async def test_gate_stands_before_a_consumer_that_accepts_whoever_comes(user, pa
 @BOTH
 async def test_token_opens_one_socket_of_another_packages_consumer(user, package):
     application = stack(consumer_of(package), required=True, token_only=True)
-    path = f"/ws/{await aget_websocket_token(user)}"
+    address = f"/ws/{await aget_websocket_token(user)}"
 
-    async with WebSocketCommunicator(application, path) as socket:
+    async with WebSocketCommunicator(application, address) as socket:
         assert "Hello ada" in str(await ask(socket, call(package, "greet", "well?")))
-    await WebSocketCommunicator(application, path).assert_refused(4401)
+    await WebSocketCommunicator(application, address).assert_refused(4401)
 
 
 @BOTH

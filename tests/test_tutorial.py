@@ -19,6 +19,7 @@ from benchmarks.processes import Nginx, PostgreSQL, Redis
 
 from .following import LIMIT, blocks, commands, follow
 from .helpers import ROOT
+from .secret_servers import NGINX
 from .servers import NGINX_AROUND, free_port, postgresql_folder, running
 
 pytestmark = pytest.mark.browser
@@ -240,8 +241,8 @@ def test_tests_of_the_tutorial_pass(reader):
 
 
 @pytest.fixture
-def production(tmp_path, environment):
-    """The environment that ``board.env`` stands for, with servers of our own behind it."""
+def production(tmp_path):
+    """Values for ``board.env``, with servers of our own behind them."""
     # PostgreSQL does not run as root, and its user may not enter the folders of pytest.
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -270,24 +271,65 @@ def production(tmp_path, environment):
         }
 
 
+# What Debian and its systemd would do, in the folder of an nginx of ours.
+SYSTEM = {
+    "sudo": 'exec "$@"',
+    "nginx": f'exec {NGINX} -p {{folder}} -c {{folder}}/nginx.conf "$@"',
+    "systemctl": '[ "$*" = "reload nginx" ] && exec nginx -s reload',
+}
+
+
+@contextlib.contextmanager
+def system_nginx(folder, environment):
+    """Run nginx with a ``conf.d`` in its folder; yield it, and where commands find it."""
+    port = free_port()
+    proxy = Nginx(folder, NGINX_AROUND, port, included="conf.d/*.conf")
+    programs = folder / "bin"
+    for new in (programs, folder / "conf.d"):
+        new.mkdir()
+    # As Debian's has a site of its own.
+    (folder / "conf.d/default.conf").write_text(f"server {{ listen 127.0.0.1:{port}; }}\n")
+    for name, does in SYSTEM.items():
+        (programs / name).write_text(f"#!/bin/sh\n{does.format(folder=folder)}\n")
+        (programs / name).chmod(0o755)
+    with proxy:
+        yield proxy, {**environment, "PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
+
+
+def type_in(block, folder, environment):
+    """Give the lines of a ``console`` block to a shell; return the environment it then has."""
+    script = "set -e\n" + re.sub(r"^\$ ", "", block.code, flags=re.M) + "env -0\n"
+    run = {"cwd": folder, "env": environment, "timeout": LIMIT}
+    said = subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.PIPE, **run).stdout
+    return dict(line.split("=", 1) for line in said.decode().split("\0") if line)
+
+
 @pytest.mark.nginx
 @pytest.mark.postgresql
 @pytest.mark.redis
 def test_board_runs_in_two_processes_behind_nginx(reader, production, sign_in, tmp_path):
     reader.read("Tests")
     path = f"{reader.environment['PATH']}{os.pathsep}{postgresql_folder()}"
-    environment = {**reader.environment, "PATH": path, **production}
-    *chapter, disconnect = blocks(PAGE, "To the internet")
+    environment = {**reader.environment, "PATH": path}
+    values, source, *chapter, to_nginx, disconnect = blocks(PAGE, "To the internet")
 
+    follow([values], reader.folder, environment)
+    file = reader.folder / "board.env"
+    assert re.findall(r"^(\w+)=", file.read_text(), re.M) == [*production]
+    file.write_text("".join(f"{name}={shlex.quote(production[name])}\n" for name in production))
+    environment = type_in(source, reader.folder, environment)
     reader.folder, _ = follow(chapter, reader.folder, environment)
-    named = re.findall(r"^(\w+)=", (reader.folder / "board.env").read_text(), re.M)
-    assert named == [*production]
     every_command = [line for block in chapter if block.kind == "shell" for line in commands(block)]
     (serve,) = [command for command in every_command if command.startswith("uvicorn ")]
     log, site = tmp_path / "uvicorn.log", {"cwd": reader.folder, "env": environment}
-    port = int(production["BOARD_LISTEN"].partition(":")[2])
-    proxy = Nginx(tmp_path / "nginx", NGINX_AROUND, port, included=reader.folder / "board.conf")
-    with running(shlex.split(serve), int(production["UVICORN_PORT"]), log, **site), proxy:
+    port, nginx = int(production["BOARD_LISTEN"].partition(":")[2]), tmp_path / "nginx"
+    with (
+        running(shlex.split(serve), int(production["UVICORN_PORT"]), log, **site),
+        system_nginx(nginx, environment) as (proxy, with_nginx),
+    ):
+        to_nginx = to_nginx._replace(code=to_nginx.code.replace("/etc/nginx", str(nginx)))
+        type_in(to_nginx, reader.folder, with_nginx)
+        proxy.wait_for(port)
         url = f"https://127.0.0.1:{port}"
         ada, ben = sign_in(url, "ada"), sign_in(url, "ben")
         # With as many it is unlikely that one process has them all.
