@@ -83,10 +83,10 @@ node_modules benchmarks/client/node_modules: %node_modules: %package.json
 	cd ./$* && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
 
-# Chromium, nginx, openssl and Redis, which some tests need, where this user may install them.
+# Chromium, nginx, openssl, Redis and systemd, which some tests need, where this user may install them.
 .PHONY: programs
 programs:
-	@.ci/install chromium nginx openssl redis-server
+	@.ci/install chromium nginx openssl redis-server systemd
 
 clean:
 	rm -rf .tox .venv node_modules benchmarks/client/node_modules build dist *.egg-info sample_site/db.sqlite3*

@@ -19,7 +19,7 @@ from channels_websocket_utils.utils import aget_websocket_token, get_websocket_t
 from . import secret_servers
 from .browser import chromium
 from .distributions import build
-from .following import LIMIT
+from .following import LIMIT, blocks, follow
 from .helpers import ROOT, Socket, sign_in, stack
 from .servers import free_port, postgresql_folder, redis_command, running
 from .settings import cache, database_url
@@ -148,26 +148,44 @@ def wheel(dist):
     return file
 
 
+def reader_environment(programs, **more):
+    """Return the environment in which a reader follows a page, with ``programs`` at hand."""
+    found = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "DJANGO_SUPERUSER_USERNAME": "ada",
+        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
+        "DJANGO_SUPERUSER_PASSWORD": "a long password",
+        **more,
+    }
+    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
+        found.pop(name, None)
+    return found
+
+
 # Of each module: what one reader has installed, the next one has not.
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
     """The environment of a stranger: nothing is installed, but pip finds the wheel."""
     folder = tmp_path_factory.mktemp("stranger")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
-    found = {
-        **os.environ,
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PIP_FIND_LINKS": str(wheel.parent),
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        # Most of what is installed is never imported.
-        "PIP_NO_COMPILE": "1",
-        "DJANGO_SUPERUSER_USERNAME": "ada",
-        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
-        "DJANGO_SUPERUSER_PASSWORD": "a long password",
-    }
-    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
-        found.pop(name, None)
-    return found
+    # Most of what is installed is never imported.
+    pip = {"PIP_FIND_LINKS": str(wheel.parent), "PIP_NO_COMPILE": "1"}
+    return reader_environment(folder / "bin", **pip)
+
+
+@pytest.fixture(scope="module")
+def readers_project(tmp_path_factory):
+    """
+    The project of the README's first chapter, for which all is installed here already.
+
+    Its folder, and the environment for commands in it. Each module has its own, and may add to it.
+    """
+    environment = reader_environment(Path(sys.executable).parent, PIP_NO_INDEX="1")
+    start = tmp_path_factory.mktemp("start")
+    folder, _ = follow(blocks("README.rst", "In your own project"), start, environment)
+    return folder, environment
 
 
 # No wider than the module: while Playwright runs, async tests cannot.
@@ -180,9 +198,11 @@ def browser():
 # What a test with the marker needs, and how to find out whether it is there.
 NEEDS = {
     "axe": ("axe-core, by npm install", (ROOT / "node_modules/axe-core/axe.min.js").exists),
+    "esbuild": ("esbuild, by npm install", (ROOT / "node_modules/.bin/esbuild").exists),
     "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
     "nginx": ("nginx", lambda: secret_servers.NGINX),
     "postgresql": ("PostgreSQL's programs", postgresql_folder),
+    "systemd": ("systemd's programs", lambda: shutil.which("systemd-analyze")),
     "redis": ("redis-server", lambda: shutil.which("redis-server")),
 }
 _not_run = []

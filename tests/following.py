@@ -109,3 +109,11 @@ def follow(found, folder, environment):
 def commands(block):
     """Return the commands of a ``shell`` block."""
     return block.code.replace("\\\n", "").splitlines()
+
+
+def type_in(block, folder, environment):
+    """Give the lines of a block to one shell; return the environment in which they leave it."""
+    script = "set -e\n" + re.sub(r"^\$ ", "", block.code, flags=re.M) + "env -0\n"
+    run = {"cwd": folder, "env": environment, "timeout": LIMIT}
+    said = subprocess.run(["bash", "-c", script], check=True, stdout=subprocess.PIPE, **run).stdout
+    return dict(line.split("=", 1) for line in said.decode().split("\0") if line)

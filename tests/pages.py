@@ -1,11 +1,10 @@
-"""
-The pages that people read: their code blocks, and the code run as a site would run it.
-"""
+"""The pages that people read: their code blocks, and what runs these as a site would."""
 
 import ast
 import contextlib
 import inspect
-import re
+import os
+import ssl
 from pathlib import Path
 
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -22,6 +21,8 @@ from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStac
 
 from .following import blocks
 from .helpers import ROOT, stack
+from .secret_servers import nginx_command
+from .servers import free_port, make_certificate, running
 
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 # Those of which a test runs every block.
@@ -107,12 +108,33 @@ def run_block(page, code, names):
         exec(tree, names)
 
 
-def nginx_parts(code, port):
-    """Return what of a block stands in ``http``, and what beside it. Without certificates."""
-    code = re.sub(r"^ *ssl_.*\n", "", code, flags=re.M)
-    code = code.replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
+def nginx_parts(code, port, certificates):
+    """Return what of a block stands in ``http``, and what beside it, for this machine."""
+    code = code.replace("/etc/ssl/example.org.pem", f"{certificates}/fullchain.pem")
+    code = code.replace("/etc/ssl/example.org.key", f"{certificates}/privkey.pem")
+    code = code.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
     if code.startswith("location"):
         code = f"server {{ listen 127.0.0.1:{port};\n{code}}}\n"
     if "listen" not in code:
         code = code.replace("server {\n", f"server {{ listen 127.0.0.1:{port};\n", 1)
     return ("", code) if "events {" in code else (code, "events {}")
+
+
+# For who asks a server whose certificate is our own.
+TRUSTING = ssl.create_default_context()
+TRUSTING.check_hostname, TRUSTING.verify_mode = False, ssl.CERT_NONE
+
+
+@contextlib.contextmanager
+def proxy(upstream, folder, code):
+    """Have nginx with the block ``code`` before the port ``upstream``; yield its own port."""
+    port = free_port()
+    folder = folder / f"nginx-{port}"
+    folder.mkdir()
+    make_certificate(folder)
+    http, main = nginx_parts(code.replace(":8000", f":{upstream}"), port, folder)
+    # Its workers would not be allowed to the Unix sockets in our folder.
+    main = f"user root;\n{main}" if os.getuid() == 0 else main
+    command = nginx_command(f"access_log off;\n{http}", folder, main)
+    with running(command, port, folder / "nginx.log"):
+        yield port

@@ -56,6 +56,13 @@ def redis_command(port, *options):
     return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
 
 
+def make_certificate(folder):
+    """Put ``fullchain.pem`` and ``privkey.pem`` into ``folder``; nobody trusts them."""
+    files = ["-keyout", "privkey.pem", "-out", "fullchain.pem"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a", *files]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
 _given_ports = set()
 
 
@@ -112,16 +119,16 @@ def serving(server, log, environment, application="tests.asgi:application"):
         yield port
 
 
-async def knock(port, path, *, session=None, headers=(), early=(), frames=()):
+async def knock(port, path, *, session=None, headers=(), early=(), frames=(), tls=None):
     """
     Open a socket with the raw ``path`` and return the HTTP status, or the close code if it opened.
 
     ``path``, more ``headers`` and the text frames go out as they are: those in ``early`` along with
-    the handshake, those in ``frames`` once it is answered. Returns the first text frame instead
-    where the server sends one before it closes, 1006 where it sends nothing more once the socket is
-    open, and ``None`` where it hangs up without an answer.
+    the handshake, those in ``frames`` once it is answered. ``tls`` is an ``SSLContext``. Returns
+    the first text frame instead where the server sends one before it closes, 1006 where it sends
+    nothing more once the socket is open, and ``None`` where it hangs up without an answer.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     headers = [
         b"GET " + path + b" HTTP/1.1",
         b"Host: 127.0.0.1",

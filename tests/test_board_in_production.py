@@ -15,7 +15,7 @@ from benchmarks.processes import Nginx, PostgreSQL, Redis
 
 from .board_states import expect_state, sign_in_on
 from .sample_site_fixtures import LIMIT, PASSWORDS, SAMPLE_SITE
-from .servers import NGINX_AROUND, free_port, running
+from .servers import NGINX_AROUND, free_port, make_certificate, running
 
 pytestmark = [
     pytest.mark.browser,
@@ -58,9 +58,7 @@ def manage(environment, *arguments):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("production")
-    certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=board"]
-    files = ["-keyout", "privkey.pem", "-out", "fullchain.pem"]
-    subprocess.run([*certificate, *files], cwd=folder, check=True, capture_output=True)
+    make_certificate(folder)
     nginx_logs, ports, port = folder / "logs", [free_port(), free_port()], free_port()
     nginx_logs.mkdir()
     with contextlib.ExitStack() as stack:

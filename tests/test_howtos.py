@@ -23,8 +23,7 @@ from channels_websocket_utils.utils import adisconnect_user, aget_websocket_toke
 
 from .asgi import tell_client
 from .helpers import OPEN, ended, stack
-from .pages import PACKAGE, ROOT, executed, nginx_parts, of_kind
-from .secret_servers import nginx_command
+from .pages import PACKAGE, ROOT, TRUSTING, executed, of_kind, proxy
 from .servers import ALL_COMMANDS, LIMIT, free_port, knock, running
 
 NGINX_PAGE = "docs/howto_behind_nginx.rst"
@@ -43,20 +42,6 @@ def server(name, folder, environment, *options, application="tests.asgi:plain"):
         yield port
 
 
-@contextlib.contextmanager
-def proxy(upstream, folder, code):
-    """Have nginx with the block ``code`` before the port ``upstream``."""
-    port = free_port()
-    folder = folder / f"nginx {port}".replace(" ", "-")
-    folder.mkdir()
-    http, main = nginx_parts(code.replace(":8000", f":{upstream}"), port)
-    # Its workers would not be allowed to the Unix sockets in our folder.
-    main = f"user root;\n{main}" if os.getuid() == 0 else main
-    command = nginx_command(f"access_log off;\n{http}", folder, main)
-    with running(command, port, folder / "nginx.log"):
-        yield port
-
-
 @pytest.mark.nginx
 async def test_socket_opens_through_the_documented_nginx(
     user, session, database_environment, tmp_path
@@ -69,7 +54,9 @@ async def test_socket_opens_through_the_documented_nginx(
         for each in (naive, code):
             token = await aget_websocket_token(user)
             with proxy(upstream, tmp_path, each) as port:
-                outcomes[each] = await knock(port, f"/async/{token}".encode(), session=session)
+                outcomes[each] = await knock(
+                    port, f"/async/{token}".encode(), session=session, tls=TRUSTING
+                )
 
     assert outcomes[naive] == 404
     assert json.loads(outcomes[code])["key"] == "websocket.ready"
@@ -97,12 +84,13 @@ async def test_prefix_is_taken_away_by_whom_the_docs_say(
 
 
 @contextlib.asynccontextmanager
-async def opened(port, user, session):
+async def opened(port, user, session, tls=None):
     token = await aget_websocket_token(user)
-    address = f"ws://127.0.0.1:{port}/async/{token}"
+    address = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/async/{token}"
+    cookie = {"Cookie": f"sessionid={session}"}
     # It answers pings, and sends none of its own.
     async with websockets.connect(
-        address, additional_headers={"Cookie": f"sessionid={session}"}, ping_interval=None
+        address, additional_headers=cookie, ping_interval=None, ssl=tls
     ) as socket:
         assert json.loads(await socket.recv())["key"] == "websocket.ready"
         yield socket
@@ -139,6 +127,26 @@ async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
 
         assert silent.close_code == 1006
         assert await is_open(pinged)
+
+
+@pytest.mark.systemd
+def test_systemd_takes_the_documented_unit_and_enables_two_of_it(tmp_path):
+    """That they run so is seen below: no systemd may be at work here."""
+    (code,) = of_kind(SERVERS_PAGE, "ini")
+    (name,) = re.findall(r"``/(etc/systemd/system/.*?)``", (ROOT / SERVERS_PAGE).read_text())
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_text(code.replace("/srv/mysite/.venv", sys.prefix))
+    (enable,) = re.findall(r"systemctl (.*)", "".join(of_kind(SERVERS_PAGE, "shell")))
+    run = {"check": True, "capture_output": True, "text": True}
+
+    verified = subprocess.run(["systemd-analyze", "verify", "--man=no", file], **run)
+    command = ["systemctl", "--root", tmp_path, *enable.replace("--now ", "").split()]
+    subprocess.run(command, **run)
+
+    assert "mysite" not in verified.stderr
+    links = (file.parent / "multi-user.target.wants").iterdir()
+    assert sorted(link.name for link in links) == ["mysite@1.service", "mysite@2.service"]
 
 
 @contextlib.contextmanager
@@ -179,7 +187,8 @@ async def test_documented_servers_are_one_site(
     async with contextlib.AsyncExitStack() as exits:
         logs = [exits.enter_context(unit(name, tmp_path, environment)) for name in ("1", "2")]
         port = exits.enter_context(proxy(None, tmp_path, site.replace("/run", str(tmp_path))))
-        sockets = [await exits.enter_async_context(opened(port, user, session)) for _ in range(2)]
+        both = [opened(port, user, session, TRUSTING) for _ in range(2)]
+        sockets = [await exits.enter_async_context(each) for each in both]
         shares = [log.read_text().count("[accepted]") for log in logs]
         command = [sys.executable, "-m", "django", *disconnect.split()[2:]]
         await sync_to_async(subprocess.run)(command, env=environment, check=True, timeout=LIMIT)

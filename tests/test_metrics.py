@@ -1,8 +1,8 @@
 """docs/metrics.rst: the recipe as it stands there, with real sockets."""
 
 import contextlib
-import os
-import sys
+import http.client
+import subprocess
 import time
 import urllib.request
 
@@ -18,21 +18,13 @@ from channels_websocket_utils.testing import WebSocketCommunicator
 from channels_websocket_utils.utils import adisconnect_user, get_websocket_token
 
 from .consumers import AsyncManager, Manager
-from .following import blocks
+from .following import blocks, follow, type_in
 from .helpers import LIMIT, ROOT, UNKNOWN_TOKEN, stack
+from .pages import TRUSTING, of_kind, proxy
 from .servers import COMMANDS, free_port, running
 
 PAGE = "docs/metrics.rst"
 RECIPE = blocks(PAGE, "The recipe")[0].code
-# A server's application with the recipe in it.
-SITE = """
-from tests.asgi import application
-from tests.urls import urlpatterns
-from django.urls import path
-from metrics import metrics
-
-urlpatterns.append(path("metrics/", metrics))
-"""
 
 
 def read(text):
@@ -120,50 +112,64 @@ def test_page_names_every_metric_of_the_recipe(scrape):
         assert f"``{name}" in page
 
 
-def test_any_process_answers_for_all_until_one_is_killed(
-    user, session, database_environment, tmp_path, monkeypatch
-):
-    """What a dead one says of its live sockets counts until gunicorn's hook tells."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    (tmp_path / "metrics.py").write_text(RECIPE)
-    (tmp_path / "metrics_site.py").write_text(SITE)
-    environment = {
-        **os.environ,
-        **database_environment,
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-        "PROMETHEUS_MULTIPROC_DIR": str(folder),
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-    }
-    ports = [free_port(), free_port()]
-    commands = [
-        COMMANDS[server].format(port=port, application="metrics_site:application").split()
-        for server, port in zip(COMMANDS, ports, strict=True)
-    ]
+# Of the project's own user: a session, and tokens for it.
+SIGN_IN = """
+from channels_websocket_utils.utils import get_websocket_token
+from django.test import Client
+
+ada = User.objects.get()
+client = Client()
+client.force_login(ada)
+print(client.session.session_key, *(get_websocket_token(ada) for _ in range(3)))
+"""
+
+
+def ask(port):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/metrics/", timeout=LIMIT) as answer:
+        return read(answer.read().decode())
+
+
+def live(port):
+    return ask(port)["websocket_connections_live"]
+
+
+@pytest.mark.nginx
+def test_page_is_followed_in_a_project(readers_project, tmp_path):
+    """
+    Any process answers for all, from its start, and nginx lets no stranger ask.
+
+    What a killed one says of its live sockets counts until gunicorn's hook tells.
+    """
+    folder, environment = readers_project
+    *steps, forbidden, shared, hook = blocks(PAGE)
+    follow([*steps, hook], folder, environment)
+    shared = shared._replace(code=shared.code.replace("/run", str(tmp_path)))
+    environment = type_in(shared, folder, environment)
+    command = ["python", "manage.py", "shell", "--verbosity", "0", "-c", SIGN_IN]
+    run = {"cwd": folder, "env": environment}
+    signed_in = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **run)
+    session, *tokens = signed_in.stdout.split()
 
     @contextlib.contextmanager
     def opened(port):
-        token = get_websocket_token(user)
-        cookie = {"Cookie": f"sessionid={session}"}
-        url = f"ws://127.0.0.1:{port}/required/async/{token}"
-        with connect(url, additional_headers=cookie, proxy=None) as socket:
+        with connect(
+            f"ws://127.0.0.1:{port}/ws/chat/{tokens.pop()}",
+            additional_headers={"Cookie": f"sessionid={session}"},
+            origin="http://127.0.0.1",
+            proxy=None,
+        ) as socket:
             socket.recv(LIMIT)
             yield
 
-    def ask(port):
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/metrics/", timeout=LIMIT) as answer:
-            return read(answer.read().decode())
-
-    def live(port):
-        return ask(port)["websocket_connections_live"]
-
     with contextlib.ExitStack() as stack:
+        ports = [free_port(), free_port()]
         _, two = [
-            stack.enter_context(
-                running([sys.executable, "-m", *command], port, tmp_path / "log", env=environment)
+            stack.enter_context(running(command.split(), port, tmp_path / "log", **run))
+            for command, port in (
+                (COMMANDS[server].format(port=port, application="mysite.asgi:application"), port)
+                for server, port in zip(COMMANDS, ports, strict=True)
             )
-            for command, port in zip(commands, ports, strict=True)
         ]
         with opened(ports[0]), opened(ports[1]):
             both = [ask(port) for port in ports]
@@ -173,11 +179,14 @@ def test_any_process_answers_for_all_until_one_is_killed(
             two.kill()
             two.wait()
         stays = live(ports[0])
-        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
-        hooks = {}
-        exec(blocks(PAGE, "Several processes")[-1].code, hooks)
-        hooks["child_exit"](None, two)
+        mark = "import runpy, sys, types; hooks = runpy.run_path('gunicorn.conf.py');"
+        mark += "hooks['child_exit'](None, types.SimpleNamespace(pid=int(sys.argv[1])))"
+        subprocess.run(["python", "-c", mark, str(two.pid)], check=True, **run)
         known = ask(ports[0])
+        (whole, *_) = of_kind("docs/howto_behind_nginx.rst", "nginx")
+        whole = whole.replace("    location / {", f"{forbidden.code}    location / {{")
+        with proxy(ports[0], tmp_path, whole) as port:
+            statuses = [status(port, path) for path in ("/metrics/", "/")]
 
     assert both[0] == both[1]
     assert both[0]["websocket_connections_live"] == 2
@@ -185,6 +194,14 @@ def test_any_process_answers_for_all_until_one_is_killed(
     assert after["websocket_connections_closed_total 1000"] == 2
     assert (stays, known["websocket_connections_live"]) == (1, 0)
     assert known["websocket_tokens_spent_total"] == 3
+    assert statuses == [403, 302]
+
+
+def status(port, path):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=LIMIT, context=TRUSTING)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
 
 
 def wait_until(is_true):

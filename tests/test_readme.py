@@ -3,13 +3,10 @@
 import re
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from channels_websocket_utils.testing import WebSocketCommunicator
-
-from .browser import chromium
 from .following import Block, blocks, follow
-from .helpers import ROOT, stack
+from .helpers import ROOT
 from .servers import free_port, running
 
 
@@ -22,18 +19,14 @@ def project(environment, tmp_path_factory):
 
 
 @pytest.mark.browser
-def test_readme_alone_leads_to_the_first_reply(project, environment, tmp_path):
+def test_readme_alone_leads_to_the_first_reply(project, environment, browser, tmp_path):
     """With fewer than 40 lines of one's own."""
     folder, lines = project
     port = free_port()
 
     serve = ["python", "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
     log = tmp_path / "log"
-    with (
-        running(serve, port, log, cwd=folder, env=environment),
-        sync_playwright() as playwright,
-        chromium(playwright) as browser,
-    ):
+    with running(serve, port, log, cwd=folder, env=environment):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         page.fill("[name=username]", "ada")
@@ -58,22 +51,6 @@ def test_test_of_the_readme_passes_in_its_project(project, environment):
 
     command = Block("shell", None, "python manage.py test", "")
     follow([block._replace(name="chat/tests.py"), command], folder, environment)
-
-
-async def test_stream_of_the_readme_counts_down(user, capsys):
-    """The consumer of the section "Streams", as it stands there."""
-    block, _ = blocks("README.rst", "Streams")
-    names = {}
-    exec(block.code, names)
-
-    async with WebSocketCommunicator(
-        stack(names["CountingConsumer"]), "/ws/{token}", user=user
-    ) as socket:
-        parts = [part async for part in socket.stream("count_down", start=3)]
-
-    assert block.kind == "python"
-    assert parts == [{"number": 3}, {"number": 2}, {"number": 1}]
-    assert capsys.readouterr().out == "Counted, or cancelled\n"
 
 
 def test_every_test_that_the_security_page_names_exists():

@@ -17,10 +17,10 @@ from playwright.sync_api import expect
 
 from benchmarks.processes import Nginx, PostgreSQL, Redis
 
-from .following import LIMIT, blocks, commands, follow
+from .following import LIMIT, blocks, commands, follow, type_in
 from .helpers import ROOT
 from .secret_servers import NGINX
-from .servers import NGINX_AROUND, free_port, postgresql_folder, running
+from .servers import NGINX_AROUND, free_port, make_certificate, postgresql_folder, running
 
 pytestmark = pytest.mark.browser
 
@@ -250,9 +250,7 @@ def production(tmp_path):
         Redis(tmp_path / "redis") as redis,
     ):
         user = postgresql.url.removeprefix("postgresql://").partition("@")[0]
-        certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a"]
-        files = ["-keyout", "privkey.pem", "-out", "fullchain.pem"]
-        subprocess.run([*certificate, *files], cwd=tmp_path, check=True, capture_output=True)
+        make_certificate(tmp_path)
         yield {
             "DJANGO_SETTINGS_MODULE": "mysite.production",
             "SECRET_KEY": "a long secret of production, with more than 50 characters, and well",
@@ -294,14 +292,6 @@ def system_nginx(folder, environment):
         (programs / name).chmod(0o755)
     with proxy:
         yield proxy, {**environment, "PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
-
-
-def type_in(block, folder, environment):
-    """Give the lines of a ``console`` block to a shell; return the environment it then has."""
-    script = "set -e\n" + re.sub(r"^\$ ", "", block.code, flags=re.M) + "env -0\n"
-    run = {"cwd": folder, "env": environment, "timeout": LIMIT}
-    said = subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.PIPE, **run).stdout
-    return dict(line.split("=", 1) for line in said.decode().split("\0") if line)
 
 
 @pytest.mark.nginx
