@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 from benchmarks.processes import Nginx, PostgreSQL, Redis
 
 from .board_states import expect_state, sign_in_on
+from .following import blocks, commands
 from .sample_site_fixtures import LIMIT, PASSWORDS, SAMPLE_SITE
 from .servers import NGINX_AROUND, free_port, make_certificate, running
 
@@ -24,6 +25,7 @@ pytestmark = [
     pytest.mark.redis,
 ]
 
+PAGE = "docs/sample_site.rst"
 # With these settings manage.py create_demo_users refuses: the passwords are public.
 CREATE_USERS = f"""
 for username, password in {PASSWORDS!r}.items():
@@ -68,7 +70,6 @@ def site(tmp_path_factory):
         redis = stack.enter_context(Redis(folder / "redis"))
         environment = {
             **os.environ,
-            "DJANGO_SETTINGS_MODULE": "config.production",
             "SECRET_KEY": "a long secret of production, with more than 50 characters, and well",
             "ALLOWED_HOSTS": "127.0.0.1",
             "PGHOST": "127.0.0.1",
@@ -78,14 +79,19 @@ def site(tmp_path_factory):
             "REDIS_URL": redis.url,
             "STATIC_ROOT": str(folder / "static"),
         }
+        (block,) = (block for block in blocks(PAGE) if block.kind == "shell")
+        export, *serve = commands(block)
+        # It holds for what comes after it.
+        name, value = export.removeprefix("export ").split("=")
+        environment[name] = value
         manage(environment, "migrate", "--verbosity", "0")
         manage(environment, "collectstatic", "--noinput", "--verbosity", "0")
         manage(environment, "shell", "-c", CREATE_USERS)
         logs = []
-        for number, own_port in enumerate(ports):
-            logs.append(folder / f"uvicorn{number}.log")
-            options = f"--port {own_port} --lifespan off --log-config deploy/logging.json"
-            command = [sys.executable, "-m", "uvicorn", *options.split(), "config.asgi:application"]
+        for command, own_port in zip(serve, ports, strict=True):
+            logs.append(folder / f"{own_port}.log")
+            command = re.sub("--port [0-9]+", f"--port {own_port}", command)
+            command = [sys.executable, "-m", *command.split()]
             serves = running(command, own_port, logs[-1], cwd=SAMPLE_SITE, env=environment)
             stack.enter_context(serves)
         names = {

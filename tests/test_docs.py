@@ -1,23 +1,18 @@
 """The pages of docs/: their code runs, their conversations happen, their tables are whole."""
 
-import configparser
 import contextlib
 import json
 import logging.config
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import hypercorn.__main__
 import pytest
-import uvicorn
 from asgiref.sync import sync_to_async
 from channels.layers import ChannelLayerManager
 from django.core.checks import run_checks
-from django.core.management import get_commands, load_command_class
 from django.db.utils import ConnectionHandler
 from django.template import engines
 from django.test import RequestFactory, override_settings
@@ -33,7 +28,7 @@ from docs.draw_house import HOUSE, draw
 
 from .following import blocks
 from .helpers import LIMIT, ROOT, ended, stack
-from .pages import OWN_PROJECT, PACKAGE, PAGES, executed, nginx_parts, of_kind
+from .pages import NAMES, OWN_PROJECT, PACKAGE, PAGES, executed, nginx_parts, of_kind
 from .secret_servers import nginx_command
 from .servers import free_port, make_certificate
 
@@ -121,102 +116,6 @@ def test_templates_of_the_docs_render(name, number, code, user):
     assert 'src="/static/websocket_utils/WebSocketManager.js"' in html
     if "SCRIPT_NAME" in code:
         assert 'data-socket-path="/app/ws/chat/"' in html
-
-
-# Commands
-
-
-def parse_uvicorn(arguments):
-    uvicorn.main.make_context("uvicorn", arguments)
-
-
-def parse_daphne(arguments):
-    # Its import makes an event loop of Twisted's.
-    script = (
-        "import sys; from daphne.cli import CommandLineInterface as Daphne;"
-        "Daphne().parser.parse_args(sys.argv[1:])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ValueError(done.stderr)
-
-
-def parse_hypercorn(arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hypercorn.__main__, "run", lambda config: 0)
-        hypercorn.__main__.main(arguments)
-
-
-def parse_python(arguments):
-    script, name, *rest = arguments
-    assert script == "manage.py"
-    command = load_command_class(get_commands()[name], name)
-    command.create_parser("manage.py", name).parse_args(rest)
-
-
-def parse_pip(arguments):
-    assert arguments[0] in ("install", "uninstall")
-    declared = (ROOT / "setup.cfg").read_text()
-    for package in arguments[1:]:
-        assert package == "channels-websocket-utils" or f"    {package}\n" in declared
-
-
-PARSERS = {
-    # NAME=value, or there is no second part.
-    "export": lambda arguments: [each.split("=", 1)[1] for each in arguments],
-    "uvicorn": parse_uvicorn,
-    "daphne": parse_daphne,
-    "hypercorn": parse_hypercorn,
-    "python": parse_python,
-    "pip": parse_pip,
-    # Run in test_howtos.py.
-    "systemctl": lambda arguments: None,
-}
-
-
-def parse(line):
-    """Have the options of a command checked by the program's own parser, where it has one here."""
-    program, *arguments = shlex.split(line.removeprefix("$ "))
-    PARSERS[program](arguments)
-
-
-@pytest.mark.parametrize(("name", "number", "code"), found("shell", "console"))
-def test_commands_of_the_docs_have_these_options(name, number, code, tmp_path, monkeypatch):
-    (tmp_path / "logging.json").write_text("{}")
-    monkeypatch.chdir(ROOT / "sample_site" if name == "docs/sample_site.rst" else tmp_path)
-
-    for line in code.splitlines():
-        parse(line)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "uvicorn --websocket-timeout 5 mysite.asgi:application",
-        "daphne --websocket-timeout 5 mysite.asgi:application",
-        "hypercorn --ping-interval 5 mysite.asgi:application",
-        "python manage.py disconnect_websocket_user --all ada",
-    ],
-)
-def test_option_that_is_not_there_is_found(line):
-    """The test has teeth."""
-    with pytest.raises((SystemExit, Exception), match=r"^2$|[Nn]o such option|unrecognized"):
-        parse(line)
-
-
-def test_unit_of_systemd_runs_uvicorn():
-    (code,) = of_kind("docs/howto_several_servers.rst", "ini")
-    unit = configparser.ConfigParser(interpolation=None)
-    unit.optionxform = str
-    unit.read_string(code)
-
-    program, *arguments = shlex.split(unit["Service"]["ExecStart"])
-    parse_uvicorn(arguments)
-
-    assert program.endswith("/uvicorn")
-    assert "--uds /run/mysite-%i/socket" in unit["Service"]["ExecStart"]
 
 
 # nginx
@@ -346,9 +245,25 @@ def test_house_is_drawn_as_it_is():
 # The pages themselves
 
 
+# Of these pages all blocks are followed by a module of their own: test_metrics.py and so on.
+FOLLOWED = {"metrics", "other_clients", "other_consumers", "tutorial"}
+
+
+def test_every_page_with_code_is_one_of_which_all_is_run():
+    pages = [*ROOT.glob("*.rst"), *(ROOT / "docs").glob("*.rst")]
+    with_code = {page.stem for page in pages if "code-block::" in page.read_text()}
+
+    # test_readme.py follows docs/testing.rst.
+    assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
+    for name in FOLLOWED:
+        assert f'"docs/{name}.rst"' in (ROOT / f"tests/test_{name}.py").read_text()
+
+
 def test_every_block_is_of_a_kind_that_something_runs():
     kinds = {block.kind for name in PAGES for block in blocks(name)}
 
-    # Of these test_log_filters runs the json and the bash, and types.test.mjs the scripts.
-    elsewhere = {"json", "bash", "javascript", "typescript"}
-    assert kinds == {"python", "html", "shell", "console", "nginx", "ini", "text"} | elsewhere
+    # Here, in test_howtos.py, test_log_filters.py (json, bash) and test_docs_in_a_project.py.
+    assert kinds == {
+        *("python", "html", "nginx", "text", "ini", "json", "bash"),
+        *("javascript", "typescript", "shell", "console"),
+    }

@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from .following import blocks, commands, follow
 from .helpers import LIMIT, ROOT, UNKNOWN_TOKEN
-from .pages import PACKAGE, PAGES, of_kind
+from .pages import OWN_PROJECT, PACKAGE, PAGES, of_kind
 from .servers import free_port, running
 
 pytestmark = pytest.mark.browser
@@ -231,24 +231,22 @@ def test_typescript_of_the_docs_runs(page, tmp_path):
     expect_said(page, *lines, "Milk")
 
 
-# Servers
+# Commands
+
+LINES = [
+    line.removeprefix("$ ")
+    for name in PAGES
+    for block in blocks(name)
+    if block.kind in ("shell", "console") and block.code not in OWN_PROJECT
+    for line in commands(block)
+]
+SERVED = [line for line in LINES if line.endswith(" mysite.asgi:application")]
+DONE = [line for line in LINES if line.startswith(("python manage.py ", "pip install "))]
 
 
-def served():
-    """Return (page, command) of every line on the pages that serves this project."""
-    return [
-        pytest.param(line.removeprefix("$ "), id=f"{name} {number}")
-        for name in PAGES
-        for block in blocks(name)
-        if block.kind in ("shell", "console")
-        for number, line in enumerate(commands(block))
-        if "mysite.asgi:application" in line
-    ]
-
-
-@pytest.mark.parametrize("command", served())
+@pytest.mark.parametrize("command", SERVED)
 def test_commands_of_the_docs_serve_the_project(project, tmp_path, command):
-    """Each answers on the port it names, with the gate of the project behind it."""
+    """Each on its port, with the gate of the project behind it."""
     folder, environment = project
     (folder / "logging.json").write_text(of_kind("docs/security.rst", "json")[0])
     port = free_port()
@@ -269,3 +267,28 @@ def test_commands_of_the_docs_serve_the_project(project, tmp_path, command):
             socket.recv(LIMIT)
         assert socket.close_code == 4401
         assert "Traceback" not in log.read_text()
+
+
+def test_commands_of_the_docs_are_done(project):
+    """One after the other, and ``migrate`` is among the last."""
+    folder, environment = project
+
+    for command in DONE:
+        run = {"cwd": folder, "env": environment, "timeout": 60, "capture_output": True}
+        done = subprocess.run(command, shell=True, text=True, **run)
+        assert done.returncode == 0, command + done.stdout + done.stderr
+
+    assert len(DONE) > 8
+
+
+def test_every_other_command_of_the_docs_is_run_elsewhere():
+    (production,) = of_kind("docs/sample_site.rst", "shell")
+
+    assert [line for line in LINES if line not in SERVED + DONE] == [
+        # test_readme.py
+        "pip uninstall channels-websocket-utils",
+        # test_howtos.py
+        "systemctl enable --now mysite@1 mysite@2",
+        # test_board_in_production.py
+        *production.splitlines(),
+    ]

@@ -15,7 +15,7 @@ import websockets
 from playwright.sync_api import expect
 from websockets.sync.client import connect
 
-from .following import blocks, placed
+from .following import blocks, commands, placed
 from .helpers import LIMIT, ROOT
 from .servers import free_port, running
 
@@ -87,6 +87,10 @@ class Site:
         written += [block for section in SECTIONS for block in blocks(PAGE, section)]
         for block in written:
             if block.kind == "shell":
+                # The rest is done above.
+                for line in commands(block):
+                    if line.startswith("pip install "):
+                        self._run(self.folder, "-m", *line.split(), PIP_NO_INDEX="1")
                 continue
             is_page = block.name.endswith(".js") and "/" not in block.name
             file = (self.pages if is_page else self.folder) / block.name

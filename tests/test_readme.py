@@ -9,6 +9,8 @@ from .following import Block, blocks, follow
 from .helpers import ROOT
 from .servers import free_port, running
 
+FROM_0_1 = "docs/howto_from_0_1.rst"
+
 
 @pytest.fixture(scope="module")
 def project(environment, tmp_path_factory):
@@ -51,6 +53,13 @@ def test_test_of_the_readme_passes_in_its_project(project, environment):
 
     command = Block("shell", None, "python manage.py test", "")
     follow([block._replace(name="chat/tests.py"), command], folder, environment)
+
+
+def test_package_is_changed_as_for_who_comes_from_0_1(project, environment):
+    (change,) = [block for block in blocks(FROM_0_1) if "pip uninstall" in block.code]
+    folder, _ = project
+
+    follow([change], folder, {**environment, "PIP_YES": "1"})
 
 
 def test_every_test_that_the_security_page_names_exists():
