@@ -12,11 +12,12 @@ demo: .venv/demo
 	@echo "at http://127.0.0.1:$(PORT)/"
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
-# All tests; what needs a program that is not there is listed at the end.
+# All tests; what needs a program that is not there is listed at the end. Half of them wait for
+# something most of the time, so two files run at a time.
 test: python-test js-test
 
 python-test: .venv/test node_modules programs
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 js-test: node_modules
 	npm test --silent

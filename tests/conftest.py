@@ -205,15 +205,16 @@ NEEDS = {
     "systemd": ("systemd's programs", lambda: shutil.which("systemd-analyze")),
     "redis": ("redis-server", lambda: shutil.which("redis-server")),
 }
-_not_run = []
 
 
 def pytest_runtest_setup(item):
     for name, (what, find) in NEEDS.items():
         if item.get_closest_marker(name) and not find():
-            _not_run.append(f"{item.nodeid} (needs {what})")
             say = pytest.fail if os.environ.get("TEST_REQUIRE_ALL") else pytest.skip
             say(f"needs {what}")
+
+
+# Both run where reports are gathered, which with several workers is none of these.
 
 
 def pytest_sessionfinish(session):
@@ -223,7 +224,10 @@ def pytest_sessionfinish(session):
 
 
 def pytest_terminal_summary(terminalreporter):
-    if _not_run:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = {report.nodeid: report.longrepr[2].removeprefix("Skipped: ") for report in skipped}
+    not_run = {name: reason for name, reason in reasons.items() if reason.startswith("needs ")}
+    if not_run:
         terminalreporter.section("not run, for want of a program")
-        for line in _not_run:
-            terminalreporter.write_line(line)
+        for name, reason in not_run.items():
+            terminalreporter.write_line(f"{name} ({reason})")
