@@ -214,6 +214,11 @@ def pytest_runtest_setup(item):
             say(f"needs {what}")
 
 
+def pytest_collection_modifyitems(items):
+    # Of two files at a time the longest begins, or it would go on alone at the end.
+    items.sort(key=lambda item: item.path.name != "test_proofs.py")
+
+
 # Both run where reports are gathered, which with several workers is none of these.
 
 
