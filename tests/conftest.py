@@ -215,8 +215,9 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_modifyitems(items):
-    # Of two files at a time the longest begins, or it would go on alone at the end.
-    items.sort(key=lambda item: item.path.name != "test_proofs.py")
+    """Of two files at a time let the long ones begin, or one would go on alone at the end."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, NEEDS))}
+    items.sort(key=lambda item: (item.path.name != "test_proofs.py", item.path not in long))
 
 
 # Both run where reports are gathered, which with several workers is none of these.
