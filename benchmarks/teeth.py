@@ -667,10 +667,12 @@ async def measure(small, is_kept):
     rows = WEAKNESSES[:1] if small else WEAKNESSES
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        for name in ("channels_websocket_utils", "docs", "tests", "pyproject.toml"):
-            take = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy.mkdir(exist_ok=True)
-            take(ROOT / name, copy / name)
+        copy.mkdir()
+        # What other processes compile meanwhile comes and goes.
+        ignore = shutil.ignore_patterns("__pycache__")
+        for name in ("channels_websocket_utils", "docs", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", copy)
         for name, module, old, new, tests in rows:
             if is_kept(name):
                 continue

@@ -10,7 +10,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission
 from django.core.cache import caches
 from django.db import connection
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from channels_websocket_utils import connections
 from channels_websocket_utils.threads import single_thread
@@ -24,6 +24,8 @@ from .helpers import ROOT, Socket, sign_in, stack
 from .servers import free_port, postgresql_folder, redis_command, running
 from .settings import cache, database_url
 
+# As for all else here: it ends with the event, not with the time.
+expect.set_options(timeout=20_000)
 CACHE_STORE = "channels_websocket_utils.stores.cache.CacheTokenStore"
 
 
@@ -159,9 +161,9 @@ def reader_environment(programs, **more):
         "DJANGO_SUPERUSER_PASSWORD": "a long password",
         **more,
     }
-    for name in ("DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS"):
-        found.pop(name, None)
-    return found
+    # What the tests' own processes are told is not for a reader's.
+    told = ("PYTEST_", "PROMETHEUS_", "DJANGO_SETTINGS_MODULE")
+    return {name: value for name, value in found.items() if not name.startswith(told)}
 
 
 # Of each module: what one reader has installed, the next one has not.
@@ -182,7 +184,8 @@ def readers_project(tmp_path_factory):
 
     Its folder, and the environment for commands in it. Each module has its own, and may add to it.
     """
-    environment = reader_environment(Path(sys.executable).parent, PIP_NO_INDEX="1")
+    pip = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    environment = reader_environment(Path(sys.executable).parent, **pip)
     start = tmp_path_factory.mktemp("start")
     folder, _ = follow(blocks("README.rst", "In your own project"), start, environment)
     return folder, environment
@@ -200,7 +203,7 @@ NEEDS = {
     "axe": ("axe-core, by npm install", (ROOT / "node_modules/axe-core/axe.min.js").exists),
     "esbuild": ("esbuild, by npm install", (ROOT / "node_modules/.bin/esbuild").exists),
     "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
-    "nginx": ("nginx", lambda: secret_servers.NGINX),
+    "nginx": ("nginx and openssl", lambda: secret_servers.NGINX and shutil.which("openssl")),
     "postgresql": ("PostgreSQL's programs", postgresql_folder),
     "systemd": ("systemd's programs", lambda: shutil.which("systemd-analyze")),
     "redis": ("redis-server", lambda: shutil.which("redis-server")),
@@ -220,7 +223,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path.name != "test_proofs.py", item.path not in long))
 
 
-# Both run where reports are gathered, which with several workers is none of these.
+# Both run where reports are gathered; with several workers that process runs no test.
 
 
 def pytest_sessionfinish(session):

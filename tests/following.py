@@ -1,14 +1,17 @@
 """Pages of the documentation, followed as a reader follows them."""
 
+import contextlib
+import json
 import re
 import subprocess
 from typing import NamedTuple
 
 from .helpers import ROOT
+from .servers import free_port, running
 
 LIMIT = 300
-# Commands that run for ever: a test starts them itself, on a port of its own.
-SERVERS = ("python manage.py runserver", "uvicorn ")
+# These run for ever: a test starts them itself, on a port of its own.
+RUNSERVER, UVICORN = "python manage.py runserver", "uvicorn "
 
 
 class Block(NamedTuple):
@@ -77,15 +80,13 @@ def placed(block, before):
 
 def follow(found, folder, environment):
     """
-    Do what code blocks say; what runs for ever, and ``console``, is left to the test.
+    Do what code blocks say; what runs for ever is left to the test.
 
     Returns the folder that the commands have led to, and the lines that were written by hand:
     what ``startproject`` has written already is nobody's own.
     """
     written = []
     for block in found:
-        if block.kind == "console":
-            continue
         if block.kind != "shell":
             file = folder / block.name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,12 +99,30 @@ def follow(found, folder, environment):
         for command in commands(block):
             if command.startswith("cd "):
                 folder = folder / command[3:]
-            elif not command.startswith(SERVERS):
+            elif command != RUNSERVER and not command.startswith(UVICORN):
                 # What is asked at the prompt is answered by the environment.
                 command += " --noinput" if "createsuperuser" in command else ""
                 run = {"shell": True, "cwd": folder, "env": environment, "check": True}
                 subprocess.run(command, timeout=LIMIT, **run)
     return folder, written
+
+
+@contextlib.contextmanager
+def runserver(folder, environment, log, port=None):
+    """Run the reader's site, with its words in the file ``log``; yield its URL."""
+    port = port or free_port()
+    command = [*RUNSERVER.split(), "--noreload", f"127.0.0.1:{port}"]
+    run = {"cwd": folder, "env": {**environment, "PYTHONUNBUFFERED": "1"}}
+    with running(command, port, log, **run):
+        yield f"http://127.0.0.1:{port}"
+
+
+def sign_in(page, url, username="ada", password="a long password"):
+    """Fill in the form of Django's admin, to which ``url`` leads who is not signed in."""
+    page.goto(url)
+    page.fill("[name=username]", username)
+    page.fill("[name=password]", password)
+    page.click("[type=submit]")
 
 
 def commands(block):
@@ -113,7 +132,11 @@ def commands(block):
 
 def type_in(block, folder, environment):
     """Give the lines of a block to one shell; return the environment in which they leave it."""
-    script = "set -e\n" + re.sub(r"^\$ ", "", block.code, flags=re.M) + "env -0\n"
-    run = {"cwd": folder, "env": environment, "timeout": LIMIT}
-    said = subprocess.run(["bash", "-c", script], check=True, stdout=subprocess.PIPE, **run).stdout
-    return dict(line.split("=", 1) for line in said.decode().split("\0") if line)
+    # By "set -e" alone a first part of "a && b" may fail.
+    lines = [f"{line.removeprefix('$ ')} || exit" for line in commands(block)]
+    tell = 'python -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    run = {"cwd": folder, "env": environment, "timeout": LIMIT, "check": True}
+    said = subprocess.run(
+        ["bash", "-c", "\n".join([*lines, tell])], stdout=subprocess.PIPE, text=True, **run
+    )
+    return json.loads(said.stdout.splitlines()[-1])

@@ -83,8 +83,8 @@ def executed(name, **given):
     names = {**site(name), **given}
     with deaf_afterwards():
         for code in of_kind(name, "python"):
-            if code not in OWN_PROJECT:
-                run_block(name, code, names)
+            if code not in OWN_PROJECT and not awaits(code):
+                exec(code, names)
     return names
 
 
@@ -101,11 +101,20 @@ def deaf_afterwards():
             signal.sender_receivers_cache.clear()
 
 
-def run_block(page, code, names):
-    tree = compile(code, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    # What awaits something needs a server.
-    if not tree.co_flags & inspect.CO_COROUTINE:
-        exec(tree, names)
+def awaits(code):
+    """Whether the code awaits something outside of a function: a server, which it then needs."""
+    tree = compile(code, "<docs>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return bool(tree.co_flags & inspect.CO_COROUTINE)
+
+
+def named(page, words, **given):
+    """Execute the one Python block of a page that has these ``words``; return what it names."""
+    (code,) = (
+        code for code in of_kind(page, "python") if words in code and code not in OWN_PROJECT
+    )
+    names = {**site(page), **given}
+    exec(code, names)
+    return names
 
 
 def nginx_parts(code, port, certificates):
@@ -113,7 +122,7 @@ def nginx_parts(code, port, certificates):
     code = code.replace("/etc/ssl/example.org.pem", f"{certificates}/fullchain.pem")
     code = code.replace("/etc/ssl/example.org.key", f"{certificates}/privkey.pem")
     code = code.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
-    if code.startswith("location"):
+    if code.startswith("location") or "{" not in code:
         code = f"server {{ listen 127.0.0.1:{port};\n{code}}}\n"
     if "listen" not in code:
         code = code.replace("server {\n", f"server {{ listen 127.0.0.1:{port};\n", 1)

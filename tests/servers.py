@@ -63,6 +63,8 @@ def make_certificate(folder):
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
+# Each worker has a half of them: what one has been given and does not use yet, none else is.
+_HALF = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
 _given_ports = set()
 
 
@@ -76,7 +78,8 @@ def free_port():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        if port not in _given_ports:
+        # Not by the lowest bit: Linux names even ones or odd ones, as it likes.
+        if port not in _given_ports and port // 2 % 2 == _HALF:
             _given_ports.add(port)
             return port
 
@@ -96,6 +99,14 @@ def running(command, port, log, **options):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def wait_until(is_true, seconds=LIMIT):
+    """Wait until ``is_true()``, in sync code."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def wait_for(process, port, log):

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from benchmarks.processes import Nginx, PostgreSQL, Redis
 
 from .board_states import expect_state, sign_in_on
-from .following import blocks, commands
+from .following import blocks, commands, type_in
 from .sample_site_fixtures import LIMIT, PASSWORDS, SAMPLE_SITE
 from .servers import NGINX_AROUND, free_port, make_certificate, running
 
@@ -81,9 +81,7 @@ def site(tmp_path_factory):
         }
         (block,) = (block for block in blocks(PAGE) if block.kind == "shell")
         export, *serve = commands(block)
-        # It holds for what comes after it.
-        name, value = export.removeprefix("export ").split("=")
-        environment[name] = value
+        environment = type_in(block._replace(code=export), SAMPLE_SITE, environment)
         manage(environment, "migrate", "--verbosity", "0")
         manage(environment, "collectstatic", "--noinput", "--verbosity", "0")
         manage(environment, "shell", "-c", CREATE_USERS)

@@ -17,7 +17,7 @@ from playwright.sync_api import TimeoutError, expect, sync_playwright
 from websockets.sync.client import connect
 
 from .browser import OPTIONS, chromium
-from .servers import COMMANDS, free_port, running
+from .servers import COMMANDS, free_port, running, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -104,7 +104,7 @@ def site(request, sites):
     if site.process is not None:
         site.go_on()
         # By now all pages are closed; what they still do must not be seen by the next test.
-        until(lambda: len(site.log("came")) == len(site.log("gone")))
+        wait_until(lambda: len(site.log("came")) == len(site.log("gone")))
         site.get("log/forget/")
 
 
@@ -218,7 +218,7 @@ def expect_state(page, text):
 
 def expect_passing_state(page, state, reason, seconds=LIMIT):
     """Wait for a state that may be over before anybody looks."""
-    until(
+    wait_until(
         lambda: any(
             (each["state"], each["reason"]) == (state, reason) for each in page.evaluate("states")
         ),
@@ -228,13 +228,6 @@ def expect_passing_state(page, state, reason, seconds=LIMIT):
 
 def ask(page, name, **content):
     return page.evaluate("(message) => ask(message)", {"type": name, **content})
-
-
-def until(is_true, seconds=LIMIT):
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # A link that is lost
@@ -250,7 +243,7 @@ def test_requests_in_flight_at_a_restart_are_settled(site, page, kill):
           window.calls = texts.map((text) => ask({ type: "wait", text, seconds: 0.5 }))
         }"""
     )
-    until(lambda: site.log("waits"))
+    wait_until(lambda: site.log("waits"))
 
     site.stop(kill)
     outcomes = page.evaluate("() => Promise.all(calls)")
@@ -369,10 +362,10 @@ def test_page_that_was_frozen_comes_back(site, open_page, window):
     page = open_page(context=window)
     lifecycle = window.new_cdp_session(page)
     page.evaluate("() => { window.call = ask({ type: 'wait', text: 'x', seconds: 1 }) }")
-    until(lambda: site.log("waits", "ada", "x"))
+    wait_until(lambda: site.log("waits", "ada", "x"))
     with shown_instead(page):
         lifecycle.send("Page.setWebLifecycleState", {"state": "frozen"})
-        until(lambda: site.log("gone"))
+        wait_until(lambda: site.log("gone"))
         lifecycle.send("Page.setWebLifecycleState", {"state": "active"})
         expect_event(page, "resume")
 
@@ -392,7 +385,7 @@ def test_page_from_the_back_forward_cache_comes_back(site, open_page, window):
     page = open_page(context=window)
     page.evaluate("() => { window.kept = 'kept' }")
     page.goto(f"{site.url}log/")
-    until(lambda: site.log("gone"))
+    wait_until(lambda: site.log("gone"))
 
     # go_back() would wait for a page to load.
     page.evaluate("history.back()")
@@ -416,7 +409,7 @@ def shown_instead(page):
 
 
 def expect_event(page, name):
-    until(lambda: page.evaluate("heard.at(-1).type") == name)
+    wait_until(lambda: page.evaluate("heard.at(-1).type") == name)
 
 
 # Whose page it is
@@ -451,7 +444,7 @@ def test_nothing_of_one_user_runs_as_another(site, open_page, window):
     """Ben signs in where Ada has signed out, in another tab, while her page has much to say."""
     page = open_page(context=window)
     page.evaluate("() => { window.calls = [ask({ type: 'wait', text: 'in flight', seconds: 1 })] }")
-    until(lambda: site.log("waits", "ada", "in flight"))
+    wait_until(lambda: site.log("waits", "ada", "in flight"))
     with shown_instead(page) as tab:
         tab.goto(f"{site.url}sign-out/")
         expect(page.locator("#state")).to_have_text(re.compile("waiting: (signed_out|hidden)"))
@@ -571,7 +564,7 @@ def test_leaving_the_loop_ends_the_generator(site, page):
         }"""
     )
 
-    until(lambda: site.log("closed"))
+    wait_until(lambda: site.log("closed"))
     assert page.watched.sent[-1]["type"] == "websocket.cancel"
     assert ask(page, "note", text="same link") == ["answered", "same link"]
     assert len(page.watched.urls) == 1
@@ -585,7 +578,7 @@ def test_closing_the_tab_ends_the_generator(site, page):
 
     page.close()
 
-    until(lambda: site.log("closed"))
+    wait_until(lambda: site.log("closed"))
 
 
 @ON_ALL
@@ -594,7 +587,7 @@ def test_stream_cut_by_a_restart_gives_what_came_and_then_the_error(site, page):
         "() => { window.stream = manager.stream({ type: 'numbers', to: 20, hold: true }) }"
     )
     assert page.evaluate("take(stream, 1)") == [[0]]
-    until(lambda: site.log("holds"))
+    wait_until(lambda: site.log("holds"))
     # Its answer comes after all parts.
     assert ask(page, "note", text="x") == ["answered", "x"]
 
@@ -616,7 +609,7 @@ def test_server_stays_64_parts_ahead_of_a_slow_reader(site, page):
     for take, made in [(1, 64), (30, 64), (1, 96), (31, 96), (33, 160)]:
         taken += take
         page.evaluate("(most) => take(stream, most)", take)
-        until(lambda made=made: len(site.log("made")) == made)
+        wait_until(lambda made=made: len(site.log("made")) == made)
         # Time enough for the next, if there were one.
         for _ in range(5):
             ask(page, "note", text="x")

@@ -28,7 +28,7 @@ from docs.draw_house import HOUSE, draw
 
 from .following import blocks
 from .helpers import LIMIT, ROOT, ended, stack
-from .pages import NAMES, OWN_PROJECT, PACKAGE, PAGES, executed, nginx_parts, of_kind
+from .pages import NAMES, OWN_PROJECT, PACKAGE, PAGES, awaits, executed, nginx_parts, of_kind
 from .secret_servers import nginx_command
 from .servers import free_port, make_certificate
 
@@ -252,18 +252,35 @@ FOLLOWED = {"metrics", "other_clients", "other_consumers", "tutorial"}
 def test_every_page_with_code_is_one_of_which_all_is_run():
     pages = [*ROOT.glob("*.rst"), *(ROOT / "docs").glob("*.rst")]
     with_code = {page.stem for page in pages if "code-block::" in page.read_text()}
+    with_literals = {
+        page.stem for page in pages if re.search(r"^(?!\.\. ).*::$", page.read_text(), re.M)
+    }
 
     # test_readme.py follows docs/testing.rst.
     assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/test_{name}.py").read_text()
+    # The two commands that everything begins with.
+    assert with_literals == {"README"}
 
 
-def test_every_block_is_of_a_kind_that_something_runs():
-    kinds = {block.kind for name in PAGES for block in blocks(name)}
+def test_every_block_is_run():
+    """Those of the first kinds above, or in test_documented_commands.py."""
+    everywhere = {"python", "html", "nginx", "shell", "console"}
+    found = {(Path(name).stem, block.kind) for name in PAGES for block in blocks(name)}
+    awaiting = [(name, code) for name in PAGES for code in of_kind(name, "python") if awaits(code)]
 
-    # Here, in test_howtos.py, test_log_filters.py (json, bash) and test_docs_in_a_project.py.
-    assert kinds == {
-        *("python", "html", "nginx", "text", "ini", "json", "bash"),
-        *("javascript", "typescript", "shell", "console"),
+    assert {(page, kind) for page, kind in found if kind not in everywhere} == {
+        # test_documented_scripts.py
+        *((page, "javascript") for page in ("README", "howto_from_0_1", "howto_from_own_token")),
+        ("client", "typescript"),
+        # test_howtos.py
+        ("howto_several_servers", "ini"),
+        # test_log_filters.py
+        ("security", "json"),
+        ("security", "bash"),
+        # Above.
+        ("wire", "text"),
     }
+    # test_howtos.py
+    assert [name for name, _ in awaiting] == ["README.rst"]

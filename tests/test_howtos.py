@@ -90,7 +90,7 @@ async def opened(port, user, session, tls=None):
     cookie = {"Cookie": f"sessionid={session}"}
     # It answers pings, and sends none of its own.
     async with websockets.connect(
-        address, additional_headers=cookie, ping_interval=None, ssl=tls
+        address, additional_headers=cookie, ping_interval=None, ssl=tls, proxy=None
     ) as socket:
         assert json.loads(await socket.recv())["key"] == "websocket.ready"
         yield socket
@@ -106,12 +106,8 @@ async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
     user, session, database_environment, tmp_path
 ):
     """Without them it ends, and is no older by then than the one that lives on."""
-    code = PATIENT.replace("1h", "2s").replace("/ws/", "/async/")
-    upgrade = """proxy_http_version 1.1;
-        proxy_set_header Upgrade $http_upgrade;
-        proxy_set_header Connection "upgrade";
-        proxy_read_timeout"""
-    code = code.replace("proxy_read_timeout", upgrade)
+    patient = f"location /async/ {{\n{PATIENT.replace('1h', '4s')}"
+    code = WHOLE.replace("location /ws/ {", patient)
     async with contextlib.AsyncExitStack() as exits:
         sockets = []
         for options in (("--websocket-ping-interval", "1"), ()):
@@ -119,7 +115,8 @@ async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
                 server("hypercorn", tmp_path, database_environment, *options)
             )
             port = exits.enter_context(proxy(upstream, tmp_path, code))
-            sockets.append(await exits.enter_async_context(opened(port, user, session)))
+            socket = opened(port, user, session, TRUSTING)
+            sockets.append(await exits.enter_async_context(socket))
         pinged, silent = sockets
 
         with pytest.raises(websockets.ConnectionClosedError):
@@ -131,7 +128,7 @@ async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
 
 @pytest.mark.systemd
 def test_systemd_takes_the_documented_unit_and_enables_two_of_it(tmp_path):
-    """That they run so is seen below: no systemd may be at work here."""
+    """All but ``--now``: no systemd may be at work here. That they run so is seen below."""
     (code,) = of_kind(SERVERS_PAGE, "ini")
     (name,) = re.findall(r"``/(etc/systemd/system/.*?)``", (ROOT / SERVERS_PAGE).read_text())
     file = tmp_path / name
@@ -283,7 +280,7 @@ async def test_other_client_of_the_readme_gets_its_reply(user, database_environm
         application="tests.asgi:application",
     )
     with serve as port:
-        code = code.replace("wss://example.org/ws/chat/", f"ws://127.0.0.1:{port}/token/async/")
+        code = code.replace("wss://example.org/native/chat", f"ws://127.0.0.1:{port}/token/async")
         names = {"json": json, "websockets": websockets, "token": await aget_websocket_token(user)}
         tree = compile(
             code.replace("greet", "echo"), "README.rst", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT

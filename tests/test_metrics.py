@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import subprocess
-import time
 import urllib.request
 
 import pytest
@@ -18,10 +17,10 @@ from channels_websocket_utils.testing import WebSocketCommunicator
 from channels_websocket_utils.utils import adisconnect_user, get_websocket_token
 
 from .consumers import AsyncManager, Manager
-from .following import blocks, follow, type_in
+from .following import blocks, follow, runserver, type_in
 from .helpers import LIMIT, ROOT, UNKNOWN_TOKEN, stack
 from .pages import TRUSTING, of_kind, proxy
-from .servers import COMMANDS, free_port, running
+from .servers import COMMANDS, free_port, running, wait_until
 
 PAGE = "docs/metrics.rst"
 RECIPE = blocks(PAGE, "The recipe")[0].code
@@ -134,17 +133,33 @@ def live(port):
     return ask(port)["websocket_connections_live"]
 
 
-@pytest.mark.nginx
-def test_page_is_followed_in_a_project(readers_project, tmp_path):
-    """
-    Any process answers for all, from its start, and nginx lets no stranger ask.
+*STEPS, FORBIDDEN, SHARED, HOOK = blocks(PAGE)
 
-    What a killed one says of its live sockets counts until gunicorn's hook tells.
-    """
-    folder, environment = readers_project
-    *steps, forbidden, shared, hook = blocks(PAGE)
-    follow([*steps, hook], folder, environment)
-    shared = shared._replace(code=shared.code.replace("/run", str(tmp_path)))
+
+@pytest.fixture(scope="module")
+def project(readers_project):
+    follow([*STEPS, HOOK], *readers_project)
+    return readers_project
+
+
+@pytest.mark.nginx
+def test_nginx_of_the_page_lets_no_stranger_ask(project, tmp_path):
+    (whole, *_) = of_kind("docs/howto_behind_nginx.rst", "nginx")
+    whole = whole.replace("    location / {", f"{FORBIDDEN.code}    location / {{")
+
+    with (
+        runserver(*project, tmp_path / "log") as url,
+        proxy(int(url.rpartition(":")[2]), tmp_path, whole) as port,
+    ):
+        statuses = [status(port, path) for path in ("/metrics/", "/")]
+
+    assert statuses == [403, 302]
+
+
+def test_any_process_answers_for_all_until_one_is_killed(project, tmp_path):
+    """What that one says of its live sockets still counts, until gunicorn's hook tells."""
+    folder, environment = project
+    shared = SHARED._replace(code=SHARED.code.replace("/run", str(tmp_path)))
     environment = type_in(shared, folder, environment)
     command = ["python", "manage.py", "shell", "--verbosity", "0", "-c", SIGN_IN]
     run = {"cwd": folder, "env": environment}
@@ -183,10 +198,6 @@ def test_page_is_followed_in_a_project(readers_project, tmp_path):
         mark += "hooks['child_exit'](None, types.SimpleNamespace(pid=int(sys.argv[1])))"
         subprocess.run(["python", "-c", mark, str(two.pid)], check=True, **run)
         known = ask(ports[0])
-        (whole, *_) = of_kind("docs/howto_behind_nginx.rst", "nginx")
-        whole = whole.replace("    location / {", f"{forbidden.code}    location / {{")
-        with proxy(ports[0], tmp_path, whole) as port:
-            statuses = [status(port, path) for path in ("/metrics/", "/")]
 
     assert both[0] == both[1]
     assert both[0]["websocket_connections_live"] == 2
@@ -194,7 +205,6 @@ def test_page_is_followed_in_a_project(readers_project, tmp_path):
     assert after["websocket_connections_closed_total 1000"] == 2
     assert (stays, known["websocket_connections_live"]) == (1, 0)
     assert known["websocket_tokens_spent_total"] == 3
-    assert statuses == [403, 302]
 
 
 def status(port, path):
@@ -202,10 +212,3 @@ def status(port, path):
     with contextlib.closing(connection):
         connection.request("GET", path)
         return connection.getresponse().status
-
-
-def wait_until(is_true):
-    deadline = time.monotonic() + LIMIT
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

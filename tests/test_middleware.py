@@ -8,7 +8,6 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import OriginValidator
 from channels.sessions import SessionMiddlewareStack
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
@@ -663,24 +662,6 @@ def test_several_backends_are_no_question_where_the_session_knows(user, settings
     assert run(stack(AsyncManager), f"/ws/{get_websocket_token(user)}", session=key) == OPEN
     bound = get_websocket_token(user, session=client.session)
     assert run(stack(AsyncManager, token_only=True), f"/ws/{bound}") == OPEN
-
-
-def test_native_client_needs_no_origin_and_a_browser_a_matching_one(user, run):
-    """The recipe of the README, "Other clients"."""
-
-    class NativeOriginValidator(OriginValidator):
-        def valid_origin(self, parsed_origin):
-            return parsed_origin is None or super().valid_origin(parsed_origin)
-
-    gate_ = WebSocketTokenAuthMiddleware(routed(AsyncManager), required=True, token_only=True)
-    application = NativeOriginValidator(gate_, ["example.org"])
-
-    def outcome(*headers):
-        return run(application, f"/ws/{get_websocket_token(user)}", headers=headers)
-
-    assert outcome() == OPEN
-    assert outcome((b"origin", b"https://example.org")) == OPEN
-    assert outcome((b"origin", b"https://elsewhere.example")) == 403
 
 
 def test_no_user_in_scope_names_both_remedies(token, run):

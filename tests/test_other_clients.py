@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -15,19 +14,12 @@ import websockets
 from playwright.sync_api import expect
 from websockets.sync.client import connect
 
-from .following import blocks, commands, placed
+from . import following
+from .following import blocks, follow
 from .helpers import LIMIT, ROOT
 from .servers import free_port, running
 
 PAGE = "docs/other_clients.rst"
-SECTIONS = [
-    "An endpoint behind your API's authentication",
-    "What ends such a socket",
-    "A gate of their own",
-    "A page of another origin",
-    "With the session instead",
-    "Phones and services",
-]
 # Of the client, which a bundler would bring.
 CLIENT = ROOT / "channels_websocket_utils/static/websocket_utils"
 HTML = """<!doctype html>
@@ -42,14 +34,17 @@ FOR_TESTS = """
 WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 """
-# Names of users, each with a token of the API; the password is the name.
+# Names of users, each with a token of the API, ada with the page's; the password is the name.
 USERS = ["ada", "ben", "eve"]
 CREATE_USERS = f"""
 from django.contrib.auth.models import User
 from rest_framework.authtoken.models import Token
-for name in {USERS}:
-    user = User.objects.create_superuser(name, password=name)
-    print(Token.objects.create(user=user).key)
+for name in {USERS[1:]}:
+    Token.objects.create(user=User.objects.create_superuser(name))
+for token in Token.objects.order_by("user__username"):
+    token.user.set_password(token.user.username)
+    token.user.save()
+    print(token.key)
 """
 # A dial by hand: what a page learns of a socket that was refused before it opened is 1006.
 DIAL = """(url) => new Promise((resolve) => {
@@ -62,45 +57,35 @@ DIAL = """(url) => new Promise((resolve) => {
 class Site:
     """The site of the page, its API on one origin, and the pages of two others."""
 
-    def __init__(self, folder):
-        self.folder = folder / "mysite"
+    def __init__(self, folder, environment):
+        self.folder = folder
         self.pages = folder / "pages"
         self.port = free_port()
         # Only one of them is among the CORS_ALLOWED_ORIGINS.
         self.ports = {"app": free_port(), "third": free_port()}
         self.origins = {name: f"http://127.0.0.1:{port}" for name, port in self.ports.items()}
-        self.environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-        self.environment.pop("DJANGO_SETTINGS_MODULE", None)
+        self.environment = {
+            k: v for k, v in environment.items() if not k.lower().endswith("_proxy")
+        }
         self.log = folder / "log"
-        self._start(folder)
-        self.manage("migrate", "--verbosity", "0")
+        self._follow()
         keys = self.manage("shell", "--verbosity", "0", "--command", CREATE_USERS).split()
         self.keys = dict(zip(USERS, keys, strict=True))
 
-    def _start(self, folder):
-        self._run(folder, "-m", "django", "startproject", "mysite")
-        self._run(self.folder, "manage.py", "startapp", "chat")
+    def _follow(self):
         self.pages.mkdir()
         for name in ("WebSocketManager.js", "WebSocketManager.mjs"):
             shutil.copy(CLIENT / name, self.pages)
-        written = blocks("README.rst", "In your own project")
-        written += [block for section in SECTIONS for block in blocks(PAGE, section)]
-        for block in written:
-            if block.kind == "shell":
-                # The rest is done above.
-                for line in commands(block):
-                    if line.startswith("pip install "):
-                        self._run(self.folder, "-m", *line.split(), PIP_NO_INDEX="1")
-                continue
-            is_page = block.name.endswith(".js") and "/" not in block.name
-            file = (self.pages if is_page else self.folder) / block.name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            before = file.read_text() if file.exists() else ""
-            file.write_text(self.here(placed(block, before)))
-            if is_page:
-                file.with_suffix(".html").write_text(HTML.replace("SCRIPT", block.name))
         with (self.folder / "mysite/settings.py").open("a") as settings:
             settings.write(FOR_TESTS)
+        for block in blocks(PAGE):
+            block = block._replace(code=self.here(block.code))
+            if block.kind == "javascript":
+                file = self.pages / block.name
+                file.write_text(block.code)
+                file.with_suffix(".html").write_text(HTML.replace("SCRIPT", block.name))
+            else:
+                follow([block], self.folder, self.environment)
 
     def here(self, code):
         """Return ``code`` for the hosts of this machine."""
@@ -153,8 +138,8 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    site = Site(tmp_path_factory.mktemp("site"))
+def site(readers_project):
+    site = Site(*readers_project)
     serve = "-m uvicorn --lifespan off --port {} mysite.asgi:application"
     show = "-m http.server --bind 127.0.0.1 {}"
     served = [(serve, site.port, site.folder)]
@@ -187,10 +172,9 @@ def open_page(browser, site):
 
 def sign_in(page, site, user):
     """Sign in to the session of the API's host, which browsers keep for all its ports."""
-    page.goto(f"http://127.0.0.1:{site.port}/admin/login/")
-    page.fill("[name=username]", user)
-    page.fill("[name=password]", user)
-    page.click("[type=submit]")
+    # An answer on its way to the page before this one could change the cookie of its CSRF token.
+    page.goto("about:blank")
+    following.sign_in(page, f"http://127.0.0.1:{site.port}/admin/login/", user, user)
     expect(page.locator("#user-tools")).to_be_visible()
 
 

@@ -90,6 +90,12 @@ def said(reply):
     return reply["payload"] if "payload" in reply else reply["data"]
 
 
+def test_sections_are_all_that_the_page_has():
+    sections = ["What they have in common", DCRF, "chanx"]
+
+    assert [block for section in sections for block in blocks(PAGE, section)] == blocks(PAGE)
+
+
 @BOTH
 async def test_methods_are_called_in_the_packages_own_way(user, package):
     async with open_(consumer_of(package), user) as socket:

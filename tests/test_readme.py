@@ -5,10 +5,11 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from .following import Block, blocks, follow
+from .following import Block, blocks, follow, runserver, sign_in
 from .helpers import ROOT
-from .servers import free_port, running
 
+TESTING = "docs/testing.rst"
+SECTIONS = ["With Django's TestCase", "With pytest"]
 FROM_0_1 = "docs/howto_from_0_1.rst"
 
 
@@ -24,27 +25,26 @@ def project(environment, tmp_path_factory):
 def test_readme_alone_leads_to_the_first_reply(project, environment, browser, tmp_path):
     """With fewer than 40 lines of one's own."""
     folder, lines = project
-    port = free_port()
 
-    serve = ["python", "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
     log = tmp_path / "log"
-    with running(serve, port, log, cwd=folder, env=environment):
-        page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.fill("[name=username]", "ada")
-        page.fill("[name=password]", "a long password")
-        page.click("[type=submit]")
+    with runserver(folder, environment, log) as url, browser.new_context() as context:
+        page = context.new_page()
+        sign_in(page, url)
 
         expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
     assert "Traceback" not in log.read_text()
     assert 30 < lines < 40
 
 
-@pytest.mark.parametrize("section", ["With Django's TestCase", "With pytest"])
+def test_sections_are_all_that_the_page_about_tests_has():
+    assert [block for section in SECTIONS for block in blocks(TESTING, section)] == blocks(TESTING)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
 def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environment, section):
     folder, _ = project
 
-    follow(blocks("docs/testing.rst", section), folder, environment)
+    follow(blocks(TESTING, section), folder, environment)
 
 
 def test_test_of_the_readme_passes_in_its_project(project, environment):
@@ -55,7 +55,8 @@ def test_test_of_the_readme_passes_in_its_project(project, environment):
     follow([block._replace(name="chat/tests.py"), command], folder, environment)
 
 
-def test_package_is_changed_as_for_who_comes_from_0_1(project, environment):
+def test_commands_that_change_the_package_run(project, environment):
+    """Those for who comes from 0.1."""
     (change,) = [block for block in blocks(FROM_0_1) if "pip uninstall" in block.code]
     folder, _ = project
 

@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 
 from benchmarks.processes import Nginx, PostgreSQL, Redis
 
-from .following import LIMIT, blocks, commands, follow, type_in
+from .following import LIMIT, blocks, commands, follow, runserver, type_in
 from .helpers import ROOT
 from .secret_servers import NGINX
 from .servers import NGINX_AROUND, free_port, make_certificate, postgresql_folder, running
@@ -43,21 +43,14 @@ class Reader:
         self.folder, self.environment = folder, environment
         self._left = list(CHAPTERS)
 
-    def read(self, chapter, environment=None):
+    def read(self, chapter):
         """Go on to the end of ``chapter``, unless it has been read already."""
         while chapter in self._left:
             found = blocks(PAGE, self._left.pop(0))
-            environment = environment or self.environment
-            self.folder, _ = follow(found, self.folder, environment)
+            self.folder, _ = follow(found, self.folder, self.environment)
 
-    @contextlib.contextmanager
     def runserver(self, port=None):
-        """Run the site, and yield its URL."""
-        port = port or free_port()
-        command = ["python", "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
-        environment = {**self.environment, "PYTHONUNBUFFERED": "1"}
-        with running(command, port, self.log, cwd=self.folder, env=environment):
-            yield f"http://127.0.0.1:{port}"
+        return runserver(self.folder, self.environment, self.log, port)
 
     @property
     def log(self):
@@ -306,6 +299,7 @@ def test_board_runs_in_two_processes_behind_nginx(reader, production, sign_in, t
     follow([values], reader.folder, environment)
     file = reader.folder / "board.env"
     assert re.findall(r"^(\w+)=", file.read_text(), re.M) == [*production]
+    assert type_in(source, reader.folder, environment)["PGPASSWORD"] == "a-long-password"
     file.write_text("".join(f"{name}={shlex.quote(production[name])}\n" for name in production))
     environment = type_in(source, reader.folder, environment)
     reader.folder, _ = follow(chapter, reader.folder, environment)

@@ -84,6 +84,14 @@ async function pack(...configurations) {
 
 // The script in a page
 
+test("browsers that read ES2021 need no build step", async () => {
+  const [lowered, whole] = await Promise.all(["es2021", "esnext"].map((target) => transform(source, { target })))
+  const older = await transform(source, { target: "es2020" })
+
+  assert.equal(lowered.code, whole.code)
+  assert.notEqual(older.code, whole.code)
+})
+
 test("as a classic script it gives one global, and nothing else", () => {
   const window = page()
   const before = Object.keys(window)

@@ -1,18 +1,16 @@
-"""What the docs add to the project of the README's first chapter: scripts of its page, servers."""
+"""The scripts of the docs, in the browser, in the project of the README's first chapter."""
 
 import re
-import shlex
 import subprocess
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from playwright.sync_api import expect
-from websockets import ConnectionClosed
-from websockets.sync.client import connect
 
-from .following import blocks, commands, follow
-from .helpers import LIMIT, ROOT, UNKNOWN_TOKEN
-from .pages import OWN_PROJECT, PACKAGE, PAGES, of_kind
-from .servers import free_port, running
+from .following import blocks, follow, runserver, sign_in
+from .helpers import ROOT
+from .pages import PACKAGE, of_kind
 
 pytestmark = pytest.mark.browser
 
@@ -39,23 +37,11 @@ urlpatterns += [path("main/", your_view), path("examples/<name>/", example)]
 """
 
 
-class Site:
-    """The project as a server: its URL, and what it has printed."""
+class Site(NamedTuple):
+    """The project as a server: its URL, and the file of what it has printed."""
 
-    def __init__(self, folder, environment):
-        self._run = {"cwd": folder, "env": {**environment, "PYTHONUNBUFFERED": "1"}}
-        self._port = free_port()
-        self._log = folder / "log"
-        self.url = f"http://127.0.0.1:{self._port}"
-
-    @property
-    def log(self):
-        return self._log.read_text()
-
-    def runs(self):
-        """Run it while the block lasts."""
-        command = ["python", "manage.py", "runserver", "--noreload", f"127.0.0.1:{self._port}"]
-        return running(command, self._port, self._log, **self._run)
+    url: str
+    log: Path
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +60,9 @@ def project(readers_project):
 
 
 @pytest.fixture
-def site(project):
-    site = Site(*project)
-    with site.runs():
-        yield site
+def site(project, tmp_path):
+    with runserver(*project, tmp_path / "log") as url:
+        yield Site(url, tmp_path / "log")
 
 
 @pytest.fixture
@@ -88,10 +73,7 @@ def page(site, browser):
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.add_init_script("window.said = []; console.log = (...all) => said.push(all.join(' '))")
-        page.goto(site.url)
-        page.fill("[name=username]", "ada")
-        page.fill("[name=password]", "a long password")
-        page.click("[type=submit]")
+        sign_in(page, site.url)
         expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
         yield page
         assert page.problems == []
@@ -120,11 +102,11 @@ def show(page, site, path, script, file=None):
 
 
 def test_request_of_the_readme_is_answered_or_says_why_not(page):
-    answered = REQUEST.replace("} catch", "return reply\n} catch")
+    answer = run(page, f"{REQUEST}\nreturn greet('well?')")
+    said = page.evaluate("said")
+    run(page, f"{REQUEST}\nmanager.close()\nreturn greet('well?')")
 
-    assert run(page, answered) == {"text": "Hello ada, well?"}
-    expect_said(page)
-    run(page, f"manager.close()\n{REQUEST}")
+    assert (answer, said) == ({"text": "Hello ada, well?"}, [])
     assert page.evaluate("said[0].split(' ')[0]") == "closed"
 
 
@@ -140,12 +122,12 @@ def test_listener_of_the_readme_hears_what_is_said_to_the_group(page):
 def test_stream_of_the_readme_counts_and_is_cancelled_where_the_page_leaves_it(page, site):
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=number></p>')")
 
-    run(page, STREAM)
+    run(page, f"{STREAM}\nreturn countDown()")
     # By when this is answered the cancel has been read.
     run(page, "await manager.request({ type: 'greet', how: '' })")
 
     expect(page.locator("#number")).to_have_text("3")
-    assert site.log.count("Counted, or cancelled") == 1
+    assert site.log.read_text().count("Counted, or cancelled") == 1
 
 
 def test_page_of_the_readme_shows_its_state(page):
@@ -229,66 +211,3 @@ def test_typescript_of_the_docs_runs(page, tmp_path):
     expect_said(page, *lines)
     page.evaluate("manager.sendJSON({ type: 'say', text: 'Milk' })")
     expect_said(page, *lines, "Milk")
-
-
-# Commands
-
-LINES = [
-    line.removeprefix("$ ")
-    for name in PAGES
-    for block in blocks(name)
-    if block.kind in ("shell", "console") and block.code not in OWN_PROJECT
-    for line in commands(block)
-]
-SERVED = [line for line in LINES if line.endswith(" mysite.asgi:application")]
-DONE = [line for line in LINES if line.startswith(("python manage.py ", "pip install "))]
-
-
-@pytest.mark.parametrize("command", SERVED)
-def test_commands_of_the_docs_serve_the_project(project, tmp_path, command):
-    """Each on its port, with the gate of the project behind it."""
-    folder, environment = project
-    (folder / "logging.json").write_text(of_kind("docs/security.rst", "json")[0])
-    port = free_port()
-    program, *arguments = shlex.split(command.replace("8000", str(port)))
-    if str(port) not in command.replace("8000", str(port)):
-        bind = ["--bind", f"127.0.0.1:{port}"] if program == "hypercorn" else ["--port", str(port)]
-        arguments = [*bind, *arguments]
-    # uvicorn puts the prefix in front by itself.
-    prefix = "/app" if "/app" in arguments and program != "uvicorn" else ""
-    address = f"ws://127.0.0.1:{port}{prefix}/ws/chat/{UNKNOWN_TOKEN}"
-
-    log = tmp_path / "log"
-    with (
-        running([program, *arguments], port, log, cwd=folder, env=environment),
-        connect(address, origin="http://127.0.0.1", proxy=None) as socket,
-    ):
-        with pytest.raises(ConnectionClosed):
-            socket.recv(LIMIT)
-        assert socket.close_code == 4401
-        assert "Traceback" not in log.read_text()
-
-
-def test_commands_of_the_docs_are_done(project):
-    """One after the other, and ``migrate`` is among the last."""
-    folder, environment = project
-
-    for command in DONE:
-        run = {"cwd": folder, "env": environment, "timeout": 60, "capture_output": True}
-        done = subprocess.run(command, shell=True, text=True, **run)
-        assert done.returncode == 0, command + done.stdout + done.stderr
-
-    assert len(DONE) > 8
-
-
-def test_every_other_command_of_the_docs_is_run_elsewhere():
-    (production,) = of_kind("docs/sample_site.rst", "shell")
-
-    assert [line for line in LINES if line not in SERVED + DONE] == [
-        # test_readme.py
-        "pip uninstall channels-websocket-utils",
-        # test_howtos.py
-        "systemctl enable --now mysite@1 mysite@2",
-        # test_board_in_production.py
-        *production.splitlines(),
-    ]
