@@ -69,9 +69,9 @@ drawings: .venv/test
 screenshots: .venv/test .venv/docs docs
 	$(BIN)/python -m docs.screenshots
 
-# The pages of docs/, in build/docs; a warning is an error.
+# The pages of docs/, in build/docs; a warning is an error. All anew: each names the others beside it.
 docs: .venv/docs
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	$(BIN)/sphinx-build -q -W --keep-going -a -E -b html docs build/docs
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv || { .ci/install python3-venv && $(PYTHON) -m venv .venv; }
