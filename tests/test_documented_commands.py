@@ -56,7 +56,10 @@ def test_commands_are_done_one_after_the_other(readers_project):
 
     for command in DONE:
         done = subprocess.run(command, capture_output=True, text=True, **run)
-        assert done.returncode == 0, command + done.stdout + done.stderr
+        # Of settings of development Django has much to say, and from 6.1 on an error.
+        is_fine = done.returncode == 0 or command.endswith("check --deploy")
+        assert is_fine, command + done.stdout + done.stderr
+        assert "(channels_websocket_utils." not in done.stderr
 
     assert len(DONE) > 8
 
