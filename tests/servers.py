@@ -130,15 +130,22 @@ def serving(server, log, environment, application="tests.asgi:application"):
         yield port
 
 
-async def knock(port, path, *, session=None, headers=(), early=(), frames=(), tls=None):
+async def knock(port, path, **options):
     """
     Open a socket with the raw ``path`` and return the HTTP status, or the close code if it opened.
 
-    ``path``, more ``headers`` and the text frames go out as they are: those in ``early`` along with
-    the handshake, those in ``frames`` once it is answered. ``tls`` is an ``SSLContext``. Returns
-    the first text frame instead where the server sends one before it closes, 1006 where it sends
-    nothing more once the socket is open, and ``None`` where it hangs up without an answer.
+    ``session`` is a session's key. ``path``, more ``headers`` and the text frames go out as they
+    are: those in ``early`` along with the handshake, those in ``frames`` once it is answered.
+    ``tls`` is an ``SSLContext``. Returns the first text frame instead where the server sends one
+    before it closes, 1006 where it twice sends nothing more once the socket is open, and ``None``
+    where it hangs up without an answer.
     """
+    answer = await _knock(port, path, **options)
+    # Daphne loses one close in thousands: docs/proofs/attacks.rst counts them.
+    return await _knock(port, path, **options) if answer == 1006 else answer
+
+
+async def _knock(port, path, *, session=None, headers=(), early=(), frames=(), tls=None):
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     headers = [
         b"GET " + path + b" HTTP/1.1",
