@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.secret_servers import NGINX
+from tests.secret_servers import NGINX, NGINX_USER
 from tests.servers import COMMANDS, LIMIT, free_port, postgresql_folder, redis_command, wait_for
 
 from .lab import SERVER_OPTIONS
@@ -159,9 +159,7 @@ class Nginx(Process):
 
     def __init__(self, folder, configuration, port=None, **values):
         super().__init__(folder, port)
-        # Its workers would not be allowed into our folder.
-        user = "user root;" if os.getuid() == 0 else ""
-        text = configuration.format(port=self.port, user=user, **values)
+        text = configuration.format(port=self.port, user=NGINX_USER, **values)
         (self._folder / "nginx.conf").write_text(text)
 
     def command(self):

@@ -100,10 +100,14 @@ def expect_state(page, text):
 
 def sign_in_on(page, username):
     """Fill in the form for signing in, and wait for the board."""
-    page.get_by_label("Name").fill(username)
-    page.get_by_label("Password").fill(PASSWORDS[username])
-    page.get_by_role("button", name="Sign in").click()
+    _fill_in_login(page, username, PASSWORDS[username])
     expect_state(page, "Live")
+
+
+def _fill_in_login(page, username, password):
+    page.get_by_label("Name").fill(username)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Sign in").click()
 
 
 def login(stage):
@@ -112,9 +116,7 @@ def login(stage):
 
 def login_failed(stage):
     page = stage.open()
-    page.get_by_label("Name").fill("ada")
-    page.get_by_label("Password").fill("wrong")
-    page.get_by_role("button", name="Sign in").click()
+    _fill_in_login(page, "ada", "wrong")
     expect(page.get_by_role("alert")).to_be_visible()
     return page
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import subprocess
+import sys
 from typing import NamedTuple
 
 from .helpers import ROOT
@@ -134,7 +135,7 @@ def type_in(block, folder, environment):
     """Give the lines of a block to one shell; return the environment in which they leave it."""
     # By "set -e" alone a first part of "a && b" may fail.
     lines = [f"{line.removeprefix('$ ')} || exit" for line in commands(block)]
-    tell = 'python -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    tell = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
     run = {"cwd": folder, "env": environment, "timeout": LIMIT, "check": True}
     said = subprocess.run(
         ["bash", "-c", "\n".join([*lines, tell])], stdout=subprocess.PIPE, text=True, **run

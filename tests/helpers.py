@@ -8,7 +8,8 @@ from pathlib import Path
 from asgiref.testing import ApplicationCommunicator
 from channels.auth import AuthMiddlewareStack
 from channels.routing import URLRouter
-from django.test import Client
+from django.contrib.auth import get_user_model
+from django.test import Client, RequestFactory
 from django.urls import path
 
 from channels_websocket_utils.middleware import (
@@ -16,9 +17,9 @@ from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddlewareStack,
 )
 
+from .servers import LIMIT
+
 ROOT = Path(__file__).parent.parent
-# Far more than anything here takes; waiting ends with the event, not with the time.
-LIMIT = 30
 # The timer asks at once, and a machine that is slow for a moment is no database that is away.
 FAST = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
 OPEN = "open"
@@ -156,3 +157,14 @@ class Socket(ApplicationCommunicator):
         if not self.future.done():
             await self.send_input({"type": "websocket.disconnect", "code": 1000})
             await self.wait(LIMIT)
+
+
+def actions_on_users(site, user):
+    """Build the URLs of an admin site, as a URLconf does; return what ``user`` may do to users."""
+    assert site.urls
+    assert site.urls
+    request = RequestFactory().get("/")
+    request.user = user
+    offered = site.get_model_admin(get_user_model()).get_actions(request)
+    # Before Django 6.1 an action is a tuple.
+    return {name: getattr(each, "func", None) or each[0] for name, each in offered.items()}

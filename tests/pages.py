@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import inspect
-import os
 import ssl
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStac
 
 from .following import blocks
 from .helpers import ROOT, stack
-from .secret_servers import nginx_command
+from .secret_servers import NGINX_USER, nginx_command
 from .servers import free_port, make_certificate, running
 
 PACKAGE = Path(channels_websocket_utils.__file__).parent
@@ -142,8 +141,6 @@ def proxy(upstream, folder, code):
     folder.mkdir()
     make_certificate(folder)
     http, main = nginx_parts(code.replace(":8000", f":{upstream}"), port, folder)
-    # Its workers would not be allowed to the Unix sockets in our folder.
-    main = f"user root;\n{main}" if os.getuid() == 0 else main
-    command = nginx_command(f"access_log off;\n{http}", folder, main)
+    command = nginx_command(f"access_log off;\n{http}", folder, f"{NGINX_USER}\n{main}")
     with running(command, port, folder / "nginx.log"):
         yield port

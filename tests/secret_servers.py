@@ -16,6 +16,8 @@ from urllib.parse import unquote
 from .servers import LIMIT, free_port, running
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+# Its workers would not be allowed into folders of ours, nor to the Unix sockets there.
+NGINX_USER = "user root;" if os.getuid() == 0 else ""
 DOCS = Path(__file__).parent.parent / "docs/security.rst"
 APPLICATION = "tests.secret_site:application"
 _UVICORN = "uvicorn --host 127.0.0.1 --port {port} --lifespan off --log-level debug {site} --ws "

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+# Far more than anything here takes; waiting ends with the event, not with the time.
 LIMIT = 30
 COMMANDS = {
     "daphne": "daphne -b 127.0.0.1 -p {port} {application}",

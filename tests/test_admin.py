@@ -23,7 +23,7 @@ from channels_websocket_utils.utils import get_websocket_token
 
 from .conftest import CACHE_STORE
 from .consumers import AsyncManager
-from .helpers import stack
+from .helpers import actions_on_users, stack
 
 TOKENS = "/admin/channels_websocket_utils/websockettoken/"
 USERS = "/admin/auth/user/"
@@ -482,16 +482,6 @@ class Site(admin.AdminSite):
         if user_admin is not None:
             self.register(get_user_model(), user_admin)
 
-    def actions_on_users(self, user):
-        """Build the URLs, as a URLconf does, and return the functions that ``user`` is offered."""
-        assert self.urls
-        assert self.urls
-        request = RequestFactory().get("/")
-        request.user = user
-        offered = self.get_model_admin(get_user_model()).get_actions(request)
-        # Before Django 6.1 an action is a tuple.
-        return {name: getattr(each, "func", None) or each[0] for name, each in offered.items()}
-
 
 def test_admin_site_of_its_own_has_the_action_too(root):
     """Once, however often the URLs are built; a subclass keeps what it has."""
@@ -504,7 +494,7 @@ def test_admin_site_of_its_own_has_the_action_too(root):
 
     user = get_user_model().objects.get(username="root")
 
-    found = Site(Own).actions_on_users(user)
+    found = actions_on_users(Site(Own), user)
 
     assert list(found) == ["delete_selected", "greet", "disconnect_users"]
     assert found["disconnect_users"] is disconnect_users
@@ -526,8 +516,8 @@ def test_site_has_the_last_word(root):
 
     user = get_user_model().objects.get(username="root")
 
-    assert Site(Named).actions_on_users(user)["disconnect_users"] is Named.disconnect_users
-    assert Site(Without).actions_on_users(user) == {}
+    assert actions_on_users(Site(Named), user)["disconnect_users"] is Named.disconnect_users
+    assert actions_on_users(Site(Without), user) == {}
 
 
 def test_site_without_users_in_its_admin_can_still_disconnect_them(root, staff):

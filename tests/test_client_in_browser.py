@@ -213,7 +213,7 @@ def page(open_page):
 
 def expect_state(page, text):
     """Wait for a state that stays."""
-    expect(page.locator("#state")).to_have_text(text, timeout=LIMIT * 1000)
+    expect(page.locator("#state")).to_have_text(text)
 
 
 def expect_passing_state(page, state, reason, seconds=LIMIT):

@@ -10,13 +10,13 @@ from django.contrib.admin import AdminSite
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.core.cache import caches
-from django.test import Client, RequestFactory
+from django.test import Client
 
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.testing import CallError, WebSocketCommunicator
 from channels_websocket_utils.utils import get_websocket_token
 
-from .helpers import UNKNOWN_TOKEN, documented, stack
+from .helpers import UNKNOWN_TOKEN, actions_on_users, documented, stack
 from .pages import Anyone, deaf_afterwards, executed, named
 
 README = "README.rst"
@@ -173,26 +173,22 @@ async def test_live_connections_are_listed(user, capsys):
 # Admin
 
 
-def actions(site, admin_user, user_admin=None):
-    """Return the actions that an admin site has for users."""
-    if user_admin is not None:
-        site.register(get_user_model(), user_admin)
-    site.get_urls()
-    request = RequestFactory().get("/")
-    request.user = admin_user
-    return site._registry[get_user_model()].get_actions(request)
+def offered(site, user, user_admin):
+    """Register ``user_admin`` with an admin site, and return the actions it then has on users."""
+    site.register(get_user_model(), user_admin)
+    return actions_on_users(site, user)
 
 
 def test_action_on_users_comes_with_the_tokens_unless_it_is_dropped(admin_user):
     dropping = named("docs/admin.rst", "def get_actions")["YourUserAdmin"]
     with_tokens, naive = (named("docs/admin.rst", "your_site.register")["your_site"] for _ in "12")
 
-    assert "disconnect_users" in actions(naive, admin_user, UserAdmin)
-    assert "disconnect_users" not in actions(with_tokens, admin_user, dropping)
+    assert "disconnect_users" in offered(naive, admin_user, UserAdmin)
+    assert "disconnect_users" not in offered(with_tokens, admin_user, dropping)
 
 
 def test_action_on_users_can_be_named_without_the_tokens(admin_user):
     naming = named("docs/admin.rst", "actions = [")["YourUserAdmin"]
 
-    assert "disconnect_users" not in actions(AdminSite(), admin_user, UserAdmin)
-    assert "disconnect_users" in actions(AdminSite(), admin_user, naming)
+    assert "disconnect_users" not in offered(AdminSite(), admin_user, UserAdmin)
+    assert "disconnect_users" in offered(AdminSite(), admin_user, naming)

@@ -198,7 +198,7 @@ def test_page_for_who_had_a_token_of_their_own_says_and_hears(page, site):
 
 
 @pytest.mark.esbuild
-def test_typescript_of_the_docs_runs(page, tmp_path):
+def test_typescript_of_the_docs_runs(page, site, tmp_path):
     """Bundled, as who writes TypeScript would."""
     (tmp_path / "example.ts").write_text(f"{TYPED}console.log('Listens')")
     client = PACKAGE / "static/websocket_utils/WebSocketManager.mjs"
@@ -211,3 +211,4 @@ def test_typescript_of_the_docs_runs(page, tmp_path):
     expect_said(page, *lines)
     page.evaluate("manager.sendJSON({ type: 'say', text: 'Milk' })")
     expect_said(page, *lines, "Milk")
+    assert site.log.read_text().count("Counted, or cancelled") == 1

@@ -83,6 +83,15 @@ async def test_prefix_is_taken_away_by_whom_the_docs_say(
     assert json.loads(answer)["key"] == "websocket.ready"
 
 
+def test_each_documented_location_says_who_asks_and_how():
+    """One that has a header of its own inherits none; the token endpoint asks for the scheme."""
+    found = re.findall(r"location .*\{\n((?:.+\n)+?) *\}", "".join(of_kind(NGINX_PAGE, "nginx")))
+
+    for header in ("Host $http_host", "X-Forwarded-Proto $scheme"):
+        assert all(f"proxy_set_header {header};" in body for body in found)
+    assert len(found) == 4
+
+
 @contextlib.asynccontextmanager
 async def opened(port, user, session, tls=None):
     token = await aget_websocket_token(user)

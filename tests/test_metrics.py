@@ -165,6 +165,11 @@ def test_any_process_answers_for_all_until_one_is_killed(project, tmp_path):
     run = {"cwd": folder, "env": environment}
     signed_in = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **run)
     session, *tokens = signed_in.stdout.split()
+    ports = [free_port(), free_port()]
+    commands = [
+        COMMANDS[server].format(port=port, application="mysite.asgi:application")
+        for server, port in zip(COMMANDS, ports, strict=True)
+    ]
 
     @contextlib.contextmanager
     def opened(port):
@@ -178,13 +183,9 @@ def test_any_process_answers_for_all_until_one_is_killed(project, tmp_path):
             yield
 
     with contextlib.ExitStack() as stack:
-        ports = [free_port(), free_port()]
         _, two = [
             stack.enter_context(running(command.split(), port, tmp_path / "log", **run))
-            for command, port in (
-                (COMMANDS[server].format(port=port, application="mysite.asgi:application"), port)
-                for server, port in zip(COMMANDS, ports, strict=True)
-            )
+            for command, port in zip(commands, ports, strict=True)
         ]
         with opened(ports[0]), opened(ports[1]):
             both = [ask(port) for port in ports]

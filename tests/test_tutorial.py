@@ -104,11 +104,11 @@ def note(page, text):
 
 def expect_note(*pages, text):
     for page in pages:
-        expect(note(page, text)).to_have_count(1, timeout=20_000)
+        expect(note(page, text)).to_have_count(1)
 
 
 def expect_state(page, text):
-    expect(page.locator("#state")).to_have_text(text, timeout=20_000)
+    expect(page.locator("#state")).to_have_text(text)
 
 
 def picture(page, name):
