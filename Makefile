@@ -26,19 +26,19 @@ js-test: node_modules
 .PHONY: proof
 proof: .venv/test
 	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
-	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
+	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
 # The tables of speed in docs/performance.rst, one after the other, or one: make bench TABLE=replies
 TABLES = connects replies handlers memory wrapping parts
 .PHONY: bench
 bench: .venv/test
 	@.ci/install redis-server postgresql
-	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks.proof $$table $(OPTIONS) || exit; done
+	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
 
 # The tests under each Python of tox.ini with the oldest and the newest that go with it; for docs/matrix.rst.
 .PHONY: matrix
 matrix: .venv/matrix
-	$(BIN)/python -m benchmarks.matrix
+	$(BIN)/python -m evidence.matrix
 
 # The sdist and the wheel of the last commit, in dist/: the same to the byte wherever they are built.
 .PHONY: dist
@@ -57,7 +57,7 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
+	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.support.settings
 
 # The house of CONTRIBUTING.rst, after the imports have changed.
 .PHONY: drawings

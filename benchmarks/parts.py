@@ -16,9 +16,9 @@ from channels.db import aclose_old_connections
 from channels_websocket_utils import gate, messages, routes, tokens
 from channels_websocket_utils.connections import Connection
 from channels_websocket_utils.threads import in_our_pool
-from tests.helpers import scope_for
+from tests.support import load
+from tests.support.helpers import scope_for
 
-from . import load
 from .speed import ROUNDS, setup
 
 PACKAGES = []

@@ -16,13 +16,13 @@ from channels_websocket_utils import connections
 from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
-from . import secret_servers
-from .browser import chromium
-from .distributions import build
-from .following import LIMIT, blocks, follow
-from .helpers import ROOT, Socket, sign_in, stack
-from .servers import free_port, postgresql_folder, redis_command, running
-from .settings import cache, database_url
+from .support import secret_servers
+from .support.browser import chromium
+from .support.distributions import build
+from .support.following import LIMIT, blocks, follow
+from .support.helpers import ROOT, Socket, sign_in, stack
+from .support.servers import free_port, postgresql_folder, redis_command, running
+from .support.settings import cache, database_url
 
 # As for all else here: it ends with the event, not with the time.
 expect.set_options(timeout=20_000)
