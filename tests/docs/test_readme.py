@@ -68,7 +68,7 @@ def test_every_test_that_the_security_page_names_exists():
     named = set(re.findall(r"``(test_\w+)``", page))
     written = {
         name
-        for file in (ROOT / "tests").glob("test_*.py")
+        for file in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.M)
     }
 
