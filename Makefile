@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
-.PHONY: demo test python-test js-test lint docs clean
+.PHONY: demo test test-all python-test js-test lint docs clean
 
 # The sample site on http://127.0.0.1:8000
 demo: .venv/demo
@@ -12,15 +12,23 @@ demo: .venv/demo
 	@echo "at http://127.0.0.1:$(PORT)/"
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
-# All tests; what needs a program that is not there is listed at the end. Half of them wait for
-# something most of the time, so two files run at a time.
-test: python-test js-test
+# The tests of a few minutes, and with test-all those that take longer. Each lists at the end which
+# tests need a program that is not installed. Two files run at a time: half of the tests mostly wait.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: js-test python-test
 
 python-test: .venv/test node_modules programs
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTEST) $(or $(TESTS),-m "not slow")
 
+# Compilers, bundlers, and the package as npm installs it.
+SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs
 js-test: node_modules
-	npm test --silent
+	JS_TESTS="$(filter-out $(SLOW_JS),$(wildcard tests/js/*.test.mjs))" npm test --silent
+
+test-all: .venv/test node_modules programs
+	@.ci/install postgresql
+	JS_TESTS="$(SLOW_JS)" npm test --silent
+	$(PYTEST) -m slow
 
 # One table of docs/proofs, measured in full: make proof TABLE=revocation (or OPTIONS=--small)
 .PHONY: proof

@@ -177,18 +177,26 @@ def environment(wheel, tmp_path_factory):
     return reader_environment(folder / "bin", **pip)
 
 
-@pytest.fixture(scope="module")
-def readers_project(tmp_path_factory):
-    """
-    The project of the README's first chapter, for which all is installed here already.
-
-    Its folder, and the environment for commands in it. Each module has its own, and may add to it.
-    """
+@pytest.fixture(scope="session")
+def new_readers_project(tmp_path_factory):
+    """The project as ``readers_project`` gives it to each module."""
     pip = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
     environment = reader_environment(Path(sys.executable).parent, **pip)
     start = tmp_path_factory.mktemp("start")
     folder, _ = follow(blocks("README.rst", "In your own project"), start, environment)
     return folder, environment
+
+
+@pytest.fixture(scope="module")
+def readers_project(new_readers_project, tmp_path_factory):
+    """
+    The project of the README's first chapter, for which all is installed here already.
+
+    Its folder, and the environment for commands in it. Each module has its own, and may add to it.
+    """
+    folder, environment = new_readers_project
+    copy = tmp_path_factory.mktemp("project") / folder.name
+    return shutil.copytree(folder, copy), environment
 
 
 # No wider than the module: while Playwright runs, async tests cannot.

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.nginx,
     pytest.mark.postgresql,
     pytest.mark.redis,
+    pytest.mark.slow,
 ]
 
 PAGE = "docs/sample_site.rst"

@@ -308,6 +308,7 @@ def since(page, event, state):
     return next(each["at"] for each in states if each["state"] == state) - event["at"]
 
 
+@pytest.mark.slow
 def test_link_that_is_silently_cut_is_noticed(site, page):
     """At most 35 s after its last frame, in a page where nothing happens."""
     site.pause()
@@ -516,6 +517,7 @@ def test_page_of_the_template_tag_connects_with_its_token_and_then_with_fresh_on
     assert element.get_attribute("data-token-url") == "/websocket/token/"
 
 
+@pytest.mark.slow
 def test_silent_page_on_a_documented_consumer_lives(site, open_page):
     """For 60 s, and no frame of ours reaches a consumer that would call what the frame names."""
     pages = {socket: open_page(socket=socket) for socket in ("plain", "async-plain")}

@@ -12,6 +12,8 @@ from ..support.helpers import LIMIT, UNKNOWN_TOKEN
 from ..support.pages import OWN_PROJECT, PAGES, of_kind
 from ..support.servers import free_port, running
 
+pytestmark = pytest.mark.slow
+
 LINES = [
     line.removeprefix("$ ")
     for name in PAGES

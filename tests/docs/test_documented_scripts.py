@@ -12,7 +12,7 @@ from ..support.following import blocks, follow, runserver, sign_in
 from ..support.helpers import ROOT
 from ..support.pages import PACKAGE, of_kind
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 # A block more or less on one of these pages, and this module says so.
 _, BY_HAND, REQUEST, LISTEN, STREAM, MAKE, SHOW_STATE = of_kind("README.rst", "javascript")

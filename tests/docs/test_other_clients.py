@@ -19,6 +19,8 @@ from ..support.following import blocks, follow
 from ..support.helpers import LIMIT, ROOT
 from ..support.servers import free_port, running
 
+pytestmark = pytest.mark.slow
+
 PAGE = "docs/other_clients.rst"
 # Of the client, which a bundler would bring.
 CLIENT = ROOT / "channels_websocket_utils/static/websocket_utils"

@@ -21,6 +21,7 @@ def project(environment, tmp_path_factory):
     return folder, len(written)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_readme_alone_leads_to_the_first_reply(project, environment, browser, tmp_path):
     """With fewer than 40 lines of one's own."""
@@ -40,6 +41,7 @@ def test_sections_are_all_that_the_page_about_tests_has():
     assert [block for section in SECTIONS for block in blocks(TESTING, section)] == blocks(TESTING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environment, section):
     folder, _ = project
@@ -47,6 +49,7 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
     follow(blocks(TESTING, section), folder, environment)
 
 
+@pytest.mark.slow
 def test_test_of_the_readme_passes_in_its_project(project, environment):
     (block,) = blocks("README.rst", "Tests")
     folder, _ = project
@@ -55,6 +58,7 @@ def test_test_of_the_readme_passes_in_its_project(project, environment):
     follow([block._replace(name="chat/tests.py"), command], folder, environment)
 
 
+@pytest.mark.slow
 def test_commands_that_change_the_package_run(project, environment):
     """Those for who comes from 0.1."""
     (change,) = [block for block in blocks(FROM_0_1) if "pip uninstall" in block.code]

@@ -21,7 +21,7 @@ from ..support.processes import Nginx, PostgreSQL, Redis
 from ..support.secret_servers import NGINX
 from ..support.servers import NGINX_AROUND, free_port, make_certificate, postgresql_folder, running
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGE = "docs/tutorial.rst"
 CHAPTERS = re.findall(r"\n\n([^\n]+)\n=+\n\n", (ROOT / PAGE).read_text())

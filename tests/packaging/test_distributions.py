@@ -18,6 +18,8 @@ from channels_websocket_utils import __version__
 from ..support.distributions import LIMIT, build
 from ..support.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = "channels_websocket_utils"
 NAME = f"{PACKAGE}-{__version__}"
 

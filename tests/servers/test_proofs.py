@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.__main__ import TABLES as SPEEDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # Of all of a table, in seconds.
 LIMIT = 300

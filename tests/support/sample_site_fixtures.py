@@ -1,12 +1,14 @@
 """The sample site as a real process, and visitors with their own cookies."""
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -189,10 +191,21 @@ class Socket:
 def running_site(folder):
     """The sample site with its demo users, on a free port and with its database in ``folder``."""
     site = Site(folder / "db.sqlite3", folder / "log.txt")
-    site.manage("migrate")
-    site.manage("create_demo_users")
+    site.database.write_bytes(_new_database())
     site.start()
     try:
         yield site
     finally:
         site.stop()
+
+
+@functools.cache
+def _new_database():
+    """Return the database of a new site, with its demo users, as bytes; made once in a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site(Path(folder, "db.sqlite3"), Path(folder, "log.txt"))
+        site.manage("migrate")
+        site.manage("create_demo_users")
+        # Move everything from the write-ahead log into the file.
+        site.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return site.database.read_bytes()

@@ -76,8 +76,8 @@ def serving(server, folder, environment, hide):
     }
     with running(command, port, folder / "server.log", env=environment) as process:
         yield port
-        # The servers finish their lines.
-        process.send_signal(signal.SIGINT if server == "runserver" else signal.SIGTERM)
+        # The servers finish their lines. A process started in the background ignores SIGINT.
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             # Daphne may not end while a thread of Channels waits for its loop: then it is killed.
             process.wait(LIMIT)

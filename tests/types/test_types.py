@@ -11,6 +11,8 @@ import pytest
 
 import channels_websocket_utils
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 EXAMPLES = Path(__file__).parent
 RIGHT, WRONG = EXAMPLES / "right_consumer.py", EXAMPLES / "wrong_consumer.py"
