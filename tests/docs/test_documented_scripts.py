@@ -38,10 +38,15 @@ urlpatterns += [path("main/", your_view), path("examples/<name>/", example)]
 
 
 class Site(NamedTuple):
-    """The project as a server: its URL, and the file of what it has printed."""
+    """The project as a server: its URL, its log file, and where the log of this test begins."""
 
     url: str
     log: Path
+    begin: int
+
+    def printed(self):
+        """Return what the server has printed since the test began."""
+        return self.log.read_text()[self.begin :]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +64,18 @@ def project(readers_project):
     return folder, environment
 
 
+@pytest.fixture(scope="module")
+def server(project, tmp_path_factory):
+    """The URL and the log file of the project, which one server serves to all tests."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with runserver(*project, log) as url:
+        yield url, log
+
+
 @pytest.fixture
-def site(project, tmp_path):
-    with runserver(*project, tmp_path / "log") as url:
-        yield Site(url, tmp_path / "log")
+def site(server):
+    url, log = server
+    return Site(url, log, len(log.read_text()))
 
 
 @pytest.fixture
@@ -127,7 +140,7 @@ def test_stream_of_the_readme_counts_and_is_cancelled_where_the_page_leaves_it(p
     run(page, "await manager.request({ type: 'greet', how: '' })")
 
     expect(page.locator("#number")).to_have_text("3")
-    assert site.log.read_text().count("Counted, or cancelled") == 1
+    assert site.printed().count("Counted, or cancelled") == 1
 
 
 def test_page_of_the_readme_shows_its_state(page):
@@ -211,4 +224,4 @@ def test_typescript_of_the_docs_runs(page, site, tmp_path):
     expect_said(page, *lines)
     page.evaluate("manager.sendJSON({ type: 'say', text: 'Milk' })")
     expect_said(page, *lines, "Milk")
-    assert site.log.read_text().count("Counted, or cancelled") == 1
+    assert site.printed().count("Counted, or cancelled") == 1

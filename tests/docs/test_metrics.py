@@ -142,7 +142,6 @@ def project(readers_project):
     return readers_project
 
 
-@pytest.mark.slow
 @pytest.mark.nginx
 def test_nginx_of_the_page_lets_no_stranger_ask(project, tmp_path):
     (whole, *_) = of_kind("docs/howto_behind_nginx.rst", "nginx")
@@ -157,7 +156,6 @@ def test_nginx_of_the_page_lets_no_stranger_ask(project, tmp_path):
     assert statuses == [403, 302]
 
 
-@pytest.mark.slow
 def test_any_process_answers_for_all_until_one_is_killed(project, tmp_path):
     """What that one says of its live sockets still counts, until gunicorn's hook tells."""
     folder, environment = project

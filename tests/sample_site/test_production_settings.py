@@ -110,7 +110,6 @@ def test_production_settings_of_the_sample_site_are_silent(tmp_path):
     assert (status, said) == (0, "System check identified no issues (0 silenced).\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_named(answers, name):
     status, said = answers[name]
