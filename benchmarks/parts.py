@@ -13,9 +13,11 @@ from functools import partial
 from asgiref.sync import sync_to_async
 from channels.db import aclose_old_connections
 
-from channels_websocket_utils import gate, messages, routes, tokens
+from channels_websocket_utils import protocol, strict_json
 from channels_websocket_utils.connections import Connection
+from channels_websocket_utils.gate import decision, handshake, identity, routing
 from channels_websocket_utils.threads import in_our_pool
+from channels_websocket_utils.tokens import digests, redeeming
 from tests.helpers import scope_for
 
 from . import load
@@ -37,12 +39,12 @@ async def measure(small, is_kept):
             if is_kept(str(number)):
                 continue
             issued = await sync_to_async(people.tokens)(3 * count)
-            digests = [tokens.digest_of(token) for token in issued]
+            digests = [digests.digest_of(token) for token in issued]
             parts = await sync_to_async(decisions)(digests[:count], digests[count : 2 * count])
             parts["to a thread and back"] = await of_each(count, lambda _: in_our_pool(nothing)())
             scopes = [scope(token) for token in issued[2 * count :]]
             parts["finding and hiding the token"] = timed(scopes, lambda each: shake(router, each))
-            row = await sync_to_async(tokens.find)(digests[0], with_user=True)
+            row = await sync_to_async(redeeming.find)(digests[0], with_user=True)
             parts["the hello, before the server has it"] = await of_each(
                 count, partial(greet, row.user)
             )
@@ -53,11 +55,11 @@ async def measure(small, is_kept):
 def decisions(digests, others):
     rows = []
     found = {
-        "the decision": timed(digests, lambda each: gate.decide(each, token_only=True)),
+        "the decision": timed(digests, lambda each: decision.decide(each, token_only=True)),
         "of it the SELECT": timed(
-            others, lambda each: rows.append(tokens.find(each, with_user=True))
+            others, lambda each: rows.append(redeeming.find(each, with_user=True))
         ),
-        "of it the UPDATE": timed(others, lambda _: tokens.spend(rows.pop())),
+        "of it the UPDATE": timed(others, lambda _: redeeming.redeem(rows.pop())),
     }
     return found
 
@@ -71,14 +73,14 @@ def scope(token):
 
 
 def shake(router, scope):
-    _, captured = routes.match(router, scope, "token")
-    handshake = routes.read_handshake(scope, captured)
-    routes.match(router, handshake.scope, "token")
-    return Connection(handshake.scope, None, None)
+    _, captured = routing.match(router, scope, "token")
+    found = handshake.read_handshake(scope, captured)
+    routing.match(router, found.scope, "token")
+    return Connection(found.scope, None, None)
 
 
 async def greet(user, _):
-    return messages.encode(messages.build_ready(gate.identity_of(user)))
+    return strict_json.encode(protocol.build_ready(identity.identity_of(user)))
 
 
 def nothing():

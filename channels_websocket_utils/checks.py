@@ -24,9 +24,9 @@ from django.utils.module_loading import import_string
 
 from . import views
 from .conf import DEFAULTS, get_setting, setting_problems
+from .gate.routing import layers
 from .middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
-from .routes import layers
-from .stores.cache import cache_alias
+from .tokens.cache_store import cache_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "check_application",
     "check_channel_layer",
-    "check_installed_apps",
     "check_endpoint",
+    "check_installed_apps",
     "check_origin",
     "check_processes",
     "check_sessions",

@@ -17,8 +17,8 @@ from django.db.utils import ConnectionHandler
 from django.template import engines
 from django.test import RequestFactory, override_settings
 
-from channels_websocket_utils import messages, utils
-from channels_websocket_utils.gate import TokenAnnotation
+from channels_websocket_utils import protocol, utils
+from channels_websocket_utils.gate.verdict import TokenAnnotation
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -170,7 +170,7 @@ def table(page, head):
 
 
 def test_wire_page_has_every_close_code():
-    ours = {str(getattr(messages, name)) for name in messages.__all__ if name.startswith("CLOSE_")}
+    ours = {str(getattr(protocol, name)) for name in protocol.__all__ if name.startswith("CLOSE_")}
 
     assert table(PAGES["docs/wire.rst"], "code +what has happened") == ours | {"1000", "4403"}
 
