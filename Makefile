@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
-.PHONY: demo test python-test js-test lint docs clean
+.PHONY: demo test test-all python-test js-test lint docs clean
 
 # The sample site on http://127.0.0.1:8000
 demo: .venv/demo
@@ -12,33 +12,41 @@ demo: .venv/demo
 	@echo "at http://127.0.0.1:$(PORT)/"
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
-# All tests; what needs a program that is not there is listed at the end. Half of them wait for
-# something most of the time, so two files run at a time.
-test: python-test js-test
+# The tests of a few minutes, and with test-all those that take longer. Each lists at the end which
+# tests need a program that is not installed. Two files run at a time: half of the tests mostly wait.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: js-test python-test
 
 python-test: .venv/test node_modules programs
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTEST) $(or $(TESTS),-m "not slow")
 
+# Compilers, bundlers, and the package as npm installs it.
+SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs
 js-test: node_modules
-	npm test --silent
+	JS_TESTS="$(filter-out $(SLOW_JS),$(wildcard tests/js/*.test.mjs))" npm test --silent
+
+test-all: .venv/test node_modules programs
+	@.ci/install postgresql
+	JS_TESTS="$(SLOW_JS)" npm test --silent
+	$(PYTEST) -m slow
 
 # One table of docs/proofs, measured in full: make proof TABLE=revocation (or OPTIONS=--small)
 .PHONY: proof
 proof: .venv/test
 	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
-	$(BIN)/python -m benchmarks.proof $(TABLE) $(OPTIONS)
+	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
 # The tables of speed in docs/performance.rst, one after the other, or one: make bench TABLE=replies
 TABLES = connects replies handlers memory wrapping parts
 .PHONY: bench
 bench: .venv/test
 	@.ci/install redis-server postgresql
-	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks.proof $$table $(OPTIONS) || exit; done
+	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
 
 # The tests under each Python of tox.ini with the oldest and the newest that go with it; for docs/matrix.rst.
 .PHONY: matrix
 matrix: .venv/matrix
-	$(BIN)/python -m benchmarks.matrix
+	$(BIN)/python -m evidence.matrix
 
 # The sdist and the wheel of the last commit, in dist/: the same to the byte wherever they are built.
 .PHONY: dist
@@ -57,7 +65,7 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings
+	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.support.settings
 
 # The house of CONTRIBUTING.rst, after the imports have changed.
 .PHONY: drawings

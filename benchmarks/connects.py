@@ -22,8 +22,10 @@ answer, p50 / p99, the medians of the rounds; *SQL* the statements of one connec
 
 from asgiref.sync import sync_to_async
 
-from . import load, speed
-from .lab import percentile
+from tests.support import load
+from tests.support.lab import percentile
+
+from . import speed
 from .speed import ROUNDS, Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets", "daphne"]

@@ -11,7 +11,8 @@ import asyncio
 
 from asgiref.sync import sync_to_async
 
-from . import load
+from tests.support import load
+
 from .speed import ROUNDS, in_rounds
 
 PACKAGES = ["uvicorn", "websockets"]

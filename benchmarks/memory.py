@@ -14,7 +14,9 @@ import asyncio
 
 from asgiref.sync import sync_to_async
 
-from . import load, speed
+from tests.support import load
+
+from . import speed
 from .speed import Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets"]

@@ -18,9 +18,9 @@ from channels_websocket_utils.connections import Connection
 from channels_websocket_utils.gate import decision, handshake, identity, routing
 from channels_websocket_utils.threads import in_our_pool
 from channels_websocket_utils.tokens import digests, redeeming
-from tests.helpers import scope_for
+from tests.support import load
+from tests.support.helpers import scope_for
 
-from . import load
 from .speed import ROUNDS, setup
 
 PACKAGES = []

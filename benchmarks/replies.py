@@ -19,8 +19,10 @@ waited, p50 / p99, the medians of the rounds.
 
 from asgiref.sync import sync_to_async
 
-from . import load, speed
-from .lab import percentile
+from tests.support import load
+from tests.support.lab import percentile
+
+from . import speed
 from .speed import ROUNDS, Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets", "daphne", "djangochannelsrestframework", "chanx"]

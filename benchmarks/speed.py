@@ -25,11 +25,11 @@ from django.test import override_settings
 
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing
-from tests.helpers import sign_in
-from tests.settings import database, database_url
+from tests.support import load
+from tests.support.helpers import sign_in
+from tests.support.processes import ASGI, PostgreSQL, Redis, cpu_seconds, pin
+from tests.support.settings import database, database_url
 
-from . import load
-from .processes import ASGI, PostgreSQL, Redis, cpu_seconds, pin
 from .speed_settings import stores
 
 __all__ = ["CONTENDERS", "ROUNDS", "USERS", "People", "Rounds", "Site", "in_rounds", "setup"]

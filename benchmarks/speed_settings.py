@@ -2,8 +2,8 @@
 
 import os
 
-from tests.settings import *  # noqa: F403
-from tests.settings import DATABASES, INSTALLED_APPS, cache
+from tests.support.settings import *  # noqa: F403
+from tests.support.settings import DATABASES, INSTALLED_APPS, cache
 
 INSTALLED_APPS = [*INSTALLED_APPS, "rest_framework"]
 # Of httptools, wsproto and the like nothing is said: only warnings and errors are.

@@ -9,7 +9,7 @@ import django
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 # The docstrings of the reference are read from a site.
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.support.settings")
 django.setup()
 
 from channels_websocket_utils import __version__  # noqa: E402

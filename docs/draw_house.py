@@ -8,7 +8,7 @@ is a longer way too, the arrow is left out, for all of them would hide the house
 from itertools import pairwise
 from pathlib import Path
 
-from tests.test_architecture import FLOORS, PACKAGE, arrows, reaches
+from tests.unit.test_architecture import FLOORS, PACKAGE, arrows, reaches
 
 HOUSE = Path(__file__).parent / "images/house.svg"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.board_states import STATES, Stage
-from tests.browser import chromium
-from tests.sample_site_fixtures import SAMPLE_SITE, running_site
+from tests.support.board_states import STATES, Stage
+from tests.support.browser import chromium
+from tests.support.sample_site_fixtures import SAMPLE_SITE, running_site
 
 ROOT = SAMPLE_SITE.parent
 IMAGES = ROOT / "docs/images/sample_site"

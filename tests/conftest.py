@@ -16,13 +16,13 @@ from channels_websocket_utils.live import hub
 from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
-from . import secret_servers
-from .browser import chromium
-from .distributions import build
-from .following import LIMIT, blocks, follow
-from .helpers import ROOT, Socket, sign_in, stack
-from .servers import free_port, postgresql_folder, redis_command, running
-from .settings import cache, database_url
+from .support import secret_servers
+from .support.browser import chromium
+from .support.distributions import build
+from .support.following import LIMIT, blocks, follow
+from .support.helpers import ROOT, Socket, sign_in, stack
+from .support.servers import free_port, postgresql_folder, redis_command, running
+from .support.settings import cache, database_url
 
 # As for all else here: it ends with the event, not with the time.
 expect.set_options(timeout=20_000)
@@ -177,18 +177,26 @@ def environment(wheel, tmp_path_factory):
     return reader_environment(folder / "bin", **pip)
 
 
-@pytest.fixture(scope="module")
-def readers_project(tmp_path_factory):
-    """
-    The project of the README's first chapter, for which all is installed here already.
-
-    Its folder, and the environment for commands in it. Each module has its own, and may add to it.
-    """
+@pytest.fixture(scope="session")
+def new_readers_project(tmp_path_factory):
+    """The project as ``readers_project`` gives it to each module."""
     pip = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
     environment = reader_environment(Path(sys.executable).parent, **pip)
     start = tmp_path_factory.mktemp("start")
     folder, _ = follow(blocks("README.rst", "In your own project"), start, environment)
     return folder, environment
+
+
+@pytest.fixture(scope="module")
+def readers_project(new_readers_project, tmp_path_factory):
+    """
+    The project of the README's first chapter, for which all is installed here already.
+
+    Its folder, and the environment for commands in it. Each module has its own, and may add to it.
+    """
+    folder, environment = new_readers_project
+    copy = tmp_path_factory.mktemp("project") / folder.name
+    return shutil.copytree(folder, copy), environment
 
 
 # No wider than the module: while Playwright runs, async tests cannot.

@@ -1,0 +1,20 @@
+"""
+Measure one table of speed, print it, and keep it in docs/performance.rst: ``make bench``.
+
+The exit status is 1 if a promise was broken.
+"""
+
+import sys
+
+from tests.support.tables import ROOT, insert, measure
+
+TABLES = ["connects", "replies", "handlers", "memory", "wrapping", "parts"]
+
+
+def keep(name, text):
+    insert(ROOT / "docs/performance.rst", name, text)
+
+
+if __name__ == "__main__":
+    tables = {name: name for name in TABLES}
+    sys.exit(measure("benchmarks", tables, "benchmarks.speed_settings", "bench", keep))

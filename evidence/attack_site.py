@@ -1,0 +1,175 @@
+"""The site that is attacked: it counts whom it let in, what ran, and what was asked of SQL."""
+
+import json
+import threading
+from collections import Counter
+
+from channels.generic.websocket import JsonWebsocketConsumer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.asgi import get_asgi_application
+from django.db.backends.signals import connection_created
+from django.urls import path
+
+http = get_asgi_application()
+
+from channels_websocket_utils.decorators import auto_route, require_perms  # noqa: E402
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
+from channels_websocket_utils.tokens import digests, redeeming  # noqa: E402
+from tests.support.consumers import AsyncManager, Manager, PlainJson  # noqa: E402
+from tests.support.helpers import bare  # noqa: E402
+
+PERM = "auth.change_user"
+
+
+class Counts:
+    """What has happened in this process."""
+
+    def __init__(self):
+        self._counts = Counter(accepted=0, ran=0, statements=0, writes=0)
+        self._lock = threading.Lock()
+
+    def add(self, name):
+        with self._lock:
+            self._counts[name] += 1
+
+    def present(self):
+        with self._lock:
+            return dict(self._counts)
+
+
+counts = Counts()
+
+
+def count_statement(execute, sql, params, many, context):
+    counts.add("statements")
+    if not sql.lstrip("( ").upper().startswith("SELECT"):
+        counts.add("writes")
+    return execute(sql, params, many, context)
+
+
+def watch(connection, **kwargs):
+    if count_statement not in connection.execute_wrappers:
+        connection.execute_wrappers.append(count_statement)
+
+
+connection_created.connect(watch)
+
+
+class Counted:
+    def accept(self, *args, **kwargs):
+        counts.add("accepted")
+        return super().accept(*args, **kwargs)
+
+
+class Forbidden:
+    """Methods that nobody who attacks may call."""
+
+    @auto_route
+    @require_perms(PERM)
+    def guarded_inside(self, event):
+        counts.add("ran")
+
+    @require_perms(PERM)
+    @auto_route
+    def guarded_outside(self, event):
+        counts.add("ran")
+
+    @require_perms(PERM)
+    def guarded_silently(self, event):
+        counts.add("ran")
+
+    @auto_route
+    @require_perms("auth.no_such_permission")
+    def guarded_by_nothing_there_is(self, event):
+        counts.add("ran")
+
+    def unmarked(self, event):
+        counts.add("ran")
+
+    def _private(self, event):
+        counts.add("ran")
+
+
+class Public:
+    @auto_route
+    def touch(self, event):
+        """Leave a trace."""
+        counts.add("ran")
+
+    @auto_route
+    def numbers(self, event):
+        counts.add("ran")
+        yield 1
+
+
+class Sync(Counted, Forbidden, Public, Manager):
+    pass
+
+
+class Async(Counted, Forbidden, Public, AsyncManager):
+    pass
+
+
+class Plain(Counted, Forbidden, PlainJson):
+    """The documented consumer, which finds its methods by ``getattr``."""
+
+
+class Naive(Counted, Forbidden, JsonWebsocketConsumer):
+    """The control: a token that is looked up, and ``getattr`` on the client's word."""
+
+    def connect(self):
+        digest = digests.digest_of(self.scope["url_route"]["kwargs"]["token"])
+        if redeeming.find(digest) is not None:
+            self.accept()
+        else:
+            self.close()
+
+    def who(self, content):
+        self.send_json({"key": content["reply_key"]})
+
+    def receive_json(self, content, **kwargs):
+        getattr(self, content["type"])(content)
+
+
+# By the name of the route.
+KINDS = {"async": Async, "sync": Sync, "plain": Plain}
+
+
+def gate(**options):
+    """All kinds, a route with room for two tokens and one for none, behind a gate of their own."""
+    routes = [path(f"{name}/<str:token>", kind.as_asgi()) for name, kind in KINDS.items()]
+    routes.append(path("two/<str:first>/<str:token>", Async.as_asgi()))
+    routes.append(path("none/", Async.as_asgi()))
+    return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
+
+
+MODES = {
+    "required": gate(required=True),
+    "default": gate(),
+    "token": gate(required=True, token_only=True),
+    "offered": gate(required=True, sources=("path", "subprotocol")),
+    "origin": AllowedHostsOriginValidator(gate(required=True)),
+    "naive": bare(Naive, "naive/<str:token>"),
+}
+
+
+async def report(scope, receive, send):
+    """Answer each message with the counts: past Channels and us."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": json.dumps(counts.present())})
+
+
+async def websocket(scope, receive, send):
+    """Serve each mode below its own root path, as if it were a site of its own."""
+    mode = scope["path"].split("/")[1] if scope["path"].count("/") > 1 else ""
+    if scope["path"] == "/report":
+        await report(scope, receive, send)
+    else:
+        scope = {**scope, "root_path": f"/{mode}"} if mode in MODES else scope
+        await MODES.get(mode, MODES["required"])(scope, receive, send)
+
+
+application = ProtocolTypeRouter({"http": http, "websocket": websocket})

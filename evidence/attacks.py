@@ -1,0 +1,900 @@
+"""
+Attacks: what is tried over the network, and what stops it
+==========================================================
+
+Each row is one way in, tried on real servers that serve nothing else: on every kind of consumer
+(``AsyncWebSocketManagerConsumer``, ``WebSocketManagerConsumer``, the documented one) behind
+``required=True``, the default and ``required=True, token_only=True`` where the way is one to open
+a socket, and on our two consumers where it is a message. The client is so small that it sends what
+no library would. All rows but the last two, the control, must read 0 where it says so.
+
+* *Tried* and *stopped*, on all servers together. Stopped means: by the answer that is promised. Of
+  some sockets that are refused by a close the client may see only that the connection ended, 1006:
+  Daphne does that to one in thousands. They are let in nowhere, and stand among the answers; more
+  than 2 % of them in a row would be a broken promise.
+* *Wrongly accepted*: sockets that a consumer accepted, counted in the server, less those of tokens
+  that were good; and methods that ran and should not have. Must be 0.
+* *Tracebacks* in the servers' logs: those in which Django, Channels or this package occurs, which
+  must be 0 / and those of the server alone, which no application could prevent. Where a handler
+  raises, the one that we log with an id is meant, and is not counted.
+* *SQL* and *writes*: statements of any kind that reached the database during the attempts, and
+  those that are no SELECT, where something is promised: a malformed token is refused before any
+  statement, one that cannot be spent is refused without a write. ``-``: nothing is promised.
+* *Good after*: a rightful client was served right afterwards, on each server.
+* Then the answers of each server: an HTTP status, a close code, an error code; *hung up* is a
+  connection that the server ended without an answer, *no answer* one that it left as it was for
+  3 s, *silence* no answer to a message. Where servers differ it is they who refuse what never
+  reaches an application (400, 404, 414, 1006, 1007, 1009).
+
+The control is naive code, a token that is looked up and ``getattr`` on the client's word, tried in
+the same way: it shows that what gets through is seen. There must be something.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import secrets
+import tempfile
+from collections import Counter
+from pathlib import Path
+from urllib.parse import quote
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import AnonymousUser, Permission
+
+from channels_websocket_utils import protocol
+from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, shape
+from channels_websocket_utils.utils import aget_websocket_token
+from tests.support import lab
+from tests.support.helpers import sign_in
+from tests.support.lab import LIMIT, WebSocket
+from tests.support.servers import ALL_COMMANDS, knock
+
+from .attack_site import KINDS, PERM, Async
+
+PACKAGES = ["daphne", "uvicorn", "websockets", "wsproto", "hypercorn"]
+SMALL_SERVERS = ["daphne", "uvicorn websockets-sansio"]
+# Far more at once than any row but the flood sends.
+RATE, BURST = "1500/m", 1500
+OPEN = "open"
+WHO = '{"type": "who", "reply_key": "k"}'
+EVERYWHERE = [(mode, kind) for mode in ("required", "default", "token") for kind in KINDS]
+FEW = [("required", "async"), ("default", "plain"), ("token", "sync")]
+OURS = ["async", "sync"]
+REFUSED = {403, 4401}
+# Of a server, for what it does not hand over.
+BY_SERVER = {400, 404, 414, 431, "hung up", "no answer"}
+# Of the closes that a client never hears, see above.
+LOST, TOLERATED = 1006, 0.02
+# Seconds: an application answers in far less, and some servers never do.
+PATIENCE = 3
+
+OF_APPLICATIONS = re.compile(r"/(?:channels_websocket_utils|channels|django|evidence|tests)/")
+
+# By their names: the function, and what is promised of SQL.
+ATTACKS = {}
+
+
+def attack(name, sql=None):
+    """Register a function that takes a ``Trial``; ``sql``: ``"none"``, ``"reads"`` or ``None``."""
+
+    def register(function):
+        ATTACKS[name] = function, sql
+        return function
+
+    return register
+
+
+async def measure(small, is_kept):
+    names = [name for name in ATTACKS if not is_kept(name)]
+    if not names:
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        sites = []
+        for server in SMALL_SERVERS if small else ALL_COMMANDS:
+            log = Path(folder, server)
+            port = stack.enter_context(
+                lab.serving(
+                    server, "evidence.attack_site:application", interval=3600, rate=RATE, log=log
+                )
+            )
+            sites.append(await stack.enter_async_context(Site(server, port, log)))
+        for name in names:
+            yield name, *await row(name, sites, small)
+
+
+async def row(name, sites, small):
+    run, promised = ATTACKS[name]
+    trials = [Trial(site, small) for site in sites]
+    for trial in trials:
+        await trial.run(run)
+
+    def total(what):
+        return sum(getattr(trial, what) for trial in trials)
+
+    cells = {
+        "tried": total("tried"),
+        "stopped": total("stopped"),
+        "wrongly accepted": total("accepted"),
+        "tracebacks": [total("tracebacks"), total("servers_tracebacks")],
+        "SQL": total("statements") if promised else None,
+        "writes": total("writes") if promised else None,
+        "good after": f"{total('is_good_after')} of {len(trials)}",
+        **{trial.site.server: trial.said() for trial in trials},
+    }
+    broken = []
+    if total("is_good_after") < len(trials):
+        broken.append("a good client was not served afterwards")
+    if name.startswith("control"):
+        return cells, broken + ["the control was not accepted"] * (not cells["wrongly accepted"])
+    broken += [f"{trial.site.server}: {what}" for trial in trials for what in trial.surprises]
+    lost = cells["tried"] - cells["stopped"]
+    if lost > max(1, cells["tried"] * TOLERATED):
+        broken.append(f"{lost} were not stopped by the answer that is promised")
+    if cells["wrongly accepted"]:
+        broken.append("accepted")
+    if cells["tracebacks"][0]:
+        broken.append("tracebacks in the log")
+    if promised == "none" and cells["SQL"]:
+        broken.append("the database was asked")
+    if promised == "reads" and cells["writes"]:
+        broken.append("something was written")
+    return cells, broken
+
+
+class Site:
+    """A running server, and what it says of itself."""
+
+    def __init__(self, server, port, log):
+        self.server, self.port, self._log = server, port, log
+        self._read = 0
+
+    async def __aenter__(self):
+        self.user, self.session = await lab.new_user()
+        self._reporting = await WebSocket.open(self.port, "/report", "")
+        return self
+
+    async def __aexit__(self, *error):
+        await self._reporting.leave()
+
+    async def report(self):
+        await self._reporting.send("report")
+        return await self._reporting.next()
+
+    def new_tracebacks(self):
+        """
+        Return how many tracebacks there are since this was last asked, save what is meant.
+
+        First those of an application, then those of the server alone.
+        """
+        log = self._log.read_text(errors="replace")
+        said, self._read = log[self._read :], len(log)
+        said = re.sub(r"Error [0-9a-f]{32} in a message to \w+\nTraceback", "", said)
+        blocks = re.findall(r"Traceback \(most recent call last\):\n((?:[ \t].*\n)*)", said)
+        of_applications = sum(bool(OF_APPLICATIONS.search(block)) for block in blocks)
+        return of_applications, len(blocks) - of_applications
+
+    async def is_served(self):
+        """Whether a rightful client of each of our consumers is served."""
+        served = []
+        for kind in OURS:
+            token = await aget_websocket_token(self.user)
+            client = await WebSocket.open(self.port, f"/required/{kind}/{token}", self.session)
+            answer = await client.call("who")
+            served.append(isinstance(answer, dict) and answer.get("user") == self.user.username)
+            await client.leave()
+        return all(served)
+
+
+class Trial:
+    """One way in on one server: what was tried, and what came of it."""
+
+    def __init__(self, site, small):
+        self.site, self.small = site, small
+        self.places = FEW if small else EVERYWHERE
+        self.tried = self.stopped = self.accepted = 0
+        self.tracebacks = self.servers_tracebacks = 0
+        self.statements = self.writes = 0
+        self.is_good_after = False
+        self.surprises = []
+        self._answers = Counter()
+        self._rightful = 0
+
+    async def run(self, attack):
+        before = await self.site.report()
+        try:
+            await asyncio.wait_for(attack(self), LIMIT)
+        except Exception as error:
+            # Told in the table, whatever it was.
+            self.surprises.append(f"{type(error).__name__}: {error}")
+        after = await self.site.report()
+        self.accepted = sum(after[what] - before[what] for what in ("accepted", "ran"))
+        self.accepted -= self._rightful
+        self.is_good_after = await self.site.is_served()
+        self.tracebacks, self.servers_tracebacks = self.site.new_tracebacks()
+
+    def said(self):
+        return ", ".join(f"{count} x {answer}" for answer, count in self._answers.most_common())
+
+    def note(self, answer, right):
+        """Count one attempt and its ``answer``; ``right`` are those that are promised."""
+        self.tried += 1
+        self._answers[answer] += 1
+        if answer in right:
+            self.stopped += 1
+        elif answer != LOST or 4401 not in right:
+            self.surprises.append(f"the answer was {answer}")
+
+    async def knock(self, place, token, *, session=None, right=REFUSED, **options):
+        """Try to open a socket with what stands in the ``token``'s place, and note the answer."""
+        self.note(await self.dial(place, token, session, **options), right)
+
+    async def rightful(self, place, token, *, session=None, **options):
+        """Open a socket that must open."""
+        answer = await self.dial(place, token, session, **options)
+        if answer == OPEN:
+            self._rightful += 1
+        else:
+            self.surprises.append(f"a good token of {'/'.join(place)} was answered with {answer}")
+
+    def ran_rightly(self):
+        """Say that a method ran, and should have."""
+        self._rightful += 1
+
+    async def dial(self, place, token, session=None, **options):
+        """Return ``OPEN``, an HTTP status, a close code, ``"hung up"`` or ``"no answer"``."""
+        token = token if isinstance(token, bytes) else token.encode()
+        path = "/{}/{}/".format(*place).encode() + token
+        knocking = knock(self.site.port, path, session=session, frames=[WHO], **options)
+        try:
+            answer = await asyncio.wait_for(knocking, PATIENCE)
+        except asyncio.TimeoutError:
+            return "no answer"
+        if isinstance(answer, str):
+            return OPEN
+        return "hung up" if answer is None else answer
+
+    def session_for(self, place, session=None):
+        """The cookie of the rightful user, but not where the token alone signs in."""
+        return None if place[0] == "token" else session or self.site.session
+
+    @contextlib.asynccontextmanager
+    async def counting_sql(self):
+        """Count what the database of the server is asked meanwhile."""
+        before = await self.site.report()
+        yield
+        after = await self.site.report()
+        self.statements += after["statements"] - before["statements"]
+        self.writes += after["writes"] - before["writes"]
+
+    @contextlib.asynccontextmanager
+    async def socket(self, kind, permissions=()):
+        """Have an open socket of a new user, greeted."""
+        user, session = await lab.new_user(permissions)
+        token = await aget_websocket_token(user)
+        client = await WebSocket.open(self.site.port, f"/required/{kind}/{token}", session)
+        await client.next_for("websocket.ready")
+        self._rightful += 1
+        try:
+            yield client
+        finally:
+            await client.leave()
+
+    async def say(self, client, text, right, opcode=0x81):
+        """
+        Send a frame and a good call behind it, note what answered the first, and return that.
+
+        That is a frame, a close code, or ``None`` for silence.
+        """
+        payload = text if isinstance(text, bytes) else text.encode()
+        await client.send_frame(opcode, payload)
+        answers = await answers_before_good_call(client)
+        self.note(_name(answers), right)
+        return answers[0] if answers else None
+
+
+async def answers_before_good_call(client):
+    """Return the frames, or the close code, that come before the answer to a good call."""
+    key = secrets.token_hex(8)
+    await client.send("echo", reply_key=key, value=7)
+    answers = []
+    while True:
+        frame = await client.next()
+        if isinstance(frame, dict) and frame["key"] == key:
+            return answers if frame.get("data") == 7 else [*answers, "a wrong answer"]
+        answers.append(frame)
+        if not isinstance(frame, dict):
+            return answers
+
+
+def _name(answers):
+    if not answers:
+        return "silence"
+    if len(answers) > 1:
+        return "several answers"
+    frame = answers[0]
+    if not isinstance(frame, dict):
+        return frame
+    return frame["error"]["code"] if "error" in frame else "a reply"
+
+
+# Token life
+
+
+@attack("replay", sql="reads")
+async def replay(trial):
+    for place in trial.places:
+        session = trial.session_for(place)
+        token = await aget_websocket_token(trial.site.user)
+        await trial.rightful(place, token, session=session)
+        async with trial.counting_sql():
+            for _ in range(3):
+                await trial.knock(place, token, session=session)
+
+
+@attack("one token, 20 sockets at once")
+async def at_once(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        session = trial.session_for(place)
+        answers = await asyncio.gather(*(trial.dial(place, token, session) for _ in range(20)))
+        if OPEN not in answers:
+            trial.surprises.append("nobody was let in")
+        else:
+            answers.remove(OPEN)
+            trial.ran_rightly()
+        for answer in answers:
+            trial.note(answer, {4401})
+
+
+@attack("expired", sql="reads")
+async def expired(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        rows = WebSocketToken.objects.filter(digest=digests.digest_of(token))
+        await rows.aupdate(expires_at=clock.now())
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=trial.session_for(place))
+
+
+@attack("another user's token, whose owner then uses it", sql="reads")
+async def anothers(trial):
+    _, thief = await lab.new_user()
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=thief)
+        await trial.rightful(place, token, session=trial.site.session)
+
+
+@attack("token without its user's cookie, who then uses it", sql="reads")
+async def without_cookie(trial):
+    garbage = [None, "", "x" * 32, "a" * 5_000, "%00", "../../etc/passwd", "'; --"]
+    for place in trial.places:
+        if place[0] == "token":
+            continue
+        token = await aget_websocket_token(trial.site.user)
+        async with trial.counting_sql():
+            for session in garbage:
+                await trial.knock(place, token, session=session)
+        await trial.rightful(place, token, session=trial.site.session)
+
+
+@attack("token issued to nobody", sql="reads")
+async def of_nobody(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(AnonymousUser())
+        async with trial.counting_sql():
+            for session in (None, trial.site.session):
+                await trial.knock(place, token, session=session)
+
+
+async def after(trial, change, **bound):
+    """Have a token and a session of a new user, ``change(user)``, and try to use them."""
+    for place in trial.places:
+        user, session = await lab.new_user()
+        bound_to = {"session": session} if bound.get("to_session") else {}
+        token = await aget_websocket_token(user, **bound_to)
+        await change(user, session)
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=trial.session_for(place, session))
+            await trial.knock(place, token, session=session)
+
+
+@attack("user made inactive since", sql="reads")
+async def inactive(trial):
+    async def change(user, session):
+        user.is_active = False
+        await user.asave()
+
+    await after(trial, change)
+
+
+@attack("user deleted since", sql="reads")
+async def deleted(trial):
+    async def change(user, session):
+        await user.adelete()
+
+    await after(trial, change)
+
+
+@attack("password changed since", sql="reads")
+async def password(trial):
+    async def change(user, session):
+        user.set_password("changed")
+        await user.asave()
+
+    await after(trial, change)
+
+
+@attack("logged out since, token bound to the session", sql="reads")
+async def logged_out(trial):
+    async def change(user, session):
+        await lab.post(trial.site.port, "/logout/", session)
+
+    await after(trial, change, to_session=True)
+
+
+@attack("disconnected since", sql="reads")
+async def disconnected(trial):
+    async def change(user, session):
+        await lab.post(trial.site.port, f"/act/disconnect/{user.pk}/")
+
+    await after(trial, change)
+
+
+@attack("token bound to another session of the user", sql="reads")
+async def another_session(trial):
+    elsewhere = await sync_to_async(sign_in)(trial.site.user)
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user, session=elsewhere)
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=trial.site.session)
+        await trial.rightful(place, token, session=elsewhere)
+
+
+@attack("token of another path", sql="reads")
+async def another_path(trial):
+    for place in trial.places:
+        right = next(kind for kind in KINDS if kind != place[1])
+        token = await aget_websocket_token(trial.site.user, path=f"/{right}/")
+        session = trial.session_for(place)
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=session)
+        await trial.rightful((place[0], right), token, session=session)
+
+
+@attack("invented tokens", sql="reads")
+async def invented(trial):
+    async with trial.counting_sql():
+        for place in trial.places:
+            for _ in range(5 if trial.small else 50):
+                token = shape.TOKEN_PREFIX + secrets.token_urlsafe(32)
+                await trial.knock(place, token, session=trial.session_for(place))
+
+
+# Path, origin
+
+
+MALFORMED = {
+    "percent-escapes": [b"%2F", b"%00", b"%0a", b"%0d%0a", b"%ff", b"%C0%AF", b"%", b"%zz", b"%20"],
+    "dots and slashes": [b"../", b"../../", b"..%2f", b"//", b"/", b"./", b"..", b"%2e%2e%2f", b""],
+    "4k": [b"w" * 4096, b"wst_" + b"u" * 4096, b"%41" * 1365],
+    "70k": [b"w" * 70_000, b"wst_" + b"u" * 70_000],
+    "upper-case prefix, look-alikes": [
+        b"WST_" + b"u" * 43,
+        b"Wst_" + b"u" * 43,
+        *(
+            quote(name + "u" * 42).encode()
+            for name in ("wst_\u0430", "\uff57st_u", "w\u0455t_u", "wst\uff3fu", "wst_\u202e")
+        ),
+        quote("wst_" + "\u0661" * 43).encode(),
+        quote("wst_" + "\u212a" * 43).encode(),
+    ],
+    "one character too few, too many, wrong": [
+        b"wst_" + b"u" * 42,
+        b"wst_" + b"u" * 44,
+        b"wst_" + b"u" * 42 + b"=",
+        b"wst_" + b"u" * 42 + b"+",
+        b"wst-" + b"u" * 43,
+        b"ws_" + b"u" * 44,
+    ],
+    "bytes that no path has": [
+        b"\xff" * 47,
+        b"\x00",
+        b"\x7f",
+        b"\xc0\xaf",
+        b"wst_\x80" + b"u" * 42,
+    ],
+}
+
+
+def malformed(name, paths):
+    @attack(f"instead of a token: {name}", sql="none")
+    async def try_them(trial):
+        async with trial.counting_sql():
+            for path in paths:
+                # At once: of the longest ones some servers leave all without an answer.
+                await asyncio.gather(*(try_it(trial, place, path) for place in trial.places))
+
+    async def try_it(trial, place, path):
+        right = REFUSED if place[0] == "default" else {403}
+        session = trial.site.session
+        await trial.knock(place, path, session=session, right=right | BY_SERVER)
+
+
+for _case, _paths in MALFORMED.items():
+    malformed(_case, _paths)
+
+
+@attack("a good token, changed or escaped, whose owner then uses it", sql="none")
+async def changed(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        session = trial.session_for(place)
+        tail = token.removeprefix(shape.TOKEN_PREFIX)
+        variants = [
+            *(token.upper(), "WST_" + tail, token[:-1], token + "a", tail, "wst_" + token),
+            *(token + end for end in ("%0a", "%00", "%20", "/", "%2F", "%FF", "\u00ad", "\ufeff")),
+            *(begin + token for begin in ("%20", "./", "/", "%00", "x/", "\u200b")),
+            *("wst%5F" + tail, "%77st_" + tail, token[:-1] + f"%{ord(token[-1]):02X}"),
+            base64.urlsafe_b64encode(token.encode()).decode(),
+        ]
+        async with trial.counting_sql():
+            for variant in variants:
+                # What is not ASCII goes as a browser sends it.
+                variant = quote(variant, safe="/%")
+                await trial.knock(place, variant, session=session, right=REFUSED | BY_SERVER)
+        await trial.rightful(place, token, session=session)
+
+
+@attack("two tokens in one handshake, which are then used", sql="none")
+async def two_tokens(trial):
+    for place in trial.places:
+        first, second = [await aget_websocket_token(trial.site.user) for _ in range(2)]
+        session = trial.session_for(place)
+        async with trial.counting_sql():
+            for paths in ([first, second], [second, first], [first, first]):
+                await trial.knock(place, "{}?token={}".format(*paths), session=session)
+                await trial.knock((place[0], "two"), "/".join(paths), session=session)
+            headers = offer("websocket.token", second)
+            await trial.knock(place, first, session=session, headers=headers)
+        for token in (first, second):
+            await trial.rightful(place, token, session=session)
+
+
+def offer(*names):
+    return [f"Sec-WebSocket-Protocol: {', '.join(names)}".encode()]
+
+
+@attack("replay of an offered token", sql="reads")
+async def offered_replay(trial):
+    place, session = ("offered", "none"), trial.site.session
+    for _ in range(3):
+        token = await aget_websocket_token(trial.site.user)
+        offered = {"session": session, "headers": offer("websocket.token", token)}
+        await trial.rightful(place, "", **offered)
+        async with trial.counting_sql():
+            for _ in range(3):
+                await trial.knock(place, "", **offered)
+
+
+@attack("odd offers of two good tokens, which are then used", sql="none")
+async def odd_offers(trial):
+    place, session = ("offered", "none"), trial.site.session
+    first, second = [await aget_websocket_token(trial.site.user) for _ in range(2)]
+    escaped = f"%77{first[1:]}"
+    offers = [
+        *([], offer(""), offer("websocket.token"), offer(first), offer("websocket.token", "x")),
+        *(offer("websocket.token", first[:-1]), offer("websocket.token", first + "a")),
+        *(offer("websocket.token", each) for each in (first.upper(), escaped, f'"{first}"')),
+        *(offer(first, "websocket.token"), offer("WEBSOCKET.TOKEN", first)),
+        *(offer("websocket.token", "chat", first), offer("websocket.token", first, second)),
+        offer("websocket.token", first, "websocket.token", second),
+        offer("websocket.token", first, "websocket.token", first),
+        offer("websocket.token", first) + offer("websocket.token", second),
+    ]
+    async with trial.counting_sql():
+        for headers in offers:
+            right = {403} | BY_SERVER
+            await trial.knock(place, "", session=session, headers=headers, right=right)
+        for kind in KINDS:
+            headers = offer("websocket.token", second)
+            await trial.knock(("offered", kind), first, session=session, headers=headers)
+    await trial.rightful(("offered", "async"), first, session=session)
+    await trial.rightful(place, "", session=session, headers=offer("websocket.token", second))
+
+
+@attack("a good token on a path of no route, which is then used", sql="none")
+async def no_route(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        session = trial.session_for(place)
+        async with trial.counting_sql():
+            for kind in ("nothing", "two", f"{place[1]}/{place[1]}", place[1].upper()):
+                await trial.knock((place[0], kind), token, session=session, right={403})
+        await trial.rightful(place, token, session=session)
+
+
+@attack("a page of another origin, behind AllowedHostsOriginValidator", sql="none")
+async def origin(trial):
+    port = trial.site.port
+    foreign = [
+        *("https://evil.example", "null", "", "http://127.0.0.1.evil.example", "http://127.0.0.2"),
+        *(f"http://evil.example:{port}", "file://", "http://xn--127001.example", "javascript:1"),
+    ]
+    for kind in KINDS:
+        place = ("origin", kind)
+        token = await aget_websocket_token(trial.site.user)
+        session = trial.site.session
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=session, right={403})
+            for name in foreign:
+                header = [f"Origin: {name}".encode()]
+                right = {403} | BY_SERVER
+                await trial.knock(place, token, session=session, headers=header, right=right)
+        header = [f"Origin: http://127.0.0.1:{port}".encode()]
+        await trial.rightful(place, token, session=session, headers=header)
+
+
+@attack("frames sent along with a handshake that is refused")
+async def early(trial):
+    frames = ['{"type": "touch"}'] * 3
+    for place in trial.places:
+        for token in ("x", shape.TOKEN_PREFIX + secrets.token_urlsafe(32)):
+            session = trial.session_for(place)
+            # One server refuses whatever comes before its answer.
+            right = REFUSED | BY_SERVER
+            await trial.knock(place, token, session=session, early=frames, right=right)
+
+
+# Messages
+
+
+def on_our_consumers(name, sql=None):
+    """Register a function that takes a ``Trial`` and an open socket, for each of our consumers."""
+
+    def register(function):
+        @attack(name, sql)
+        async def on_each(trial):
+            for kind in OURS:
+                async with trial.socket(kind) as client:
+                    await function(trial, client)
+
+    return register
+
+
+def attributes():
+    """Every name of a consumer that no decorator has opened to clients, and some of nobody's."""
+    of_channels = {name for name in dir(Async) if name not in Async._routes}
+    others = ["ECHO", "echo ", "echo\0", "__init__.__globals__", "scope.user", "constructor"]
+    events = ["websocket.connect", "websocket.receive", "websocket.disconnect", "http.request"]
+    return [*sorted(of_channels), *others, *events]
+
+
+@on_our_consumers("every attribute of the consumer as type")
+async def every_attribute(trial, client):
+    names = attributes()
+    for name in names[::4] if trial.small else names:
+        call = {"type": name, "reply_key": "k", "code": 1000, "value": 1}
+        await trial.say(client, json.dumps(call), {"unknown_type"})
+
+
+BAD_FRAMES = [
+    *("1", "null", "[]", "true", '"echo"', "", " ", "\0", "{", "}", "{}", "[{}]", "'echo'"),
+    *('{"type": 1}', '{"type": null}', '{"type": ["echo"]}', '{"type": ""}', '{"type": {}}'),
+    *('{"type": "echo"', '{"type": "echo"}}', '{"type": "echo"}{"type": "echo"}'),
+    *('{"type": "echo", }', "{'type': 'echo'}", '{type: "echo"}', '\ufeff{"type": "echo"}'),
+    *(f'{{"type": "echo", "value": {value}}}' for value in ("NaN", "Infinity", "-Infinity")),
+    *(f'{{"type": "echo", "value": {value}}}' for value in ("1e999", "-1e999", "01", "1.", ".1")),
+    f'{{"type": "echo", "value": {"9" * 4301}}}',
+    f'{{"type": "echo", "value": -{"9" * 60_000}}}',
+    "[" * 1000 + "]" * 1000,
+    "[" * 30_000,
+    '{"type": "echo", "value": ' + "[" * 1000 + "]" * 1000 + "}",
+    '{"type": "echo", "value": ' + '{"a":' * 1000 + "1" + "}" * 1000 + "}",
+    '{"type": "hidden", "type": "echo"}',
+    '{"type": "echo", "value": {"a": 1, "a": 2}}',
+    *(f'{{"type": "echo", "value": "{half}"}}' for half in (r"\ud800", r"\udfff\ud800")),
+    r'{"type": "echo", "\udc00": 1}',
+    r'{"type": "\ud800"}',
+    '{"type": "echo", "value": "\n"}',
+    r'{"type": "echo", "value": "\x41"}',
+]
+
+
+@on_our_consumers("bad frames", sql="none")
+async def bad_frames(trial, client):
+    async with trial.counting_sql():
+        for text in BAD_FRAMES:
+            await trial.say(client, text, {"bad_message"})
+
+
+@on_our_consumers("binary frames", sql="none")
+async def binary(trial, client):
+    async with trial.counting_sql():
+        for payload in (b"", b"\0", b"\xff" * 100, b'{"type": "echo"}', b"x" * 70_000):
+            await trial.say(client, payload, {"bad_message"}, opcode=0x82)
+
+
+@attack("text frames that are not UTF-8")
+async def not_utf8(trial):
+    for kind in OURS:
+        for payload in (b"\xff", b"\xc0\xaf", b'{"type": "echo", "value": "\xed\xa0\x80"}'):
+            async with trial.socket(kind) as client:
+                # RFC 6455, section 8.1.
+                await trial.say(client, payload, {1007, 1006})
+
+
+@on_our_consumers("oversized frames", sql="none")
+async def oversized(trial, client):
+    limit = 64 * 1024
+    call = '{"type": "touch", "value": "'
+    texts = [
+        call + "x" * (limit - len(call) - 1) + '"}',
+        call + "\u00e9" * (limit // 2) + '"}',
+        "[" * (limit + 1),
+        "9" * (2 * limit),
+        " " * 2**20,
+    ]
+    async with trial.counting_sql():
+        for text in texts:
+            await trial.say(client, text, {"too_large"})
+
+
+@attack("a frame of 17 MiB")
+async def huge(trial):
+    for kind in OURS:
+        async with trial.socket(kind) as client:
+            await trial.say(client, b" " * (17 * 2**20), {"too_large", 1009, 1006})
+
+
+BAD_KEYS = [
+    *(1, 0, -1, 1.5, True, False, None, [], {}, ["k"], {"k": 1}, "", " ", "a b", "k\n", "k\0"),
+    *("__proto__", "x" * 65, "x" * 10_000, "\u00e9", "k/k", "<b>", "\u202ek", "k\ud83d\ude00"),
+]
+
+
+@on_our_consumers("bad reply keys", sql="none")
+async def bad_reply_keys(trial, client):
+    """The method does not run, and nothing of the key comes back."""
+    async with trial.counting_sql():
+        for key in BAD_KEYS:
+            text = json.dumps({"type": "touch", "reply_key": key})
+            answer = await trial.say(client, text, {"bad_message"})
+            error = {"code": "bad_message", "message": answer["error"]["message"]}
+            if answer != {"key": protocol.ERROR_KEY, "type": "touch", "error": error}:
+                trial.surprises.append(f"the answer was {answer}")
+            if isinstance(key, str) and len(key) > 3 and key in json.dumps(answer):
+                trial.surprises.append("the key came back")
+
+
+@on_our_consumers("a result that says where it goes")
+async def result_with_key(trial, client):
+    """It goes to who asked, all the same."""
+    results = [
+        *({name: "elsewhere"} for name in ("key", "error", "more", "type", "reply_key", "credit")),
+        *({"key": "elsewhere", "data": 1}, {"key": None}, {"more": True}, {"websocket.x": 1}),
+        *({"key": "websocket.error", "error": {"code": "internal"}}, {"data": 1}, {"data": {}}),
+    ]
+    for result in results:
+        answer = await client.call("echo", value=result)
+        is_home = answer == {"key": answer.get("key"), "data": result}
+        trial.note("the asker's reply" if is_home else "another reply", {"the asker's reply"})
+
+
+@on_our_consumers("bad credits and grants")
+async def bad_credits(trial, client):
+    bad = [0, -1, 1.5, "64", None, True, [], {}, float(2**53)]
+    for value in bad:
+        call = {"type": "numbers", "reply_key": "s", "credit": value}
+        await trial.say(client, json.dumps(call), {"bad_message"})
+        # The generator's body never runs: to make one is not to run it.
+        grant = {"type": "websocket.more", "reply_key": "s", "parts": value}
+        await trial.say(client, json.dumps(grant), {"bad_message"})
+
+
+DENIED = ["inside", "outside", "silently", "by_nothing_there_is"]
+
+
+@on_our_consumers("guarded methods, decorators in each order, without the permission")
+async def denied(trial, client):
+    for name in DENIED:
+        for key in ({}, {"reply_key": "k"}):
+            call = {"type": f"guarded_{name}", **key}
+            await trial.say(client, json.dumps(call), {"permission_denied"})
+
+
+@attack("guarded methods after the permission was taken away")
+async def taken_away(trial):
+    permission = await Permission.objects.aget(
+        content_type__app_label="auth", codename=PERM.split(".")[1]
+    )
+    for kind in OURS:
+        user, session = await lab.new_user([permission])
+        token = await aget_websocket_token(user)
+        client = await WebSocket.open(trial.site.port, f"/required/{kind}/{token}", session)
+        trial.ran_rightly()
+        if (await client.call("guarded_inside")).get("data", 0) is not None:
+            trial.surprises.append("the permission was of no use")
+        trial.ran_rightly()
+        await user.user_permissions.aclear()
+        for name in DENIED:
+            call = {"type": f"guarded_{name}", "reply_key": "k"}
+            await trial.say(client, json.dumps(call), {"permission_denied"})
+        await client.leave()
+
+
+@on_our_consumers("a handler that raises")
+async def raising(trial, client):
+    """The client hears an id, the log has the text."""
+    for _ in range(3):
+        call = {"type": "fail", "error": "value", "reply_key": "k"}
+        answer = await trial.say(client, json.dumps(call), {"internal"})
+        if "secret" in json.dumps(answer) or len(answer["error"].get("id", "")) != 32:
+            trial.surprises.append("the client heard too much, or no id")
+
+
+@attack("ten bad frames in a row")
+async def ten_in_a_row(trial):
+    for kind in OURS:
+        async with trial.socket(kind) as client:
+            for _ in range(2):
+                for _ in range(protocol.MAX_BAD_MESSAGES - 1):
+                    await client.send_text("bad")
+                # Nine are forgiven.
+                if _name((await answers_before_good_call(client))[-1:]) != "bad_message":
+                    trial.surprises.append("nine were too many")
+            for _ in range(protocol.MAX_BAD_MESSAGES):
+                await client.send_text("bad")
+            await client.send("touch")
+            trial.note(await client.closed(), {4400})
+
+
+@attack("flood of frames")
+async def flood(trial):
+    """One socket says twice what RATE_LIMIT allows at once; another one is served meanwhile."""
+    for kind in OURS:
+        async with trial.socket(kind) as client, trial.socket(kind) as other:
+            frames = 2 * BURST
+            for _ in range(frames):
+                await client.send("echo", reply_key="k")
+            if not await other.is_alive():
+                trial.surprises.append("another socket was not served meanwhile")
+            answers = []
+            while isinstance(frame := await client.next(), dict):
+                answers.append("rate_limited" if "error" in frame else "served")
+            trial.note(frame, {4429})
+            served = answers.count("served")
+            if answers[-10:] != ["rate_limited"] * 10 or not BURST <= served < frames:
+                trial.surprises.append(f"{served} of {frames} were served")
+
+
+# The control
+
+
+@attack("control, naive code: replay")
+async def naive_replay(trial):
+    place = ("naive", "naive")
+    token = await aget_websocket_token(trial.site.user)
+    await trial.rightful(place, token, session=trial.site.session)
+    for _ in range(3):
+        await trial.knock(place, token)
+
+
+@attack("control, naive code: methods as type")
+async def naive_getattr(trial):
+    for name in ("unmarked", "_private", "close"):
+        token = await aget_websocket_token(trial.site.user)
+        client = await WebSocket.open(trial.site.port, f"/naive/naive/{token}", trial.site.session)
+        trial.ran_rightly()
+        for _ in range(2):
+            await client.send(name)
+        # Both have been handled when the socket ends.
+        await client.send("close")
+        trial.note(await client.closed(), {4400})
+        await client.leave()

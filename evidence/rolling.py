@@ -1,0 +1,208 @@
+"""
+Rolling restarts: nothing a caller was told is untrue, and nothing is lost
+==========================================================================
+
+Two processes of one site behind nginx, with Redis between them. Twenty clients, each with a session
+of its own, send a request every 100 ms; the server writes the request's id to a file and answers
+20 ms later. Meanwhile each process is ended in turn, by ``SIGTERM`` or ``kill -9``, and started
+again; 6 s after it answers it is the next one's turn. The clients are ``WebSocketManager`` in Node,
+with the ``WebSocket`` that Node has. The controls are clients as they are usually written: they
+come back too, with a fresh token, and then forget what they had sent, or send it again.
+
+* *Requests*: so many were sent; *answered* with their own id; *failed*, with the code that the
+  caller was given; *lost*: neither, 12 s after the end.
+* *Executed twice*: by the ids in the file. *Failed, yet executed*: a caller who is told
+  ``disconnected`` knows that it may be so.
+* *Tokens*: so many were dialled; *twice*: of those, how many more than once.
+* *Longest gap*: the longest that a client was without a connection, in seconds, and the median of
+  all gaps.
+"""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+
+from tests.support.lab import CSRF_TOKEN
+from tests.support.processes import Nginx
+
+from .fault_lab import ROOT, Site
+
+PACKAGES = ["uvicorn", "daphne", "psycopg"]
+SCRIPT = ROOT / "evidence/rolling.mjs"
+EVERY = 100
+WORK = 0.02
+# Seconds. What a client waits for after its third failure in a row is 6; ten times that is never.
+PROMISED = 30
+CONFIGURATION = """
+daemon off;
+pid nginx.pid;
+error_log stderr error;
+{user}
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    upstream site {{
+        {servers}
+    }}
+    map $http_upgrade $connection_upgrade {{
+        default upgrade;
+        "" close;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://site;
+            proxy_next_upstream error timeout;
+            proxy_connect_timeout 1s;
+            proxy_read_timeout 1h;
+            proxy_http_version 1.1;
+            proxy_set_header Host $host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_upgrade;
+        }}
+    }}
+}}
+"""
+
+
+@dataclass
+class Sizes:
+    clients: int
+    rounds: int
+    # Seconds between a process that answers again and the end of the next. After 5 s a connection
+    # counts as one that stood: who lost it dials again as if for the first time.
+    calm: float
+
+
+FULL = Sizes(clients=20, rounds=2, calm=6)
+SMALL = Sizes(clients=5, rounds=1, calm=1)
+
+
+@dataclass
+class Row:
+    server: str
+    how: int | None
+    database: str = "sqlite"
+    client: str = "manager"
+    # What the control is there to show.
+    shows: str = ""
+
+
+ROWS = {
+    "no restart": Row("uvicorn", None),
+    "uvicorn: SIGTERM": Row("uvicorn", signal.SIGTERM),
+    "uvicorn: kill -9": Row("uvicorn", signal.SIGKILL),
+    "daphne: SIGTERM": Row("daphne", signal.SIGTERM),
+    "uvicorn, PostgreSQL: SIGTERM": Row("uvicorn", signal.SIGTERM, "postgresql"),
+    "uvicorn, PostgreSQL: kill -9": Row("uvicorn", signal.SIGKILL, "postgresql"),
+    "control that forgets: kill -9": Row("uvicorn", signal.SIGKILL, client="forgets", shows="lost"),
+    "control that sends again: kill -9": Row(
+        "uvicorn", signal.SIGKILL, client="resends", shows="executed twice"
+    ),
+}
+SMALL_ROWS = ["uvicorn: kill -9", "control that forgets: kill -9"]
+
+
+async def measure(small, is_kept):
+    sizes = SMALL if small else FULL
+    for name in SMALL_ROWS if small else ROWS:
+        if not is_kept(name):
+            yield name, *await measured(ROWS[name], sizes)
+
+
+async def measured(row, sizes):
+    site = Site(row.server, row.database, "layer", processes=2)
+    with contextlib.ExitStack() as stack:
+        await asyncio.to_thread(site.start, stack)
+        servers = [
+            f"server 127.0.0.1:{each.port} max_fails=1 fail_timeout=1s;" for each in site.processes
+        ]
+        nginx = Nginx(site.folder / "nginx", CONFIGURATION, servers=" ".join(servers))
+        await asyncio.to_thread(stack.enter_context, nginx)
+        sessions = [
+            (await site.sign_in(f"user{number}")).session for number in range(sizes.clients)
+        ]
+        clients = await start_clients(row.client, nginx.port, sessions)
+        try:
+            for process in sizes.rounds * site.processes:
+                await asyncio.sleep(sizes.calm)
+                if row.how is not None:
+                    await asyncio.to_thread(process.stop, row.how)
+                    await asyncio.to_thread(process.start)
+            await asyncio.sleep(sizes.calm)
+            clients.stdin.write(b"end\n")
+            told = json.loads(await clients.stdout.readline())
+        finally:
+            if clients.returncode is None:
+                clients.kill()
+                await clients.wait()
+        work = Counter((site.folder / "work").read_text().split())
+    return cells(row, told, work, row.how and sizes.rounds * len(site.processes))
+
+
+async def start_clients(kind, port, sessions):
+    orders = {
+        "kind": kind,
+        "port": port,
+        "sessions": sessions,
+        "csrfToken": CSRF_TOKEN,
+        "every": EVERY,
+        "seconds": WORK,
+    }
+    command = ["node", "--experimental-websocket", "--disable-warning=ExperimentalWarning"]
+    pipe = asyncio.subprocess.PIPE
+    clients = await asyncio.create_subprocess_exec(
+        *(shutil.which(command[0]), *command[1:], str(SCRIPT), json.dumps(orders)),
+        stdin=pipe,
+        stdout=pipe,
+        limit=2**24,
+    )
+    if await clients.stdout.readline() != b"open\n":
+        raise RuntimeError("The clients did not open.")
+    return clients
+
+
+def cells(row, told, work, restarts):
+    failed = sum(told["failed"].values())
+    twice = sum(times > 1 for times in work.values())
+    gaps = told["gaps"]
+    cells = {
+        "restarts": restarts,
+        "requests": told["sent"],
+        "answered": told["answered"],
+        "failed": ", ".join(f"{code}: {count}" for code, count in told["failed"].items()) or "-",
+        "lost": told["sent"] - told["answered"] - told["wrong"] - failed,
+        "executed twice": twice,
+        "failed, yet executed": sum(work[id] > 0 for id in told["ids"]),
+        "tokens / twice": [told["dialled"], told["twice"]],
+        "longest gap / median s": [max(gaps), median(gaps)] if gaps else None,
+    }
+    return cells, [*broken(row, cells, told, work)]
+
+
+def broken(row, cells, told, work):
+    if row.shows and not cells[row.shows]:
+        yield f"the control shows none that are {row.shows}"
+    for what in ("lost", "executed twice"):
+        if cells[what] and what != row.shows:
+            yield f"requests that were {what}"
+    if told["wrong"]:
+        yield f"{told['wrong']} requests got another one's answer"
+    if len(work) < told["answered"]:
+        yield "requests were answered, and not executed"
+    if told["twice"]:
+        yield "tokens were dialled twice"
+    if row.how is None and told["failed"]:
+        yield "requests failed"
+    if told["gaps"] and max(told["gaps"]) > PROMISED:
+        yield f"a client was without a connection for more than {PROMISED} s"

@@ -1,0 +1,166 @@
+"""The sample site for people who see it as it is, large or small, and for those who do not."""
+
+import pytest
+from playwright.sync_api import expect
+
+from ..support.board_states import STATES, Stage, expect_state
+from ..support.helpers import ROOT
+from ..support.sample_site_fixtures import PASSWORDS, running_site
+
+pytestmark = pytest.mark.browser
+
+AXE = ROOT / "node_modules/axe-core/axe.min.js"
+# What axe finds, in a line each; its default is every rule that is not an experiment.
+FOUND = """async () => {
+  const { violations } = await axe.run({ resultTypes: ["violations"] })
+  return violations.flatMap(({ id, help, nodes }) =>
+    nodes.map(({ html }) => `${id}: ${help}: ${html.slice(0, 200)}`))
+}"""
+# Whether the eye finds what has the focus: outlined, on the screen, and behind nothing.
+IS_SEEN = """(element) => {
+  const { outlineStyle, outlineWidth } = getComputedStyle(element)
+  const { x, y, width, height } = element.getBoundingClientRect()
+  const shown = document.elementFromPoint(x + width / 2, y + height / 2)
+  return outlineStyle !== "none" && parseFloat(outlineWidth) >= 2 && element.contains(shown)
+}"""
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("board")) as site:
+        yield site
+
+
+@pytest.fixture
+def signed_in(stage):
+    """A function that signs a user in by keys alone, on a phone, where the top is highest."""
+
+    def sign_in(username):
+        page = stage.open()
+        page.set_viewport_size(PHONE)
+        # The name has the focus from the beginning.
+        page.keyboard.type(username)
+        page.keyboard.press("Tab")
+        page.keyboard.type(PASSWORDS[username])
+        page.keyboard.press("Enter")
+        expect_state(page, "Live")
+        return page
+
+    return sign_in
+
+
+@pytest.fixture
+def stage(site, browser):
+    with Stage(site, browser) as stage:
+        yield stage
+
+
+def audit(page):
+    """Return what axe finds on a page, light and dark, on a phone and on a desktop."""
+    # Evaluated and not added as a script, which the policy of the page would not let in.
+    page.evaluate(f"() => {{ {AXE.read_text()} }}")
+    found = {}
+    for size in (PHONE, DESKTOP):
+        page.set_viewport_size(size)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found[size["width"], scheme] = page.evaluate(FOUND)
+    return found
+
+
+@pytest.mark.axe
+@pytest.mark.parametrize("state", STATES)
+def test_axe_finds_nothing(stage, state):
+    page = STATES[state](stage)
+
+    found = audit(page)
+
+    assert found == {(width, scheme): [] for width in (390, 1280) for scheme in ("light", "dark")}
+
+
+@pytest.mark.axe
+def test_axe_has_teeth(stage):
+    page = stage.open()
+    page.evaluate("document.querySelector('label').remove()")
+    page.evaluate("document.body.style.color = 'silver'")
+
+    found = audit(page)
+
+    assert any(line.startswith("label: ") for line in found[390, "light"])
+    assert any(line.startswith("color-contrast: ") for line in found[1280, "light"])
+
+
+def tab_to(page, target):
+    """Press Tab until ``target`` has the focus; whatever has it on the way must show it."""
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        focused = page.evaluate_handle("document.activeElement").as_element()
+        if focused.evaluate("(element) => element === document.body"):
+            # The browser's own buttons come between the last and the first.
+            continue
+        assert focused.evaluate(IS_SEEN), focused.evaluate("(element) => element.outerHTML")
+        if target.evaluate("(element) => element === document.activeElement"):
+            return
+    raise AssertionError(f"Tab does not reach {target}")
+
+
+def test_keys_post_a_note_and_mark_it_done(stage, signed_in):
+    stage.clear()
+    page = signed_in("ben")
+
+    tab_to(page, page.get_by_label("New note"))
+    page.keyboard.type("Typed, not clicked")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#notes .note")).to_have_count(1)
+    tab_to(page, page.get_by_role("button", name="Done: Typed, not clicked"))
+    page.keyboard.press("Space")
+
+    reopen = page.get_by_role("button", name="Reopen: Typed, not clicked")
+    expect(reopen).to_be_focused()
+    assert reopen.evaluate(IS_SEEN)
+
+
+def test_keys_start_and_cancel_the_report(signed_in):
+    page = signed_in("ben")
+    start = page.get_by_role("button", name="Make the report")
+
+    tab_to(page, start)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    tab_to(page, page.get_by_role("button", name="Cancel"))
+    page.keyboard.press("Enter")
+
+    expect(page.get_by_role("progressbar")).to_be_hidden()
+    expect(page.locator("#report dl")).to_have_count(0)
+    expect(start).to_be_focused()
+    assert start.evaluate(IS_SEEN)
+
+
+def test_keys_publish_an_announcement(stage, signed_in):
+    stage.clear()
+    page = signed_in("ada")
+
+    tab_to(page, page.get_by_label("Text for everyone"))
+    page.keyboard.type("Fire drill at 03:00")
+    tab_to(page, page.get_by_role("button", name="Publish"))
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#announcement .text")).to_have_text("Fire drill at 03:00")
+
+
+@pytest.mark.parametrize("where", ["here", "everywhere"])
+def test_keys_sign_out(stage, signed_in, where):
+    page = signed_in("ben")
+
+    if where == "everywhere":
+        tab_to(page, page.get_by_role("link", name="Ben"))
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/account/")
+        tab_to(page, page.get_by_role("button", name="Sign out everywhere"))
+    else:
+        tab_to(page, page.get_by_role("button", name="Sign out"))
+    page.keyboard.press("Enter")
+
+    expect(page).to_have_url(f"{stage.site.url}/login/")
+    expect(page.get_by_label("Name")).to_be_focused()

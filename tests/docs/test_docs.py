@@ -1,0 +1,295 @@
+"""The pages of docs/: their code runs, their conversations happen, their tables are whole."""
+
+import contextlib
+import json
+import logging.config
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.layers import ChannelLayerManager
+from django.core.checks import run_checks
+from django.db.utils import ConnectionHandler
+from django.template import engines
+from django.test import RequestFactory, override_settings
+
+from channels_websocket_utils import protocol, utils
+from channels_websocket_utils.gate.verdict import TokenAnnotation
+from channels_websocket_utils.utils import (
+    adisconnect_user,
+    aget_websocket_token,
+    get_websocket_token,
+)
+from docs.draw_house import HOUSE, draw
+
+from ..support.following import blocks
+from ..support.helpers import LIMIT, ROOT, ended, stack
+from ..support.pages import (
+    NAMES,
+    OWN_PROJECT,
+    PACKAGE,
+    PAGES,
+    awaits,
+    executed,
+    nginx_parts,
+    of_kind,
+)
+from ..support.secret_servers import nginx_command
+from ..support.servers import free_port, make_certificate
+
+
+def found(*kinds):
+    """Return (page, number, code) of every block of one of the ``kinds``, as parameters."""
+    return [
+        pytest.param(name, number, block.code, id=f"{Path(name).stem} {number}")
+        for name in PAGES
+        for number, block in enumerate(blocks(name))
+        if block.kind in kinds and block.code not in OWN_PROJECT
+    ]
+
+
+# Python and settings
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if of_kind(name, "python")])
+def test_python_of_the_docs_runs(name, user):
+    """All of a page, from top to bottom, but for what waits for a server."""
+    executed(name, user=user)
+
+
+SETTINGS = [
+    each
+    for each in found("python")
+    if re.match(r"(import os\n\n)?[A-Z_]+ = ", each.values[2]) and "LOGGING" not in each.values[2]
+]
+
+
+@pytest.mark.parametrize(("name", "number", "code"), SETTINGS)
+def test_settings_of_the_docs_pass_the_checks(name, number, code, db, tmp_path):
+    names = {"BASE_DIR": tmp_path}
+    exec(code, names)
+    given = {key: value for key, value in names.items() if key.isupper() and key != "BASE_DIR"}
+
+    # A test may not change these; they are tried below.
+    databases = ConnectionHandler(given.pop("DATABASES", {}))
+    layers = given.get("CHANNEL_LAYERS", {})
+    with override_settings(**given):
+        problems = [each.id for each in run_checks() if "websocket_utils" in (each.id or "")]
+        for alias in layers:
+            assert ChannelLayerManager()[alias]
+    for connection in databases.all():
+        assert connection.ops
+        if connection.vendor == "sqlite":
+            with contextlib.closing(connection), connection.cursor() as cursor:
+                assert cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code"),
+    [each for each in found("python") if each.values[2].startswith("LOGGING")],
+)
+def test_logging_of_the_docs_can_be_set_up(name, number, code):
+    names = {}
+    exec(code, names)
+    script = "import json, logging.config, sys; logging.config.dictConfig(json.load(sys.stdin))"
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.support.settings"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(names["LOGGING"]),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert logging.config.DictConfigurator(names["LOGGING"])
+
+
+@pytest.mark.parametrize(("name", "number", "code"), found("html"))
+def test_templates_of_the_docs_render(name, number, code, user):
+    request = RequestFactory().get("/", SCRIPT_NAME="/app")
+    request.user = user
+    # As startproject's context processors have it.
+    context = {"request": request, "token": get_websocket_token(user)}
+
+    html = engines["django"].from_string(code).render(context, request)
+
+    assert 'src="/static/websocket_utils/WebSocketManager.js"' in html
+    if "SCRIPT_NAME" in code:
+        assert 'data-socket-path="/app/ws/chat/"' in html
+
+
+# nginx
+
+
+@pytest.mark.nginx
+@pytest.mark.parametrize(("name", "number", "code"), found("nginx"))
+def test_nginx_takes_the_configurations_of_the_docs(name, number, code, tmp_path):
+    make_certificate(tmp_path)
+    code = code.replace("/var/log/nginx", str(tmp_path))
+    http, main = nginx_parts(code, free_port(), tmp_path)
+
+    done = subprocess.run(
+        [*nginx_command(http, tmp_path, main), "-t"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+# The explanations
+
+
+async def test_conversations_of_the_wire_page_happen(user, session, open_socket):
+    """Each line that the server says there, word for word, but for what is told as "..."."""
+    names = await sync_to_async(executed)("docs/wire.rst")
+    socket = open_socket(
+        stack(names["ChatConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
+    )
+    await socket.connect()
+
+    lines = 0
+    for line in "".join(of_kind("docs/wire.rst", "text")).splitlines():
+        side, _, text = line.partition(" ")
+        if side == ">":
+            await socket.send_text(text)
+            continue
+        expected, frame = json.loads(text), await socket.next()
+        for name in expected:
+            if expected[name] == "...":
+                assert frame[name]
+                frame[name] = "..."
+        assert frame == expected
+        lines += 1
+
+    assert lines > 15
+
+
+def table(page, head):
+    """Return the first column of the table whose first column is called ``head``."""
+    body = re.search(rf"^=+ .*\n{head} .*\n=+ .*\n((?:.+\n)+?)=+ ", page, re.M)[1]
+    return {cell.strip("`") for cell in re.findall(r"^(\S+)", body, re.M)}
+
+
+def test_wire_page_has_every_close_code():
+    ours = {str(getattr(protocol, name)) for name in protocol.__all__ if name.startswith("CLOSE_")}
+
+    assert table(PAGES["docs/wire.rst"], "code +what has happened") == ours | {"1000", "4403"}
+
+
+def test_wire_page_has_every_error_code():
+    raised = set()
+    for file in PACKAGE.rglob("*.py"):
+        raised |= set(re.findall(r'MessageError\(\s*"(\w+)"', file.read_text()))
+
+    assert {"bad_message", "internal"} < raised
+    assert table(PAGES["docs/wire.rst"], "code +what it means") == raised
+
+
+def test_gate_page_has_every_reason():
+    named = re.search(r"for the log alone:(.*?)``auth_digest``", TokenAnnotation.__doc__, re.S)[1]
+
+    assert table(PAGES["docs/gate.rst"], "reason") == set(re.findall(r"``(\w+)``", named))
+
+
+async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_socket, caplog):
+    """It makes no chapter more once its user was disconnected; the log says so as documented."""
+    caplog.set_level("INFO", "channels_websocket_utils")
+    names = await sync_to_async(executed)("docs/live_sockets.rst")
+    socket = open_socket(
+        stack(names["ReportConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
+    )
+    await socket.connect()
+    await socket.send("make", reply_key="r", chapters=10**9)
+    await socket.next_for("chapter")
+
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    # Its handler has returned, or the application would not end.
+    await socket.wait(LIMIT)
+    (line,) = re.findall(r"``(Ended 1 .*?)``", PAGES["docs/howto_several_servers.rst"])
+    assert line in caplog.messages
+
+
+def test_reference_has_every_helper_and_its_twin_right_after_it():
+    page = (ROOT / "docs/reference.rst").read_text()
+    listed = re.findall(r"^\.\. autofunction:: (\w+)$", page, re.M)
+
+    assert sorted(listed) == sorted(utils.__all__)
+    assert [f"a{name}" for name in listed[::2]] == listed[1::2]
+
+
+def test_map_of_contributing_names_what_is_there():
+    page = (ROOT / "CONTRIBUTING.rst").read_text()
+    body = re.search(r"\nWhat is where\n=+\n(.*?)\nHabits\n", page, re.S)[1]
+    files = {each.name: each for each in PACKAGE.rglob("*") if each.is_file()}
+    sources = "\n".join(
+        file.read_text() for file in files.values() if file.suffix in {".py", ".js", ".ts"}
+    )
+
+    named = re.findall(r"``([^`]+)``", body)
+    paths = [each for each in named if re.fullmatch(r"[\w/.]+\.(py|rst|js|d\.ts)", each)]
+    for name in paths:
+        assert name in files or (PACKAGE / name).exists() or (ROOT / name).exists()
+    words = [each.split("(")[0].split(".")[-1] for each in named if each not in paths]
+    missing = {each for each in words if not re.search(rf"\b{each}\b", sources)}
+
+    assert len(paths) > 15
+    assert missing == {"Cookie", "Authorization"}
+
+
+def test_house_is_drawn_as_it_is():
+    """After a change of the imports: ``make drawings``."""
+    assert HOUSE.read_text() == draw()
+
+
+# The pages themselves
+
+
+# Of these pages all blocks are followed by a module of their own: test_metrics.py and so on.
+FOLLOWED = {"metrics", "other_clients", "other_consumers", "tutorial"}
+
+
+def test_every_page_with_code_is_one_of_which_all_is_run():
+    pages = [*ROOT.glob("*.rst"), *(ROOT / "docs").glob("*.rst")]
+    with_code = {page.stem for page in pages if "code-block::" in page.read_text()}
+    with_literals = {
+        page.stem for page in pages if re.search(r"^(?!.*\.\. ).*::$", page.read_text(), re.M)
+    }
+
+    # test_readme.py follows docs/testing.rst.
+    assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
+    for name in FOLLOWED:
+        assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
+    # The two commands that everything begins with.
+    assert with_literals == {"README"}
+
+
+def test_every_block_is_run():
+    """Those of the first kinds above, or in test_documented_commands.py."""
+    everywhere = {"python", "html", "nginx", "shell", "console"}
+    found = {(Path(name).stem, block.kind) for name in PAGES for block in blocks(name)}
+    awaiting = [(name, code) for name in PAGES for code in of_kind(name, "python") if awaits(code)]
+
+    assert {(page, kind) for page, kind in found if kind not in everywhere} == {
+        # test_documented_scripts.py
+        *((page, "javascript") for page in ("README", "howto_from_0_1", "howto_from_own_token")),
+        ("client", "typescript"),
+        # test_howtos.py
+        ("howto_several_servers", "ini"),
+        # test_log_filters.py
+        ("security", "json"),
+        ("security", "bash"),
+        # Above.
+        ("wire", "text"),
+    }
+    # test_howtos.py
+    assert [name for name, _ in awaiting] == ["README.rst"]

@@ -1,0 +1,194 @@
+"""The Python of the docs as a site would have it: its sockets, permissions, signals and admin."""
+
+import sys
+from types import ModuleType
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.generic.websocket import JsonWebsocketConsumer
+from django.contrib.admin import AdminSite
+from django.contrib.auth import get_user_model
+from django.contrib.auth.admin import UserAdmin
+from django.core.cache import caches
+from django.test import Client
+
+from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.testing import CallError, WebSocketCommunicator
+from channels_websocket_utils.utils import get_websocket_token
+
+from ..support.helpers import UNKNOWN_TOKEN, actions_on_users, documented, stack
+from ..support.pages import Anyone, deaf_afterwards, executed, named
+
+README = "README.rst"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A function that makes a module of names, which settings can then name."""
+
+    def make(names):
+        made = ModuleType("site_of_the_docs")
+        vars(made).update(names)
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        return made.__name__
+
+    return make
+
+
+def opened(user, path="/ws/{token}", consumer=Anyone):
+    return WebSocketCommunicator(stack(consumer), path, user=user)
+
+
+# Sockets
+
+
+@pytest.mark.parametrize(
+    ("page", "path"),
+    [
+        (README, "/ws/chat/"),
+        ("docs/howto_from_0_1.rst", "/path/"),
+        ("docs/howto_from_own_token.rst", "/ws/chat/"),
+        ("docs/security.rst", "/ws/chat/"),
+    ],
+)
+async def test_application_opens_for_its_own_pages_alone(user, settings, page, path):
+    settings.ALLOWED_HOSTS = ["testserver"]
+    application = (await sync_to_async(executed)(page, user=user))["application"]
+    elsewhere = {"Origin": "https://elsewhere.example"}
+
+    async with WebSocketCommunicator(application, path + "{token}", user=user):
+        pass
+    stranger = WebSocketCommunicator(application, path + "{token}", user=user, headers=elsewhere)
+    await stranger.assert_refused(403)
+
+
+async def test_consumer_that_asks_lets_nobody_in_with_a_bad_token(user):
+    consumer = named(README, "def connect(self)")["YourConsumer"]
+    application = documented(consumer)
+
+    async with WebSocketCommunicator(application, "/ws/{token}", user=user):
+        pass
+    await WebSocketCommunicator(application, f"/ws/{UNKNOWN_TOKEN}", user=user).assert_refused(4401)
+
+
+async def test_phone_needs_no_origin_and_a_browser_a_matching_one(user, settings):
+    settings.ALLOWED_HOSTS = ["example.org"]
+    application = (await sync_to_async(executed)(README, user=user))["websocket"]
+
+    def come(path, origin):
+        headers = {"Origin": origin}
+        return WebSocketCommunicator(application, path, user=user, headers=headers)
+
+    for origin in (None, "https://example.org"):
+        async with come("/native/chat/{token}", origin):
+            pass
+    await come("/native/chat/{token}", "https://elsewhere.example").assert_refused(403)
+    # To the other gate, of which nothing else is told.
+    async with come("/ws/{token}", None):
+        pass
+
+
+async def test_existing_consumer_answers_and_stays_what_it_was(user):
+    """What the warning beside it says: every method can be called."""
+    names = named(README, "getattr(self", JsonWebsocketConsumer=JsonWebsocketConsumer)
+
+    async with opened(user, consumer=names["YourConsumer"]) as socket:
+        answer = await socket.call("your_method")
+        await socket.send_json({"type": "send_json"})
+        echo = await socket.receive_json()
+
+    assert answer == {"answer": 42}
+    assert echo == {"type": "send_json"}
+
+
+async def test_guarded_method_is_for_who_may(user, permission):
+    consumer = named(README, "async def rename")["ChatConsumer"]
+
+    async with opened(user, consumer=consumer) as socket:
+        with pytest.raises(CallError, match="permission_denied"):
+            await socket.call("rename")
+        await user.user_permissions.aadd(permission)
+        answer = await socket.call("rename")
+
+    assert answer == {"renamed_by": "ada"}
+
+
+def test_tokens_of_a_class_of_the_sites_own_are_in_its_cache(user, settings, module):
+    backend = "django.core.cache.backends.locmem.LocMemCache"
+    settings.CACHES = {
+        alias: {"BACKEND": backend, "LOCATION": alias} for alias in ("default", "tokens")
+    }
+    store = f"{module(named(README, 'alias = '))}.Tokens"
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": store}
+    for alias in settings.CACHES:
+        caches[alias].clear()
+
+    get_websocket_token(user)
+
+    assert caches["tokens"]._cache
+    assert not caches["default"]._cache
+    assert not WebSocketToken.objects.exists()
+
+
+def test_urls_for_who_comes_from_0_1_have_the_endpoint(user, settings, module):
+    settings.ROOT_URLCONF = module(named("docs/howto_from_0_1.rst", "urlpatterns ="))
+    client = Client()
+    client.force_login(user)
+
+    assert set(client.post("/websocket/token/").json()) == {"token", "expires_in", "identity"}
+
+
+# Signals and lists
+
+
+async def test_closed_connection_is_counted(user, capsys):
+    with deaf_afterwards():
+        names = named(README, "connection_closed")
+        async with opened(user) as socket:
+            await socket.disconnect(3999)
+
+    assert callable(names["count"])
+    pk, path, code = capsys.readouterr().out.split()
+    assert (pk, code) == (str(user.pk), "3999")
+    assert path.startswith("/ws/wst_0")
+
+
+async def test_refusals_are_counted_by_reason(user):
+    with deaf_afterwards():
+        names = named("docs/gate.rst", "token_refused")
+        await opened(user, f"/ws/{UNKNOWN_TOKEN}").assert_refused(4401)
+
+    assert names["refusals"] == {"unknown": 1}
+
+
+async def test_live_connections_are_listed(user, capsys):
+    async with opened(user):
+        named("docs/live_sockets.rst", "live_connections")
+
+    _, pk, path, _ = capsys.readouterr().out.split()
+    assert pk == str(user.pk)
+    assert path.startswith("/ws/wst_0")
+
+
+# Admin
+
+
+def offered(site, user, user_admin):
+    """Register ``user_admin`` with an admin site, and return the actions it then has on users."""
+    site.register(get_user_model(), user_admin)
+    return actions_on_users(site, user)
+
+
+def test_action_on_users_comes_with_the_tokens_unless_it_is_dropped(admin_user):
+    dropping = named("docs/admin.rst", "def get_actions")["YourUserAdmin"]
+    with_tokens, naive = (named("docs/admin.rst", "your_site.register")["your_site"] for _ in "12")
+
+    assert "disconnect_users" in offered(naive, admin_user, UserAdmin)
+    assert "disconnect_users" not in offered(with_tokens, admin_user, dropping)
+
+
+def test_action_on_users_can_be_named_without_the_tokens(admin_user):
+    naming = named("docs/admin.rst", "actions = [")["YourUserAdmin"]
+
+    assert "disconnect_users" not in offered(AdminSite(), admin_user, UserAdmin)
+    assert "disconnect_users" in offered(AdminSite(), admin_user, naming)

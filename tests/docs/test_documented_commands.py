@@ -1,0 +1,79 @@
+"""The commands of the docs, in the project of the README's first chapter."""
+
+import shlex
+import subprocess
+
+import pytest
+from websockets import ConnectionClosed
+from websockets.sync.client import connect
+
+from ..support.following import blocks, commands
+from ..support.helpers import LIMIT, UNKNOWN_TOKEN
+from ..support.pages import OWN_PROJECT, PAGES, of_kind
+from ..support.servers import free_port, running
+
+pytestmark = pytest.mark.slow
+
+LINES = [
+    line.removeprefix("$ ")
+    for name in PAGES
+    for block in blocks(name)
+    if block.kind in ("shell", "console") and block.code not in OWN_PROJECT
+    for line in commands(block)
+]
+SERVED = [line for line in LINES if line.endswith(" mysite.asgi:application")]
+DONE = [line for line in LINES if line.startswith(("python manage.py ", "pip install "))]
+
+
+@pytest.mark.parametrize("command", SERVED)
+def test_commands_serve_the_project(readers_project, tmp_path, command):
+    """Each on its port, with the gate of the project behind it."""
+    folder, environment = readers_project
+    (folder / "logging.json").write_text(of_kind("docs/security.rst", "json")[0])
+    port = free_port()
+    program, *arguments = shlex.split(command.replace("8000", str(port)))
+    if "8000" not in command:
+        bind = ["--bind", f"127.0.0.1:{port}"] if program == "hypercorn" else ["--port", str(port)]
+        arguments = [*bind, *arguments]
+    # uvicorn puts the prefix in front by itself.
+    prefix = "/app" if "/app" in arguments and program != "uvicorn" else ""
+    address = f"ws://127.0.0.1:{port}{prefix}/ws/chat/{UNKNOWN_TOKEN}"
+    log = tmp_path / "log"
+
+    with (
+        running([program, *arguments], port, log, cwd=folder, env=environment),
+        connect(address, origin="http://127.0.0.1", proxy=None) as socket,
+    ):
+        with pytest.raises(ConnectionClosed):
+            socket.recv(LIMIT)
+        said = log.read_text()
+
+    assert socket.close_code == 4401
+    assert "Traceback" not in said
+
+
+def test_commands_are_done_one_after_the_other(readers_project):
+    folder, environment = readers_project
+    run = {"shell": True, "cwd": folder, "env": environment, "timeout": 60}
+
+    for command in DONE:
+        done = subprocess.run(command, capture_output=True, text=True, **run)
+        # Of settings of development Django has much to say, and from 6.1 on an error.
+        is_fine = done.returncode == 0 or command.endswith("check --deploy")
+        assert is_fine, command + done.stdout + done.stderr
+        assert "(channels_websocket_utils." not in done.stderr
+
+    assert len(DONE) > 8
+
+
+def test_every_other_command_is_run_elsewhere():
+    (production,) = of_kind("docs/sample_site.rst", "shell")
+
+    assert [line for line in LINES if line not in SERVED + DONE] == [
+        # test_readme.py
+        "pip uninstall channels-websocket-utils",
+        # test_howtos.py
+        "systemctl enable --now mysite@1 mysite@2",
+        # test_board_in_production.py
+        *production.splitlines(),
+    ]

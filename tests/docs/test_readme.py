@@ -1,0 +1,80 @@
+"""The README alone leads from an empty folder to the first authenticated reply in a browser."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from ..support.following import Block, blocks, follow, runserver, sign_in
+from ..support.helpers import ROOT
+
+TESTING = "docs/testing.rst"
+SECTIONS = ["With Django's TestCase", "With pytest"]
+FROM_0_1 = "docs/howto_from_0_1.rst"
+
+
+@pytest.fixture(scope="module")
+def project(environment, tmp_path_factory):
+    """The project of the README's first chapter, and how many lines of it were written by hand."""
+    start = tmp_path_factory.mktemp("start")
+    folder, written = follow(blocks("README.rst", "In your own project"), start, environment)
+    return folder, len(written)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_readme_alone_leads_to_the_first_reply(project, environment, browser, tmp_path):
+    """With fewer than 40 lines of one's own."""
+    folder, lines = project
+
+    log = tmp_path / "log"
+    with runserver(folder, environment, log) as url, browser.new_context() as context:
+        page = context.new_page()
+        sign_in(page, url)
+
+        expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
+    assert "Traceback" not in log.read_text()
+    assert 30 < lines < 40
+
+
+def test_sections_are_all_that_the_page_about_tests_has():
+    assert [block for section in SECTIONS for block in blocks(TESTING, section)] == blocks(TESTING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environment, section):
+    folder, _ = project
+
+    follow(blocks(TESTING, section), folder, environment)
+
+
+@pytest.mark.slow
+def test_test_of_the_readme_passes_in_its_project(project, environment):
+    (block,) = blocks("README.rst", "Tests")
+    folder, _ = project
+
+    command = Block("shell", None, "python manage.py test", "")
+    follow([block._replace(name="chat/tests.py"), command], folder, environment)
+
+
+@pytest.mark.slow
+def test_commands_that_change_the_package_run(project, environment):
+    """Those for who comes from 0.1."""
+    (change,) = [block for block in blocks(FROM_0_1) if "pip uninstall" in block.code]
+    folder, _ = project
+
+    follow([change], folder, {**environment, "PIP_YES": "1"})
+
+
+def test_every_test_that_the_security_page_names_exists():
+    page = (ROOT / "docs/security.rst").read_text()
+    named = set(re.findall(r"``(test_\w+)``", page))
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.M)
+    }
+
+    assert len(named) > 60
+    assert named - written == set()

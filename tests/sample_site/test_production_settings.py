@@ -1,0 +1,120 @@
+"""``check --deploy`` on the sample site's production settings, as they are and with mistakes."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).parents[2] / "sample_site"
+LIMIT = 120
+
+# By the check that is to name it: what is added to the settings.
+MISTAKES = {
+    "E001": 'WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": "60", "TOKEN_MAX_AGES": 60}',
+    "E002": 'WEBSOCKET_UTILS = {"TOKEN_STORE": "board.stores.Tokens"}',
+    "E004": """
+ASGI_APPLICATION = "seeded_E004_asgi.application"
+""",
+    "E005": 'WEBSOCKET_UTILS = {"CHANNEL_LAYER": "sockets"}',
+    "E006": """
+WEBSOCKET_UTILS = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+""",
+    "E007": """
+MIDDLEWARE = [name for name in MIDDLEWARE if "Session" not in name and "Auth" not in name]
+""",
+    "E008": 'ASGI_APPLICATION = "seeded_E008_asgi.application"',
+    "W001": """
+SECRET_KEY_FALLBACKS = ["old key"]
+ASGI_APPLICATION = "seeded_W001_asgi.application"
+""",
+    "W002": """
+CHANNEL_LAYERS["default"]["CONFIG"] = {"hosts": ["redis://127.0.0.1:6379/0"]}
+""",
+    "W003": 'SESSION_ENGINE = "django.contrib.sessions.backends.file"',
+    "W005": 'ASGI_APPLICATION = "seeded_W005_asgi.application"',
+    "W006": 'WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": 24 * 3600}',
+    "W007": 'CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}',
+    "W008": """
+WEBSOCKET_UTILS = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+""",
+}
+ASGI = """
+from config.asgi import *
+from board.consumers import BoardConsumer
+from channels.auth import AuthMiddlewareStack
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
+from django.urls import path
+
+router = URLRouter([path("ws/board/<str:token>", {consumer})])
+application = ProtocolTypeRouter({{"http": http, "websocket": {websocket}}})
+"""
+# How the application of such a site is composed: the consumer in its route, and what is around it.
+APPLICATIONS = {
+    "E004": ("BoardConsumer()", "WebSocketTokenAuthMiddlewareStack(router)"),
+    "E008": (
+        "BoardConsumer",
+        "AllowedHostsOriginValidator(WebSocketTokenAuthMiddleware(router))",
+    ),
+    "W001": (
+        "BoardConsumer",
+        "AllowedHostsOriginValidator(AuthMiddlewareStack(WebSocketTokenAuthMiddleware(router)))",
+    ),
+    "W005": ("BoardConsumer", "WebSocketTokenAuthMiddlewareStack(router, required=True)"),
+}
+
+
+def check(settings, folder):
+    """Return what ``check --deploy`` prints; warnings count as much as errors."""
+    command = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "SECRET_KEY": "a long secret of production, with more than 50 characters, and all is well",
+        "ALLOWED_HOSTS": "board.example.org",
+        "REDIS_URL": "redis://127.0.0.1:6379/0",
+    }
+    done = subprocess.run(
+        [*command, "--settings", settings],
+        cwd=SITE,
+        env=environment,
+        timeout=LIMIT,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What is said of each site with a mistake, by the check that is to find it."""
+    folder = tmp_path_factory.mktemp("sites")
+    for name, mistake in MISTAKES.items():
+        (folder / f"seeded_{name}.py").write_text(f"from config.production import *\n{mistake}\n")
+    for name, (consumer, websocket) in APPLICATIONS.items():
+        text = ASGI.format(consumer=consumer, websocket=websocket)
+        (folder / f"seeded_{name}_asgi.py").write_text(text)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda name: check(f"seeded_{name}", folder), MISTAKES)
+        return dict(zip(MISTAKES, found, strict=True))
+
+
+def test_production_settings_of_the_sample_site_are_silent(tmp_path):
+    status, said = check("config.production", tmp_path)
+
+    assert (status, said) == (0, "System check identified no issues (0 silenced).\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_named(answers, name):
+    status, said = answers[name]
+
+    assert status == 1
+    assert set(re.findall(r"\(channels_websocket_utils\.(\w+)\)", said)) == {name}
+    assert "HINT: " in said

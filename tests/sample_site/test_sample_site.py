@@ -1,0 +1,433 @@
+"""The sample site over HTTP and WebSocket, without a browser."""
+
+import contextlib
+import json
+import re
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from ..support.sample_site_fixtures import Site, Visitor, running_site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("sample_site")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def visitors(site):
+    return {name: Visitor(site).sign_in(name) for name in ("ada", "ben")}
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left(site):
+    """The sockets of the test before are gone, but the server may not have noticed yet."""
+    site.sql("DELETE FROM board_presence")
+
+
+@pytest.fixture
+def ada(visitors):
+    with visitors["ada"].open_board() as socket:
+        socket.handle_event("people")
+        yield socket
+
+
+@pytest.fixture
+def ben(visitors):
+    with visitors["ben"].open_board() as socket:
+        socket.handle_event("people")
+        yield socket
+
+
+def names(frame):
+    return [person["name"] for person in frame["people"]]
+
+
+def socket_ids(staff):
+    """Return the ids on the page of live sockets, those that the server is about to forget too."""
+    return set(re.findall(r'name="socket" value="(\d+)"', staff.get("/sockets/").text))
+
+
+@contextlib.contextmanager
+def new_socket(staff, visitor):
+    """A socket of ``visitor`` on the board, and its id on the page of live sockets."""
+    before = socket_ids(staff)
+    with visitor.open_board() as socket:
+        socket.handle_event("people")
+        (socket_id,) = socket_ids(staff) - before
+        yield socket, socket_id
+
+
+def close_code(socket):
+    """Wait until the server closes a socket, and return with what."""
+    with pytest.raises(ConnectionClosed) as closed:
+        socket.handle_event("what nobody says")
+    return closed.value.rcvd.code
+
+
+def is_live(socket):
+    return "notes" in socket.ask("board")
+
+
+def test_nothing_is_left_to_check_or_migrate(site):
+    site.manage("check", "--fail-level", "WARNING")
+    site.manage("makemigrations", "--check", "--dry-run")
+
+
+def test_demo_users_can_be_created_again(site):
+    """The command prints who there is, and running it again changes nothing."""
+    before = site.sql("SELECT id, username, password, is_staff FROM auth_user")
+
+    printed = site.manage("create_demo_users")
+
+    assert site.sql("SELECT id, username, password, is_staff FROM auth_user") == before
+    assert "ada / ada-demo-1  (staff: " in printed
+    assert "ben / ben-demo-1" in printed
+
+
+def test_stranger_is_sent_to_the_login_page(site):
+    page = Visitor(site).get("/")
+
+    assert page.url == f"{site.url}/login/?next=/"
+    assert "ada-demo-1" in page.text
+
+
+def test_stranger_gets_no_token(site):
+    assert Visitor(site).ask_for_token().status == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/sockets/", "/admin/", "/admin/channels_websocket_utils/websockettoken/"],
+)
+def test_pages_allow_no_inline_script(visitors, path):
+    """The policy is strict, and the pages live by it; no token is in their source."""
+    page = visitors["ada"].get(path)
+
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", page.text)
+    assert not re.search(r"wst_(?!0+<)", page.text)
+    assert "no-store" in page.headers["Cache-Control"]
+
+
+def test_page_of_another_site_cannot_open_a_socket(visitors):
+    socket = visitors["ada"].open_board(origin="https://elsewhere.example")
+
+    with pytest.raises(InvalidStatus) as refused, socket:
+        pass
+
+    assert refused.value.response.status_code == 403
+
+
+def test_token_of_ada_is_no_use_to_ben(visitors):
+    token = re.search(r"wst_[\w-]+", visitors["ada"].ask_for_token().text)[0]
+
+    with visitors["ben"].open_board(token) as socket, pytest.raises(ConnectionClosed) as closed:
+        socket.connection.recv(10)
+
+    assert closed.value.rcvd.code == 4401
+
+
+def test_note_reaches_everyone(ada, ben):
+    reply = ada.ask("post_note", text="  Gate 4 <b>sticks</b>  ")
+
+    heard = ben.handle_event("note")
+    assert heard["text"] == reply["text"] == "Gate 4 <b>sticks</b>"
+    assert heard["author"] == {"username": "ada", "name": "Ada"}
+    assert ben.ask("board")["notes"][0]["id"] == reply["id"]
+
+
+@pytest.mark.parametrize("text", ["", " \n ", None, 5, ["a"], "x" * 501, "nul \0"])
+def test_bad_note_is_refused(ada, text):
+    before = len(ada.ask("board")["notes"])
+
+    error = ada.ask("post_note", text=text)["error"]
+
+    assert error["code"] == "invalid"
+    assert error["message"]
+    assert len(ada.ask("board")["notes"]) == before
+
+
+def test_longest_note_is_taken(ada):
+    """Characters are counted, not bytes."""
+    assert ada.ask("post_note", text="ü" * 500)["text"] == "ü" * 500
+
+
+def test_refusal_of_a_long_note_says_how_long_it_is(ada):
+    message = ada.ask("post_note", text="x" * 512)["error"]["message"]
+
+    assert message == "512 characters are too many: at most 500."
+
+
+def test_note_is_marked_done_for_everyone(ada, ben):
+    note = ada.ask("post_note", text="Lamp in hall 2")
+
+    assert ben.ask("mark_done", id=note["id"], is_done=True)["is_done"]
+    ada.handle_event("note", lambda heard: heard["id"] == note["id"] and heard["is_done"])
+    assert not ben.ask("mark_done", id=note["id"], is_done=False)["is_done"]
+
+
+@pytest.mark.parametrize("note_id", [None, True, "1", 10**30, -1, []])
+def test_note_that_does_not_exist_cannot_be_done(ada, note_id):
+    assert ada.ask("mark_done", id=note_id, is_done=True)["error"]["code"] == "invalid"
+
+
+def test_announcement_needs_the_permission(site, ada, ben):
+    assert ben.ask("publish_announcement", text="Hi")["error"]["code"] == "permission_denied"
+    assert site.sql("SELECT count(*) FROM board_announcement") == [(0,)]
+
+    ada.ask("publish_announcement", text="Fire drill at 03:00")
+
+    assert ben.handle_event("announcement")["text"] == "Fire drill at 03:00"
+    assert ben.ask("board")["announcement"]["text"] == "Fire drill at 03:00"
+
+
+def test_permission_taken_away_is_gone_at_once(site, ada):
+    rows = site.sql("SELECT user_id, permission_id FROM auth_user_user_permissions")
+    site.sql("DELETE FROM auth_user_user_permissions")
+
+    denied = ada.ask("publish_announcement", text="Hi")
+    for row in rows:
+        site.sql(
+            "INSERT INTO auth_user_user_permissions (user_id, permission_id) VALUES (?, ?)", *row
+        )
+
+    assert denied["error"]["code"] == "permission_denied"
+    assert "error" not in ada.ask("publish_announcement", text="Fire drill is over")
+
+
+@pytest.mark.parametrize(
+    "name", ["board_note", "board.note", "board_people", "push", "write", "tell_board", "close"]
+)
+def test_what_is_not_marked_cannot_be_called(ada, name):
+    assert ada.ask(name, payload={"text": "forged"})["error"]["code"] == "unknown_type"
+
+
+def test_report_counts_the_notes(site, ada, ben):
+    site.sql("DELETE FROM board_note")
+    first = ada.ask("post_note", text="one")
+    ben.ask("post_note", text="two")
+    ada.ask("post_note", text="three")
+    ada.ask("mark_done", id=first["id"], is_done=True)
+    # Yesterday's notes are not in it.
+    old = ada.ask("post_note", text="old")
+    site.sql("UPDATE board_note SET created_at = '2020-01-01' WHERE id = ?", old["id"])
+
+    *progress, last = ben.ask_all("handover_report")
+    report = last["report"]
+
+    assert [(part["hours"], part["of"]) for part in progress] == [(n, 24) for n in range(1, 25)]
+    assert progress[-1]["count"] == 3
+    assert (report["count"], report["open"]) == (3, 2)
+    assert report["authors"] == [{"name": "Ada", "count": 2}, {"name": "Ben", "count": 1}]
+    assert report["newest"]["text"] == "three"
+    assert report["oldest_open"]["text"] == "two"
+    assert report["busiest_hour"]["count"] in (1, 2, 3)
+
+
+def test_report_of_no_notes(site, ada):
+    site.sql("DELETE FROM board_note")
+
+    report = ada.ask_all("handover_report")[-1]["report"]
+
+    assert (report["count"], report["authors"], report["busiest_hour"]) == (0, [], None)
+
+
+def test_two_tabs_are_one_person(visitors, ada):
+    """A user stays until the last tab has left."""
+    with visitors["ben"].open_board() as first:
+        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        with visitors["ben"].open_board() as second:
+            assert names(second.ask("still_here")) == ["Ada", "Ben"]
+        # Its own coming, the second's, and the second's going.
+        assert [names(first.handle_event("people")) for _ in range(3)] == [["Ada", "Ben"]] * 3
+        assert names(ada.ask("still_here")) == ["Ada", "Ben"]
+        ada.pushes.clear()
+
+    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+
+
+def test_two_tabs_closed_together_both_leave(visitors, ada):
+    """What is said to one that has just gone does not keep the other's presence."""
+    with visitors["ben"].open_board(), visitors["ben"].open_board() as second:
+        assert names(second.ask("still_here")) == ["Ada", "Ben"]
+        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        ada.pushes.clear()
+
+    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+
+
+def test_page_that_leaves_before_its_answer_has_left(visitors, ada):
+    with visitors["ben"].open_board() as socket:
+        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        socket.connection.send('{"type": "handover_report", "reply_key": "k"}')
+
+    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+
+
+def test_silent_page_is_forgotten_until_it_speaks(site, ada, ben):
+    site.sql("UPDATE board_presence SET seen_at = '2020-01-01' WHERE user_id = 2")
+
+    assert names(ada.ask("still_here")) == ["Ada"]
+    assert names(ben.ask("still_here")) == ["Ada", "Ben"]
+
+
+def test_presence_is_true_with_a_second_process(site, ada, tmp_path):
+    """Processes share the table; one that was killed leaves nobody behind for long."""
+    second = Site(site.database, tmp_path / "log.txt")
+    second.start()
+    try:
+        with Visitor(second).sign_in("ben").open_board() as socket:
+            assert names(socket.handle_event("people")) == ["Ada", "Ben"]
+            assert names(ada.ask("still_here")) == ["Ada", "Ben"]
+            second.stop(kill=True)
+    finally:
+        second.stop()
+
+    assert names(ada.ask("still_here")) == ["Ada", "Ben"]
+    site.sql(
+        "UPDATE board_presence SET seen_at = datetime(seen_at, '-76 seconds') WHERE user_id = 2"
+    )
+    assert names(ada.ask("still_here")) == ["Ada"]
+
+
+def test_who_signs_out_is_gone(site, ada):
+    visitor = Visitor(site).sign_in("ben")
+    with visitor.open_board():
+        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+
+    assert visitor.post("/logout/").url == f"{site.url}/login/"
+
+    assert visitor.ask_for_token().status == 401
+    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+
+
+def test_signing_out_takes_a_post(visitors):
+    assert visitors["ada"].get("/logout/").status == 405
+
+
+def test_staff_see_the_live_sockets(site, visitors):
+    token = json.loads(visitors["ben"].ask_for_token().text)["token"]
+    with visitors["ben"].open_board(token) as socket:
+        socket.handle_event("people")
+        text = visitors["ada"].get("/sockets/").text
+
+    assert '">Ben</h2>' in text
+    assert "/ws/board/wst_000" in text
+    assert token.removeprefix("wst_") not in text
+
+
+def test_page_of_live_sockets_is_for_staff(site, visitors):
+    with new_socket(visitors["ada"], visitors["ada"]) as (socket, socket_id):
+        seen = visitors["ben"].get("/sockets/")
+        tried = [
+            visitors["ben"].post("/sockets/", **target)
+            for target in ({"socket": socket_id}, {"user": "ada"})
+        ]
+
+        assert [page.status for page in (seen, *tried)] == [403, 403, 403]
+        assert "Staff only" in seen.text
+        assert "/ws/board/" not in seen.text
+        assert is_live(socket)
+    assert 'href="/sockets/"' not in visitors["ben"].get("/").text
+    assert 'href="/sockets/"' in visitors["ada"].get("/").text
+    assert Visitor(site).get("/sockets/").url == f"{site.url}/login/?next=/sockets/"
+
+
+def test_admin_is_for_staff(visitors):
+    assert visitors["ben"].get("/admin/").url.endswith("/admin/login/?next=/admin/")
+    assert 'href="/admin/"' not in visitors["ben"].get("/").text
+    assert 'href="/admin/"' in visitors["ada"].get("/").text
+
+
+def test_page_of_another_site_cannot_end_a_socket(visitors):
+    with new_socket(visitors["ada"], visitors["ben"]) as (socket, socket_id):
+        assert visitors["ada"].get("/sockets/", f"socket={socket_id}".encode()).status == 403
+        assert is_live(socket)
+
+
+def test_staff_end_exactly_one_socket(visitors, ada):
+    """Its user is still signed in, and may come back."""
+    with (
+        new_socket(visitors["ada"], visitors["ben"]) as (first, first_id),
+        new_socket(visitors["ada"], visitors["ben"]) as (second, second_id),
+    ):
+        page = visitors["ada"].post("/sockets/", socket=first_id)
+
+        assert close_code(first) == 4410
+        assert f"Socket {first_id} was ended." in page.text
+        assert f'value="{first_id}"' not in page.text
+        assert f'value="{second_id}"' in page.text
+        assert is_live(second)
+        assert is_live(ada)
+    with visitors["ben"].open_board() as socket:
+        assert is_live(socket)
+
+
+def test_socket_that_has_gone_is_told(visitors, ada):
+    with new_socket(visitors["ada"], visitors["ben"]) as (socket, socket_id):
+        visitors["ada"].post("/sockets/", socket=socket_id)
+        close_code(socket)
+
+    for gone in (socket_id, "no number"):
+        page = visitors["ada"].post("/sockets/", socket=gone)
+        assert f"Socket {gone} had already gone." in page.text
+    assert is_live(ada)
+
+
+def test_staff_end_all_sockets_of_a_user(visitors, ada):
+    with visitors["ben"].open_board() as first, visitors["ben"].open_board() as second:
+        for socket in (first, second):
+            socket.handle_event("people")
+
+        page = visitors["ada"].post("/sockets/", user="ben")
+
+        assert [close_code(socket) for socket in (first, second)] == [4410, 4410]
+        assert "All sockets of ben were ended." in page.text
+        assert '">Ben</h2>' not in page.text
+        assert is_live(ada)
+    page = visitors["ada"].post("/sockets/", user="nobody")
+    assert "There is no such user." in page.text
+
+
+def test_sign_out_ends_the_sockets_of_that_browser_alone(site, visitors, ben):
+    visitor = Visitor(site).sign_in("ben")
+    with visitor.open_board() as socket:
+        socket.handle_event("people")
+
+        visitor.post("/logout/")
+
+        assert close_code(socket) == 4410
+        assert is_live(ben)
+
+
+def test_sign_out_everywhere_ends_every_session_and_token_of_that_user(site, ada):
+    here, there = Visitor(site).sign_in("ben"), Visitor(site).sign_in("ben")
+    token = json.loads(there.ask_for_token().text)["token"]
+    with here.open_board() as first, there.open_board() as second:
+        page = here.post("/account/sign-out/")
+
+        assert [close_code(socket) for socket in (first, second)] == [4410, 4410]
+    assert page.url == f"{site.url}/login/"
+    assert "You were signed out in all browsers." in page.text
+    assert [visitor.get("/").url for visitor in (here, there)] == [f"{site.url}/login/?next=/"] * 2
+    with Visitor(site).sign_in("ben").open_board(token) as socket:
+        assert close_code(socket) == 4401
+    assert is_live(ada)
+
+
+def test_sign_out_everywhere_takes_a_post_of_this_site(site):
+    visitor = Visitor(site).sign_in("ben")
+
+    assert visitor.get("/account/sign-out/").status == 405
+    assert visitor.get("/account/sign-out/", b"").status == 403
+    assert visitor.get("/account/").url == f"{site.url}/account/"
+
+
+def test_nothing_went_wrong_on_the_server(site):
+    """Stands last: what the site's log says after all the tests above."""
+    problems = r"Exception inside .*|Internal Server Error.*|Error \w+ in a message.*|Traceback.*"
+
+    assert re.findall(problems, site.log.read_text()) == []

@@ -1,0 +1,314 @@
+"""No token in any log: records of all shapes, and the servers that people run."""
+
+import io
+import logging
+import secrets
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from django.db import connection
+from hypercorn.logging import AccessLogAtoms
+from uvicorn.logging import AccessFormatter
+
+from channels_websocket_utils.log_filters import HideTokens
+
+from ..support.secret_servers import SERVERS, proxying, seen, serving
+from ..support.servers import free_port, knock
+from ..support.settings import database_url
+
+SECRET = "Ab-_9" * 8 + "xyz"
+TOKEN = f"wst_{SECRET}"
+DUMMY = "wst_" + "0" * 43
+HYPERCORN_FORMAT = '%(h)s %(l)s %(t)s "%(r)s" %(s)s %(b)s "%({x-nothing}i)s" "%({referer}i)s" %(D)s'
+
+
+class Shows:
+    """An object that shows a token only when it is printed."""
+
+    def __str__(self):
+        return f"at /ws/{TOKEN}"
+
+
+class Broken:
+    def __repr__(self):
+        raise RuntimeError("cannot be printed")
+
+
+def record_of(message, *args, **attributes):
+    """A record as ``Logger`` makes it."""
+    record = logging.LogRecord("name", logging.INFO, "file.py", 1, message, args, None)
+    vars(record).update(attributes)
+    return record
+
+
+def atoms():
+    headers = [(b"referer", f"https://site/{TOKEN}".encode())]
+    scope = {"type": "websocket", "scheme": "ws", "path": f"/ws/{TOKEN}", "headers": headers}
+    return AccessLogAtoms({**scope, "query_string": b""}, None, 0.5)
+
+
+def written(record, formatter=None):
+    """Return what a handler with the filter writes."""
+    output = io.StringIO()
+    handler = logging.StreamHandler(output)
+    handler.addFilter(HideTokens())
+    handler.setFormatter(formatter)
+    handler.handle(record)
+    return output.getvalue()
+
+
+RECORDS = {
+    "message": lambda: record_of(f'"WebSocket /ws/{TOKEN}" [accepted]'),
+    "uvicorn": lambda: record_of('%s - "WebSocket %s" [accepted]', "1.2.3.4:5", f"/ws/{TOKEN}"),
+    "runserver": lambda: record_of(
+        "WebSocket CONNECT %(path)s %(status)d [%(time_taken).2f]",
+        {"path": f"/ws/{TOKEN}", "status": 101, "time_taken": 0.5},
+    ),
+    "hypercorn": lambda: record_of(HYPERCORN_FORMAT, atoms()),
+    "bytes": lambda: record_of("%r of %d", f"/ws/{TOKEN}".encode(), 5),
+    "scope": lambda: record_of("%s: %s", "scope", {"path": f"/{TOKEN}", "headers": [(b"x", b"y")]}),
+    "key of a dict": lambda: record_of("%s %s", 5, {TOKEN: 5}),
+    "object": lambda: record_of("Failed %s after %.1f s", Shows(), 0.5),
+    "object as the message": lambda: record_of(Shows()),
+    "exception": lambda: record_of("Failed: %r", ValueError(f"No route found for path {TOKEN!r}.")),
+    "in two parts": lambda: record_of("/ws/wst_%s", SECRET),
+    "upper case": lambda: record_of("%s", TOKEN.upper()),
+    "cut short": lambda: record_of("%s", TOKEN[:-9]),
+    "escaped": lambda: record_of("%s", f"/ws/wst%5F{SECRET}/"),
+    "escaped twice": lambda: record_of("%s", f"/ws/%2577st_{SECRET}"),
+    "twice": lambda: record_of("%s %s", TOKEN, f"{TOKEN}/{TOKEN}"),
+    "stack": lambda: record_of("Failed", stack_info=f'  open("{TOKEN}")'),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_token_is_in_no_line(name):
+    """The control, the same record without the filter, shows it."""
+    naive = logging.Formatter().format(RECORDS[name]())
+
+    line = written(RECORDS[name]())
+
+    assert seen([SECRET], naive)
+    assert not seen([SECRET], line)
+    assert "wst_0000" in line
+
+
+def test_line_is_otherwise_as_it_was():
+    for name in ("uvicorn", "runserver", "hypercorn", "bytes", "object"):
+        naive = logging.Formatter().format(RECORDS[name]())
+
+        assert written(RECORDS[name]()) == naive.replace(TOKEN, DUMMY) + "\n"
+
+
+def test_record_without_a_token_is_left_as_it_is():
+    class Odd:
+        pass
+
+    args = ("/ws/", 5, [Odd()], {"a": (1, b"x")})
+    record = record_of("%s %d %s %s", *args, request=Odd())
+    try:
+        raise ValueError("no token here")
+    except ValueError as error:
+        record.exc_info = type(error), error, error.__traceback__
+    before = dict(vars(record))
+
+    assert HideTokens().filter(record) is True
+    assert vars(record) == before
+    assert all(now is then for now, then in zip(record.args, args, strict=True))
+
+
+def test_access_formatter_of_uvicorn_takes_the_arguments_apart():
+    args = ("1.2.3.4:5", "GET", f"/ws/{TOKEN}", "1.1", 404)
+    formatter = AccessFormatter("%(client_addr)s %(request_line)s %(status_code)s")
+
+    line = written(record_of('%s - "%s %s HTTP/%s" %d', *args), formatter)
+
+    assert line == f"1.2.3.4:5 GET /ws/{DUMMY} HTTP/1.1 404 Not Found\n"
+
+
+def test_arguments_that_others_hold_are_not_changed():
+    details = {"path": f"/ws/{TOKEN}"}
+
+    written(record_of("%(path)s", details))
+
+    assert details == {"path": f"/ws/{TOKEN}"}
+
+
+def test_extra_attributes_are_looked_through():
+    record = record_of("Not found", path=f"/ws/{TOKEN}", details={"all": [f"/ws/{TOKEN}"]})
+
+    line = written(record, logging.Formatter("%(path)s %(details)s"))
+
+    assert line == f"/ws/{DUMMY} {{'all': ['/ws/{DUMMY}']}}\n"
+
+
+@pytest.mark.parametrize("is_formatted", [False, True])
+def test_exception_that_shows_a_token_is_kept_as_masked_text(is_formatted):
+    """Also where another handler has formatted it before, and for who formats it anew."""
+    try:
+        raise ValueError(f"No route found for path '/ws/{TOKEN}'.")
+    except ValueError as error:
+        record = record_of("Failed", exc_info=(type(error), error, error.__traceback__))
+    naive = logging.Formatter().format(record)
+    if not is_formatted:
+        record.exc_text = None
+
+    class Anew(logging.Formatter):
+        def format(self, record):
+            record.message = record.getMessage()
+            anew = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+            return f"{record.message} {anew}"
+
+    line = written(record, Anew())
+
+    assert seen([SECRET], naive)
+    assert not seen([SECRET], line)
+    assert f"ValueError: No route found for path '/ws/{DUMMY}'." in line
+    assert not seen([SECRET], written(record))
+
+
+def itself():
+    value = [TOKEN]
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("message", "args"),
+    [
+        ("%s", (Broken(),)),
+        ("%d %d", ("one",)),
+        (Broken(), ()),
+        ("%s", (itself(),)),
+        ("%(a)s", ({},)),
+        (None, (5,)),
+    ],
+    ids=["unprintable", "wrong arguments", "unprintable message", "itself", "key", "nothing"],
+)
+def test_odd_record_passes_and_nothing_is_raised(message, args):
+    record = record_of(message, *args, path=f"/ws/{TOKEN}", exc_info=(1, 2, 3))
+
+    assert HideTokens().filter(record) is True
+    assert record.path == f"/ws/{DUMMY}"
+
+
+def test_filter_of_a_handler_sees_what_child_loggers_log_and_one_of_a_logger_does_not():
+    """So the documentation puts it on handlers."""
+    parent, child = logging.getLogger("hide"), logging.getLogger("hide.child")
+    output = io.StringIO()
+    handler, filter_ = logging.StreamHandler(output), HideTokens()
+    parent.addHandler(handler)
+    parent.addFilter(filter_)
+    try:
+        child.error("%s", TOKEN)
+        naive = output.getvalue()
+        handler.addFilter(filter_)
+        child.error("%s", TOKEN)
+    finally:
+        parent.removeHandler(handler)
+        parent.removeFilter(filter_)
+
+    assert naive == f"{TOKEN}\n"
+    assert output.getvalue() == f"{TOKEN}\n{DUMMY}\n"
+
+
+# What becomes of a handshake, by its path.
+HANDSHAKES = {
+    "/ws/wst_{}": 4401,
+    "/nowhere/wst_{}": 403,
+    "/breaks/wst_{}": 500,
+    "/unexpected/wst_{}": 403,
+    "/ws/WST_{}": 4401,
+    "/ws/%77st%5F{}": 4401,
+    "/ws/wst%255F{}": 4401,
+}
+
+
+async def knock_with_canaries(port, expected=HANDSHAKES):
+    canaries = []
+    for path, outcome in expected.items():
+        canaries.append(secrets.token_urlsafe(32))
+        assert await knock(port, path.format(canaries[-1]).encode()) == outcome
+    return canaries
+
+
+def logs(folder):
+    """Return all that was written, without the locals of frames that are not ours."""
+    files = [file for file in folder.iterdir() if file.suffix == ".log" or file.name == "ours"]
+    return "\n".join(file.read_text() for file in files)
+
+
+@pytest.fixture
+def environment(transactional_db):
+    return {"TEST_DATABASE": database_url(connection.settings_dict)}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_documented_recipe_hides_tokens_in_the_logs_of_a_server(
+    server, environment, tmp_path
+):
+    """The control, the server as it is, shows them all."""
+    with serving(server, tmp_path / "naive", environment, hide=False) as port:
+        naive = await knock_with_canaries(port)
+    with serving(server, tmp_path / "hidden", environment, hide=True) as port:
+        hidden = await knock_with_canaries(port)
+
+    shown = logs(tmp_path / "naive")
+    # At the level DEBUG uvicorn says nothing of a handshake that raised, with wsproto.
+    assert len(seen(naive, shown)) >= len(HANDSHAKES) - (server == "uvicorn, wsproto")
+    masked = logs(tmp_path / "hidden")
+    assert seen(hidden, masked) == []
+    assert masked.count("wst_0000") + masked.count("wst_...") >= len(HANDSHAKES)
+
+
+@pytest.mark.parametrize("server", ["daphne", "runserver"])
+async def test_documented_logging_of_django_hides_tokens(server, environment, tmp_path):
+    """Word for word, but at the level DEBUG."""
+    environment["SECRETS_DOCUMENTED"] = "1"
+    with serving(server, tmp_path / "hidden", environment, hide=True) as port:
+        hidden = await knock_with_canaries(port)
+
+    line = "WebSocket REJECT /nowhere/wst_0000" if server == "runserver" else "no route matches"
+    assert line in (tmp_path / "hidden/server.log").read_text()
+    assert seen(hidden, logs(tmp_path / "hidden")) == []
+
+
+@pytest.mark.nginx
+async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, tmp_path):
+    """Also when the server behind it is away, which nginx tells in its error log."""
+    away = dict.fromkeys(HANDSHAKES, 502)
+    found = {}
+    for hide in (False, True):
+        folder = tmp_path / str(hide)
+        folder.mkdir()
+        site = serving("uvicorn, websockets-sansio", folder / "site", environment, hide=True)
+        with site as upstream, proxying(upstream, folder, hide) as port:
+            canaries = await knock_with_canaries(port)
+        with proxying(free_port(), folder, hide) as port:
+            canaries += await knock_with_canaries(port, away)
+        found[hide] = canaries, (folder / "access.log").read_text(), logs(folder)
+
+    canaries, access, everything = found[False]
+    assert seen(canaries, access) == seen(canaries, everything) == canaries
+    canaries, access, everything = found[True]
+    assert seen(canaries, everything) == []
+    assert access.count("wst_...") == len(canaries) == 2 * len(HANDSHAKES)
+
+
+@pytest.mark.nginx
+def test_documented_limits_of_nginx_are_by_address_and_for_all(tmp_path):
+    """Whatever is behind it: here nothing is, and 502 is what was let through."""
+
+    def ask(path):
+        try:
+            urlopen(f"http://127.0.0.1:{port}{path}", data=b"", timeout=10)
+        except HTTPError as error:
+            return error.code
+
+    with proxying(free_port(), tmp_path, number=1) as port:
+        for path in ("/websocket/token/", "/ws/chat/"):
+            statuses = [ask(path) for _ in range(40)]
+
+            assert statuses[:20] == [502] * 20
+            assert 429 in statuses[20:]

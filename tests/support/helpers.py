@@ -1,0 +1,170 @@
+"""What the tests share: a socket on an application, and the ways in which one can be refused."""
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+
+from asgiref.testing import ApplicationCommunicator
+from channels.auth import AuthMiddlewareStack
+from channels.routing import URLRouter
+from django.contrib.auth import get_user_model
+from django.test import Client, RequestFactory
+from django.urls import path
+
+from channels_websocket_utils.middleware import (
+    WebSocketTokenAuthMiddleware,
+    WebSocketTokenAuthMiddlewareStack,
+)
+
+from .servers import LIMIT
+
+ROOT = Path(__file__).parents[2]
+# The timer asks at once, and a machine that is slow for a moment is no database that is away.
+FAST = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
+OPEN = "open"
+# A token's shape, never issued.
+UNKNOWN_TOKEN = "wst_" + "u" * 43
+
+
+def routed(consumer, route="ws/<str:token>"):
+    """The documented router: one consumer behind one route."""
+    return URLRouter([path(route, consumer.as_asgi())])
+
+
+def stack(consumer, route="ws/<str:token>", **options):
+    return WebSocketTokenAuthMiddlewareStack(routed(consumer, route), **options)
+
+
+def documented(consumer, route="ws/<str:token>", **options):
+    """The composition of the documentation, out of Channels' parts and ours."""
+    return AuthMiddlewareStack(WebSocketTokenAuthMiddleware(routed(consumer, route), **options))
+
+
+def bare(consumer, route="ws/<str:token>"):
+    """Without our middleware."""
+    return AuthMiddlewareStack(routed(consumer, route))
+
+
+def sign_in(user):
+    """Sign ``user`` in as a browser does, and return the session key."""
+    client = Client()
+    client.force_login(user)
+    return client.session.session_key
+
+
+def scope_for(path, headers=(), **scope):
+    """The connection scope of a handshake, as servers build it."""
+    return {
+        "type": "websocket",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [*headers],
+        "subprotocols": [],
+        **scope,
+    }
+
+
+def cookie(session):
+    return (b"cookie", f"sessionid={session}".encode())
+
+
+async def until(is_true):
+    """Wait until ``is_true()``."""
+
+    async def poll():
+        while not is_true():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(poll(), LIMIT)
+
+
+async def ended(socket):
+    """Wait until the socket is closed, and return the code."""
+    while not isinstance(frame := await socket.next(), int):
+        pass
+    return frame
+
+
+class Socket(ApplicationCommunicator):
+    """
+    A client's end of one WebSocket. ``session`` is a session key to send as the cookie.
+    """
+
+    def __init__(self, application, path, *, session=None, headers=(), **scope):
+        headers = [*headers]
+        if session:
+            headers.append(cookie(session))
+        super().__init__(application, scope_for(path, headers, **scope))
+        self._keys = itertools.count()
+
+    async def receive_output(self, timeout=LIMIT):
+        """As asgiref's, but an application that ends without an answer is noticed at once."""
+        answer = asyncio.ensure_future(self.output_queue.get())
+        await asyncio.wait({answer, self.future}, timeout=timeout, return_when="FIRST_COMPLETED")
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        if self.future.done():
+            self.future.result()
+            raise AssertionError("The application has ended and said nothing more.")
+        raise TimeoutError("The application said nothing.")
+
+    async def connect(self):
+        """Connect and return the server's answer, an ASGI message."""
+        await self.send_input({"type": "websocket.connect"})
+        return await self.receive_output()
+
+    async def outcome(self, probe=True):
+        """Connect and return ``OPEN``, 403, or the code the socket was closed with."""
+        answer = await self.connect()
+        if answer["type"] == "websocket.close":
+            return 403
+        assert answer["type"] == "websocket.accept"
+        await self.send_text('{"type": "websocket.ping"}' if probe is True else probe)
+        answer = await self.receive_output()
+        return answer["code"] if answer["type"] == "websocket.close" else OPEN
+
+    async def send_text(self, text):
+        await self.send_input({"type": "websocket.receive", "text": text})
+
+    async def send(self, name, **content):
+        await self.send_text(json.dumps({"type": name, **content}))
+
+    async def next(self):
+        """Return the next frame as JSON, or the close code."""
+        answer = await self.receive_output()
+        if answer["type"] == "websocket.close":
+            return answer["code"]
+        return json.loads(answer["text"])
+
+    async def next_for(self, key):
+        """Return the next frame with this ``key``, passing over all others."""
+        while True:
+            frame = await self.next()
+            if not isinstance(frame, dict) or frame["key"] == key:
+                return frame
+
+    async def call(self, name, **content):
+        """Call the method ``name`` and return the frame that answers."""
+        key = f"r{next(self._keys)}"
+        await self.send(name, reply_key=key, **content)
+        return await self.next_for(key)
+
+    async def bye(self):
+        """Disconnect, and wait until the application has gone."""
+        if not self.future.done():
+            await self.send_input({"type": "websocket.disconnect", "code": 1000})
+            await self.wait(LIMIT)
+
+
+def actions_on_users(site, user):
+    """Build the URLs of an admin site, as a URLconf does; return what ``user`` may do to users."""
+    assert site.urls
+    assert site.urls
+    request = RequestFactory().get("/")
+    request.user = user
+    offered = site.get_model_admin(get_user_model()).get_actions(request)
+    # Before Django 6.1 an action is a tuple.
+    return {name: getattr(each, "func", None) or each[0] for name, each in offered.items()}

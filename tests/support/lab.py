@@ -1,0 +1,353 @@
+"""What the proofs share: a database, servers, users, and clients that notice when things happen."""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import math
+import os
+import socket
+import struct
+import sys
+import tempfile
+import threading
+from http.client import HTTPConnection
+from pathlib import Path
+from time import monotonic
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from django.db import connection, connections
+from django.test import override_settings
+
+from channels_websocket_utils import threads
+
+from .helpers import cookie, scope_for, sign_in
+from .lab_settings import layers
+from .servers import ALL_COMMANDS, COMMANDS, free_port, redis_command, running
+from .settings import database_url
+
+# Seconds: far more than anything here takes, so that what never comes is noticed.
+LIMIT = 60
+# Of the figure that is promised; more than that is a broken promise on any machine.
+TOLERANCE = 10
+CSRF_TOKEN = "c" * 32
+# Between a reply and the next call.
+PAUSE = 0.001
+
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def database():
+    """Have a database of our own, in a file or where ``TEST_DATABASE`` says."""
+    name = connection.settings_dict["NAME"]
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        yield
+    finally:
+        connection.creation.destroy_test_db(name, verbosity=0)
+
+
+@contextlib.contextmanager
+def redis():
+    """Start a Redis and yield its URL."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(running(redis_command(port), port, Path(folder, "log"), cwd=folder))
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+# Our clients read when they have something to wait for, and answer no ping meanwhile.
+SERVER_OPTIONS = {
+    "daphne": ["-v", "0", "--ping-interval", "3600"],
+    # What it is without extras, whatever else is installed here.
+    "uvicorn": [
+        "--log-level",
+        "warning",
+        "--ws-ping-interval",
+        "3600",
+        "--loop",
+        "asyncio",
+        "--http",
+        "h11",
+    ],
+    "hypercorn": ["--log-level", "warning"],
+}
+
+
+def uvicorn(layer="none", interval=30, threads=16):
+    """Start a uvicorn process and yield its port."""
+    return serving("uvicorn", "tests.support.lab_site:application", layer, interval, threads)
+
+
+@contextlib.contextmanager
+def serving(server, application, layer="none", interval=30, threads=16, rate="", log=None):
+    """
+    Start a process of ``server``, one of ``ALL_COMMANDS`` or ``COMMANDS``, and yield its port.
+
+    What it says goes to the file ``log``, if it is to be kept.
+    """
+    port = free_port()
+    command = {**ALL_COMMANDS, **COMMANDS}[server].format(port=port, application=application)
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.support.lab_settings",
+        "TEST_DATABASE": database_url(connection.settings_dict),
+        "PROOF_LAYER": layer,
+        "PROOF_RECHECK_INTERVAL": str(interval),
+        "PROOF_SYNC_THREADS": str(threads),
+        "PROOF_RATE_LIMIT": rate,
+    }
+    options = SERVER_OPTIONS[server.split()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", *command.split(), *options]
+        with running(command, port, log or Path(folder, "log"), env=environment):
+            yield port
+
+
+def layer(name):
+    """Have this process use the channel layer ``name``, see ``settings.layers()``."""
+    return override_settings(CHANNEL_LAYERS=layers(name))
+
+
+async def new_user(permissions=()):
+    """Return a new user, and the key of a session in which they are signed in."""
+    user = await get_user_model().objects.acreate(username=f"user{next(_numbers)}")
+    await user.user_permissions.aset(permissions)
+    return user, await sync_to_async(sign_in)(user)
+
+
+async def post(port, path, session=""):
+    """Send a browser's POST."""
+
+    def send():
+        http = HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+        cookies = f"sessionid={session}; csrftoken={CSRF_TOKEN}"
+        http.request("POST", path, headers={"Cookie": cookies, "X-CSRFToken": CSRF_TOKEN})
+        with contextlib.closing(http):
+            status = http.getresponse().status
+        if status >= 400:
+            raise RuntimeError(f"{path} was answered with {status}")
+
+    await asyncio.to_thread(send)
+
+
+class _Client:
+    """One end of a WebSocket: frames as dictionaries, and a close as its code."""
+
+    def __init__(self):
+        self._keys = itertools.count()
+
+    async def next(self, limit=LIMIT):
+        """Return the next frame, or the code of the close, or ``None`` after ``limit`` seconds."""
+        try:
+            return await asyncio.wait_for(self._next(), limit)
+        except asyncio.TimeoutError:
+            return None
+
+    async def next_for(self, key):
+        """Return the next frame with this ``key``, or what ended the socket before."""
+        while isinstance(frame := await self.next(), dict) and frame["key"] != key:
+            pass
+        return frame
+
+    async def send(self, name, **content):
+        await self.send_text(json.dumps({"type": name, **content}))
+
+    async def call(self, name, **content):
+        """Call the method ``name`` and return the frame that answers."""
+        key = f"r{next(self._keys)}"
+        await self.send(name, reply_key=key, **content)
+        return await self.next_for(key)
+
+    async def closed(self, limit=LIMIT):
+        """Wait for the close, and return its code, or ``None`` after ``limit`` seconds."""
+        while isinstance(frame := await self.next(limit), dict):
+            pass
+        return frame
+
+    async def is_alive(self):
+        answer = await self.call("echo", value=7)
+        return isinstance(answer, dict) and answer["data"] == 7
+
+
+class Refused(RuntimeError):
+    """A handshake that was answered with another ``status`` than 101."""
+
+    def __init__(self, name, status):
+        super().__init__(f"{name} was answered with {status}")
+        self.status = status
+
+
+class WebSocket(_Client):
+    """A client of a real server: RFC 6455 with short frames, and nothing that costs time."""
+
+    @classmethod
+    async def open(cls, port, path, session):
+        """Open a socket; raises ``Refused`` where the answer is another."""
+        self = await cls.begin(port, path, session)
+        await asyncio.wait_for(self.opened(), LIMIT)
+        return self
+
+    @classmethod
+    async def begin(cls, port, path, session):
+        """Send the handshake, and do not wait for its answer."""
+        self = cls()
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+        self._writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            f"Cookie: sessionid={session}\r\n\r\n".encode()
+        )
+        self._name = path.split("/")[1]
+        return self
+
+    async def opened(self):
+        """Wait for the answer to ``begin()``; raises ``Refused`` where it is another."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        if head.split()[1] != b"101":
+            raise Refused(self._name, int(head.split()[1]))
+
+    async def send_text(self, text):
+        await self.send_frame(0x81, text.encode())
+
+    async def send_frame(self, first, payload):
+        """Send a frame, whatever its ``first`` byte (0x81: a whole text) and its ``payload``."""
+        size = len(payload)
+        if size < 126:
+            length = bytes([0x80 | size])
+        elif size < 2**16:
+            length = b"\xfe" + size.to_bytes(2, "big")
+        else:
+            length = b"\xff" + size.to_bytes(8, "big")
+        # Masked with zeros.
+        self._writer.write(bytes([first]) + length + bytes(4) + payload)
+
+    async def reset(self):
+        """Vanish, without a close of the WebSocket or of the TCP connection."""
+        tcp = self._writer.get_extra_info("socket")
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    async def close(self):
+        """Say the close of a client that has done its work."""
+        payload = (1000).to_bytes(2, "big")
+        self._writer.write(bytes([0x88, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+
+    async def leave(self):
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _next(self):
+        try:
+            first, length = await self._reader.readexactly(2)
+            if length == 126:
+                length = int.from_bytes(await self._reader.readexactly(2), "big")
+            elif length == 127:
+                length = int.from_bytes(await self._reader.readexactly(8), "big")
+            payload = await self._reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            return 1006
+        return int.from_bytes(payload[:2], "big") if first & 15 == 8 else json.loads(payload)
+
+
+class InProcess(_Client):
+    """A client of ``application`` in this process: the lightest server there can be."""
+
+    def __init__(self, application, path, session):
+        super().__init__()
+        self.close_code = self.closed_at = None
+        self._inbox, self._outbox = asyncio.Queue(), asyncio.Queue()
+        self._inbox.put_nowait({"type": "websocket.connect"})
+        scope = scope_for(path, [cookie(session)])
+        self.task = asyncio.ensure_future(application(scope, self._inbox.get, self._hear))
+
+    async def send_text(self, text):
+        self._inbox.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def leave(self):
+        """Disconnect, and wait until the application has gone."""
+        self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.wait({self.task}, timeout=LIMIT)
+
+    async def _hear(self, message):
+        if message["type"] == "websocket.close":
+            self.close_code, self.closed_at = message["code"], monotonic()
+        if message["type"] != "websocket.accept":
+            self._outbox.put_nowait(message)
+
+    async def _next(self):
+        message = await self._outbox.get()
+        if message["type"] == "websocket.close":
+            return message["code"]
+        return json.loads(message["text"])
+
+
+async def rest():
+    """Have all threads of the pools there, and none with a connection to the database."""
+
+    def meet(barrier):
+        barrier.wait(LIMIT)
+        connections.close_all()
+
+    for size, twin in list(threads._pools.values()):
+        barrier = threading.Barrier(size)
+        met = [twin.executor.submit(meet, barrier) for _ in range(size)]
+        await asyncio.gather(*map(asyncio.wrap_future, met))
+    await sync_to_async(connections.close_all)()
+
+
+async def in_groups(make, count, size=50):
+    """Return what ``count`` calls of the coroutine function ``make`` return, ``size`` at a time."""
+    made = []
+    while len(made) < count:
+        made += await asyncio.gather(*(make() for _ in range(min(size, count - len(made)))))
+    return made
+
+
+async def reply_times(client, is_over):
+    """Call ``client`` again and again until ``is_over()``; return how long each reply took."""
+    times = []
+    while not is_over():
+        # A process that stands still while we pause would keep us waiting too.
+        due = monotonic() + PAUSE
+        await asyncio.sleep(PAUSE)
+        if not await client.is_alive():
+            raise RuntimeError("The socket of somebody else has ended.")
+        times.append(monotonic() - due)
+    return times
+
+
+@contextlib.contextmanager
+def collections():
+    """Yield a list that gets the time that each garbage collection took, in seconds."""
+    began, times = [], []
+
+    def handle_event(phase, info):
+        if phase == "start":
+            began.append(monotonic())
+        elif began:
+            times.append(monotonic() - began.pop())
+
+    gc.callbacks.append(handle_event)
+    try:
+        yield times
+    finally:
+        gc.callbacks.remove(handle_event)
+
+
+def percentile(times, share):
+    """Return, in ms, what ``share`` of ``times``, in seconds, do not exceed; ``None`` of none."""
+    if not times:
+        return None
+    return 1000 * sorted(times)[math.ceil(share * len(times)) - 1]
+
+
+def spread(times):
+    """Return p50, p99 and maximum of ``times``, in ms."""
+    return [percentile(times, share) for share in (0.5, 0.99, 1)]

@@ -1,0 +1,178 @@
+"""Server processes that can be stopped, killed, held still and started again."""
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .lab import SERVER_OPTIONS
+from .secret_servers import NGINX, NGINX_USER
+from .servers import COMMANDS, LIMIT, free_port, postgresql_folder, redis_command, wait_for
+
+__all__ = ["ASGI", "Nginx", "PostgreSQL", "Process", "Redis", "cpu_seconds", "pin"]
+
+
+class Process:
+    """
+    A server on ``port``, in a ``folder`` of its own, whose starts all add to one log.
+
+    The block of ``with`` has it running. The methods block until what they say is true.
+    """
+
+    name = None
+    stops_by = signal.SIGTERM
+
+    def __init__(self, folder, port=None, **options):
+        self.port = port or free_port()
+        self._folder = Path(folder)
+        self._folder.mkdir()
+        self._log = self._folder / "log"
+        self._options = options
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self.go_on()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.stop()
+            return
+        self.stop(signal.SIGKILL)
+
+    @property
+    def log(self):
+        return self._log.read_text()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def is_running(self):
+        return self._process.poll() is None
+
+    def command(self):
+        raise NotImplementedError
+
+    def start(self):
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command(), stdout=output, stderr=subprocess.STDOUT, **self._options
+            )
+        self.wait_for(self.port)
+
+    def wait_for(self, port):
+        """Wait until something answers on ``port``, and no longer than the process lives."""
+        wait_for(self._process, port, self._log)
+
+    def stop(self, how=None):
+        self._process.send_signal(how or self.stops_by)
+        self._process.wait(LIMIT)
+
+    def kill(self):
+        self.stop(signal.SIGKILL)
+
+    def hold(self):
+        """Let it stand still: its port takes connections, and nobody answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self._process.send_signal(signal.SIGCONT)
+
+
+class ASGI(Process):
+    """A process of ``server``, one of ``COMMANDS``, that serves ``application``."""
+
+    def __init__(self, folder, server, application, environment, port=None):
+        super().__init__(folder, port, env={**os.environ, **environment})
+        self._server, self._application = server, application
+
+    def command(self):
+        command = COMMANDS[self._server].format(port=self.port, application=self._application)
+        return [sys.executable, "-m", *command.split(), *SERVER_OPTIONS[self._server]]
+
+
+class Redis(Process):
+    """A Redis that keeps nothing when it is stopped."""
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self):
+        return redis_command(self.port, "--dir", str(self._folder))
+
+
+class PostgreSQL(Process):
+    """A cluster of its own, which no power cut will meet."""
+
+    # Fast: sessions are ended, not waited for.
+    stops_by = signal.SIGINT
+
+    def __init__(self, folder):
+        # It does not run as root.
+        owner = {"user": "postgres"} if os.getuid() == 0 else {}
+        super().__init__(folder, **owner)
+        self._bin = postgresql_folder()
+        for path in (self._folder, *self._folder.parents[:1]) if owner else ():
+            path.chmod(0o755)
+        if owner:
+            shutil.chown(self._folder, "postgres")
+        self._user = "postgres" if owner else getpass.getuser()
+        self._data = self._folder / "data"
+        command = [self._bin / "initdb", "--auth", "trust", "--no-sync", "-D", self._data]
+        subprocess.run(command, check=True, capture_output=True, cwd=self._folder, **owner)
+
+    @property
+    def url(self):
+        return f"postgresql://{self._user}@127.0.0.1:{self.port}/postgres"
+
+    def command(self):
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        options += ["-c", f"unix_socket_directories={self._folder}"]
+        return [self._bin / "postgres", "-D", self._data, "-p", str(self.port), *options]
+
+    def start(self):
+        super().start()
+        # It takes connections before it lets anybody in.
+        ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        deadline = time.monotonic() + LIMIT
+        while subprocess.run(ready).returncode:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"PostgreSQL lets nobody in:\n{self.log}")
+            time.sleep(0.05)
+
+
+class Nginx(Process):
+    """A proxy with a ``configuration``, in which ``{port}`` and the ``values`` are filled in."""
+
+    def __init__(self, folder, configuration, port=None, **values):
+        super().__init__(folder, port)
+        text = configuration.format(port=self.port, user=NGINX_USER, **values)
+        (self._folder / "nginx.conf").write_text(text)
+
+    def command(self):
+        configuration = str(self._folder / "nginx.conf")
+        return [NGINX, "-p", str(self._folder), "-c", configuration]
+
+
+def pin(pid, cpus):
+    """Let all threads of a process run on ``cpus`` alone."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(task), cpus)
+
+
+def cpu_seconds(pid):
+    """Return the time that the threads of a process have had, in seconds."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

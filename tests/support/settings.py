@@ -1,0 +1,98 @@
+"""The site that the tests run in; also served by real servers, with its database from outside."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+from urllib.parse import urlsplit
+
+SECRET_KEY = "tests only"
+DEBUG = False
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+ROOT_URLCONF = "tests.support.urls"
+ASGI_APPLICATION = "tests.support.asgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "static/"
+
+
+def database(url: str) -> dict[str, Any]:
+    """Return Django's settings of a PostgreSQL URL, or of the path of an SQLite file."""
+    if not url.startswith("postgresql://"):
+        # The tests' own is a file too, one a run: in-memory databases are not shared as files are.
+        test = {"NAME": f"{tempfile.gettempdir()}/websocket_utils_{os.getpid()}.sqlite3"}
+        # What a power cut would leave is not among the claims, and waiting for the disk is slow.
+        options = {"init_command": "PRAGMA synchronous=OFF"}
+        engine = "django.db.backends.sqlite3"
+        return {"ENGINE": engine, "NAME": url, "TEST": test, "OPTIONS": options}
+    parts = urlsplit(url)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.path.lstrip("/"),
+        "USER": parts.username,
+        "PASSWORD": parts.password or "",
+        "HOST": parts.hostname,
+        "PORT": parts.port,
+    }
+
+
+def database_url(settings_dict: dict[str, Any]) -> str:
+    """Return what ``database()`` was made from, for another process."""
+    if "sqlite3" in settings_dict["ENGINE"]:
+        return str(settings_dict["NAME"])
+    return "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**settings_dict)
+
+
+def channel_layer(url: str | None) -> dict[str, Any]:
+    if not url:
+        return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    # Without this redis-py 8 ends every consumer that is idle for 10 seconds.
+    host = {"address": url, "socket_timeout": None}
+    return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
+
+
+def cache(url: str | None) -> dict[str, Any]:
+    if not url:
+        return {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    return {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url}
+
+
+DATABASES = {"default": database(os.environ.get("TEST_DATABASE", ":memory:"))}
+CHANNEL_LAYERS = {"default": channel_layer(os.environ.get("TEST_REDIS_URL"))}
+# Where it is named, tokens are kept there.
+CACHES = {"default": cache(os.environ.get("TEST_CACHE_URL"))}
+if "TEST_CACHE_URL" in os.environ:
+    WEBSOCKET_UTILS = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels_websocket_utils",
+    "tests",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+# Passwords of test users are no secret; hashing them well would only cost time.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

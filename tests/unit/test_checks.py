@@ -1,0 +1,381 @@
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.cache.backends.base import BaseCache
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+from channels_websocket_utils import checks
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
+
+from ..support.consumers import AsyncManager
+from ..support.helpers import documented, routed, stack
+
+
+def ids():
+    return [found.id for found in run_checks() if "channels_websocket_utils" in found.id]
+
+
+@pytest.fixture
+def serve(settings, monkeypatch):
+    """A function that makes an application the site's ASGI_APPLICATION."""
+
+    def serve(websocket):
+        module = types.ModuleType("served")
+        module.application = ProtocolTypeRouter({"websocket": websocket})
+        monkeypatch.setitem(sys.modules, "served", module)
+        settings.ASGI_APPLICATION = "served.application"
+
+    return serve
+
+
+def test_docs_have_every_check_and_no_other():
+    page = (Path(checks.__file__).parent.parent / "docs/checks.rst").read_text()
+    known = re.compile(r"channels_websocket_utils\.([EW]\d+)")
+
+    documented = re.findall(rf"^``{known.pattern}``$", page, re.M)
+
+    assert sorted(documented) == sorted({*known.findall(Path(checks.__file__).read_text())})
+
+
+def test_site_in_order_is_silent(serve):
+    serve(AllowedHostsOriginValidator(stack(AsyncManager)))
+
+    assert ids() == []
+
+
+def test_wrong_setting_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": "60", "NOPE": 1}
+
+    assert ids() == ["channels_websocket_utils.E001"] * 2
+
+
+def test_store_that_cannot_be_imported_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
+
+    assert ids() == ["channels_websocket_utils.E002"]
+
+
+CACHES = "django.core.cache.backends"
+
+
+@pytest.fixture
+def kept_in(settings):
+    """A function that has tokens kept in a cache of this kind."""
+
+    def kept_in(backend, **more):
+        settings.CACHES = {"default": {"BACKEND": backend, **more}}
+        store = "channels_websocket_utils.stores.cache.CacheTokenStore"
+        settings.WEBSOCKET_UTILS = {"TOKEN_STORE": store}
+
+    return kept_in
+
+
+@pytest.mark.parametrize(
+    ("backend", "location"),
+    [
+        ("redis.RedisCache", "redis://127.0.0.1:6379/0"),
+        ("redis.RedisCache", ["redis://127.0.0.1:6379/0"]),
+        ("db.DatabaseCache", "cache"),
+        ("locmem.LocMemCache", ""),
+    ],
+)
+def test_cache_that_can_keep_tokens_is_fine(kept_in, backend, location):
+    kept_in(f"{CACHES}.{backend}", LOCATION=location)
+
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "location"),
+    [
+        ("dummy.DummyCache", ""),
+        ("redis.RedisCache", "redis://127.0.0.1:6379/0,redis://127.0.0.1:6380/0"),
+        ("redis.RedisCache", ["redis://127.0.0.1:6379/0", "redis://127.0.0.1:6380/0"]),
+    ],
+)
+def test_cache_that_cannot_keep_tokens_is_found(kept_in, backend, location):
+    """One that keeps nothing, and one that reads from replicas."""
+    kept_in(f"{CACHES}.{backend}", LOCATION=location)
+
+    assert ids() == ["channels_websocket_utils.E006"]
+
+
+def test_missing_redis_package_is_found(kept_in, monkeypatch):
+    kept_in(f"{CACHES}.redis.RedisCache", LOCATION="redis://127.0.0.1:6379/0")
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+
+    assert ids() == ["channels_websocket_utils.E006"]
+
+
+def test_store_whose_cache_does_not_exist_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "tests.unit.test_stores.OtherStore"}
+
+    assert ids() == ["channels_websocket_utils.E006"]
+
+
+class FoundElsewhere(BaseCache):
+    """A cache of which nobody knows how it deletes."""
+
+    def __init__(self, location, params):
+        super().__init__(params)
+
+
+class Derived(LocMemCache):
+    """A site's own, of a known kind."""
+
+
+def test_cache_that_is_not_known_is_found_and_a_derived_one_is_known(kept_in):
+    kept_in("tests.unit.test_checks.FoundElsewhere")
+    assert ids() == ["channels_websocket_utils.W004"]
+
+    kept_in("tests.unit.test_checks.Derived")
+    assert ids() == []
+
+
+@pytest.fixture(name="deploy_ids")
+def _deploy_ids(settings):
+    """A function that returns what ``check --deploy`` finds, on a site with a shared layer."""
+    host = {"address": "redis://127.0.0.1:6379/0", "socket_timeout": None}
+    settings.CHANNEL_LAYERS = {"default": redis_layer([host])}
+
+    def ids():
+        found = run_checks(include_deployment_checks=True)
+        return [each.id for each in found if "channels_websocket_utils" in each.id]
+
+    return ids
+
+
+@pytest.mark.parametrize("compose", [stack, documented])
+def test_missing_origin_validator_is_found(serve, deploy_ids, compose):
+    """In deployment alone; a validator anywhere around the gate will do."""
+    serve(compose(AsyncManager))
+    assert deploy_ids() == ["channels_websocket_utils.W005"]
+    assert ids() == []
+
+    serve(AllowedHostsOriginValidator(compose(AsyncManager)))
+    assert deploy_ids() == []
+
+
+def test_gate_that_trusts_no_cookie_needs_no_origin_validator(serve, deploy_ids):
+    """A page of another site brings no token; without ``required`` it would be let through."""
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True, required=True))
+    assert deploy_ids() == []
+
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
+    assert deploy_ids() == ["channels_websocket_utils.W005"]
+
+
+def test_layer_in_memory_is_found_where_it_is_deployed(settings, deploy_ids):
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+    assert deploy_ids() == ["channels_websocket_utils.W007"]
+    assert ids() == []
+    settings.DEBUG = True
+    assert deploy_ids() == []
+
+
+def test_site_without_a_layer_may_be_deployed(settings, deploy_ids):
+    settings.CHANNEL_LAYERS = {}
+
+    assert deploy_ids() == []
+
+
+def test_tokens_in_the_memory_of_one_process_are_found_where_it_is_deployed(kept_in, deploy_ids):
+    kept_in(f"{CACHES}.locmem.LocMemCache")
+    assert deploy_ids() == ["channels_websocket_utils.W008"]
+
+    kept_in(f"{CACHES}.db.DatabaseCache", LOCATION="cache")
+    assert deploy_ids() == []
+
+
+@pytest.mark.parametrize(("age", "found"), [(3600, []), (3601, ["channels_websocket_utils.W006"])])
+def test_tokens_that_live_long_are_found(settings, age, found):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": age}
+
+    assert ids() == found
+
+
+SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+
+
+class OwnSessionMiddleware:
+    """Another package's, which derives from nothing of Django's sessions."""
+
+
+def test_endpoint_without_sessions_is_found(settings):
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if name != SESSIONS]
+    assert ids() == ["channels_websocket_utils.E007"]
+
+    settings.MIDDLEWARE = ["tests.unit.test_checks.OwnSessionMiddleware", *settings.MIDDLEWARE]
+    assert ids() == []
+
+
+def test_site_without_the_endpoint_needs_no_session_middleware(settings, monkeypatch):
+    urls = types.ModuleType("bare_urls")
+    urls.urlpatterns = []
+    monkeypatch.setitem(sys.modules, "bare_urls", urls)
+    settings.MIDDLEWARE = []
+    settings.ROOT_URLCONF = "bare_urls"
+
+    assert ids() == []
+
+
+class PutsUser:
+    """A site's own middleware: who knows what it puts into the scope."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+
+class PutsUserInRouter(ProtocolTypeRouter):
+    """And in another place."""
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (lambda gate: gate, ["channels_websocket_utils.E008"]),
+        (AllowedHostsOriginValidator, ["channels_websocket_utils.E008"]),
+        (AuthMiddlewareStack, []),
+        (PutsUser, []),
+        (lambda gate: PutsUserInRouter({"websocket": gate}), []),
+    ],
+)
+def test_gate_that_is_told_no_user_is_found(serve, build, found):
+    serve(build(WebSocketTokenAuthMiddleware(routed(AsyncManager))))
+
+    assert ids() == found
+
+
+def test_gate_that_needs_no_user_is_fine(serve):
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
+    assert ids() == []
+
+    serve(stack(AsyncManager))
+    assert ids() == []
+
+
+def test_missing_auth_app_is_found(monkeypatch):
+    from django.apps import apps
+
+    from channels_websocket_utils.checks import check_installed_apps
+
+    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django.contrib.auth")
+
+    assert [found.id for found in check_installed_apps()] == ["channels_websocket_utils.E003"]
+
+
+def test_application_that_cannot_be_built_is_found_with_the_remedy(settings, monkeypatch):
+    class Broken(types.ModuleType):
+        def __getattr__(self, name):
+            if name != "application":
+                raise AttributeError(name)
+
+            async def closure(scope, receive, send):
+                pass
+
+            return WebSocketTokenAuthMiddleware(closure)
+
+    monkeypatch.setitem(sys.modules, "broken", Broken("broken"))
+    settings.ASGI_APPLICATION = "broken.application"
+    with pytest.raises(ImproperlyConfigured):
+        _ = sys.modules["broken"].application
+
+    (found,) = [found for found in run_checks() if found.id == "channels_websocket_utils.E004"]
+    assert "directly around URLRouter" in found.msg
+
+
+@pytest.mark.parametrize("application", [None, "nowhere.application"])
+def test_application_that_is_not_there_is_left_to_the_server(settings, application):
+    settings.ASGI_APPLICATION = application
+
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "build", "found"),
+    [
+        ([], documented, []),
+        (["old key"], documented, ["channels_websocket_utils.W001"]),
+        (["old key"], stack, []),
+        (["old key"], lambda consumer: AuthMiddlewareStack(routed(consumer)), []),
+    ],
+)
+def test_key_rotation_under_authmiddlewarestack_is_warned_of(
+    serve, settings, fallbacks, build, found
+):
+    settings.SECRET_KEY_FALLBACKS = fallbacks
+    serve(AllowedHostsOriginValidator(build(AsyncManager)))
+
+    assert ids() == found
+
+
+def redis_layer(hosts):
+    return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": hosts}}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"BACKEND": "channels_redis.core.RedisChannelLayer"},
+        redis_layer(["redis://127.0.0.1:6379/0"]),
+        redis_layer([("127.0.0.1", 6379)]),
+        redis_layer([{"address": "redis://127.0.0.1:6379/0"}]),
+        redis_layer([{"address": "redis://127.0.0.1:6379/0", "socket_timeout": 20}]),
+    ],
+)
+def test_redis_layer_that_ends_idle_consumers_is_found(settings, layer):
+    settings.CHANNEL_LAYERS = {"default": layer}
+
+    assert ids() == ["channels_websocket_utils.W002"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"BACKEND": "channels.layers.InMemoryChannelLayer"},
+        {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"},
+        redis_layer([{"address": "redis://127.0.0.1:6379/0", "socket_timeout": None}]),
+    ],
+)
+def test_layer_in_order_is_silent(settings, layer):
+    settings.CHANNEL_LAYERS = {"default": layer}
+
+    assert ids() == []
+
+
+def test_redis_py_without_a_limit_of_its_own_needs_no_warning(settings, monkeypatch):
+    monkeypatch.setattr(checks, "_redis_times_out", lambda: False)
+    settings.CHANNEL_LAYERS = {"default": redis_layer(["redis://127.0.0.1:6379/0"])}
+
+    assert ids() == []
+
+
+def test_channel_layer_that_is_not_there_is_found(settings):
+    settings.WEBSOCKET_UTILS = {"CHANNEL_LAYER": "sockets"}
+
+    assert ids() == ["channels_websocket_utils.E005"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "found"),
+    [
+        ("db", []),
+        ("cached_db", []),
+        ("cache", []),
+        ("file", ["channels_websocket_utils.W003"]),
+        ("signed_cookies", ["channels_websocket_utils.W003"]),
+    ],
+)
+def test_sessions_whose_end_is_not_seen_are_found(settings, engine, found):
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+
+    assert ids() == found

@@ -1,0 +1,1027 @@
+"""Live sockets: what ends them, in this process and by the database."""
+
+import asyncio
+import threading
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from channels.auth import logout as channels_logout
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.layers import get_channel_layer
+from django.contrib.auth import get_user_model
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
+from django.core.cache import cache
+from django.db import OperationalError
+from django.test import AsyncClient, Client
+from django.utils import timezone
+
+from channels_websocket_utils.connections import live_connections
+from channels_websocket_utils.decorators import auto_route
+from channels_websocket_utils.gate import decision, freshness, revocations
+from channels_websocket_utils.gate.revocations import revoke
+from channels_websocket_utils.gate.verdict import Principal, anonymous
+from channels_websocket_utils.live import connection as connection_module
+from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live import receivers
+from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
+from channels_websocket_utils.utils import (
+    adisconnect_session,
+    adisconnect_user,
+    aget_websocket_token,
+    apush_to_user,
+    disconnect_session,
+    disconnect_user,
+    get_websocket_token,
+    push_to_user,
+)
+
+from ..support import urls
+from ..support.consumers import MANAGED, AsyncManager, AsyncPlainJson, Manager, PlainJson
+from ..support.helpers import FAST, LIMIT, OPEN, Socket, documented, ended, sign_in, stack, until
+
+MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
+ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
+
+
+@pytest.fixture
+def fast(settings):
+    """The timer asks at once: for what only the database tells."""
+    settings.WEBSOCKET_UTILS = FAST
+
+
+@pytest.fixture
+def open_as(open_socket):
+    """A function that opens a socket of a user in a session, and passes its hello."""
+
+    async def open_(user, session=None, consumer=AsyncManager, compose=stack, **options):
+        token = await aget_websocket_token(user, session=session)
+        cookie = None if options.get("token_only") else session
+        socket = open_socket(compose(consumer, **options), f"/ws/{token}", session=cookie)
+        assert (await socket.connect())["type"] == "websocket.accept"
+        await socket.call("echo", value=1)
+        return socket
+
+    return open_
+
+
+async def is_alive(socket):
+    return (await socket.call("echo", value=7))["data"] == 7
+
+
+def client_of(session, kind=Client):
+    client = kind()
+    client.cookies["sessionid"] = session
+    return client
+
+
+def log_out(session):
+    request = type("Request", (), {})()
+    from django.contrib.auth import SESSION_KEY, logout
+
+    request.session = SessionStore(session)
+    request.user = get_user_model().objects.get(pk=request.session[SESSION_KEY])
+    logout(request)
+
+
+# What ends a socket at once
+
+
+@ALL
+async def test_logout_ends_the_sockets_of_that_session_alone(user, session, open_as, consumer):
+    elsewhere = await sync_to_async(sign_in)(user)
+    mine, another = await open_as(user, session, consumer), await open_as(user, elsewhere, consumer)
+
+    await sync_to_async(log_out)(session)
+
+    assert await ended(mine) == 4410
+    assert await is_alive(another)
+
+
+async def test_async_logout_that_knows_no_user_ends_the_sockets_too(user, open_as):
+    """As Django's ``alogout()`` of a request whose user nobody has asked for."""
+    client = AsyncClient()
+    await client.aforce_login(user)
+    socket = await open_as(user, client.cookies["sessionid"].value)
+
+    await client.alogout()
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.parametrize("compose", [stack, documented])
+async def test_password_change_ends_all_sockets_of_the_user(user, other, open_as, compose):
+    sessions = [await sync_to_async(sign_in)(each) for each in (user, user, other)]
+    one = await open_as(user, sessions[0], compose=compose)
+    two = await open_as(user, sessions[1], compose=compose)
+    of_other = await open_as(other, sessions[2], compose=compose)
+    unused = await aget_websocket_token(user)
+
+    user.set_password("changed")
+    await user.asave()
+
+    assert [await ended(one), await ended(two)] == [4410, 4410]
+    assert await is_alive(of_other)
+    row = await WebSocketToken.objects.aget(digest=digests.digest_of(unused))
+    assert not digests.has_auth_digest(user, row.auth_digest)
+
+
+@pytest.mark.parametrize("way", ["deactivate", "delete"])
+async def test_user_who_may_not_sign_in_any_more_loses_the_sockets(user, session, open_as, way):
+    socket = await open_as(user, session)
+
+    if way == "deactivate":
+        user.is_active = False
+        await user.asave()
+    else:
+        await user.adelete()
+
+    assert await ended(socket) == 4410
+
+
+async def test_saving_a_user_ends_nothing_that_is_still_good(user, session, open_as):
+    socket = await open_as(user, session)
+
+    user.first_name = "Ada"
+    await user.asave()
+    user.last_login = timezone.now()
+    await user.asave(update_fields=["last_login"])
+
+    assert await is_alive(socket)
+    assert await is_alive(socket)
+
+
+@ALL
+@pytest.mark.parametrize("way", ["sync", "async", "command"])
+async def test_user_is_disconnected(user, other, session, open_as, consumer, way):
+    socket = await open_as(user, session, consumer)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other), consumer)
+    unused = await aget_websocket_token(user)
+
+    if way == "async":
+        await adisconnect_user(user)
+    elif way == "sync":
+        await sync_to_async(disconnect_user)(user)
+    else:
+        from django.core.management import call_command
+
+        await sync_to_async(call_command)("disconnect_websocket_user", "ada", verbosity=0)
+
+    assert await ended(socket) == 4410
+    assert await is_alive(of_other)
+    assert not await WebSocketToken.objects.filter(digest=digests.digest_of(unused)).aexists()
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+async def test_session_is_disconnected_and_may_come_back(user, session, open_as, way):
+    socket = await open_as(user, session)
+    elsewhere = await open_as(user, await sync_to_async(sign_in)(user))
+    unused = await aget_websocket_token(user, session=session)
+
+    if way == "async":
+        await adisconnect_session(session)
+    else:
+        await sync_to_async(disconnect_session)(session)
+
+    assert await ended(socket) == 4410
+    assert await is_alive(elsewhere)
+    assert not await WebSocketToken.objects.filter(digest=digests.digest_of(unused)).aexists()
+    assert await is_alive(await open_as(user, session))
+
+
+async def test_disconnect_waits_for_the_commit(user, session, open_as):
+    from django.db import transaction
+
+    socket = await open_as(user, session)
+
+    def roll_back():
+        with transaction.atomic():
+            disconnect_user(user)
+            transaction.set_rollback(True)
+
+    await sync_to_async(roll_back)()
+
+    assert await is_alive(socket)
+    assert not await WebSocketRevocation.objects.aexists()
+
+
+async def test_a_single_socket_is_disconnected(user, session, open_as):
+    one, two = await open_as(user, session), await open_as(user, session)
+    first = min(live_connections(), key=lambda connection: connection.id)
+
+    await sync_to_async(first.disconnect)()
+
+    assert await ended(one) == 4410
+    assert await is_alive(two)
+
+
+async def test_cookie_alone_is_watched_too(user, session, open_socket):
+    """A route without a token belongs to its signed-in user like any other."""
+    for compose in (stack, documented):
+        application = compose(Quiet, route="ws/open")
+        socket = open_socket(application, "/ws/open", session=session)
+        assert await socket.outcome(probe='{"a": 1}') == OPEN
+
+        await adisconnect_user(user)
+
+        assert await ended(socket) == 4410
+
+
+async def test_anonymous_socket_is_left_alone(user, open_socket):
+    socket = open_socket(stack(Quiet, route="ws/open"), "/ws/open")
+    await socket.connect()
+
+    assert live_connections() == []
+    await adisconnect_user(user)
+    await socket.send_text('{"a": 1}')
+    assert await socket.next() == {"heard": {"a": 1}}
+
+
+async def test_token_of_a_session_is_watched_where_it_alone_signed_in(user, session, open_as):
+    """``token_only``: no cookie comes along, and the session is known by the token's digest."""
+    socket = await open_as(user, session, token_only=True)
+
+    await sync_to_async(log_out)(session)
+
+    assert await ended(socket) == 4410
+
+
+class Quiet(AsyncJsonWebsocketConsumer):
+    """Answers whatever it hears, for routes without a token."""
+
+    async def receive_json(self, content):
+        await self.send_json({"heard": content})
+
+
+# What only the database tells
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("change", [{"is_active": False}, {"password": "changed"}])
+async def test_timer_notices_what_no_signal_tells_of_users(user, session, open_as, change):
+    socket = await open_as(user, session)
+
+    await get_user_model().objects.filter(pk=user.pk).aupdate(**change)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("engine", ["db", "cached_db", "cache"])
+@pytest.mark.parametrize("end", ["gone", "expired"])
+async def test_timer_notices_that_a_session_is_over(user, open_as, settings, engine, end):
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    session = await sync_to_async(sign_in)(user)
+    elsewhere = await sync_to_async(sign_in)(user)
+    mine, another = await open_as(user, session), await open_as(user, elsewhere)
+
+    if engine == "cache":
+        # What has expired is gone from a cache.
+        await cache.adelete(f"django.contrib.sessions.cache{session}")
+    elif end == "gone":
+        await Session.objects.filter(pk=session).adelete()
+    else:
+        await Session.objects.filter(pk=session).aupdate(expire_date=timezone.now())
+
+    assert await ended(mine) == 4410
+    assert await is_alive(another)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("owner", ["user", "session", "logout"])
+async def test_timer_reads_the_rows_of_other_processes(user, other, session, open_as, owner):
+    """As without a channel layer: another process writes its row, and no word comes."""
+    mine = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    if owner == "user":
+        await sync_to_async(revoke)(user_id=user.pk)
+    else:
+        digest = digests.digest_of(session)
+        await sync_to_async(revoke)(session_digest=digest, is_final=owner == "logout")
+
+    assert await ended(mine) == 4410
+    assert await is_alive(of_other)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, open_as):
+    """A row that carries an older time and a smaller id than one already known is still read."""
+    mine = await open_as(user, session)
+    late = await sync_to_async(revoke)(user_id=user.pk)
+    await WebSocketRevocation.objects.all().adelete()
+    other = await get_user_model().objects.acreate(username="cyd")
+    known = await WebSocketRevocation.objects.acreate(
+        id=late.id + 10, user=other, created_at=clock.now()
+    )
+    await until(lambda: any(known.id in hub._known for hub in hub_module._hubs.values()))
+
+    await WebSocketRevocation.objects.acreate(
+        id=late.id, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
+    )
+
+    assert await ended(mine) == 4410
+
+
+@pytest.mark.usefixtures("fast")
+async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_as, monkeypatch):
+    monkeypatch.setattr(hub_module, "LINGER", 10)
+    socket = await open_as(user, session)
+    await sync_to_async(revoke)(user_id=user.pk)
+    assert await ended(socket) == 4410
+
+    again = await open_as(user, session)
+    await some_rechecks()
+
+    assert await is_alive(again)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_who_comes_back_stays_also_when_nobody_else_is_there(
+    user, session, open_as, monkeypatch
+):
+    """The hub outlives its last socket, and with it what it knows of rows that it has obeyed."""
+    monkeypatch.setattr(hub_module, "LINGER", 10)
+    socket = await open_as(user, session)
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+
+    again = await open_as(user, session)
+    await some_rechecks()
+
+    assert await is_alive(again)
+
+
+async def some_rechecks(count=3):
+    """Wait until the timer has asked the database a few times."""
+    asked = asyncio.Queue()
+    original = hub_module._present_state
+
+    def counted(principals):
+        found = original(principals)
+        loop.call_soon_threadsafe(asked.put_nowait, None)
+        return found
+
+    loop = asyncio.get_running_loop()
+    hub_module._present_state = counted
+    try:
+        for _ in range(count):
+            await asyncio.wait_for(asked.get(), LIMIT)
+    finally:
+        hub_module._present_state = original
+
+
+async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
+    user, session, open_as, settings, monkeypatch
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    monkeypatch.setattr(revocations, "window", lambda: 0.01)
+
+    socket = await open_as(user, session)
+
+    assert await ended(socket) == 4490
+
+
+# When the database is away
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A switch: while it is set, re-checks find no database."""
+    away = threading.Event()
+    original = freshness.find_outdated
+
+    def find_outdated(principals):
+        if away.is_set():
+            raise OperationalError("the database is away")
+        return original(principals)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_outdated)
+    return away
+
+
+async def test_sockets_outlive_a_database_that_is_away_for_a_moment(
+    user, session, open_as, settings, broken
+):
+    settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    (connection,) = live_connections()
+
+    broken.set()
+    await until(lambda: connection.is_database_away)
+    assert await is_alive(socket)
+    broken.clear()
+
+    await until(lambda: not connection.is_database_away)
+    assert await is_alive(socket)
+
+
+async def test_sockets_end_when_the_database_stays_away(user, session, open_as, settings, broken):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    socket = await open_as(user, session)
+
+    broken.set()
+
+    assert await ended(socket) == 4490
+
+
+async def test_sockets_end_when_the_database_hangs(user, session, open_as, settings, monkeypatch):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
+    answers = threading.Event()
+    monkeypatch.setattr(freshness, "find_outdated", lambda principals: answers.wait(LIMIT) and [])
+    socket = await open_as(user, session)
+
+    try:
+        assert await ended(socket) == 4490
+    finally:
+        answers.set()
+
+
+# Between the token and the consumer
+
+
+@pytest.fixture
+def pause(monkeypatch):
+    """Stops the gate after its decision: ``reached`` is set, and it goes on with ``go``."""
+
+    class Pause:
+        reached = threading.Event()
+        go = threading.Event()
+
+    original = decision.decide
+
+    def decide(*args, **kwargs):
+        verdict = original(*args, **kwargs)
+        if Pause.armed:
+            Pause.reached.set()
+            assert Pause.go.wait(LIMIT)
+        return verdict
+
+    Pause.armed = True
+    Pause.reached.clear()
+    Pause.go.clear()
+    monkeypatch.setattr(decision, "decide", decide)
+    yield Pause
+    Pause.go.set()
+
+
+@pytest.mark.parametrize("act", ["logout", "disconnect", "session", "deactivate"])
+async def test_what_is_said_between_spending_and_opening_is_heard(
+    user, session, open_socket, pause, act
+):
+    token = await aget_websocket_token(user, session=session)
+    socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
+    connecting = asyncio.ensure_future(socket.outcome())
+    await until(pause.reached.is_set)
+
+    if act == "logout":
+        await sync_to_async(log_out)(session)
+    elif act == "disconnect":
+        await adisconnect_user(user)
+    elif act == "session":
+        await adisconnect_session(session)
+    else:
+        user.is_active = False
+        await user.asave()
+    pause.go.set()
+
+    outcome = await connecting
+    assert (await ended(socket) if outcome == OPEN else outcome) == 4410
+
+
+@pytest.mark.parametrize("store", ["database.DatabaseTokenStore", "cache.CacheTokenStore"])
+async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survive(
+    user, session, open_as, open_socket, settings, store
+):
+    """``user_logged_out`` comes before the flush: cookie and token are still good just then."""
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": f"channels_websocket_utils.stores.{store}"}
+    stays = await open_as(user, await sync_to_async(sign_in)(user))
+    digest = digests.digest_of(session)
+    unused = await aget_websocket_token(user, session=session)
+    unbound = await aget_websocket_token(user)
+    # The logout, stopped before its flush.
+    revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
+    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
+    bound = await aget_websocket_token(user, session=session)
+
+    for token in (unused, unbound, bound):
+        socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
+        assert await socket.outcome() == 4401
+    # By the token alone, which knows of its session.
+    bound = await aget_websocket_token(user, session=session)
+    socket = open_socket(stack(AsyncManager, token_only=True), f"/ws/{bound}")
+    assert await socket.outcome() == 4401
+    socket = open_socket(stack(Quiet, route="ws/open"), "/ws/open", session=session)
+    await socket.connect()
+    assert len(live_connections()) == 1
+    assert await is_alive(stays)
+
+
+def test_logout_counts_where_somebody_above_has_signed_nobody_in(user, session):
+    """The token alone signs its user in, and their cookie's session is the one that is watched."""
+    revoke(session_digest=digests.session_digest(session), is_final=True)
+    digest = digests.digest_of(issuing.issue(user))
+
+    verdict = decision.decide(
+        digest, session=SessionStore(session), user=anonymous(), token_only=True
+    )
+
+    assert verdict.token.reason == "wrong_session"
+
+
+async def test_disconnect_ends_who_was_let_in_before_the_clock_was_set_back(
+    user, session, open_as, monkeypatch
+):
+    """By the clock they came after they were disconnected."""
+    socket = await open_as(user, session)
+    real, shift = clock.now, timezone.timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: real() - shift)
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+
+
+async def test_known_logout_ends_a_socket_that_the_gate_let_in(
+    user, session, open_as, open_socket, monkeypatch
+):
+    """The row came between the gate's look and now, and the hub knows it: it is not skipped."""
+    await open_as(user, await sync_to_async(sign_in)(user))
+    digest = digests.digest_of(session)
+    revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
+    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
+    await until(lambda: any(hub._known for hub in hub_module._hubs.values()))
+    find = redeeming.find
+
+    def find_before(*args, **options):
+        row = find(*args, **options)
+        row.is_session_over = False
+        return row
+
+    monkeypatch.setattr(redeeming, "find", find_before)
+
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == 4410
+
+
+# How a socket ends
+
+
+class Stuck(AsyncManager):
+    """Its handler waits, so that frames queue behind it."""
+
+    entered = None
+    release = None
+    handled = []
+
+    async def wait(self, event):
+        type(self).entered.set()
+        await type(self).release.wait()
+
+    async def receive_json(self, content, **kwargs):
+        if content["type"] == "wait":
+            return await self.wait(content)
+        type(self).handled.append(content["type"])
+        return await super().receive_json(content, **kwargs)
+
+
+async def test_frames_queued_behind_a_handler_are_not_handled(user, session, open_as):
+    Stuck.entered, Stuck.release, Stuck.handled = asyncio.Event(), asyncio.Event(), []
+    socket = await open_as(user, session, Stuck)
+    Stuck.handled.clear()
+    await socket.send("wait")
+    await Stuck.entered.wait()
+    for _ in range(5):
+        await socket.send("echo")
+
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    Stuck.release.set()
+    await socket.wait(LIMIT)
+
+    assert Stuck.handled == []
+
+
+class Holds:
+    """While its event blocks, Channels already holds the client's next frame."""
+
+    channel_layer_alias = "default"
+    groups = ["news"]
+    entered = None
+    go_on = None
+    handled = None
+
+    async def news(self, event):
+        Holds.entered.set()
+        await Holds.go_on.wait()
+
+    @auto_route
+    async def act(self, event):
+        Holds.handled.append(event)
+
+
+class HoldsPlain(Holds, AsyncPlainJson):
+    pass
+
+
+class HoldsOurs(Holds, AsyncManager):
+    pass
+
+
+class HoldsUndecorated(Holds, AsyncManager):
+    async def receive_json(self, content, **kwargs):
+        Holds.handled.append(content)
+
+
+@pytest.mark.parametrize("consumer", [HoldsPlain, HoldsOurs, HoldsUndecorated])
+@pytest.mark.parametrize("end", ["disconnect", "close"])
+async def test_frame_that_channels_already_holds_is_not_handled(
+    user, session, open_socket, consumer, end
+):
+    Holds.entered, Holds.go_on, Holds.handled = asyncio.Event(), asyncio.Event(), []
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+    await socket.connect()
+    await get_channel_layer().group_send("news", {"type": "news"})
+    await Holds.entered.wait()
+    await socket.send("act")
+    await until(socket.input_queue.empty)
+    (connection,) = live_connections()
+
+    if end == "disconnect":
+        await adisconnect_user(user)
+        await until(lambda: connection.ended)
+    else:
+        # As the consumer's own close() in its event would.
+        await connection.send({"type": "websocket.close", "code": 4403})
+    Holds.go_on.set()
+    await socket.wait(LIMIT)
+
+    assert Holds.handled == []
+
+
+async def test_one_peer_that_does_not_answer_keeps_nobody_waiting(user, session, open_socket):
+    """All closes hang in the server here, and all have begun meanwhile."""
+    hangs, begun = asyncio.Event(), []
+    application = stack(AsyncManager)
+
+    async def hanging(scope, receive, send):
+        async def send_(message):
+            if message["type"] == "websocket.close":
+                begun.append(message["code"])
+                await hangs.wait()
+            await send(message)
+
+        await application(scope, receive, send_)
+
+    sockets = []
+    for _ in range(4):
+        token = await aget_websocket_token(user)
+        sockets.append(open_socket(hanging, f"/ws/{token}", session=session))
+        await sockets[-1].connect()
+
+    await adisconnect_user(user)
+
+    await until(lambda: begun == [4410] * 4)
+    assert all(connection.ended for connection in live_connections())
+    hangs.set()
+    assert [await ended(socket) for socket in sockets] == [4410] * 4
+
+
+async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, open_as):
+    """``channels.auth.logout()`` names no session: who is still signed in comes back."""
+
+    class Leaves(AsyncManager):
+        @auto_route
+        async def leave(self):
+            await channels_logout(self.scope)
+
+    one, two = await open_as(user, session, Leaves), await open_as(user, session)
+
+    await one.send("leave")
+
+    assert [await ended(one), await ended(two)] == [4410, 4410]
+
+
+@pytest.mark.parametrize("end", ["disconnect", "client"])
+@pytest.mark.parametrize("pause", [0, 0.01])
+async def test_handler_that_sends_for_ever_is_stopped(
+    user, open_as, session, monkeypatch, end, pause
+):
+    monkeypatch.setattr(connection_module, "CLOSE_LIMIT", 0.05)
+    told = asyncio.Event()
+
+    class Ticker(AsyncManager):
+        @auto_route
+        async def tick(self):
+            while True:
+                await self.push("tick", {})
+                await asyncio.sleep(pause)
+
+        async def disconnect(self, code):
+            told.set()
+
+    socket = await open_as(user, session, Ticker)
+    await socket.send("tick")
+    await socket.next_for("tick")
+
+    if end == "disconnect":
+        await adisconnect_user(user)
+    else:
+        (connection,) = live_connections()
+        monkeypatch.setattr(connection, "_send", gone)
+    await socket.bye()
+
+    assert told.is_set()
+
+
+async def gone(message):
+    # As servers do, by the ASGI specification.
+    raise OSError("the client has gone")
+
+
+async def test_consumer_hears_its_disconnect_with_the_code(user, session, open_as):
+    codes = asyncio.Queue()
+
+    class Told(AsyncManager):
+        async def disconnect(self, code):
+            codes.put_nowait(code)
+
+    await open_as(user, session, Told)
+
+    await adisconnect_user(user)
+
+    assert await asyncio.wait_for(codes.get(), LIMIT) == 4410
+
+
+@pytest.mark.parametrize("ending", ["client", "crash", "close", "revoked", "cancelled"])
+async def test_everything_is_released(user, session, open_as, open_socket, ending):
+    class Crashes(AsyncManager):
+        async def receive_json(self, content, **kwargs):
+            if content["type"] == "crash":
+                raise SystemError("the whole consumer")
+            if content["type"] == "close":
+                return await self.close()
+            return await super().receive_json(content, **kwargs)
+
+        async def websocket_receive(self, message):
+            if "hard" in message["text"]:
+                raise SystemError("past our answers")
+            await super().websocket_receive(message)
+
+    socket = await open_as(user, session, Crashes)
+    assert len(live_connections()) == 1
+
+    if ending == "client":
+        await socket.bye()
+    elif ending == "crash":
+        await socket.send("hard")
+        with pytest.raises(SystemError):
+            await socket.wait(LIMIT)
+    elif ending == "close":
+        await socket.send("close")
+    elif ending == "revoked":
+        await adisconnect_user(user)
+    else:
+        socket.future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await socket.future
+
+    await until(lambda: not live_connections() and not hub_module._hubs)
+
+
+# Pushes
+
+
+@ALL
+@pytest.mark.parametrize("way", ["sync", "async"])
+async def test_push_reaches_every_socket_of_the_user(user, other, open_as, consumer, way):
+    sessions = [await sync_to_async(sign_in)(each) for each in (user, user, other)]
+    mine = [await open_as(user, session, consumer) for session in sessions[:2]]
+    of_other = await open_as(other, sessions[2], consumer)
+
+    for number in range(3):
+        if way == "async":
+            await apush_to_user(user, "news", {"n": number})
+        else:
+            await sync_to_async(push_to_user)(user, "news", {"n": number})
+
+    for socket in mine:
+        for number in range(3):
+            assert await socket.next_for("news") == {"key": "news", "n": number}
+    assert await is_alive(of_other)
+    assert of_other.output_queue.empty()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("ada", "news", {}), TypeError),
+        ((None, "news", {}), TypeError),
+        (("user", 1, {}), TypeError),
+        (("user", "news", []), TypeError),
+        (("user", "websocket.ready", {}), ValueError),
+        (("user", "news", {"key": 1}), ValueError),
+        (("user", "news", {"x": object()}), TypeError),
+    ],
+)
+def test_push_that_could_not_arrive_is_an_error(user, arguments, error):
+    who = user if arguments[0] == "user" else arguments[0]
+
+    with pytest.raises(error):
+        push_to_user(who, *arguments[1:])
+
+
+async def test_client_that_does_not_take_its_pushes_is_told_to_come_back(
+    user, session, open_socket, monkeypatch
+):
+    monkeypatch.setattr(connection_module, "MAX_WAITING_PUSHES", 5)
+    application, full = stack(AsyncManager), asyncio.Event()
+
+    async def slow(scope, receive, send):
+        async def send_(message):
+            if "news" in message.get("text", ""):
+                await full.wait()
+            await send(message)
+
+        await application(scope, receive, send_)
+
+    token = await aget_websocket_token(user)
+    socket = open_socket(slow, f"/ws/{token}", session=session)
+    await socket.connect()
+
+    for number in range(10):
+        await apush_to_user(user, "news", {"n": number})
+
+    assert await ended(socket) == 4490
+    full.set()
+
+
+# Requests
+
+
+async def test_own_password_change_lets_both_tabs_come_back(user, session, open_as, settings):
+    """
+    The word leaves when the request has finished, so no tab asks before the session has its hash.
+    """
+    tabs = [await open_as(user, session), await open_as(user, session)]
+    client = client_of(session, AsyncClient)
+
+    response = await client.post("/password/", {"password": "changed"})
+
+    assert response.status_code == 200
+    # While the view ran, long after its save, nobody was told.
+    assert response.json() == {"live": 2}
+    assert [await ended(tab) for tab in tabs] == [4410, 4410]
+    # The key was cycled: the browser, and so every tab of it, has the new one.
+    session = client.cookies["sessionid"].value
+    await user.arefresh_from_db()
+    assert await is_alive(await open_as(user, session))
+    assert await is_alive(await open_as(user, session))
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_word_of_a_new_password_leaves_after_the_request(user, session, monkeypatch, kind):
+    """Once, and not before the session has the new hash: another tab could ask in between."""
+    told, by_then = [], []
+    monkeypatch.setattr(receivers, "publish", lambda kind, **details: told.append((kind, details)))
+    original = urls.update_session_auth_hash
+
+    def update_session_auth_hash(request, user):
+        by_then.append(list(told))
+        original(request, user)
+
+    monkeypatch.setattr(urls, "update_session_auth_hash", update_session_auth_hash)
+    post = client_of(session, kind).post
+    post = async_to_sync(post) if kind is AsyncClient else post
+
+    assert post("/password/", {"password": "changed"}).status_code == 200
+
+    assert by_then == [[]]
+    assert told == [("recheck", {"users": [str(user.pk)]})]
+
+
+def test_word_of_a_change_outside_a_request_leaves_at_once(user, monkeypatch):
+    told = []
+    monkeypatch.setattr(receivers, "publish", lambda kind, **details: told.append(kind))
+
+    user.set_password("changed")
+    user.save()
+
+    assert told == ["recheck"]
+
+
+async def test_logout_of_signed_cookies_ends_all_sockets_of_the_user(user, open_as, settings):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    client = AsyncClient()
+    await client.aforce_login(user)
+    session = client.cookies["sessionid"].value
+    socket = await open_as(user, session)
+
+    await client.post("/logout/")
+
+    assert await ended(socket) == 4410
+
+
+def test_session_of_signed_cookies_cannot_be_disconnected(user, settings):
+    from django.core.exceptions import ImproperlyConfigured
+
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+
+    with pytest.raises(ImproperlyConfigured, match="disconnect_user"):
+        disconnect_session("anything")
+
+
+@pytest.mark.parametrize("bad", [None, 1, ""])
+def test_disconnecting_what_is_no_session_is_an_error(transactional_db, bad):
+    with pytest.raises((TypeError, ValueError)):
+        disconnect_session(bad)
+
+
+async def test_sync_helpers_name_their_twins_in_async_code(user, session):
+    from django.core.exceptions import SynchronousOnlyOperation
+
+    calls = [
+        (disconnect_user, user),
+        (disconnect_session, session),
+        (push_to_user, user, "news", {}),
+        (get_websocket_token, user),
+    ]
+    for function, *arguments in calls:
+        with pytest.raises(SynchronousOnlyOperation, match=f"a{function.__name__}"):
+            function(*arguments)
+
+
+async def test_sockets_of_another_event_loop_are_told_too(user, session):
+    """A process may run several loops: each has a hub of its own."""
+    opened, codes = threading.Event(), []
+
+    def other_loop():
+        async def live():
+            token = await aget_websocket_token(user)
+            socket = Socket(stack(Manager), f"/ws/{token}", session=session)
+            await socket.connect()
+            opened.set()
+            codes.append(await ended(socket))
+            await socket.bye()
+
+        asyncio.run(live())
+
+    thread = threading.Thread(target=other_loop)
+    thread.start()
+    await until(opened.is_set)
+
+    await adisconnect_user(user)
+
+    await until(lambda: not thread.is_alive())
+    assert codes == [4410]
+
+
+# What the re-check asks
+
+
+class OwnBackend(ModelBackend):
+    """A site's own rule: who is called "gone" may not come in."""
+
+    def get_user(self, user_id):
+        user = super().get_user(user_id)
+        return None if user is None or user.first_name == "gone" else user
+
+
+def principal_of(user, session="", backend=MODEL_BACKEND):
+    digest = digests.digest_of(session) if session else ""
+    return Principal(user.pk, backend, digests.auth_digest(user), session, digest, clock.now())
+
+
+def test_recheck_asks_once_for_all_users_and_once_for_all_sessions(
+    django_user_model, transactional_db, django_assert_num_queries
+):
+    users = [django_user_model.objects.create_user(f"user{n}") for n in range(20)]
+    principals = [principal_of(user, sign_in(user)) for user in users for _ in range(3)]
+
+    with django_assert_num_queries(2):
+        assert freshness.find_outdated(principals) == []
+    with django_assert_num_queries(1):
+        assert revocations.recent() == []
+
+
+def test_recheck_asks_a_backend_of_the_site_for_each_user(user, other, settings):
+    backend = f"{__name__}.OwnBackend"
+    settings.AUTHENTICATION_BACKENDS = [backend]
+    principals = [principal_of(each, backend=backend) for each in (user, other)]
+    assert freshness.find_outdated(principals) == []
+
+    type(user).objects.filter(pk=user.pk).update(first_name="gone")
+
+    assert freshness.find_outdated(principals) == principals[:1]
+
+
+def test_recheck_trusts_no_backend_that_was_taken_away(user, settings):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
+    principals = [principal_of(user)]
+
+    assert freshness.find_outdated(principals) == principals

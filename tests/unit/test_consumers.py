@@ -1,0 +1,477 @@
+import asyncio
+import json
+import sys
+import threading
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.consumer import SyncConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from djangochannelsrestframework.consumers import AsyncAPIConsumer
+
+from channels_websocket_utils.consumers import (
+    AsyncWebSocketManagerConsumer,
+    WebSocketManagerConsumer,
+)
+from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.gate.identity import identity_of
+from channels_websocket_utils.utils import aget_websocket_token
+
+from ..support.consumers import MANAGED, AsyncManager, Manager, PlainJson
+from ..support.helpers import LIMIT, bare, stack, until
+from ..support.raised import RAISED, Raising
+from .test_messages import BAD_FORM, BAD_JSON, BAD_REPLY_KEYS
+
+BOTH = pytest.mark.parametrize("consumer", [Manager, AsyncManager])
+CALLABLE = {
+    "echo",
+    "who",
+    "kwargs",
+    "fail",
+    "unsendable",
+    "guarded",
+    "guarded_outside",
+    "guarded_silent",
+}
+
+
+@pytest.fixture
+async def opened(opened, user):
+    """As everywhere, and greeted: our consumers speak first."""
+
+    async def open_(consumer):
+        socket = await opened(consumer)
+        assert await socket.next() == {"key": "websocket.ready", "identity": identity_of(user)}
+        return socket
+
+    return open_
+
+
+@BOTH
+async def test_nothing_unlisted_can_be_called(opened, consumer):
+    """Every name in ``dir(consumer)``, and some that are in no ``dir()``, sent as ``type``."""
+    socket = await opened(consumer)
+    names = {*dir(consumer), *dir(consumer()), "hidden", "", "nope", "__proto__", "échо"}  # noqa: RUF001
+    names |= {"websocket.connect", "websocket.receive", "websocket.accept", "websocket_connect"}
+    names |= {"scope", "base_send", "channel_layer", "dispatch.", "ECHO", " echo", "echo\x00"}
+    for name in sorted(names - CALLABLE):
+        reply = await socket.call(name)
+        expected = "unknown_type" if name else "bad_message"
+        assert reply["error"]["code"] == expected, name
+
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+    assert set(dir(consumer)) >= CALLABLE
+
+
+async def test_naive_dispatch_runs_what_nobody_listed(user, session, open_socket):
+    """The control: with the documented ``getattr`` a client calls ``close`` and whatever else."""
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(PlainJson), f"/ws/{token}", session=session)
+    await socket.connect()
+
+    await socket.send("close")
+
+    assert (await socket.receive_output())["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize("consumer", MANAGED)
+@pytest.mark.parametrize("text", [*BAD_JSON.values(), *BAD_FORM, ""], ids=lambda t: repr(t[:16]))
+async def test_bad_frame_is_answered_and_survived(opened, consumer, text):
+    socket = await opened(consumer)
+
+    await socket.send_text(text)
+
+    frame = await socket.next()
+    assert (frame["key"], frame["error"]["code"]) == ("websocket.error", "bad_message")
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@pytest.mark.parametrize("consumer", MANAGED)
+async def test_binary_frame_is_answered_and_survived(opened, consumer):
+    socket = await opened(consumer)
+
+    for frame in ({"bytes": b"{}"}, {"bytes": b"", "text": None}):
+        await socket.send_input({"type": "websocket.receive", **frame})
+
+        assert (await socket.next())["error"]["code"] == "bad_message"
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@BOTH
+async def test_oversized_frame_is_refused_before_it_is_parsed(opened, consumer, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_MESSAGE_SIZE": 100}
+
+    class Parses(consumer):
+        def decode_json(self, text_data):
+            raise AssertionError("parsed")
+
+    socket = await opened(Parses)
+
+    await socket.send_text('{"type": "echo", "value": "%s"}' % ("é" * 50))
+
+    assert (await socket.next())["error"]["code"] == "too_large"
+
+
+@BOTH
+@pytest.mark.parametrize("reply_key", BAD_REPLY_KEYS, ids=repr)
+async def test_bad_reply_key_is_refused_without_an_echo(opened, consumer, reply_key):
+    socket = await opened(consumer)
+
+    await socket.send("echo", reply_key=reply_key, value=1)
+
+    frame = await socket.next()
+    assert frame["key"] == "websocket.error"
+    assert frame["error"]["code"] == "bad_message"
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@BOTH
+async def test_ten_bad_frames_in_a_row_end_the_socket(opened, consumer):
+    socket = await opened(consumer)
+    for _ in range(2):
+        for _ in range(9):
+            await socket.send_text("{")
+            await socket.next()
+        # A good one in between, also one that calls nothing, begins the count anew.
+        assert (await socket.call("nope"))["error"]["code"] == "unknown_type"
+
+    for _ in range(12):
+        await socket.send_text("{")
+
+    frames = [await socket.next() for _ in range(11)]
+    assert frames[-1] == 4400
+    assert {frame["error"]["code"] for frame in frames[:10]} == {"bad_message"}
+    await socket.bye()
+    assert socket.output_queue.empty()
+
+
+@BOTH
+async def test_ten_bad_frames_end_the_socket_without_the_middleware_too(
+    user, session, open_socket, consumer
+):
+    """There nobody else keeps silent after the close, and servers raise at what is said then."""
+    token = await aget_websocket_token(user)
+    socket = open_socket(bare(consumer), f"/ws/{token}", session=session)
+    await socket.connect()
+    for _ in range(12):
+        await socket.send_text("{")
+    await socket.bye()
+
+    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert said[-1] == {"type": "websocket.close", "code": 4400}
+    # The hello, ten errors, the close.
+    assert len(said) == 12
+
+
+@BOTH
+async def test_ping_is_answered(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("websocket.ping")
+
+    assert await socket.next() == {"key": "websocket.pong"}
+
+
+@BOTH
+async def test_unknown_type_without_a_reply_key_is_a_websocket_error(opened, consumer):
+    socket = await opened(consumer)
+
+    await socket.send("nope")
+
+    frame = await socket.next()
+    assert (frame["key"], frame["type"]) == ("websocket.error", "nope")
+    assert frame["error"]["code"] == "unknown_type"
+
+
+@pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
+@pytest.mark.parametrize(
+    ("compose", "route", "path", "outcome"),
+    [
+        (stack, "ws/<str:token>", "/ws/x", 4401),
+        (bare, "ws/<str:token>", "/ws/x", 403),
+        (stack, "ws/", "/ws/", 403),
+        (bare, "ws/", "/ws/", 403),
+    ],
+)
+async def test_without_an_own_connect_only_a_good_token_opens(
+    base, compose, route, path, outcome, session, open_socket
+):
+    class Bare(base):
+        pass
+
+    socket = open_socket(compose(Bare, route), path, session=session)
+
+    assert await socket.outcome() == outcome
+
+
+async def test_identity_is_stable_and_opaque(user, other):
+    assert identity_of(user) == identity_of(await type(user).objects.aget(pk=user.pk))
+    assert identity_of(user) != identity_of(other)
+    assert len(identity_of(user)) == 32
+
+
+def test_identity_survives_a_key_rotation(user, settings):
+    before = identity_of(user)
+
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "rotated"
+    rotated = identity_of(user)
+    settings.SECRET_KEY_FALLBACKS = []
+
+    assert rotated == before != identity_of(user)
+
+
+async def test_push_is_heard_as_a_frame_of_its_key(opened):
+    class Sync(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            self.push("note", {"text": "from below"})
+
+    class Async(AsyncWebSocketManagerConsumer):
+        @auto_route
+        async def ask(self):
+            await self.push("note", {"text": "from below"})
+
+    for consumer in (Sync, Async):
+        socket = await opened(consumer)
+        await socket.send("ask")
+
+        assert await socket.next() == {"key": "note", "text": "from below"}
+
+
+async def test_push_that_cannot_arrive_is_the_developers_error(opened, caplog):
+    class Wrong(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            self.push("note", {"type": "reserved"})
+
+    socket = await opened(Wrong)
+
+    assert (await socket.call("ask"))["error"]["code"] == "internal"
+    assert "reserved name 'type'" in caplog.text
+
+
+async def test_sites_own_encoder_is_used(opened):
+    class Encodes(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            return {"value": {3, 1, 2}}
+
+        @classmethod
+        def encode_json(cls, content):
+            return json.dumps(content, default=sorted)
+
+    assert (await (await opened(Encodes)).call("ask"))["value"] == [1, 2, 3]
+
+
+# Out of a task these two end the event loop of a test: see evidence/faults.py for real servers.
+ENDS_LOOP = {"KeyboardInterrupt", "SystemExit"}
+RAISING = [
+    (kind, method)
+    for kind in RAISED
+    for method in ("fail_on_loop", "fail_in_thread")
+    if kind not in ENDS_LOOP or method == "fail_in_thread"
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), RAISING)
+@BOTH
+async def test_whatever_a_handler_raises_is_answered_or_ends_the_socket_with_a_code(
+    opened, consumer, kind, method
+):
+    """An error is answered, and so is a cancellation that nobody asked for; all else is an end."""
+    socket = await opened(type("Consumer", (Raising, consumer), {}))
+    answer = asyncio.ensure_future(socket.call(method, kind=kind))
+    await until(lambda: answer.done() or socket.future.done())
+
+    is_answered = isinstance(RAISED[kind](), Exception)
+    if consumer is AsyncManager:
+        # A thread's end is its own. Python before 3.11 does not tell whose a cancellation is.
+        is_known = sys.version_info >= (3, 11)
+        is_answered |= kind in ENDS_LOOP or (kind == "CancelledError" and is_known)
+    if is_answered:
+        assert (await answer)["error"]["code"] == "internal"
+        assert (await socket.call("echo", value=1))["data"] == 1
+    elif kind != "GeneratorExit":
+        # Python throws it into a coroutine that is thrown away: there nothing can be said.
+        assert await answer == 4490
+
+
+@pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
+@pytest.mark.parametrize("name", ["connect", "receive", "send_json", "close", "websocket_receive"])
+@pytest.mark.parametrize("decorate", [auto_route, require_perms("a.b")])
+def test_methods_of_channels_cannot_be_marked(base, name, decorate):
+    def method(self):
+        pass
+
+    with pytest.raises(TypeError, match=name):
+        type("Wrong", (base,), {name: decorate(method)})
+
+
+def test_override_without_the_mark_is_not_callable():
+    class Base(WebSocketManagerConsumer):
+        @auto_route
+        def ask(self):
+            pass
+
+    class Child(Base):
+        def ask(self):
+            pass
+
+    assert "ask" in Base._routes
+    assert "ask" not in Child._routes
+
+
+# Sites that put something of their own in between
+
+
+async def test_several_calls_in_one_frame_are_all_answered(opened):
+    class Batch(Manager):
+        def receive(self, text_data=None, **kwargs):
+            for item in json.loads(text_data):
+                super().receive(json.dumps(item), **kwargs)
+
+    socket = await opened(Batch)
+    calls = [{"type": "echo", "reply_key": f"k{number}", "value": number} for number in range(3)]
+    await socket.send_text(json.dumps(calls))
+
+    assert [(await socket.next())["key"] for _ in calls] == ["k0", "k1", "k2"]
+
+
+async def test_answer_does_not_wait_for_what_receive_does_afterwards(opened):
+    go_on = threading.Event()
+
+    class Audited(Manager):
+        def receive(self, text_data=None, **kwargs):
+            super().receive(text_data, **kwargs)
+            assert go_on.wait(3 * LIMIT)
+
+    socket = await opened(Audited)
+    try:
+        assert (await socket.call("echo", value=1))["data"] == 1
+    finally:
+        go_on.set()
+
+
+class LogsSend(SyncConsumer):
+    def send(self, message):
+        self.seen.append(message.get("text", ""))
+        super().send(message)
+
+
+class MixedIn(Manager, LogsSend):
+    pass
+
+
+class OnTop(Manager):
+    def send(self, text_data=None, bytes_data=None, close=False):
+        self.seen.append(text_data)
+        super().send(text_data, bytes_data, close)
+
+
+class OnInstance(Manager):
+    def connect(self):
+        send = self.send
+
+        def log(text_data=None, bytes_data=None, close=False):
+            self.seen.append(text_data)
+            send(text_data, bytes_data, close)
+
+        self.send = log
+        super().connect()
+
+
+class AtTheBase(Manager):
+    def connect(self):
+        send = self.base_send
+
+        def log(message):
+            self.seen.append(message.get("text", ""))
+            send(message)
+
+        self.base_send = log
+        super().connect()
+
+
+@pytest.mark.parametrize("consumer", [MixedIn, OnTop, OnInstance, AtTheBase])
+async def test_whoever_wraps_send_sees_the_answers(opened, consumer):
+    seen = []
+    socket = await opened(type("Consumer", (consumer,), {"seen": seen}))
+
+    await socket.call("echo", value="answered")
+
+    assert "answered" in seen[-1]
+
+
+async def test_site_that_dispatches_by_itself_is_answered(opened):
+    class Own(Manager):
+        async def dispatch(self, message):
+            await sync_to_async(self._handle)(message)
+
+    socket = await opened(Own)
+
+    assert (await socket.call("echo", value=1))["data"] == 1
+
+
+def test_consumer_can_be_tried_without_a_server(user):
+    sent = []
+    consumer = Manager()
+    consumer.scope, consumer.base_send = {"user": user}, sent.append
+
+    consumer.receive('{"type": "echo", "reply_key": "r", "value": 1}')
+
+    assert json.loads(sent[0]["text"]) == {"key": "r", "data": 1}
+
+
+@pytest.mark.parametrize("alias", ["none", "default"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (WebSocketManagerConsumer, JsonWebsocketConsumer),
+        (AsyncWebSocketManagerConsumer, AsyncJsonWebsocketConsumer),
+    ],
+)
+async def test_classes_to_the_right_of_ours_are_not_passed_over(opened, ours, theirs, alias):
+    seen = []
+
+    class Audit(theirs):
+        channel_layer_alias = alias
+
+        async def __call__(self, scope, receive, send):
+            seen.append("call")
+            return await super().__call__(scope, receive, send)
+
+        if not ours._sync:
+
+            async def dispatch(self, message):
+                seen.append("dispatch")
+                return await super().dispatch(message)
+
+            async def websocket_disconnect(self, message):
+                seen.append("disconnect")
+                return await super().websocket_disconnect(message)
+
+    socket = await opened(type("Consumer", (ours, Audit), {}))
+    await socket.bye()
+
+    expected = ["call"] if ours._sync else ["call", "dispatch", "dispatch", "disconnect"]
+    assert seen == expected
+
+
+async def test_tasks_of_another_package_end_with_the_socket(opened):
+    """djangochannelsrestframework cancels those of a consumer at its disconnect."""
+    tasks = []
+
+    class Both(AsyncWebSocketManagerConsumer, AsyncAPIConsumer):
+        channel_layer_alias = "none"
+
+        @auto_route
+        async def follow(self):
+            tasks.append(asyncio.ensure_future(asyncio.sleep(10 * LIMIT)))
+            self.detached_tasks.append(tasks[0])
+
+    socket = await opened(Both)
+    await socket.call("follow")
+    await socket.bye()
+
+    assert tasks[0].cancelled()

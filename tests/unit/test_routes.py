@@ -1,0 +1,371 @@
+import pytest
+from asgiref.testing import ApplicationCommunicator
+from channels.auth import AuthMiddlewareStack
+from channels.middleware import BaseMiddleware
+from channels.routing import URLRouter
+from channels.security.websocket import OriginValidator
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import path, re_path, register_converter
+from django.urls.converters import StringConverter
+
+from channels_websocket_utils.gate import routing
+from channels_websocket_utils.gate.handshake import plain_subprotocols, read_handshake
+from channels_websocket_utils.tokens import shape
+
+from ..support.consumers import AsyncManager
+from ..support.helpers import LIMIT
+from ..support.secret_servers import seen
+
+TOKEN = "wst_" + "Ab-_9" * 8 + "xyz"
+DUMMY = "wst_" + "0" * 43
+CONSUMER = AsyncManager.as_asgi()
+
+
+class Recorder:
+    """A leaf that says which arguments the real URLRouter has given it."""
+
+    consumer_class = AsyncManager
+
+    def __init__(self, name="leaf"):
+        self.name = name
+
+    async def __call__(self, scope, receive, send):
+        kwargs = {name: str(value) for name, value in scope["url_route"]["kwargs"].items()}
+        await send({"type": "found", "name": self.name, "kwargs": kwargs})
+
+
+def scope_of(path, **extra):
+    return {"type": "websocket", "path": path, "raw_path": path.encode(), "headers": [], **extra}
+
+
+ROUTERS = {
+    "path": (lambda: [path("ws/<str:token>", Recorder())], f"/ws/{TOKEN}"),
+    "two slashes": (lambda: [path("ws/<str:token>", Recorder())], f"//ws/{TOKEN}"),
+    "path with a slash": (lambda: [path("ws/<str:token>/", Recorder())], f"/ws/{TOKEN}/"),
+    "re_path": (lambda: [re_path(r"^ws/(?P<token>[\w-]+)/?$", Recorder())], f"/ws/{TOKEN}/"),
+    "token first": (lambda: [path("<str:token>/r/<int:n>", Recorder())], f"/{TOKEN}/r/5"),
+    "second route": (
+        lambda: [path("a/<str:token>", Recorder("a")), path("b/<str:token>", Recorder("b"))],
+        f"/b/{TOKEN}",
+    ),
+    "nested": (
+        lambda: [path("in/<int:n>/", URLRouter([path("<str:token>", Recorder())]))],
+        f"/in/5/{TOKEN}",
+    ),
+    "outer token": (
+        lambda: [path("<str:token>/", URLRouter([path("room/<int:n>", Recorder())]))],
+        f"/{TOKEN}/room/7",
+    ),
+    "back from a nested router": (
+        lambda: [
+            path("a/", URLRouter([path("x/<str:token>", Recorder("x"))])),
+            path("a/<str:token>", Recorder("second")),
+        ],
+        f"/a/{TOKEN}",
+    ),
+    "class-based middleware": (
+        lambda: [re_path(r"^in/", BaseMiddleware(URLRouter([path("<str:token>", Recorder())])))],
+        f"/in/{TOKEN}",
+    ),
+    "default arguments": (
+        lambda: [path("ws/<str:token>", Recorder(), {"room": "lobby"})],
+        f"/ws/{TOKEN}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+async def test_walk_finds_what_urlrouter_gives_the_consumer(name):
+    """The walk is compared with the real router on the same path."""
+    make, path_ = ROUTERS[name]
+    router = URLRouter(make())
+    scope = scope_of(path_)
+
+    _, captured = routing.match(router, scope, "token")
+
+    real = ApplicationCommunicator(router, scope)
+    found = await real.receive_output(LIMIT)
+    assert captured == (found["kwargs"]["token"],) == (TOKEN,)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_masked_path_takes_the_same_route(name):
+    make, path_ = ROUTERS[name]
+    router = URLRouter(make())
+    scope = scope_of(path_)
+    found, captured = routing.match(router, scope, "token")
+
+    handshake = read_handshake(scope, captured)
+
+    assert handshake.reason is None
+    assert handshake.token == TOKEN
+    assert routing.match(router, handshake.scope, "token") == (found, (DUMMY,))
+    assert TOKEN not in repr(handshake)
+
+
+def test_default_argument_goes_before_what_the_path_says_as_in_urlrouter():
+    router = URLRouter([path("ws/<str:token>", CONSUMER, {"token": "of the route"})])
+    scope = scope_of(f"/ws/{TOKEN}")
+
+    _, captured = routing.match(router, scope, "token")
+
+    assert captured == ("of the route",)
+    assert read_handshake(scope, captured).reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("path_", "root_path", "captured"),
+    [
+        (f"/app/ws/{TOKEN}", "/app", (TOKEN,)),
+        (f"/ws/{TOKEN}", "", (TOKEN,)),
+        (f"/ws/{TOKEN}", "/app", None),
+        ("/nothing", "", None),
+    ],
+)
+def test_root_path_is_left_out_as_urlrouter_does(path_, root_path, captured):
+    router = URLRouter([path("ws/<str:token>", CONSUMER)])
+
+    found = routing.match(router, scope_of(path_, root_path=root_path), "token")
+
+    assert (found and found[1]) == captured
+
+
+def test_scope_without_a_path_is_named():
+    with pytest.raises(ValueError, match="'path'"):
+        routing.match(URLRouter([]), {"type": "websocket"}, "token")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "x",
+        TOKEN[:-1],
+        TOKEN + "x",
+        TOKEN.replace("wst_", "WST_"),
+        TOKEN.replace("wst_", "wst-"),
+        TOKEN[:-1] + "=",
+        TOKEN[:-1] + "é",
+        TOKEN.replace("A", "А", 1),  # Cyrillic  # noqa: RUF001
+        TOKEN + "\n",
+        TOKEN[:-1] + "\x00",
+        "w" * 70_000,
+        5,
+    ],
+    ids=lambda token: repr(token)[:20],
+)
+def test_other_shapes_are_malformed(token):
+    handshake = read_handshake(scope_of(f"/ws/{token}"), (token,))
+
+    assert (handshake.reason, handshake.token) == ("malformed", None)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"/ws/wst%5F" + TOKEN[4:].encode(), b"/ws/%77" + TOKEN[1:].encode()]
+)
+def test_percent_escapes_are_malformed(raw):
+    scope = scope_of(f"/ws/{TOKEN}", raw_path=raw)
+
+    handshake = read_handshake(scope, (TOKEN,))
+
+    assert handshake.reason == "malformed"
+    assert TOKEN[10:].encode() not in handshake.scope["raw_path"]
+
+
+@pytest.mark.parametrize(
+    ("path_", "captured", "extra"),
+    [
+        (f"/{TOKEN}/{TOKEN}", (TOKEN, TOKEN), {}),
+        (f"/a/{TOKEN}", ("a", TOKEN), {}),
+        (f"/{TOKEN}/wst_{'b' * 43}", (TOKEN,), {}),
+        (f"/{TOKEN}", (TOKEN,), {"query_string": b"t=" + TOKEN.encode()}),
+        (f"/{TOKEN}", (TOKEN,), {"subprotocols": ["websocket.token", "wst_" + "c" * 43]}),
+    ],
+)
+def test_two_tokens_are_refused(path_, captured, extra):
+    handshake = read_handshake(scope_of(path_, **extra), captured)
+
+    assert (handshake.reason, handshake.token) == ("two_tokens", None)
+
+
+def test_token_is_gone_from_everything_that_inner_applications_see():
+    secret = TOKEN[4:]
+    scope = scope_of(
+        f"/ws/{TOKEN}",
+        path_remaining=TOKEN,
+        query_string=f"next=%2Fws%2F{TOKEN}&escaped=wst%5F{secret}".encode(),
+        headers=[(b"referer", f"https://x/{TOKEN}".encode()), (b"cookie", b"a=b%20c")],
+        subprotocols=["websocket.token", TOKEN],
+        url_route={"args": (TOKEN,), "kwargs": {"token": TOKEN, "n": 5}},
+    )
+
+    masked = read_handshake(scope, (TOKEN,)).scope
+
+    assert secret not in repr(masked)
+    assert masked["subprotocols"] == ["websocket.token"]
+    assert len(masked["path"]) == len(scope["path"])
+    assert masked["url_route"]["kwargs"] == {"token": DUMMY, "n": 5}
+    assert (b"cookie", b"a=b%20c") in masked["headers"]
+    assert scope["path"] == f"/ws/{TOKEN}"
+
+
+@pytest.mark.parametrize(
+    "text", [TOKEN, TOKEN.upper(), TOKEN.upper().replace("WST", "wst"), TOKEN[:-3], f"x{TOKEN}y"]
+)
+def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
+    masked = shape.mask(text)
+
+    assert len(masked) == len(text)
+    assert text[10:30] not in masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOKEN.replace("_", "%5F", 1),
+        TOKEN.replace("_", "%255f", 1),
+        TOKEN.replace("_", "%25255F", 1),
+        TOKEN.replace("w", "%77", 1),
+        TOKEN.replace("A", "%41"),
+        TOKEN.replace("_", "%25%35F", 1),
+        "".join(f"%{ord(letter):02x}" for letter in TOKEN),
+        TOKEN.upper().replace("_", "%5F", 1),
+        TOKEN[:-9].replace("_", "%5F", 1),
+    ],
+)
+def test_mask_looks_behind_percent_escapes(text):
+    """However often they were escaped; the rest of the text stays as it is."""
+    masked = shape.mask(f"GET /a%20b/{text}/?c=%2F&d={text} 100%")
+
+    assert masked.startswith("GET /a%20b/wst_0000")
+    assert masked.endswith("00 100%")
+    assert "/?c=%2F&d=wst_0000" in masked
+    assert not seen([TOKEN[4:]], masked)
+
+
+@pytest.mark.parametrize("text", ["%25" * 30_000, "%" * 90_000, "%2" * 45_000 + "5" * 9])
+def test_flood_of_escapes_is_left_as_it_is(text):
+    """To unescape it to the end would take as many turns as it has escapes."""
+    assert shape.mask(text) == text
+
+
+def test_escaped_line_break_stays_escaped():
+    assert "\n" not in shape.mask(f"/a%0a{TOKEN}%0Ab%0a".replace("_", "%5F", 1))
+
+
+class Unexpected(StringConverter):
+    def to_python(self, value):
+        raise KeyError(value)
+
+
+register_converter(Unexpected, "unexpected_of_routes")
+
+
+def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplog):
+    """URLRouter's own walk, the control, raises it, token and all."""
+    router = URLRouter(
+        [path("ws/<unexpected_of_routes:token>", Recorder()), path("<path:token>", Recorder())]
+    )
+    scope = scope_of(f"/ws/{TOKEN}")
+
+    assert routing.match(router, scope, "token") is None
+    assert "KeyError" in caplog.text
+    assert "test_routes.py" in caplog.text
+    assert TOKEN not in caplog.text
+    with pytest.raises(KeyError, match=TOKEN):
+        router.routes[0].pattern.match(f"ws/{TOKEN}")
+
+
+@pytest.mark.parametrize(
+    ("given", "token", "bound"),
+    [
+        ("/ws/board/", None, "/ws/board"),
+        ("ws/board", None, "/ws/board"),
+        ("", None, "/"),
+        (f"/{TOKEN}", TOKEN, "/"),
+        (f"/ws/board/{TOKEN}", TOKEN, "/ws/board"),
+        (f"/ws/{TOKEN}/room/5/", TOKEN, "/ws/room/5"),
+    ],
+)
+def test_bound_path_is_the_path_without_its_token(given, token, bound):
+    assert shape.bound_path(given, token) == bound
+
+
+def test_bare_consumer_class_becomes_an_application():
+    router = URLRouter([path("ws/<str:token>", AsyncManager)])
+
+    routing.prepare(router, "Gate", "token")
+
+    assert router.routes[0].callback.consumer_class is AsyncManager
+
+
+def test_bare_consumer_class_becomes_one_in_nested_routers_too():
+    inner = URLRouter([path("<str:token>", AsyncManager)])
+    router = URLRouter([path("ws/", BaseMiddleware(inner))])
+
+    routing.prepare(AuthMiddlewareStack(router), "Gate", "token")
+
+    assert inner.routes[0].callback.consumer_class is AsyncManager
+
+
+def test_consumer_instance_is_refused_with_the_remedy():
+    router = URLRouter([path("ws/<str:token>", AsyncManager())])
+
+    with pytest.raises(ImproperlyConfigured, match=r"Use AsyncManager\.as_asgi\(\)"):
+        routing.prepare(router, "Gate", "token")
+
+
+def test_closure_in_between_is_refused_with_the_remedy():
+    router = URLRouter([path("ws/<str:token>", CONSUMER)])
+
+    async def closure(scope, receive, send):
+        await router(scope, receive, send)
+
+    with pytest.raises(ImproperlyConfigured, match="Put Gate directly around URLRouter"):
+        routing.prepare(OriginValidator(closure, ["*"]), "Gate", "token")
+
+
+def test_closure_below_the_router_is_refused_where_it_could_hide_the_token():
+    async def closure(scope, receive, send):
+        pass
+
+    found_above = URLRouter([path("<str:token>/", closure)])
+    hidden = URLRouter([path("plain/", CONSUMER), re_path(r"^in/", closure)])
+
+    assert routing.prepare(found_above, "Gate", "token") is found_above
+    with pytest.raises(ImproperlyConfigured, match="cannot see the routes"):
+        routing.prepare(hidden, "Gate", "token")
+
+
+@pytest.mark.parametrize("route", [path("<str:tok>", CONSUMER), re_path("(?P<tok>.*)", CONSUMER)])
+def test_token_kwarg_that_no_route_has_is_named(route):
+    inner = URLRouter([route])
+    router = URLRouter([path("ws/", inner)])
+
+    assert routing.prepare(router, "Gate", "tok") is router
+    with pytest.raises(ImproperlyConfigured, match="'key'"):
+        routing.prepare(router, "Gate", "key")
+
+
+def test_nothing_like_a_token_stays_where_none_is_looked_up():
+    path_ = f"/{TOKEN}/wst_{'b' * 43}"
+
+    handshake = read_handshake(scope_of(path_), (TOKEN,))
+
+    assert TOKEN not in repr(handshake)
+    assert "b" * 20 not in repr(handshake)
+
+
+def test_other_credentials_are_left_as_they_are():
+    """In the random text of a signed cookie a part may look like a token."""
+    headers = [(b"cookie", b"sessionid=" + TOKEN.encode()), (b"Authorization", TOKEN.encode())]
+
+    masked = read_handshake(scope_of("/", headers=headers), ()).scope
+
+    assert masked["headers"] == headers
+
+
+def test_only_subprotocols_that_were_offered_as_they_are_can_be_answered():
+    """Daphne hands them over unquoted: what it made of ``%ff`` was never offered."""
+    offered = ["\xff", "a b", "", "websocket token", TOKEN, "chat.v2", "json"]
+
+    assert plain_subprotocols(offered) == ["chat.v2", "json"]

@@ -1,0 +1,447 @@
+"""Tokens in a cache, and what a store must do whatever keeps it."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.management import call_command
+from django.db import connection, connections
+from django.db.models.signals import pre_delete
+from django.db.models.sql.compiler import SQLCompiler
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from channels_websocket_utils.gate import decision, revocations
+from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
+from channels_websocket_utils.signals import token_refused
+from channels_websocket_utils.stores import StoreUnavailable
+from channels_websocket_utils.stores.cache import CacheTokenStore
+from channels_websocket_utils.tokens import clock, database_store, digests, issuing, redeeming
+from channels_websocket_utils.tokens.digests import digest_of
+from channels_websocket_utils.tokens.issuing import issue
+from channels_websocket_utils.utils import (
+    adisconnect_user,
+    aget_websocket_token,
+    disconnect_session,
+    disconnect_user,
+    get_websocket_token,
+)
+
+from ..conftest import CACHE_STORE
+from ..support.consumers import AsyncManager
+from ..support.helpers import OPEN, UNKNOWN_TOKEN, sign_in, stack
+from ..support.servers import free_port, redis_command, running
+from ..support.settings import cache
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BACKENDS = "django.core.cache.backends"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("django_redis", marks=pytest.mark.redis),
+        "locmem.LocMemCache",
+        "db.DatabaseCache",
+        "filebased.FileBasedCache",
+    ]
+)
+def store(request, settings, tmp_path):
+    """Tokens are kept in a cache, of each kind whose ``delete()`` is known to be atomic."""
+    if "redis" in request.param:
+        found = cache(request.getfixturevalue("redis_url"))
+        if request.param == "django_redis":
+            found["BACKEND"] = "django_redis.cache.RedisCache"
+    else:
+        location = "tests_cache" if "db" in request.param else str(tmp_path)
+        found = {"BACKEND": f"{BACKENDS}.{request.param}", "LOCATION": location}
+    settings.CACHES = {"default": found}
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+    if "db" in request.param:
+        call_command("createcachetable", verbosity=0)
+    caches["default"].clear()
+    yield CacheTokenStore()
+    if "db" in request.param:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE tests_cache")
+
+
+def decide(token, **options):
+    return decision.decide(digest_of(token), **{"token_only": True, **options}).token
+
+
+def test_token_opens_once_and_no_row_is_written(store, user):
+    token = get_websocket_token(user)
+
+    first, second = decide(token), decide(token)
+
+    assert (first.is_valid, first.user) == (True, user)
+    assert (second.is_valid, second.reason) == (False, "unknown")
+    assert not WebSocketToken.objects.exists()
+
+
+@pytest.mark.redis
+def test_token_in_redis_costs_no_statement_of_its_own(redis_store, user):
+    """The user is read, and nothing is written; a refusal reads nothing."""
+    token = get_websocket_token(user)
+
+    with CaptureQueriesContext(connection) as first:
+        assert decide(token).is_valid
+    with CaptureQueriesContext(connection) as second:
+        assert not decide(token).is_valid
+
+    assert ["auth_user" in each["sql"] for each in first.captured_queries] == [True]
+    assert second.captured_queries == []
+
+
+def test_what_is_bound_and_who_may_is_judged_as_with_rows(store, user, other):
+    session = sign_in(user)
+    bound = get_websocket_token(user, path="/ws/board/")
+    assert decide(bound, path="/ws/other").reason == "wrong_path"
+    assert decide(bound, path="/ws/board").is_valid
+
+    stolen = get_websocket_token(user)
+    assert decide(stolen, user=other, token_only=False).reason == "wrong_user"
+    assert decide(stolen, user=user).is_valid, "and it was not spent by the thief"
+
+    for spoil, reason in [
+        (lambda: user.set_password("new"), "stale"),
+        (lambda: setattr(user, "is_active", False), "inactive"),
+    ]:
+        token = get_websocket_token(user, session=session)
+        spoil()
+        user.save()
+        assert decide(token).reason == reason
+
+
+def test_refusal_is_signalled(store, user):
+    heard = []
+
+    def handle_event(sender, reason, user_id, **kwargs):
+        heard.append((reason, user_id))
+
+    token_refused.connect(handle_event)
+    token = get_websocket_token(user)
+    decide(token)
+    decide(token)
+    token_refused.disconnect(handle_event)
+
+    assert heard == [("unknown", None)]
+
+
+def test_disconnect_kills_a_users_unspent_tokens_and_nobody_elses(store, user, other):
+    session = sign_in(user)
+    mine = [get_websocket_token(user), get_websocket_token(user, session=session)]
+    theirs = get_websocket_token(other)
+
+    disconnect_user(user)
+
+    assert [decide(token).is_valid for token in mine] == [False, False]
+    assert decide(theirs).is_valid
+    assert decide(get_websocket_token(user)).is_valid, "who is still signed in comes back"
+
+
+def test_disconnected_session_takes_its_tokens_along_and_no_other(store, user):
+    one, two = sign_in(user), sign_in(user)
+    ended = get_websocket_token(user, session=one)
+    others = [get_websocket_token(user, session=two), get_websocket_token(user)]
+
+    disconnect_session(one)
+
+    assert not decide(ended).is_valid
+    assert [decide(token).is_valid for token in others] == [True, True]
+
+
+def test_logout_kills_the_token_of_its_session(store, user, client):
+    client.force_login(user)
+    token = get_websocket_token(user, session=client.session.session_key)
+
+    client.logout()
+
+    assert not decide(token).is_valid
+
+
+def test_revocation_between_look_and_spending_is_seen(store, user):
+    """The deleted token is looked at once more: in another process it could be too late to end."""
+    token = get_websocket_token(user)
+    row = redeeming.find(digest_of(token))
+
+    redeeming.revoke(user_id=user.pk)
+
+    assert not redeeming.redeem(row)
+
+
+@pytest.mark.parametrize("what", ["token", "user"])
+def test_what_was_evicted_is_refused(store, user, what):
+    """Never let in, as an evicted "redeemed" mark would."""
+    token = get_websocket_token(user)
+    name = digest_of(token) if what == "token" else user.pk
+
+    caches["default"].delete(f"channels_websocket_utils.{what}.{name}")
+
+    assert not decide(token).is_valid
+
+
+def test_epoch_outlives_the_tokens_that_carry_it(user, settings):
+    """Whenever it began: each token makes it good for longer than itself."""
+    settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache"}}
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+    get_websocket_token(user)
+    kept = caches["default"]
+    key = kept.make_key(f"channels_websocket_utils.user.{user.pk}")
+    first = kept._expire_info[key]
+
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE, "TOKEN_MAX_AGE": 6000}
+    token = get_websocket_token(user)
+
+    assert kept._expire_info[key] > first + 5000
+    token_key = kept.make_key(f"channels_websocket_utils.token.{digest_of(token)}")
+    assert kept._expire_info[key] > kept._expire_info[token_key]
+
+
+def test_flood_by_one_user_keeps_the_newest(store, user, other, settings):
+    settings.WEBSOCKET_UTILS = {**settings.WEBSOCKET_UTILS, "MAX_TOKENS_PER_USER": 3}
+    theirs = get_websocket_token(other)
+    mine = [get_websocket_token(user) for _ in range(10)]
+
+    assert [decide(token).is_valid for token in mine] == [False] * 7 + [True] * 3
+    assert decide(theirs).is_valid
+
+
+def test_token_expires_by_the_clock_and_not_by_the_cache(store, user, monkeypatch):
+    token = get_websocket_token(user)
+    present = clock.now()
+
+    for seconds, reason in [(-1, "expired"), (60, "expired"), (59, None)]:
+        monkeypatch.setattr(clock, "now", lambda s=seconds: present + issuing.timedelta(seconds=s))
+        assert decide(token).reason == reason
+
+
+def test_nobody_and_a_deleted_user_have_no_token_that_validates(store, user):
+    nobodys, deleted = get_websocket_token(AnonymousUser()), get_websocket_token(user)
+    user.delete()
+
+    assert not decide(nobodys).is_valid
+    assert not decide(deleted).is_valid
+
+
+def test_threads_that_spend_at_once_win_once(store, user, settings):
+    """Where the cache's own ``delete()`` decides; docs/proofs has processes."""
+    count, workers = 20, 4
+    settings.WEBSOCKET_UTILS = {**settings.WEBSOCKET_UTILS, "MAX_TOKENS_PER_USER": count}
+    rows = [redeeming.find(digest_of(get_websocket_token(user))) for _ in range(count)]
+    barrier = threading.Barrier(workers)
+
+    def spend_all():
+        try:
+            won = []
+            for row in rows:
+                barrier.wait(10)
+                won.append(store.redeem(row, clock.now()))
+            return won
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = [pool.submit(spend_all) for _ in range(workers)]
+        won = [sum(each) for each in zip(*(one.result() for one in outcomes), strict=True)]
+
+    assert won == [1] * count
+
+
+async def test_socket_opens_with_it_and_ends_with_its_user(store, user, session, open_socket):
+    application = stack(AsyncManager, required=True)
+    token = await aget_websocket_token(user)
+    unused = await aget_websocket_token(user)
+    socket = open_socket(application, f"/ws/{token}", session=session)
+    assert await socket.outcome() == OPEN
+
+    await adisconnect_user(user)
+
+    while not isinstance(code := await socket.next(), int):
+        pass
+    assert code == 4410
+    for spoilt in (token, unused, UNKNOWN_TOKEN):
+        refused = open_socket(application, f"/ws/{spoilt}", session=session)
+        assert await refused.outcome() == 4401
+
+
+@pytest.mark.redis
+async def test_tasks_share_their_connections_to_redis(redis_store, user, session, open_socket):
+    """Django's ``caches`` would make a client, and a connection, for every one."""
+    application = stack(AsyncManager, required=True)
+    client = caches["default"]._cache.get_client()
+
+    async def open_and_leave():
+        token = await aget_websocket_token(user)
+        socket = open_socket(application, f"/ws/{token}", session=session)
+        assert await socket.outcome() == OPEN
+        await socket.bye()
+
+    await open_and_leave()
+    before = len(await sync_to_async(client.client_list)())
+    total = (await sync_to_async(client.info)("stats"))["total_connections_received"]
+    for _ in range(5):
+        await asyncio.gather(*(open_and_leave() for _ in range(10)))
+
+    # As many as threads may need one at once, and none anew.
+    after = (await sync_to_async(client.info)("stats"))["total_connections_received"]
+    assert after - total <= 10
+    assert len(await sync_to_async(client.client_list)()) <= before + 10
+
+
+class Redis:
+    """A server that can be stopped."""
+
+    def __init__(self, folder):
+        self.port, self.folder = free_port(), folder
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def serving(self):
+        return running(redis_command(self.port), self.port, self.folder / "log", cwd=self.folder)
+
+
+@pytest.mark.redis
+def test_redis_that_is_away_ends_in_try_later_and_comes_back(
+    user, settings, tmp_path, run, client, caplog
+):
+    redis = Redis(tmp_path)
+    settings.CACHES = {"default": cache(redis.url)}
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+    application = stack(AsyncManager, required=True)
+    client.force_login(user)
+    session = client.session.session_key
+
+    def ask():
+        return client.post(reverse("websocket_token"))
+
+    with redis.serving():
+        token = get_websocket_token(user)
+
+    away = run(application, f"/ws/{token}", session=session)
+    answer = ask()
+    with pytest.raises(StoreUnavailable):
+        get_websocket_token(user)
+    disconnect_user(user)
+    with redis.serving():
+        back = run(application, f"/ws/{ask().json()['token']}", session=session)
+        lost = run(application, f"/ws/{token}", session=session)
+
+    assert (away, back, lost) == (4490, OPEN, 4401)
+    assert answer.status_code == 503
+    errors = [each for each in caplog.records if each.name == "channels_websocket_utils"]
+    errors = [each for each in errors if each.levelname == "ERROR"]
+    assert [record.exc_info for record in errors] == [None, None, None]
+    assert token not in caplog.text
+
+
+@pytest.mark.parametrize("call", ["get", "delete", "get_many"])
+def test_cache_that_fails_at_any_point_lets_nobody_in(user, settings, monkeypatch, run, call):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+    settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache"}}
+    token = get_websocket_token(user)
+
+    def fail(*args, **kwargs):
+        raise OSError("gone")
+
+    monkeypatch.setattr(LocMemCache, call, fail)
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4490
+
+
+def test_store_of_another_alias(user, settings):
+    settings.CACHES = {
+        "default": {"BACKEND": f"{BACKENDS}.dummy.DummyCache"},
+        "tokens": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache", "LOCATION": "tokens"},
+    }
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "tests.unit.test_stores.OtherStore"}
+
+    assert decide(get_websocket_token(user)).is_valid
+
+
+class OtherStore(CacheTokenStore):
+    alias = "tokens"
+
+
+# Routers
+
+
+class Apart:
+    """Nothing may be related to anything."""
+
+    def allow_relation(self, one, other, **hints):
+        return False
+
+
+def test_router_that_allows_no_relation_is_no_hindrance(user, run, settings):
+    token = issue(user)
+    settings.DATABASE_ROUTERS = [Apart()]
+
+    assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == OPEN
+
+
+def test_revocations_in_another_database_are_asked_for_there(user, session, monkeypatch):
+    """The store cannot see them beside the token, so it says that it does not know."""
+
+    class Router:
+        @staticmethod
+        def db_for_write(model):
+            return "elsewhere" if model is WebSocketRevocation else "default"
+
+    digest = digests.digest_of(issue(user))
+    session_digest = digests.session_digest(session)
+    assert redeeming.find(digest, session_digest=session_digest).is_session_over is False
+
+    monkeypatch.setattr(database_store, "router", Router)
+    assert redeeming.find(digest, session_digest=session_digest).is_session_over is None
+
+    asked = []
+    monkeypatch.setattr(
+        revocations, "is_session_ended", lambda digest: asked.append(digest) or True
+    )
+    verdict = decision.decide(digest, session=SessionStore(session))
+    assert verdict.token.reason == "wrong_session"
+    assert asked == [session_digest]
+
+
+def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
+    digest = digests.digest_of(issue(user))
+    assert redeeming.find(digest, with_user=True).user.first_name == ""
+    user.first_name = "Ada"
+    user.save()
+    compiled = []
+    as_sql = SQLCompiler.as_sql
+    monkeypatch.setattr(
+        SQLCompiler, "as_sql", lambda self, *args: compiled.append(self) or as_sql(self, *args)
+    )
+
+    assert redeeming.find(digest, with_user=True).user.first_name == "Ada"
+    assert redeeming.find("0" * 64, with_user=True) is None
+    assert compiled == []
+
+
+def test_no_token_is_both_spent_and_revoked_on_a_site_with_receivers(user):
+    """Django's delete() would read the rows first, and delete them whatever they are by then."""
+    digest = digest_of(issue(user))
+    store = database_store.DatabaseTokenStore()
+    spent = []
+
+    def redeem(sender, **kwargs):
+        if sender is WebSocketToken:
+            spent.append(store.redeem(store.get(digest, with_user=False), clock.now()))
+
+    pre_delete.connect(redeem)
+    try:
+        revoked = store.revoke(digest=digest)
+    finally:
+        pre_delete.disconnect(redeem)
+
+    assert (revoked, spent) == (1, [])
+    assert store.get(digest, with_user=False) is None

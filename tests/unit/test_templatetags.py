@@ -1,0 +1,145 @@
+import jinja2
+import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.core.exceptions import ImproperlyConfigured
+from django.template import Context, Template
+from django.template.backends.jinja2 import Jinja2
+from django.template.loader import engines
+from django.test import RequestFactory, override_settings
+
+from channels_websocket_utils.templatetags.websocket_utils import websocket_manager
+
+
+def render(tag, request=None, **context):
+    template = engines["django"].from_string(f"{{% load websocket_utils %}}{tag}")
+    return template.render(context, request)
+
+
+@pytest.fixture
+def request_(rf):
+    request = rf.get("/")
+    request.user = AnonymousUser()
+    return request
+
+
+def test_script_has_all_that_the_manager_reads(request_):
+    html = render('{% websocket_manager "/ws/chat/" %}', request_)
+
+    assert html.startswith("<script ")
+    assert html.endswith("></script>")
+    assert ' src="/static/websocket_utils/WebSocketManager.js"' in html
+    assert ' data-socket-path="/ws/chat/"' in html
+    assert ' data-token-url="/websocket/token/"' in html
+    # As Django's own tag would write it, masked anew each time.
+    assert len(html.split('data-csrf-token="')[1].split('"')[0]) == 64
+    assert "data-token=" not in html
+    assert "nonce" not in html
+
+
+def test_token_and_its_source_are_told():
+    tag = '{% websocket_manager "/ws/" token=token token_source="subprotocol" %}'
+    html = render(tag, token="wst_a")
+
+    assert ' data-token="wst_a"' in html
+    assert ' data-token-source="subprotocol"' in html
+
+
+def test_other_endpoint_or_none_is_told():
+    other = render('{% websocket_manager "/ws/" token_url="/api/token/" %}')
+    none = render('{% websocket_manager "/ws/" token_url="" %}')
+
+    assert ' data-token-url="/api/token/"' in other
+    assert "data-token-url" not in none
+
+
+def test_site_without_the_endpoint_tells_none(settings):
+    settings.ROOT_URLCONF = "tests.support.client_site"
+
+    assert "data-token-url" not in render('{% websocket_manager "/ws/" %}')
+
+
+def test_endpoint_of_a_site_below_a_prefix_is_told_with_it(settings):
+    from django.urls import set_script_prefix
+
+    set_script_prefix("/app/")
+    try:
+        html = render('{% websocket_manager "/app/ws/" %}')
+    finally:
+        set_script_prefix("/")
+
+    assert ' data-token-url="/app/websocket/token/"' in html
+
+
+def test_other_attributes_are_the_scripts_own():
+    html = render('{% websocket_manager "/ws/" defer=True id="manager" async=False %}')
+
+    assert " defer" in html
+    assert ' id="manager"' in html
+    assert "async" not in html
+
+
+def test_nonce_of_the_policy_is_the_scripts():
+    assert ' nonce="abc"' in render('{% websocket_manager "/ws/" %}', csp_nonce="abc")
+    assert ' nonce="own"' in render('{% websocket_manager "/ws/" nonce="own" %}', csp_nonce="abc")
+
+
+class Lazy:
+    """As the nonce of Django's own policy: made when it is first written."""
+
+    written = False
+
+    def __bool__(self):
+        return self.written
+
+    def __str__(self):
+        self.written = True
+        return "made"
+
+
+def test_nonce_that_is_made_when_it_is_written_is_written():
+    assert ' nonce="made"' in render('{% websocket_manager "/ws/" %}', csp_nonce=Lazy())
+
+
+def test_nothing_breaks_out_of_an_attribute():
+    html = render("{% websocket_manager path token=path %}", path='"><script>alert(1)</script>')
+
+    assert html.count("<script") == 1
+    assert "&quot;&gt;&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize("path", ["missing", "number"])
+def test_path_that_is_none_is_an_error_that_says_so(path):
+    with pytest.raises(ImproperlyConfigured, match="needs the path of a socket"):
+        render(f"{{% websocket_manager {path} %}}", number=7)
+
+
+def test_template_without_a_request_has_no_csrf_token():
+    template = Template('{% load websocket_utils %}{% websocket_manager "/ws/" %}')
+
+    assert "csrf" not in template.render(Context())
+    assert "csrf" not in template.render(Context({"csrf_token": "NOTPROVIDED"}))
+
+
+@override_settings(STATIC_URL="https://cdn.example.org/")
+def test_script_comes_from_where_static_files_are():
+    html = render('{% websocket_manager "/ws/" %}')
+
+    assert 'src="https://cdn.example.org/websocket_utils/WebSocketManager.js"' in html
+
+
+def environment(**options):
+    found = jinja2.Environment(**options)
+    found.globals["websocket_manager"] = jinja2.pass_context(websocket_manager)
+    return found
+
+
+def test_jinja2_renders_the_same_script():
+    options = {"environment": "tests.unit.test_templatetags.environment"}
+    backend = Jinja2({"NAME": "jinja2", "DIRS": [], "APP_DIRS": False, "OPTIONS": options})
+    template = backend.from_string("{{ websocket_manager('/ws/', token=token, defer=True) }}")
+
+    html = template.render({"token": '"<'}, RequestFactory().get("/"))
+
+    assert html.startswith("<script ")
+    assert ' data-token="&quot;&lt;"' in html
+    assert len(html.split('data-csrf-token="')[1].split('"')[0]) == 64

@@ -1,0 +1,329 @@
+import io
+import logging
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.backends.db import SessionStore
+from django.core import serializers
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import connection, router, transaction
+from django.test.utils import CaptureQueriesContext, modify_settings
+from django.views.debug import ExceptionReporter
+
+from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.stores.database import DatabaseTokenStore
+from channels_websocket_utils.tokens import clock as clock_module
+from channels_websocket_utils.tokens import digests, issuing, redeeming
+from channels_websocket_utils.tokens.digests import digest_of
+
+from ..support.secret_servers import seen
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+
+@pytest.fixture
+def clock(monkeypatch, settings):
+    """The package's one clock, to be set."""
+
+    class Clock:
+        present = NOON
+
+        def __call__(self):
+            return self.present if settings.USE_TZ else self.present.replace(tzinfo=None)
+
+    clock = Clock()
+    monkeypatch.setattr(clock_module, "now", clock)
+    return clock
+
+
+def refusal(token, user, session_digest=None, path="/"):
+    row = redeeming.find(digest_of(token))
+    return redeeming.why_refused(row, user_id=user.pk, session_digest=session_digest, path=path)
+
+
+def test_token_has_the_documented_shape_and_is_never_the_same(user):
+    issued = {issuing.issue(user) for _ in range(5)}
+
+    assert len(issued) == 5
+    assert all(len(token) == 47 and token.startswith("wst_") for token in issued)
+
+
+def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
+    caplog.set_level(logging.DEBUG)
+    token = issuing.issue(user, path="/ws/", session="a" * 32)
+    row = redeeming.find(digest_of(token))
+    dump = io.StringIO()
+
+    call_command("dumpdata", stdout=dump)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM channels_websocket_utils_websockettoken")
+        stored = repr(cursor.fetchall())
+    model = WebSocketToken.objects.get(pk=row.digest)
+    serialized = serializers.serialize("json", [model])
+    everything = f"{dump.getvalue()}{stored}{row}{model!r}{vars(model)}{serialized}{caplog.text}"
+    assert row.digest in stored
+    assert token not in everything
+    assert token[4:] not in everything
+    assert "a" * 32 not in everything
+
+
+def test_only_the_first_spend_wins(user):
+    row = redeeming.find(digest_of(issuing.issue(user)))
+
+    assert redeeming.redeem(row)
+    assert not redeeming.redeem(row)
+    assert redeeming.why_refused(
+        redeeming.find(row.digest), user_id=user.pk, session_digest=None, path="/"
+    ) == ("redeemed")
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize(
+    ("offset", "reason"),
+    [
+        (-MICROSECOND, "expired"),
+        (timedelta(0), None),
+        (timedelta(seconds=60) - MICROSECOND, None),
+        (timedelta(seconds=60), "expired"),
+        (timedelta(days=-400), "expired"),
+    ],
+)
+def test_token_is_valid_from_its_creation_until_just_before_it_expires(
+    user, clock, settings, use_tz, offset, reason
+):
+    settings.USE_TZ = use_tz
+    token = issuing.issue(user)
+
+    clock.present = NOON + offset
+
+    assert refusal(token, user) == reason
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_clock_is_utc_whatever_the_site_shows(settings, use_tz):
+    """With local time the hour that summer's end repeats would revive its tokens."""
+    settings.USE_TZ = use_tz
+    settings.TIME_ZONE = "Pacific/Auckland"
+
+    present = clock_module.now().replace(tzinfo=timezone.utc)
+
+    assert abs(present - datetime.now(timezone.utc)) < timedelta(minutes=1)
+
+
+def test_life_follows_the_setting(user, clock, settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": 0.5}
+    token = issuing.issue(user)
+
+    clock.present = NOON + timedelta(seconds=0.5)
+
+    assert refusal(token, user) == "expired"
+
+
+def test_refusals_are_told_apart(user, other, clock):
+    bound = issuing.issue(user, path="/ws/board/", session="s" * 32)
+
+    here = {"session_digest": digest_of("s" * 32), "path": "/ws/board"}
+    assert refusal(bound, user, **here) is None
+    assert refusal(bound, other, **here) == "wrong_user"
+    assert refusal(bound, user, digest_of("t" * 32), "/ws/board") == "wrong_session"
+    assert refusal(bound, user, "", "/ws/board") == "wrong_session"
+    assert refusal(bound, user, digest_of("s" * 32), "/ws/other") == "wrong_path"
+    assert refusal("wst_" + "x" * 43, user) == "unknown"
+
+
+def test_issuing_deletes_the_users_expired_rows_and_nobody_elses(user, other, clock):
+    issuing.issue(user)
+    issuing.issue(other)
+
+    clock.present += timedelta(seconds=60)
+    issuing.issue(user)
+
+    assert WebSocketToken.objects.filter(user=user).count() == 1
+    assert WebSocketToken.objects.filter(user=other).count() == 1
+
+
+def test_flood_by_one_user_keeps_the_newest(user, other, clock, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 3}
+    kept = issuing.issue(other)
+    issued = []
+    for _ in range(10):
+        clock.present += MICROSECOND
+        issued.append(issuing.issue(user))
+
+    assert [refusal(token, user) for token in issued] == ["unknown"] * 7 + [None] * 3
+    assert refusal(kept, other) is None
+
+
+def test_spent_rows_do_not_count_as_a_flood(user, clock, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 1}
+    redeeming.redeem(redeeming.find(digest_of(issuing.issue(user))))
+
+    token = issuing.issue(user)
+
+    assert refusal(token, user) is None
+    assert WebSocketToken.objects.count() == 2
+
+
+def test_deciding_update_names_the_tokens_own_columns_only(user):
+    row = redeeming.find(digest_of(issuing.issue(user)), with_user=True)
+
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        redeeming.redeem(row)
+
+    (update,) = [query["sql"] for query in queries]
+    assert update.startswith("UPDATE")
+    assert "SELECT" not in update
+    assert "JOIN" not in update
+
+
+def test_reads_and_writes_go_to_the_write_alias(user, monkeypatch):
+    """A replica that lags would let a spent token in."""
+
+    class Replicas:
+        def db_for_read(self, model, **hints):
+            return "replica"
+
+        def db_for_write(self, model, **hints):
+            return "default"
+
+        def allow_relation(self, *args, **hints):
+            return True
+
+    row_digest = digest_of(issuing.issue(user))
+    monkeypatch.setattr(router, "routers", [Replicas()])
+    with pytest.raises(Exception, match="replica"):
+        WebSocketToken.objects.filter(digest=row_digest).exists()
+
+    row = DatabaseTokenStore().get(row_digest, with_user=True)
+
+    assert row.user.get_username() == "ada"
+    assert DatabaseTokenStore().redeem(row, clock_module.now())
+    issuing.issue(user)
+
+
+@pytest.mark.django_db
+def test_nobody_gets_a_token_that_never_validates(django_user_model):
+    unsaved = django_user_model(username="new")
+
+    for nobody in (AnonymousUser(), unsaved):
+        token = issuing.issue(nobody)
+
+        assert len(token) == 47
+        assert redeeming.find(digest_of(token)) is None
+
+
+def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
+    """A primary key is no proof: a UUID is there before the row, and after it."""
+    unsaved = django_user_model(pk=user.pk + 1, username="new")
+    deleted = django_user_model.objects.get(pk=user.pk)
+    user.delete()
+
+    for nobody in (unsaved, deleted):
+        token = issuing.issue(nobody)
+
+        assert redeeming.find(digest_of(token)) is None
+    with transaction.atomic():
+        # No row whose user is missing waits for the end of the request's transaction.
+        issuing.issue(unsaved)
+        assert not WebSocketToken.objects.exists()
+
+
+@pytest.mark.parametrize("nobody", [None, "ada", 5, object()])
+def test_what_is_no_user_is_named(nobody):
+    with pytest.raises(TypeError, match=type(nobody).__name__):
+        issuing.issue(nobody)
+
+
+def test_user_of_another_kind_is_named():
+    class TokenUser:
+        is_authenticated = True
+        pk = 1
+
+    with pytest.raises(TypeError, match="not to TokenUser"):
+        issuing.issue(TokenUser())
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        (5, TypeError),
+        ("wss://x/ws/", ValueError),
+        ("/ws/?a=1", ValueError),
+        ("/ws/#x", ValueError),
+        ("/a\0", ValueError),
+        ("/" + "x" * 2048, ValueError),
+    ],
+)
+def test_what_is_no_path_is_named(user, path, error):
+    with pytest.raises(error, match="path"):
+        issuing.issue(user, path=path)
+    assert not WebSocketToken.objects.exists()
+
+
+def test_what_is_no_session_is_named(user):
+    with pytest.raises(TypeError, match="SessionStore"):
+        issuing.issue(user, session=5)
+    with pytest.raises(ValueError, match="no key yet"):
+        issuing.issue(user, session=SessionStore())
+    assert not WebSocketToken.objects.exists()
+
+
+def test_nothing_is_bound_to_a_session_whose_key_changes_at_each_save(user, settings):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+
+    assert digests.session_digest("a.signed.key") == ""
+
+
+def test_store_that_cannot_be_imported_is_named(user, settings):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
+
+    with pytest.raises(ImproperlyConfigured, match=r"TOKEN_STORE.*nowhere\.Store"):
+        issuing.issue(user)
+
+
+def test_missing_app_is_named_with_the_remedy(user):
+    without = modify_settings(INSTALLED_APPS={"remove": "channels_websocket_utils"})
+
+    with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
+        issuing.issue(user)
+
+
+@pytest.mark.parametrize("shape", ["{}", "/ws/{}/", "ws%5F/{}", "/ws/{}?x"])
+def test_path_with_a_token_in_it_is_refused_and_not_kept(user, shape):
+    """Else the database would hold the token, unused."""
+    token = issuing.issue(user)
+    for secret in (token, token.upper(), token.replace("_", "%5F", 1)):
+        with pytest.raises(ValueError, match="without host, query and token") as caught:
+            issuing.issue(user, path=shape.format(secret))
+
+        assert not seen([token[4:]], str(caught.value))
+    assert WebSocketToken.objects.count() == 1
+
+
+def test_store_that_fails_leaves_no_token_in_frames_of_ours(user, monkeypatch):
+    """The control is a local that holds it."""
+
+    def breaks(*args, **fields):
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
+    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
+
+    def naive():
+        token = "wst_" + issuing.secrets.token_urlsafe(32)
+        DatabaseTokenStore().add(None, 1, digest=digests.digest_of(token))
+
+    shown = []
+    for issue in (naive, lambda: issuing.issue(user)):
+        with pytest.raises(ZeroDivisionError) as caught:
+            issue()
+        reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)
+        shown.append("s" * 43 in repr([frame["vars"] for frame in reporter.get_traceback_frames()]))
+
+    assert shown == [True, False]

@@ -1,0 +1,187 @@
+import json
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.models import Session
+from django.test import Client
+from django.urls import reverse
+
+from channels_websocket_utils.gate.identity import identity_of
+from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.stores.database import DatabaseTokenStore
+from channels_websocket_utils.tokens import digests, issuing, redeeming
+
+from ..support.consumers import AsyncManager
+from ..support.helpers import OPEN, sign_in, stack
+
+pytestmark = pytest.mark.django_db(transaction=True)
+URL = "/websocket/token/"
+
+
+@pytest.fixture
+def client(user):
+    client = Client(enforce_csrf_checks=False)
+    client.force_login(user)
+    return client
+
+
+def test_address_has_the_documented_name():
+    assert reverse("websocket_token") == URL
+
+
+def test_signed_in_user_gets_a_token_that_opens_a_socket(client, user, run):
+    response = client.post(URL)
+
+    content = response.json()
+    assert response.status_code == 200
+    assert set(content) == {"token", "expires_in", "identity"}
+    assert (content["expires_in"], content["identity"]) == (60, identity_of(user))
+    assert "no-store" in response.headers["Cache-Control"]
+    session = client.session.session_key
+    assert run(stack(AsyncManager), f"/ws/{content['token']}", session=session) == OPEN
+
+
+def test_token_is_bound_to_the_session_that_asked(client, user, run):
+    token = client.post(URL).json()["token"]
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4401
+    assert run(stack(AsyncManager), f"/ws/{token}", session=client.session.session_key) == OPEN
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": {"path": "/ws/r%C3%A4um/"}},
+        {"data": json.dumps({"path": "/ws/räum"}), "content_type": "application/json"},
+    ],
+)
+def test_token_is_bound_to_the_path_the_page_names(client, body):
+    client.post(URL, **body)
+
+    assert WebSocketToken.objects.get().path == "/ws/räum"
+
+
+def test_prefix_that_the_site_is_mounted_at_is_left_out(client):
+    client.post(URL, {"path": "/mnt/ws/"}, SCRIPT_NAME="/mnt")
+
+    assert WebSocketToken.objects.get().path == "/ws"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{", "[]", '{"path": 5}', '{"path": "https://x/"}', "\xff", "[" * 100_000, '{"path": "%00"}'],
+    ids=lambda body: repr(body[:20]),
+)
+def test_body_that_cannot_be_read_is_an_error_and_issues_nothing(client, body):
+    response = client.post(URL, body.encode("latin1"), content_type="application/json")
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "bad_message"
+    assert not WebSocketToken.objects.exists()
+
+
+def test_stranger_gets_a_401_as_json():
+    response = Client().post(URL)
+
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "unauthenticated"
+    assert "no-store" in response.headers["Cache-Control"]
+
+
+def test_only_post_is_answered(client):
+    assert client.get(URL).status_code == 405
+
+
+def test_without_the_csrf_token_nothing_is_issued(user, settings):
+    """Also where the site has no CSRF middleware."""
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "Csrf" not in name]
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(user)
+
+    assert client.post(URL).status_code == 403
+    assert not WebSocketToken.objects.exists()
+
+
+def test_login_required_middleware_does_not_send_a_login_page(settings, user):
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+
+    assert Client().post(URL).status_code == 401
+
+
+def test_endpoint_flushes_no_session(client, user):
+    """A tab that asks while the password is being changed in another keeps its session."""
+    key = client.session.session_key
+    get_user_model().objects.update(password="changed by another tab, not yet in the session")
+
+    assert client.post(URL).status_code == 401
+    assert Session.objects.filter(session_key=key).exists()
+
+
+def test_database_that_is_away_is_no_refusal(client, monkeypatch):
+    """A 401 would tell the page that its user was signed out."""
+    from django.db import OperationalError
+
+    from channels_websocket_utils.gate import decision
+
+    def away(*args):
+        raise OperationalError("the database is away")
+
+    monkeypatch.setattr(decision, "_signed_in", away)
+
+    assert client.post(URL).status_code == 503
+
+
+def test_database_that_goes_away_before_the_token_is_kept_is_no_error_page(client, monkeypatch):
+    from django.db import OperationalError
+
+    def away(*args, **fields):
+        raise OperationalError("the database is away")
+
+    monkeypatch.setattr(DatabaseTokenStore, "add", away)
+
+    assert client.post(URL).status_code == 503
+
+
+def test_token_is_in_no_log(client, caplog):
+    token = client.post(URL).json()["token"]
+
+    assert token not in caplog.text
+    assert redeeming.find(digests.digest_of(token)) is not None
+
+
+@pytest.mark.parametrize("body", [{}, {"data": {"path": 5 * "?"}}])
+def test_no_cache_keeps_an_answer(client, body):
+    """An error neither: the next page might be answered with it."""
+    assert "no-store" in client.post(URL, **body).headers["Cache-Control"]
+    assert "no-store" in Client().post(URL, **body).headers["Cache-Control"]
+
+
+def test_debug_page_of_a_store_that_breaks_shows_no_token(client, monkeypatch, settings):
+    """The page of what Django has caught holds the locals of every frame."""
+
+    def breaks(*args, **fields):
+        raise ZeroDivisionError("broken")
+
+    settings.DEBUG = True
+    client.raise_request_exception = False
+    monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
+    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
+
+    page = client.post(URL).content.decode()
+
+    assert "ZeroDivisionError" in page
+    assert "issuing.py" in page
+    assert "s" * 43 not in page
+
+
+def test_token_that_a_page_sends_as_its_path_is_not_told_again(client):
+    token = client.post(URL).json()["token"]
+
+    response = client.post(URL, {"path": f"/ws/{token}"})
+
+    assert response.status_code == 400
+    assert token not in response.content.decode()
+    assert WebSocketToken.objects.get().path == ""

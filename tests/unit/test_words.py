@@ -1,0 +1,458 @@
+"""The word to other processes: over a layer that can fail, and over a real Redis."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.layers import get_channel_layer
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from channels_websocket_utils.gate import decision
+from channels_websocket_utils.gate.revocations import revoke
+from channels_websocket_utils.live import broadcast, hub, tasks
+from channels_websocket_utils.utils import (
+    aget_websocket_token,
+    apush_to_user,
+    disconnect_user,
+)
+
+from ..support.consumers import AsyncManager, Room
+from ..support.helpers import LIMIT, ended, stack, until
+from ..support.servers import free_port, redis_command, running
+from ..support.settings import channel_layer
+
+
+@pytest.fixture
+def layer(settings):
+    """A layer that others take for a shared one; what this process hears may come from itself."""
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.support.layers.SharedLayer"}}
+    return get_channel_layer()
+
+
+@pytest.fixture
+def open_one(user, session, open_socket):
+    async def open_(consumer=AsyncManager):
+        token = await aget_websocket_token(user)
+        socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+        assert (await socket.connect())["type"] == "websocket.accept"
+        assert (await socket.next())["key"] == "websocket.ready"
+        return socket
+
+    return open_
+
+
+async def said_elsewhere(group, kind, **details):
+    """Say a word as another process does."""
+    message = {"type": "websocket.event", "sender": "another", "event": {"kind": kind, **details}}
+    await get_channel_layer().group_send(group, message)
+
+
+async def disconnected_elsewhere(user):
+    revocation = await sync_to_async(revoke)(user_id=user.pk)
+    await said_elsewhere(broadcast.REVOCATIONS, "revocation", **revocation.as_event())
+
+
+# Over a layer that can fail. RECHECK_INTERVAL is 30 s: within the limit only the word is heard.
+
+
+async def test_word_of_another_process_ends_sockets(user, layer, open_one):
+    sockets = [await open_one() for _ in range(3)]
+
+    await disconnected_elsewhere(user)
+
+    assert [await ended(socket) for socket in sockets] == [4410] * 3
+
+
+async def test_recheck_of_another_process_is_a_question_and_no_order(user, layer, open_one):
+    socket = await open_one()
+
+    await said_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
+    assert (await socket.call("echo", value=1))["data"] == 1
+    await type(user).objects.filter(pk=user.pk).aupdate(is_active=False)
+    await said_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
+
+    assert await ended(socket) == 4410
+
+
+async def test_neither_a_connection_nor_a_message_costs_an_operation_of_the_layer(layer, open_one):
+    class Listening(AsyncManager):
+        channel_layer_alias = "default"
+
+    first = await open_one(Listening)
+    layer.calls.clear()
+
+    sockets = [first, *[await open_one(Listening) for _ in range(5)]]
+    for socket in sockets:
+        await socket.call("echo", value=1)
+
+    # A channel of its own is what Channels gives each consumer, and what it listens to.
+    assert set(layer.calls) <= {"new_channel", "receive"}
+    assert layer.calls.count("new_channel") == 5
+
+
+async def test_push_of_another_process_arrives_and_ones_own_but_once(user, layer, open_one):
+    socket = await open_one()
+
+    await said_elsewhere(
+        broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 1}'
+    )
+    await apush_to_user(user, "news", {"n": 2})
+    await said_elsewhere(
+        broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 3}'
+    )
+
+    heard = [(await socket.next_for("news"))["n"] for _ in range(3)]
+    assert sorted(heard) == [1, 2, 3]
+    assert (await socket.call("echo", value=1))["data"] == 1
+
+
+async def test_word_that_nobody_understands_is_passed_over(user, layer, open_one, caplog):
+    """As from a process that runs another version."""
+    socket = await open_one()
+
+    await get_channel_layer().group_send(broadcast.REVOCATIONS, {"type": "websocket.event"})
+    await said_elsewhere(broadcast.REVOCATIONS, "revocation")
+    await said_elsewhere(broadcast.REVOCATIONS, "of tomorrow")
+    of_another_site = {"id": 1, "user": str(user.pk), "session": "", "is_final": False}
+    naive = {**of_another_site, "created_at": "2026-01-01T00:00:00"}
+    await said_elsewhere(broadcast.REVOCATIONS, "revocation", **naive)
+    await disconnected_elsewhere(user)
+
+    assert await ended(socket) == 4410
+    assert caplog.text.count("was not understood") == 3
+
+
+async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
+    """Naive code misses what is said between the gate's look and its own subscription."""
+    layer.hangs.add("group_add")
+    opening = asyncio.ensure_future(open_one())
+    await until(lambda: "group_add" in layer.calls)
+    asked = threading.Event()
+    original = decision.decide
+
+    def decide(*args, **kwargs):
+        asked.set()
+        return original(*args, **kwargs)
+
+    decision.decide = decide
+    try:
+        # What could go wrong has had its chance: the loop has run, and threads could have.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not asked.is_set()
+        layer.goes_on.set()
+        socket = await opening
+    finally:
+        decision.decide = original
+    await disconnected_elsewhere(user)
+
+    assert await ended(socket) == 4410
+
+
+async def test_cancellation_is_never_lost():
+    """Also one that comes in the same turn as the result, which ``wait_for()`` loses."""
+    for _ in range(3):
+        event = asyncio.Event()
+        waiting = asyncio.ensure_future(broadcast._within_limit(event.wait()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        event.set()
+        waiting.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_layer_that_hangs_delays_the_first_connect_alone(
+    layer, open_one, caplog, monkeypatch
+):
+    layer.hangs.add("group_add")
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
+
+    first = await open_one()
+    monkeypatch.setattr(broadcast, "LIMIT", 10**6)
+    second = await open_one()
+
+    assert (await first.call("echo", value=1))["data"] == 1
+    assert (await second.call("echo", value=1))["data"] == 1
+    assert "The channel layer did not answer within 0.2 s" in caplog.text
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
+    layer.goes_on.set()
+
+
+async def test_what_was_missed_while_the_layer_was_away_is_asked_when_it_is_back(
+    user, layer, open_one
+):
+    layer.fails.add("group_add")
+    socket = await open_one()
+    # Another process tells of it, and nobody hears.
+    await sync_to_async(revoke)(user_id=user.pk)
+
+    layer.fails.clear()
+
+    assert await ended(socket) == 4410
+
+
+async def test_listener_tries_again_and_again_with_longer_pauses(layer, open_one, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(broadcast, "BACKOFF", (0.001, 0.004))
+    layer.fails.add("group_add")
+    original = asyncio.sleep
+
+    async def sleep(seconds, *args):
+        if 0 < seconds < 0.01:
+            pauses.append(seconds)
+        await original(seconds, *args)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await open_one()
+    await until(lambda: len(pauses) >= 8)
+
+    assert {0.001, 0.002, 0.004} == set(pauses[:8])
+
+
+async def test_membership_is_renewed_before_the_layer_forgets_it(user, layer, open_one):
+    layer.group_expiry = 0.1
+    socket = await open_one()
+    layer.lose()
+    layer.calls.clear()
+
+    await until(lambda: layer.calls.count("group_add") >= 2)
+    await disconnected_elsewhere(user)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+async def test_layer_that_is_away_costs_the_caller_nothing_but_a_line_in_the_log(
+    user, layer, open_one, fault, caplog, monkeypatch
+):
+    monkeypatch.setattr(broadcast, "LIMIT", 0.1)
+    socket = await open_one()
+    getattr(layer, fault).add("group_send")
+
+    await sync_to_async(disconnect_user)(user)
+    await apush_to_user(user, "news", {})
+
+    assert await ended(socket) == 4410
+    assert caplog.text.count("The channel layer did not take a word") == 2
+
+
+async def test_listeners_end_with_the_last_socket(layer, open_one):
+    socket = await open_one()
+    await socket.bye()
+
+    await until(lambda: not hub._hubs and not tasks._tasks)
+
+    assert layer.calls.count("group_discard") == layer.calls.count("group_add") == 2
+    running = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
+    assert not {name for name in running if "Listener" in name or "Hub" in name}
+
+
+async def test_listeners_linger_while_a_page_reloads(layer, open_one, monkeypatch):
+    monkeypatch.setattr(hub, "LINGER", 10**6)
+    await (await open_one()).bye()
+
+    await open_one()
+
+    assert layer.calls.count("group_add") == 2
+
+
+def test_loop_that_is_closed_leaves_nothing(user, session, layer, monkeypatch):
+    monkeypatch.setattr(hub, "LINGER", 10**6)
+    from ..support.helpers import Socket
+
+    async def live():
+        token = await aget_websocket_token(user)
+        socket = Socket(stack(AsyncManager), f"/ws/{token}", session=session)
+        await socket.connect()
+        await socket.bye()
+
+    asyncio.run(live())
+    disconnect_user(user)
+
+    assert hub._hubs == {}
+
+
+def test_in_memory_layer_is_told_nothing(user, monkeypatch):
+    """It belongs to one process, and is not safe from other threads."""
+    from channels.layers import InMemoryChannelLayer
+
+    def fail(*args):
+        raise AssertionError("group_send() on the in-memory layer")
+
+    monkeypatch.setattr(InMemoryChannelLayer, "group_send", fail)
+
+    disconnect_user(user)
+
+
+def test_site_without_channel_layers_can_disconnect(user, settings):
+    settings.CHANNEL_LAYERS = {}
+
+    disconnect_user(user)
+
+
+# Over a real Redis
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis server: started before any socket opens, and ended after the last is gone."""
+
+    class Redis:
+        port = free_port()
+
+        def start(self):
+            log = tmp_path / "redis.log"
+            self._running = running(redis_command(self.port), self.port, log, cwd=tmp_path)
+            self._running.__enter__()
+
+        def stop(self):
+            self._running.__exit__(None, None, None)
+
+    redis = Redis()
+    redis.start()
+    yield redis
+    redis.stop()
+
+
+@pytest.fixture(params=["core", "pubsub"])
+def redis_layer(request, settings, redis):
+    config = channel_layer(f"redis://127.0.0.1:{redis.port}/0")
+    if request.param == "pubsub":
+        config["BACKEND"] = "channels_redis.pubsub.RedisPubSubChannelLayer"
+    settings.CHANNEL_LAYERS = {"default": config}
+    return config
+
+
+@pytest.fixture
+def elsewhere(database_environment, redis):
+    """A function that runs Python code in another process of the same site."""
+    environment = {
+        **os.environ,
+        **database_environment,
+        "TEST_REDIS_URL": f"redis://127.0.0.1:{redis.port}/0",
+        "DJANGO_SETTINGS_MODULE": "tests.support.settings",
+    }
+
+    def run(code, layer):
+        setup = (
+            "import django; django.setup()\n"
+            "from django.conf import settings\n"
+            f"settings.CHANNEL_LAYERS['default']['BACKEND'] = {layer['BACKEND']!r}\n"
+            "from django.core.management import call_command\n"
+            "from django.contrib.auth import get_user_model\n"
+            "from channels_websocket_utils.utils import disconnect_user, push_to_user\n"
+            "user = get_user_model().objects.get(username='ada')\n"
+        )
+        subprocess.run(
+            [sys.executable, "-c", setup + code], env=environment, check=True, timeout=60
+        )
+
+    return run
+
+
+class Unlayered(AsyncManager):
+    """Needs no channel layer of its own, so that it lives when Redis dies."""
+
+    channel_layer_alias = "none"
+
+
+@pytest.mark.redis
+async def test_command_in_another_process_ends_sockets_at_once(redis_layer, open_one, elsewhere):
+    socket = await open_one(Room)
+    command = "call_command('disconnect_websocket_user', 'ada', verbosity=0)"
+
+    await asyncio.to_thread(elsewhere, command, redis_layer)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+async def test_push_and_group_message_arrive_beside_each_other(redis_layer, open_one, elsewhere):
+    """Our listener takes nothing from the consumers on the same layer, nor they from us."""
+    one, two = await open_one(Room), await open_one(Room)
+
+    await asyncio.to_thread(elsewhere, "push_to_user(user, 'news', {'n': 1})", redis_layer)
+    await one.send("tell", text="hello")
+
+    for socket in (one, two):
+        assert await socket.next_for("news") == {"key": "news", "n": 1}
+        assert await socket.next_for("told") == {"key": "told", "text": "hello"}
+
+
+@pytest.mark.redis
+async def test_burst_of_pushes_does_not_cost_a_logout(redis_layer, open_one, elsewhere):
+    """More than a channel takes (100), while the event loop does nothing; then the word."""
+    socket = await open_one(Room)
+
+    # Not in a thread: the loop stands still meanwhile, and its channels fill.
+    elsewhere(
+        "for n in range(300): push_to_user(user, 'news', {'n': n})\ndisconnect_user(user)",
+        redis_layer,
+    )
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+async def test_word_is_heard_again_after_redis_was_restarted(
+    redis, redis_layer, open_one, elsewhere, caplog
+):
+    socket = await open_one(Unlayered)
+    redis.stop()
+    # Each layer says in its own words that it has noticed.
+    await until(lambda: "was lost" in caplog.text or "Unexpected exception" in caplog.text)
+
+    redis.start()
+    # What is said before the listener is back, the database tells it then.
+    await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
+    while not socket.future.done():
+        # The pub/sub layer comes back without a word to us: the next one is heard.
+        await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+async def test_listeners_that_come_and_go_leave_nothing_and_hear(redis_layer, open_one, elsewhere):
+    """Each time the last socket leaves, they end; the next socket's hear as the first's."""
+    for _ in range(3):
+        await (await open_one(Unlayered)).bye()
+        await until(lambda: not hub._hubs and not tasks._tasks)
+    layers = broadcast._free_layers.get(asyncio.get_running_loop(), {}).get("default", [])
+    assert len(layers) == (2 if "core" in redis_layer["BACKEND"] else 0)
+    socket = await open_one(Unlayered)
+
+    await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("redis_layer", ["core"], indirect=True)
+async def test_socket_whose_own_layer_dies_is_told_to_try_later(redis, redis_layer, open_one):
+    """Channels ends a consumer whose ``receive()`` of the layer fails."""
+    socket = await open_one(Room)
+
+    redis.stop()
+
+    assert await ended(socket) == 4490
+    with pytest.raises(RedisConnectionError):
+        await socket.wait(LIMIT)
+    redis.start()
+
+
+@pytest.mark.redis
+async def test_first_word_after_the_first_socket_is_never_lost(
+    user, redis_layer, open_one, elsewhere
+):
+    socket = await open_one()
+
+    await disconnected_elsewhere(user)
+
+    assert await ended(socket) == 4410
