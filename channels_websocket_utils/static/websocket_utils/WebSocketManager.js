@@ -355,7 +355,7 @@
   }
 
   // Ends the connection. Its calls are rejected after `proceed` has entered the next state.
-  function lose(manager, proceed) {
+  function loseConnection(manager, proceed) {
     const { attempt } = manager
     const isLost = (call) => call.attempt === attempt
     if (clock() - attempt?.openedAt >= STEADY_AFTER) Object.assign(manager, NO_FAILURES)
@@ -493,7 +493,7 @@
   function handleClose(manager, event) {
     const { attempt } = manager
     const wish = guard(manager, manager.options.shouldReconnect, event)
-    if (attempt === manager.attempt) lose(manager, () => handleCloseCode(manager, event.code, wish))
+    if (attempt === manager.attempt) loseConnection(manager, () => handleCloseCode(manager, event.code, wish))
   }
 
   // The only function that decides what a close code means.
@@ -565,10 +565,10 @@
     dialIn(manager, Math.max(0, manager.notBefore - clock()), "wake")
   }
 
-  // Without a source of new tokens the link stays: a page that is left is often loaded anew.
+  // Without a source of new tokens the connection stays, because no other could replace it.
   function leavePage(manager) {
     const isActive = manager.attempt || manager.due < Infinity
-    if (manager.canRedial && isActive) lose(manager, () => dialIn(manager, Infinity, "hidden"))
+    if (manager.canRedial && isActive) loseConnection(manager, () => dialIn(manager, Infinity, "hidden"))
   }
 
   // Liveness
@@ -584,23 +584,23 @@
       attempt.pongBy = now + limit
       control(manager, "ping")
     }
-    plan(manager, deathAt(manager) - now, checkLink)
+    plan(manager, deathAt(manager) - now, checkConnection)
   }
 
   function deathAt({ attempt, calls }) {
     let last = attempt.calledAt
     for (const { sentAt } of calls.values()) last = Math.max(last, sentAt)
-    // The second limit ends a dead link on which calls are sent again and again.
+    // The second limit ends a dead connection on which calls are sent again and again.
     return Math.max(attempt.pongBy, Math.min(last, attempt.pingedAt + CALL_LIMIT) + CALL_LIMIT)
   }
 
-  function checkLink(manager, isLate) {
+  function checkConnection(manager, isLate) {
     const { pings, receivedAt } = manager.attempt
-    const wait = (pings ? deathAt(manager) : receivedAt + SILENCE_LIMIT) - clock()
-    if (wait > 0) plan(manager, wait, checkLink)
+    const delay = (pings ? deathAt(manager) : receivedAt + SILENCE_LIMIT) - clock()
+    if (delay > 0) plan(manager, delay, checkConnection)
     // After a sleep the timer is late, and the pong may wait in the event queue behind it.
     else if (!pings || (isLate && pings < 2)) ping(manager, isLate ? WAKE_LIMIT : PONG_LIMIT)
-    else lose(manager, () => retry(manager, "timeout"))
+    else loseConnection(manager, () => retry(manager, "timeout"))
   }
 
   // Calls
@@ -715,7 +715,7 @@
     if (manager.state !== OPEN && (isReady || attempt.unproven)) open(manager)
     if (attempt !== manager.attempt) return
     if (isReady) {
-      plan(manager, SILENCE_LIMIT, checkLink)
+      plan(manager, SILENCE_LIMIT, checkConnection)
       flush(manager)
     }
     const call = manager.calls.get(key)
@@ -966,7 +966,7 @@
     reconnect() {
       const manager = this._manager
       if (manager.state === CLOSED) watchPage(manager, "addEventListener")
-      lose(manager, () => {
+      loseConnection(manager, () => {
         Object.assign(manager, NO_FAILURES)
         dialIn(manager, 0, "reconnect")
       })
