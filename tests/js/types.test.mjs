@@ -125,7 +125,7 @@ test("a misuse that compiles would be noticed", async () => {
 test("the types name each member, option and word of the script, and no other member or option", async () => {
   const source = await readFile(script, "utf8")
   const code = source.split("\n").filter((line) => !/^ *(\/\*|\*|\/\/)/.test(line))
-  const telling = code.filter((line) => /\b(STOPS|reason|dial|dialIn|retry|stop|change|fault|tell)\b/.test(line))
+  const telling = code.filter((line) => /\b(STOPS|reason|wait|dial|dialIn|retry|stop|newError|fail|rejectCalls)\b/.test(line))
   const members = Object.getOwnPropertyNames(WebSocketManager.prototype).filter((name) => name !== "constructor")
   const options = [...source.matchAll(/\boptions\??\.(\w+)/g)].map((match) => match[1])
   const words = telling.flatMap((line) => [...line.matchAll(/(?<!typeof \S+ === )"([a-z_]+)"/g)].map((match) => match[1]))
