@@ -2,8 +2,8 @@
 Wrapped receive and send
 ------------------------
 
-The package wraps the ``receive`` and ``send`` of a connection, so that they know whether it has
-ended. The table shows the cost. *us* are microseconds of CPU. *message* is one call of an async
+The package wraps the ``receive`` and ``send`` of a connection, to stop both when it has ended. The
+table shows the cost. *us* are microseconds of CPU. *message* is one call of an async
 method and its answer, as in `Replies`_ with 32 connections. *wrapping* is one ``receive()`` and one
 ``send()`` of a ``Connection``, without those of the server that they call, in one process. Median
 and range of the rounds.
