@@ -2,9 +2,10 @@
 Where a connect's time goes
 ---------------------------
 
-The parts of a *token_only* connect, each by itself and in one process, in microseconds of CPU, the
-median and the range of the rounds. What the server takes to read a handshake and to write its
-answers is the floor's too and is not here; nor is what threads that wait for each other add.
+The parts of a *token_only* connect, each measured alone and in one process, in microseconds of CPU,
+the median and the range of the rounds. The table leaves out the time in which the server reads a
+handshake and writes its answers, because the baseline (*floor*) needs it too. It also leaves out
+the time that threads add when they wait for each other.
 """
 
 import time
@@ -25,7 +26,7 @@ from .speed import ROUNDS, setup
 
 PACKAGES = []
 COUNT, SMALL = 500, 20
-HOPS = "the floor's own: three trips to Django's thread"
+HOPS = "the floor's own: three calls to Django's thread"
 PATH = "/token_only/{}"
 
 
@@ -45,7 +46,7 @@ async def measure(small, is_kept):
             scopes = [scope(token) for token in issued[2 * count :]]
             parts["finding and hiding the token"] = timed(scopes, lambda each: shake(router, each))
             row = await sync_to_async(redeeming.find)(digests[0], with_user=True)
-            parts["the hello, before the server has it"] = await of_each(
+            parts["the ready message, before the server has it"] = await of_each(
                 count, partial(greet, row.user)
             )
             parts[HOPS] = 3 * await of_each(count, lambda _: aclose_old_connections())
