@@ -297,7 +297,7 @@ async def test_native_client_of_the_docs_gets_its_reply(user, database_environme
         )
         await eval(tree, names)
 
-    assert names["frame"] == {"key": "1", "data": None}
+    assert names["message"] == {"key": "1", "data": None}
 
 
 # Coming from elsewhere
