@@ -59,7 +59,7 @@ LONG_LIFE = 3600
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """E001: a setting that does not exist, or has the wrong type. E002: no such token store."""
     problems: list[CheckMessage] = [
-        Error(problem, hint="See the settings in the README.", id="channels_websocket_utils.E001")
+        Error(problem, hint="See docs/settings.rst.", id="channels_websocket_utils.E001")
         for problem in setting_problems()
     ]
     if not problems:

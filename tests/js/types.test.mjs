@@ -80,7 +80,8 @@ const granted = {
 
 test("the scripts on the pages call what there is, and a misspelt call is found", async () => {
   const files = []
-  for (const name of ["README.rst", "docs/howto_from_0_1.rst", "docs/howto_from_own_token.rst"]) {
+  const names = ["howto_from_0_1", "howto_from_own_token", "javascript", "messages", "streams", "tokens"]
+  for (const name of ["README.rst", ...names.map((each) => `docs/${each}.rst`)]) {
     const page = await readFile(new URL(name, root), "utf8")
     for (const [, block] of page.matchAll(/^\.\. code-block:: javascript\n\n((?: {4}.*\n|\n)+)/gm)) {
       const code = block.replace(/^ {4}/gm, "")
