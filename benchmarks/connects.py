@@ -2,22 +2,24 @@
 Connects
 --------
 
-Sockets are opened and closed again, 8 at a time, each with the headers of a browser, and what its
-contender asks for: a session's cookie, a one-time token, or both, of 100 users in turn. A *connect*
-is a TCP connection, a handshake, the answer 101, and a close that both have said.
+Connections are opened and closed again, 8 at a time. Each handshake has the headers of a browser
+and what its contender needs: a session cookie, a one-time token, or both, of 100 users in turn. A
+*connect* is a TCP connection, a handshake, the answer 101, and a close that both sides have sent.
 
-* *floor*: Channels alone, an unauthenticated ``AsyncJsonWebsocketConsumer``. All ratios are to it.
-* *session*: ``AuthMiddlewareStack`` around it.
+* *floor*: the baseline, Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication.
+  All ratios are to it.
+* *session*: the same consumer behind ``AuthMiddlewareStack``.
 * *naive token*: a one-time token as it is usually written: read, check, save, read the user.
 * *token_only*: ``WebSocketTokenAuthMiddleware(token_only=True)`` and
-  ``AsyncWebSocketManagerConsumer``, the token's user in the scope. *Channels' consumer*: the same
-  before the consumer of *session*.
-* *stack*: ``WebSocketTokenAuthMiddlewareStack``, session and token. *documented*: the same out of
+  ``AsyncWebSocketManagerConsumer``, with the token's user in the scope. *token_only, Channels'
+  consumer*: the same middleware with the consumer of *session*.
+* *stack*: ``WebSocketTokenAuthMiddlewareStack``, session and token. *documented*: the same with
   ``AuthMiddlewareStack`` and ``WebSocketTokenAuthMiddleware``.
 * *djangochannelsrestframework* and *chanx*: their consumers, without authentication.
 
-*CPU* is what the server used for one connect; *ms* is from the first byte of the client until the
-answer, p50 / p99, the medians of the rounds; *SQL* the statements of one connect.
+*CPU* is the CPU time of the server for one connect. *ms* is the time from the client's first byte
+to the answer, p50 / p99, the medians of the rounds. *SQL* is the number of statements of one
+connect.
 """
 
 from asgiref.sync import sync_to_async

@@ -40,7 +40,8 @@ from channels_websocket_utils.middleware import (  # noqa: E402
     WebSocketTokenAuthMiddlewareStack,
 )
 from channels_websocket_utils.models import WebSocketToken  # noqa: E402
-from channels_websocket_utils.tokens import digest_of, now  # noqa: E402
+from channels_websocket_utils.tokens.clock import now  # noqa: E402
+from channels_websocket_utils.tokens.digests import digest_of  # noqa: E402
 
 PERM = "auth.view_user"
 # Seconds that a slow handler takes.

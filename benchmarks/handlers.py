@@ -2,9 +2,9 @@
 Slow handlers
 -------------
 
-Four sockets, of four users, call a sync method that takes 50 ms, all at once. *ms* is from the
-first call until the last answer, the median and the range of the rounds: what is done one after the
-other takes 200.
+Four connections, of four users, call a sync method that takes 50 ms, all at once. *ms* is the time
+from the first call to the last answer, the median and the range of the rounds. If the calls run one
+after the other, it is 200.
 """
 
 import asyncio

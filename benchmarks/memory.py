@@ -2,12 +2,13 @@
 Memory
 ------
 
-Sockets that say nothing: the private memory of a new server process with 100 of them and with 3,000
-more, for each. *over the floor* is what an idle socket costs beside Channels alone, in the same
-round; the user's object in the scope, and the session's where there is one, are in it.
+Idle connections: the table shows the private memory of a new server process with 3,000 more
+connections than with 100, divided by 3,000. *over the floor* is the difference to the baseline,
+Channels alone, in the same round. It includes the user's object in the scope, and the session's
+object if there is one.
 
-What is named is as in the other tables. *no user* is a route without a token behind our middleware,
-for somebody who has not signed in.
+The rows have the names of the other tables. *no user* is a route without a token behind the
+package's middleware, for a client who has not signed in.
 """
 
 import asyncio

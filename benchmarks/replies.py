@@ -2,16 +2,16 @@
 Replies
 -------
 
-Open sockets call a method that returns the text it was sent, each again as soon as it has its
-answer. *replies/s* are all sockets' together, at 1, 32 and 256 of them; *ms* is how long one
+Open connections call a method that returns the text it was sent. Each calls again as soon as it
+has its answer. *replies/s* is the sum of 1, 32 or 256 connections. *ms* is the time that one call
 waited, p50 / p99, the medians of the rounds.
 
-* *floor*: Channels alone, an ``AsyncJsonWebsocketConsumer`` whose ``receive_json()`` sends the text
-  back, without authentication. All ratios are to it.
-* *async method*, *guarded*, *sync method*: methods of ``AsyncWebSocketManagerConsumer`` behind our
-  middleware, routed by ``auto_route``: an ``async def``; the same with ``require_perms`` and
-  ``PERMISSION_MAX_AGE`` 60; a ``def``, which runs in a thread.
-* *sync consumer*: a ``def`` of ``WebSocketManagerConsumer``; *Channels' sync consumer*:
+* *floor*: the baseline, Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication,
+  whose ``receive_json()`` sends the text back. All ratios are to it.
+* *async method*, *guarded*, *sync method*: methods of ``AsyncWebSocketManagerConsumer`` behind the
+  package's middleware, routed by ``auto_route``: an ``async def``; the same with ``require_perms``
+  and ``PERMISSION_MAX_AGE`` 60; a ``def``, which runs in a thread.
+* *sync consumer*: a ``def`` of ``WebSocketManagerConsumer``. *Channels' sync consumer*:
   ``JsonWebsocketConsumer``, without authentication.
 * *djangochannelsrestframework* and *chanx*: an ``@action()`` and a ``@ws_handler``, without
   authentication.

@@ -23,8 +23,8 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
-from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, issuing
 from tests.support import load
 from tests.support.helpers import sign_in
 from tests.support.processes import ASGI, PostgreSQL, Redis, cpu_seconds, pin
@@ -120,7 +120,7 @@ class People:
         for user in self._users:
             user.user_permissions.add(permission)
         self._sessions = [sign_in(user) for user in self._users]
-        self._auth_digests = [tokens.auth_digest(user) for user in self._users]
+        self._auth_digests = [digests.auth_digest(user) for user in self._users]
         self._in_cache = in_cache
 
     def handshakes(self, name, count):
@@ -139,15 +139,15 @@ class People:
 
     def _rows(self, count, is_bound):
         texts = [f"wst_{secrets.token_urlsafe(32)}" for _ in range(count)]
-        present = tokens.now()
+        present = clock.now()
         owners = itertools.cycle(zip(self._users, self._sessions, self._auth_digests, strict=True))
         rows = [
             WebSocketToken(
-                digest=tokens.digest_of(text),
+                digest=digests.digest_of(text),
                 user=user,
                 backend=BACKEND,
                 auth_digest=auth_digest,
-                session_digest=tokens.session_digest(session) if is_bound else "",
+                session_digest=digests.session_digest(session) if is_bound else "",
                 created_at=present,
                 expires_at=present + timedelta(hours=1),
             )
@@ -160,7 +160,7 @@ class People:
         owners = itertools.islice(
             itertools.cycle(zip(self._users, self._sessions, strict=True)), count
         )
-        return [tokens.issue(user, session=key if is_bound else None) for user, key in owners]
+        return [issuing.issue(user, session=key if is_bound else None) for user, key in owners]
 
 
 @contextlib.asynccontextmanager

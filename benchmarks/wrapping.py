@@ -2,10 +2,11 @@
 Wrapped receive and send
 ------------------------
 
-What it costs that a socket's ``receive`` and ``send`` go through ours, which know when it is over.
-*us* are of CPU. *message*: one call of an async method and its answer, as in `Replies`_ with 32
-sockets. *wrapping*: one ``receive()`` and one ``send()`` of a ``Connection``, less those of the
-server that it calls, in process. Median and range of the rounds.
+The package wraps the ``receive`` and ``send`` of a connection, to stop both when it has ended. The
+table shows the cost. *us* are microseconds of CPU. *message* is one call of an async
+method and its answer, as in `Replies`_ with 32 connections. *wrapping* is one ``receive()`` and one
+``send()`` of a ``Connection``, without those of the server that they call, in one process. Median
+and range of the rounds.
 """
 
 import time

@@ -12,11 +12,12 @@ from django.db import router, transaction
 from django.utils.formats import date_format
 from django.utils.timezone import is_aware, localtime
 
-from . import tokens, words
 from .conf import get_setting
+from .live import broadcast
 from .models import WebSocketRevocation, WebSocketToken
-from .stores.cache import cache_alias
-from .stores.database import DatabaseTokenStore
+from .tokens import clock, redeeming
+from .tokens.cache_store import cache_alias
+from .tokens.database_store import DatabaseTokenStore
 from .utils import disconnect_user
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ __all__ = ["WebSocketTokenAdmin", "disconnect_users"]
 @admin.action(description="Disconnect: end all live WebSockets", permissions=["change"])
 def disconnect_users(user_admin: _Admin, request: HttpRequest, queryset: QuerySet[Any]) -> None:
     """
-    End all live sockets of the selected users and kill their unspent tokens.
+    End all live sockets of the selected users and kill their unused tokens.
 
     An action for the admin of the user model. It passes over users whom ``request.user`` may not
     change.
@@ -52,11 +53,11 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: _Admin) -> list[tuple[str, str]]:
-        return [(state, state) for state in ("unspent", "spent", "expired")]
+        return [(state, state) for state in ("unused", "redeemed", "expired")]
 
     def queryset(self, request: HttpRequest, queryset: _Rows) -> _Rows | None:
         states, state = dict(self.lookup_choices), self.value()
-        return queryset.filter(tokens.in_state(state)) if state in states else None
+        return queryset.filter(redeeming.in_state(state)) if state in states else None
 
 
 class CreatedFilter(admin.SimpleListFilter):
@@ -73,7 +74,7 @@ class CreatedFilter(admin.SimpleListFilter):
         span = self.value()
         if span not in self.spans:
             return None
-        since = tokens.now() - timedelta(seconds=self.spans[span])
+        since = clock.now() - timedelta(seconds=self.spans[span])
         return queryset.filter(created_at__gte=since)
 
 
@@ -118,14 +119,14 @@ class WebSocketTokenAdmin(_TokenAdmin):
 
     @admin.display
     def state(self, token: WebSocketToken) -> str:
-        return tokens.state_of(token)
+        return redeeming.state_of(token)
 
     @admin.display(description="bound to a session", boolean=True)
     def is_session_bound(self, token: WebSocketToken) -> bool:
         return bool(token.session_digest)
 
     def get_queryset(self, request: HttpRequest) -> _Rows:
-        # As the stores do: a replica that lags would call a spent token unspent.
+        # As the stores do: a replica that lags would call a spent token unused.
         return super().get_queryset(request).using(router.db_for_write(WebSocketToken))
 
     def get_search_fields(self, request: HttpRequest) -> list[str]:
@@ -150,11 +151,11 @@ class WebSocketTokenAdmin(_TokenAdmin):
 
     @admin.action(description="Revoke the selected tokens", permissions=["revoke"])
     def revoke_tokens(self, request: HttpRequest, queryset: _Rows) -> None:
-        unspent = [token for token in queryset if tokens.state_of(token) == "unspent"]
+        unused = [token for token in queryset if redeeming.state_of(token) == "unused"]
         store = DatabaseTokenStore()
         with transaction.atomic(using=router.db_for_write(WebSocketToken)):
             # One after the other: each is asked whether a socket was faster.
-            revoked = [token for token in unspent if store.revoke(digest=token.digest)]
+            revoked = [token for token in unused if store.revoke(digest=token.digest)]
             _log(request, revoked, DELETION, "Revoked before it was used.")
         text = f"Revoked {_count(revoked, 'token')}."
         if left := len(queryset) - len(revoked):
@@ -211,7 +212,7 @@ def _disconnect(
         _log(request, allowed, CHANGE, "Ended all live WebSockets.")
     if not allowed:
         text = "Nobody was disconnected"
-    elif words.shared_layer() is not None:
+    elif broadcast.shared_layer() is not None:
         text = f"All live WebSockets of {_count(allowed, 'user')} end now"
     else:
         text = (

@@ -7,9 +7,7 @@ class ChannelsWebSocketUtilsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import (
-            checks,  # noqa: F401  (registers the system checks)
-            receivers,
-        )
+        from . import checks  # noqa: F401  (registers the system checks)
+        from .live import receivers
 
         receivers.connect()

@@ -24,9 +24,9 @@ from django.utils.module_loading import import_string
 
 from . import views
 from .conf import DEFAULTS, get_setting, setting_problems
+from .gate.routing import layers
 from .middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
-from .routes import layers
-from .stores.cache import cache_alias
+from .tokens.cache_store import cache_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "check_application",
     "check_channel_layer",
-    "check_installed_apps",
     "check_endpoint",
+    "check_installed_apps",
     "check_origin",
     "check_processes",
     "check_sessions",
@@ -59,7 +59,7 @@ LONG_LIFE = 3600
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """E001: a setting that does not exist, or has the wrong type. E002: no such token store."""
     problems: list[CheckMessage] = [
-        Error(problem, hint="See the settings in the README.", id="channels_websocket_utils.E001")
+        Error(problem, hint="See docs/settings.rst.", id="channels_websocket_utils.E001")
         for problem in setting_problems()
     ]
     if not problems:

@@ -22,20 +22,19 @@ from channels.generic.websocket import (
 )
 from channels.layers import get_channel_layer
 
-from . import gate, messages
-from .calls import Call, is_over
+from . import protocol, strict_json
 from .conf import get_setting, read_rate
-from .decorators import acarry_out, is_denied, is_routed, perform, takes_event
-from .messages import MessageError
-from .streams import Streams
-from .threads import (
+from .database_connections import (
     aclose_stale_connections,
-    handlers_are_waiting,
     has_own_thread,
-    in_handler_pool,
-    in_our_pool,
     may_hold_stale_connections,
 )
+from .decorators import acarry_out, is_denied, is_routed, perform, takes_event
+from .gate.identity import identity_of
+from .messaging.calls import Call, has_ended
+from .messaging.streams import Streams
+from .protocol import MessageError
+from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from .utils import avalidate_websocket_token, validate_websocket_token
 
 if TYPE_CHECKING:
@@ -44,11 +43,10 @@ if TYPE_CHECKING:
 
     from channels.consumer import _ChannelScope
 
-    from .connections import Connection
-    from .gate import TokenAnnotation
-    from .messages import Frame, Payload
-    from .routes import Message, Receive
-    from .streams import Stream
+    from .gate.verdict import TokenAnnotation
+    from .live.connection import Connection
+    from .messaging.streams import Stream
+    from .types import JSONObject, Message, Payload, Receive
 
     # What comes after _Routing in both.
     _Base = AsyncConsumer
@@ -183,22 +181,22 @@ class _Routing(_Base):
 
         Raises ``MessageError`` for one that is no call, or one too many.
         """
-        reply_key = messages.read_call(content)
+        reply_key = protocol.read_call(content)
         name = content["type"]
-        is_granted = name == messages.MORE and self._grant(reply_key, content)
+        is_granted = name == protocol.MORE and self._grant(reply_key, content)
         self._bad_frames = 0
         if is_granted:
             return None
         if self._is_surplus:
             said = f"More than {get_setting('RATE_LIMIT')} messages."
             raise MessageError("rate_limited", said, reply_key=reply_key, type=name)
-        if name == messages.CANCEL and self._streams is not None:
+        if name == protocol.CANCEL and self._streams is not None:
             self._streams.cancel(reply_key)
         # Those of a stream that has ended meanwhile are nothing.
-        return None if name in (messages.CANCEL, messages.MORE) else content
+        return None if name in (protocol.CANCEL, protocol.MORE) else content
 
     def _grant(self, reply_key: str | None, content: dict[str, Any]) -> bool:
-        parts = messages.read_grant(content)
+        parts = protocol.read_parts(content)
         if self._streams is None or not self._streams.grant(reply_key, parts):
             return False
         # There are as many as the parts that were sent: it is no message of the client's own.
@@ -208,24 +206,24 @@ class _Routing(_Base):
             self._allowance += 1
         return True
 
-    def _refuse_frame(self, error: MessageError) -> Frame:
+    def _refuse_frame(self, error: MessageError) -> JSONObject:
         if error.code != "rate_limited":
             self._bad_frames += 1
-        return messages.build_error(error)
+        return protocol.build_error(error)
 
     def _close_code(self) -> int | None:
         """Return what to close the socket with after too many refused frames in a row, if any."""
-        if self._bad_frames >= messages.MAX_BAD_FRAMES:
-            return messages.CLOSE_BAD_FRAMES
-        if self._surplus_frames >= messages.MAX_BAD_FRAMES:
-            return messages.CLOSE_TOO_MANY
+        if self._bad_frames >= protocol.MAX_BAD_MESSAGES:
+            return protocol.CLOSE_BAD_MESSAGES
+        if self._surplus_frames >= protocol.MAX_BAD_MESSAGES:
+            return protocol.CLOSE_TOO_MANY
         return None
 
     def _is_dropped(self, message: Message) -> bool:
         """Whether the socket has ended, and ``message`` was already on its way to us."""
         if message["type"] in ("websocket.connect", "websocket.disconnect"):
             return False
-        return is_over(self) or self._close_code() is not None
+        return has_ended(self) or self._close_code() is not None
 
     def _handler_of(self, message: Message) -> Any:
         # As the dispatch() of channels.consumer does.
@@ -234,8 +232,8 @@ class _Routing(_Base):
             raise ValueError(f"No handler for message type {message['type']}")
         return handler
 
-    def _ready(self) -> Frame:
-        return messages.build_ready(gate.identity_of(self.scope.get("user")))
+    def _ready(self) -> JSONObject:
+        return protocol.build_ready(identity_of(self.scope.get("user")))
 
 
 def _find_next(kind: type, base: type, name: str) -> type:
@@ -310,15 +308,15 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
 
         Raises ``TypeError`` or ``ValueError`` for a key or payload that could not arrive as a push.
         """
-        self.send_json(messages.build_push(key, payload))
+        self.send_json(protocol.build_push(key, payload))
 
     def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
     ) -> None:
         self._count_frame()
         try:
-            messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
-            # check_frame() lets no None pass.
+            protocol.check_text(text_data, get_setting("MAX_MESSAGE_SIZE"))
+            # check_text() lets no None pass.
             content = self._read_call(self.decode_json(text_data))  # type: ignore[arg-type]
         except MessageError as error:
             self.send_json(self._refuse_frame(error))
@@ -328,8 +326,8 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
             return
         if content is None:
             return
-        if content["type"] == messages.PING:
-            self.send_json(messages.PONG)
+        if content["type"] == protocol.PING:
+            self.send_json(protocol.PONG)
             return
         call = self._open_call(content)
         _, is_answered = perform(call, self.receive_json, content, **kwargs)
@@ -376,9 +374,9 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
 
     def _will_be_denied(self, message: Message) -> bool:
         try:
-            messages.check_frame(message.get("text"), get_setting("MAX_MESSAGE_SIZE"))
+            protocol.check_text(message.get("text"), get_setting("MAX_MESSAGE_SIZE"))
             content = self.decode_json(message["text"])
-            messages.read_call(content)
+            protocol.read_call(content)
             function, _ = self._route(content)
         except MessageError:
             return False
@@ -386,11 +384,11 @@ class WebSocketManagerConsumer(_Routing, JsonWebsocketConsumer):
 
     @classmethod
     def decode_json(cls, text_data: str) -> Any:
-        return messages.decode(text_data)
+        return strict_json.decode(text_data)
 
     @classmethod
     def encode_json(cls, content: Any) -> str:
-        return messages.encode(content)
+        return strict_json.encode(content)
 
 
 class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
@@ -440,15 +438,15 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
 
     async def push(self, key: str, payload: Payload) -> None:
         """See WebSocketManagerConsumer.push()."""
-        await self.send_json(messages.build_push(key, payload))
+        await self.send_json(protocol.build_push(key, payload))
 
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
     ) -> None:
         self._count_frame()
         try:
-            messages.check_frame(text_data, get_setting("MAX_MESSAGE_SIZE"))
-            # check_frame() lets no None pass.
+            protocol.check_text(text_data, get_setting("MAX_MESSAGE_SIZE"))
+            # check_text() lets no None pass.
             content = self._read_call(await self.decode_json(text_data))  # type: ignore[arg-type]
         except MessageError as error:
             await self.send_json(self._refuse_frame(error))
@@ -458,8 +456,8 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
             return
         if content is None:
             return
-        if content["type"] == messages.PING:
-            await self.send_json(messages.PONG)
+        if content["type"] == protocol.PING:
+            await self.send_json(protocol.PONG)
         else:
             await acarry_out(self._open_call(content), self.receive_json, content, **kwargs)
 
@@ -471,8 +469,8 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncJsonWebsocketConsumer):
 
     @classmethod
     async def decode_json(cls, text_data: str) -> Any:
-        return messages.decode(text_data)
+        return strict_json.decode(text_data)
 
     @classmethod
     async def encode_json(cls, content: Any) -> str:
-        return messages.encode(content)
+        return strict_json.encode(content)

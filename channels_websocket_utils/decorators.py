@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync
-from django import db
 
-from . import gate, messages
-from .calls import Call, is_over, ongoing_call
-from .conf import get_setting
-from .messages import MessageError
-from .streams import Stream, is_generator
+from . import protocol
+from .messaging.calls import Call, has_ended, ongoing_call
+from .messaging.permissions import _DENIALS, _NOT_KEPT, _denial, _kept_answer
+from .messaging.streams import Stream, is_generator
+from .protocol import MessageError
 from .threads import handlers_are_waiting, in_handler_pool, in_our_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias, TypeVar
+    from typing import Any, TypeAlias, TypeVar
 
-    from .calls import Consumer
+    from .types import Consumer
 
     Method = TypeVar("Method", bound=Callable[..., Any])
     _Step: TypeAlias = Callable[..., Any]
@@ -48,14 +46,9 @@ __all__ = [
     "takes_event",
 ]
 
+
 logger = logging.getLogger("channels_websocket_utils")
 
-# A new error each time: it is told whom it answers.
-_DENIALS = {
-    "permission_denied": lambda: MessageError("permission_denied", "You may not do this."),
-    "unauthenticated": lambda: MessageError("unauthenticated", "You are not signed in."),
-}
-_NOT_KEPT = object()
 _ASYNC_KINDS = (
     inspect.iscoroutinefunction,
     inspect.isasyncgenfunction,
@@ -265,7 +258,7 @@ def _start(
     call = ongoing_call(consumer)
     if call is not None:
         return run(call, method, consumer, *args, **kwargs)
-    if is_over(consumer):
+    if has_ended(consumer):
         return _drop(consumer)
     call = _open_call(consumer, content)
     return carry_out(call, run, call, method, consumer, *args, **kwargs)
@@ -278,7 +271,7 @@ async def _astart(
     call = ongoing_call(consumer)
     if call is not None:
         return await run(call, method, consumer, *args, **kwargs)
-    if is_over(consumer):
+    if has_ended(consumer):
         return _drop(consumer)
     call = _open_call(consumer, content)
     return await acarry_out(call, run, call, method, consumer, *args, **kwargs)
@@ -324,7 +317,7 @@ async def _aguarded(
             call.denial = _DENIALS[code]() if code else None
         else:
             call.denial = await in_our_pool(_denial)(consumer, perms)
-            if call.denial is None and is_over(consumer):
+            if call.denial is None and has_ended(consumer):
                 # While the database was asked.
                 return _drop(consumer)
     if call.denial is not None:
@@ -334,54 +327,6 @@ async def _aguarded(
         result = _begin(call, method, consumer, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
     return await _in_thread(consumer, _guarded, call, method, consumer, *args, **kwargs)
-
-
-def _denial(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
-    """Return the error for a user who lacks ``perms`` now, ``None`` for one who has them."""
-    code = _kept_answer(consumer, perms)
-    if code is not _NOT_KEPT:
-        return _DENIALS[code]() if code else None
-    connection = consumer.scope.get("websocket_connection")
-    # What is dropped while we ask takes our answer with it.
-    grants = connection.grants if connection is not None else {}
-    try:
-        code, user_pk = _why_denied(consumer, perms)
-    except db.Error as error:
-        # One line: an outage refuses thousands.
-        logger.error("The database did not answer, a guarded call was refused: %s", error)
-        return MessageError("unavailable", "Try again later.")
-    grants[perms] = code, user_pk, time.monotonic()
-    return _DENIALS[code]() if code else None
-
-
-def _kept_answer(consumer: Consumer, perms: tuple[str, ...]) -> Any:
-    """Return the code of a denial that was kept, ``_NOT_KEPT`` where the database must be asked."""
-    connection = consumer.scope.get("websocket_connection")
-    kept = None if connection is None else connection.grants.get(perms)
-    if kept is None:
-        return _NOT_KEPT
-    code, user_pk, asked_at = kept
-    if time.monotonic() - asked_at >= get_setting("PERMISSION_MAX_AGE"):
-        return _NOT_KEPT
-    # Somebody else may have been put into the scope.
-    is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
-    return code if is_same and not connection.is_database_away else _NOT_KEPT
-
-
-def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> tuple[str | None, Any]:
-    """Return the code of a denial, if it is one, and the primary key of whom it is about."""
-    from django.contrib.auth.models import AnonymousUser
-
-    user: Any = gate.fresh_user(consumer.scope)
-    if user is None:
-        user = AnonymousUser()
-    # For good, not for this call: tasks share the scope.
-    consumer.scope["user"] = user
-    # By now: while permissions are asked for, somebody else may be put there.
-    user_pk = user.pk
-    if user.has_perms(perms):
-        return None, user_pk
-    return "permission_denied" if user.is_authenticated else "unauthenticated", user_pk
 
 
 def _drop(consumer: Consumer) -> None:
@@ -400,7 +345,7 @@ async def _in_thread(
 ) -> Any:
     def run() -> Any:
         # Asked again: it may have waited long for this thread.
-        return _drop(consumer) if is_over(consumer) else function(*args, **kwargs)
+        return _drop(consumer) if has_ended(consumer) else function(*args, **kwargs)
 
     return await asettle(await in_handler_pool(run)())
 
@@ -425,7 +370,7 @@ def _open_call(consumer: Consumer, content: object) -> Call:
         # One of ours opens a call for each message itself: this is a channel-layer event.
         return Call(consumer, content, reply_key=None, is_from_wire=False)
     try:
-        reply_key = messages.read_reply_key(content)
+        reply_key = protocol.read_reply_key(content)
     except MessageError as error:
         # The answer is the error, before anything runs.
         call = Call(consumer, content, reply_key=None, is_from_wire=True)

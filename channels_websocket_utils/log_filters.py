@@ -9,7 +9,7 @@ import copy
 import logging
 from typing import TYPE_CHECKING
 
-from .routes import mask
+from .tokens.shape import mask
 
 if TYPE_CHECKING:
     from typing import Any

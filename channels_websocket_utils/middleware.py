@@ -15,12 +15,17 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import parse_cookie
 from django.urls.exceptions import Resolver404
 
-from . import gate, messages, routes, tokens
+from . import protocol
 from .conf import require_installed
-from .connections import Connection
+from .gate import decision, routing
+from .gate.handshake import SOURCES, read_handshake
+from .gate.verdict import Verdict, annotate, anonymous, refuse
+from .live.connection import Connection, SocketEnded
+from .live.hub import register
 from .signals import token_refused
-from .sockets import SocketEnded
 from .threads import in_our_pool, is_single_threaded
+from .tokens import digests
+from .tokens.shape import TOKEN_SUBPROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from channels.consumer import AsyncConsumer
     from django.contrib.sessions.backends.base import SessionBase
 
-    from .routes import Application, Scope
+    from .types import Application, Scope
 
 __all__ = ["WebSocketTokenAuthMiddleware", "WebSocketTokenAuthMiddlewareStack"]
 
@@ -87,17 +92,17 @@ class WebSocketTokenAuthMiddleware:
             if not isinstance(value, bool):
                 raise ImproperlyConfigured(f"{who} needs True or False for {name}, not {value!r}.")
         is_list = isinstance(sources, (list, tuple))
-        if not is_list or not sources or any(each not in routes.SOURCES for each in sources):
+        if not is_list or not sources or any(each not in SOURCES for each in sources):
             raise ImproperlyConfigured(
                 f"{who} needs sources such as ('path',) or ('subprotocol',), not {sources!r}."
             )
-        self.inner = routes.prepare(inner, who, token_kwarg)
+        self.inner = routing.prepare(inner, who, token_kwarg)
         self.required = required
         self.token_only = token_only
         self.token_kwarg = token_kwarg
         self.sources = tuple(sources)
         self.isolate = isolate
-        wrapped = routes.layers(self.inner)
+        wrapped = routing.layers(self.inner)
         if any(isinstance(layer, WebSocketTokenAuthMiddleware) for layer in wrapped):
             raise ImproperlyConfigured(
                 f"{who} is wrapped around another one. Only the outer would see the token: "
@@ -115,7 +120,7 @@ class WebSocketTokenAuthMiddleware:
         connection = Connection(scope, receive, send)
         # Daphne's show the path when an error tracker prints the locals of this frame.
         del receive, send
-        found = routes.match(self.inner, scope, self.token_kwarg)
+        found = routing.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if "path_remaining" in scope:
                 # A router around us goes on to its next route.
@@ -124,20 +129,20 @@ class WebSocketTokenAuthMiddleware:
             logger.debug("Connection refused: no route matches its path")
             del scope
             return await connection.refuse()
-        handshake = routes.read_handshake(scope, found[1], self.sources)
-        is_offered = routes.TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ())
+        handshake = read_handshake(scope, found[1], self.sources)
+        is_offered = TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ())
         if is_offered and "subprotocol" in self.sources:
-            connection.token_subprotocol = routes.TOKEN_SUBPROTOCOL
+            connection.token_subprotocol = TOKEN_SUBPROTOCOL
         # From here on nothing in this frame, or further in, holds the token.
         scope, digest = handshake.scope, None
         if handshake.token is not None:
-            digest = tokens.digest_of(handshake.token)
+            digest = digests.digest_of(handshake.token)
         reason, path = handshake.reason, handshake.path
         # A route that knows of no token passes untouched.
         is_free = not handshake.needs_token and not self.required
         del handshake
         # Both walks must end in the same consumer, or the token would have chosen the route.
-        after = routes.match(self.inner, scope, self.token_kwarg)
+        after = routing.match(self.inner, scope, self.token_kwarg)
         is_same_route = after is not None and after[0] == found[0]
         del found, after
         if not is_same_route:
@@ -169,7 +174,7 @@ class WebSocketTokenAuthMiddleware:
             # Servers would say 1011 or 1006, if anything. A coroutine that is thrown away may not
             # begin anything.
             if connection.is_accepted and not isinstance(error, GeneratorExit):
-                connection.end(messages.CLOSE_TRY_LATER)
+                connection.end(protocol.CLOSE_TRY_LATER)
             raise
         finally:
             await connection.leave()
@@ -189,12 +194,12 @@ class WebSocketTokenAuthMiddleware:
             annotation = verdict.token
         elif reason == "missing" or not token_refused.has_listeners():
             # Nobody to tell: a flood of malformed tokens costs no thread.
-            annotation = gate.annotate(reason)
+            annotation = annotate(reason)
         else:
-            annotation = await in_our_pool(gate.refuse)(reason)
+            annotation = await in_our_pool(refuse)(reason)
         scope["websocket_token"] = annotation
         if annotation.reason == "unavailable":
-            await connection.accept_and_close(messages.CLOSE_TRY_LATER)
+            await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
             return False
         if annotation.reason is not None:
             if is_free:
@@ -205,7 +210,7 @@ class WebSocketTokenAuthMiddleware:
                 if digest is None:
                     await connection.refuse()
                 else:
-                    await connection.accept_and_close(messages.CLOSE_TOKEN_REFUSED)
+                    await connection.accept_and_close(protocol.CLOSE_TOKEN_REFUSED)
                 return False
         if connection.ended:
             # While the gate looked, or as one too many.
@@ -215,7 +220,7 @@ class WebSocketTokenAuthMiddleware:
             if verdict is not None:
                 scope["user"] = verdict.user
         else:
-            scope["user"] = annotation.user or gate.anonymous()
+            scope["user"] = annotation.user or anonymous()
             if "session" in scope:
                 scope["session"] = _session_store()
             connection.is_refused = True
@@ -223,7 +228,7 @@ class WebSocketTokenAuthMiddleware:
 
     async def _decide(
         self, scope: Scope, digest: str | None, path: str, is_free: bool
-    ) -> gate.Verdict | None:
+    ) -> Verdict | None:
         """Return the verdict on the connection, ``None`` where the database need not be asked."""
         user = scope.get("user")
         if digest is None:
@@ -236,17 +241,17 @@ class WebSocketTokenAuthMiddleware:
             )
         return await self._ask_gate(scope, digest, path)
 
-    async def _ask_gate(self, scope: Scope, digest: str | None, path: str) -> gate.Verdict:
+    async def _ask_gate(self, scope: Scope, digest: str | None, path: str) -> Verdict:
         connection = scope["websocket_connection"]
-        await connection.register()
-        verdict = await in_our_pool(gate.decide)(
+        await register(connection)
+        verdict = await in_our_pool(decision.decide)(
             digest,
             path=path,
             session=scope.get("session"),
             user=scope.get("user"),
             token_only=self.token_only,
         )
-        connection.settle(verdict.principal)
+        connection.activate(verdict.principal)
         return verdict
 
 
@@ -261,7 +266,7 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
 
     async def _decide(
         self, scope: Scope, digest: str | None, path: str, is_free: bool
-    ) -> gate.Verdict | None:
+    ) -> Verdict | None:
         if "cookies" not in scope:
             scope["cookies"] = _cookies(scope)
         if "session" not in scope:

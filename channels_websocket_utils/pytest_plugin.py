@@ -12,8 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .routes import Application
     from .testing import WebSocketCommunicator
+    from .types import Application
 
 __all__ = ["open_websocket", "websocket_application"]
 

@@ -5,7 +5,7 @@ Receivers run where the thing happened, in a view's thread or one of our pool's,
 waits for them. What they raise is logged and changes nothing. No signal carries a token.
 
 ``token_issued``: ``user_id``.
-``token_spent``: ``user_id``.
+``token_redeemed``: ``user_id``.
 ``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id``, whose
 token it was, ``None`` where that is not known.
 ``connection_opened``: ``connection``, a ``connections.Connection``; sent when it was accepted.
@@ -21,13 +21,15 @@ __all__ = [
     "connection_closed",
     "connection_opened",
     "token_issued",
+    "token_redeemed",
     "token_refused",
-    "token_spent",
     "user_disconnected",
 ]
 
 token_issued = Signal()
-token_spent = Signal()
+token_redeemed = Signal()
+# The earlier name of the same signal.
+token_spent = token_redeemed
 token_refused = Signal()
 connection_opened = Signal()
 connection_closed = Signal()

@@ -29,7 +29,8 @@ from django.contrib.auth import (
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 from django.test import TestCase
 
-from . import gate, messages, threads
+from . import protocol, strict_json, threads
+from .gate import decision
 from .utils import get_websocket_token
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
     from django.contrib.sessions.backends.base import SessionBase
     from typing_extensions import Self
 
-    from .routes import Application, Message, Receive, Scope, Send
-    from .stores import User
+    from .types import Application, Message, Receive, Scope, Send, User
 
     T = TypeVar("T")
     Headers: TypeAlias = (
@@ -278,10 +278,10 @@ class WebSocketCommunicator:
                     return
                 taken += 1
                 if taken % (CREDIT // 2) == 0:
-                    await self._control(messages.MORE, reply_key, parts=CREDIT // 2)
+                    await self._control(protocol.MORE, reply_key, parts=CREDIT // 2)
         finally:
             if not has_ended and self.close_code is None:
-                await self._control(messages.CANCEL, reply_key)
+                await self._control(protocol.CANCEL, reply_key)
 
     async def _call(self, name: str, payload: dict[str, Any]) -> str:
         """Send a call, and return the reply key it waits for."""
@@ -330,7 +330,7 @@ class WebSocketCommunicator:
 
     async def send_json(self, content: object) -> None:
         """Send ``content`` as JSON; dates, decimals and UUIDs as Django writes them."""
-        await self.send_text(messages.encode(content))
+        await self.send_text(strict_json.encode(content))
 
     async def send_text(self, text: str) -> None:
         """Send a text frame. On a socket that was closed it is lost, as it is in a browser."""
@@ -372,7 +372,7 @@ class WebSocketCommunicator:
             self.session = _session_store(self.session)
         user: Any = self.user
         if user is None:
-            user = gate.decide(None, session=self.session).user
+            user = decision.decide(None, session=self.session).user
         if self.session is None and user.is_authenticated:
             self.session = _sign_in(user)
         path, names = self.path, self.scope["subprotocols"]
@@ -430,7 +430,7 @@ class WebSocketCommunicator:
         else:
             text = message.get("text")
             frame = message["bytes"] if text is None else text
-            if _key(frame) == messages.READY_KEY:
+            if _key(frame) == protocol.READY_KEY:
                 self._is_ready = True
             else:
                 self._frames.append(frame)
@@ -513,7 +513,7 @@ class WebSocketCommunicator:
 
     def _closed(self, how: str) -> ClosedError:
         hint = ""
-        if self.close_code in (HTTP_FORBIDDEN, messages.CLOSE_TOKEN_REFUSED):
+        if self.close_code in (HTTP_FORBIDDEN, protocol.CLOSE_TOKEN_REFUSED):
             hint = " The log channels_websocket_utils may tell why, at level DEBUG."
         return ClosedError(f"The socket was {how}.{hint}{self._kept()}", self.close_code)
 

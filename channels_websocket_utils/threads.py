@@ -1,60 +1,45 @@
 """
-The one pool design: where sync code of ours, and of our consumers, runs.
-
-Django and Channels run all sync code of a process in one thread, so one slow handler keeps every
-other socket waiting. Here are bounded pools instead: one for our own database work, one for the
-sync handlers of consumers, and a thread for the re-check, which no crowd of connects may delay. The
-size of the second is the setting ``SYNC_THREADS``, that of the first a constant here.
+Where sync code of ours and of consumers runs: bounded pools of threads.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, markcoroutinefunction, sync_to_async
-from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from asgiref.sync import SyncToAsync, markcoroutinefunction
 from django.db import connections
 
 from .conf import get_setting
+from .database_connections import _OurConnections
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator
     from typing import ParamSpec, TypeAlias, TypeVar
-
-    from asgiref.sync import ThreadSensitiveContext
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
     P = ParamSpec("P")
     R = TypeVar("R")
     Twin: TypeAlias = Callable[P, Coroutine[Any, Any, R]]
 
 __all__ = [
-    "aclose_stale_connections",
+    "OUR_THREADS",
     "handlers_are_waiting",
-    "has_own_thread",
     "in_handler_pool",
     "in_our_pool",
     "in_recheck_thread",
     "is_single_threaded",
-    "may_hold_stale_connections",
     "single_thread",
 ]
+
 
 # A decision is three queries: a few threads serve thousands of connects a second, and each may
 # hold a database connection.
 OUR_THREADS = 8
-
-# Seconds that a connection is trusted without being asked whether it is still there.
-TRUSTED = 1.0
-
 _lock = threading.Lock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
 _at_work = {"ours": 0, "handlers": 0, "recheck": 0}
@@ -62,8 +47,6 @@ _single_threads = 0
 # The work, each in its pool, that waits for the present one.
 _waiting_work: ContextVar[tuple[_Work, ...]]
 _waiting_work = ContextVar("websocket_waiting_work", default=())
-# By what decides which thread that is: an event loop, or a ThreadSensitiveContext.
-_orm_threads: weakref.WeakKeyDictionary[object, _Connections] = weakref.WeakKeyDictionary()
 
 
 def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
@@ -79,38 +62,6 @@ def in_handler_pool(function: Callable[P, R]) -> Twin[P, R]:
 def in_recheck_thread(function: Callable[P, R]) -> Twin[P, R]:
     """Return an awaitable twin of ``function``, for the re-check of live sockets."""
     return _twin(function, "recheck", 1)
-
-
-def may_hold_stale_connections(loop: AbstractEventLoop) -> bool:
-    """
-    Return whether ``aclose_stale_connections()`` has work to do: asked before every message.
-
-    ``loop`` is the one that runs: to ask for it is a system call before Python 3.12.
-    """
-    return _orm_thread(loop).may_hold_stale()
-
-
-async def aclose_stale_connections(loop: AbstractEventLoop) -> None:
-    """
-    Close the stale database connections of the thread in which this task's async ORM works.
-
-    Channels goes to that thread before every message. Here the event loop looks at what it has
-    been handed of the connections, and goes there once a second, or where one has failed.
-    """
-    await sync_to_async(_orm_thread(loop).close_stale)()
-
-
-def _orm_thread(loop: AbstractEventLoop) -> _Connections:
-    owner = _own_context() or loop
-    thread = _orm_threads.get(owner)
-    if thread is None:
-        thread = _orm_threads[owner] = _Connections()
-    return thread
-
-
-def has_own_thread() -> bool:
-    """Return whether the async ORM of the present task works in a thread of this socket alone."""
-    return _own_context() is not None
 
 
 def handlers_are_waiting() -> bool:
@@ -138,11 +89,6 @@ def single_thread() -> Iterator[None]:
     finally:
         with _lock:
             _single_threads -= 1
-
-
-def _own_context() -> ThreadSensitiveContext | None:
-    # Of isolate=True.
-    return SyncToAsync.thread_sensitive_context.get(None)
 
 
 def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
@@ -195,75 +141,6 @@ class _Work:
         # Event loops run in threads of their own.
         with _lock:
             _at_work[self.pool] += change
-
-
-class _Connections:
-    """The database connections of one thread, and when they were last looked at."""
-
-    def __init__(self) -> None:
-        self._looked_at: float | None = None
-        self._all: Sequence[BaseDatabaseWrapper] = ()
-
-    def may_hold_stale(self) -> bool:
-        """Return whether ``close_stale()`` has work to do. May be asked in any thread."""
-        return not self._is_trusted() or any(
-            _is_open(connection) and _is_suspect(connection) for connection in self._all
-        )
-
-    def close_stale(self) -> None:
-        """
-        Close the connections that are too old, or that the server has closed.
-
-        Channels closes them around every call instead, which with ``CONN_MAX_AGE`` 0, Django's
-        default, is a new connection for every message.
-        """
-        is_trusted = self._is_trusted()
-        if not is_trusted:
-            self._all = _all_connections()
-        for connection in self._all:
-            if not _is_open(connection) or (is_trusted and not _is_suspect(connection)):
-                continue
-            connection.close_if_unusable_or_obsolete()
-            if connection.connection is not None and not connection.is_usable():
-                connection.close()
-        if not is_trusted:
-            self._looked_at = time.monotonic()
-
-    def _is_trusted(self) -> bool:
-        return self._looked_at is not None and time.monotonic() - self._looked_at <= TRUSTED
-
-
-class _OurConnections(_Connections):
-    """Those of a thread of a pool: they are closed with it."""
-
-    def __del__(self) -> None:
-        for connection in self._all:
-            # It is not always the thread itself that takes its leavings away.
-            connection.inc_thread_sharing()
-            try:
-                connection.close()
-            except SynchronousOnlyOperation:
-                threading.Thread(target=connection.close).start()
-
-
-def _all_connections() -> list[BaseDatabaseWrapper]:
-    """Return this thread's connections, used or not: hardly one comes later that is not known."""
-    found = []
-    for alias in connections:
-        # Whose driver is not installed is never used either.
-        with suppress(ImproperlyConfigured):
-            found.append(connections[alias])
-    return found
-
-
-def _is_open(connection: BaseDatabaseWrapper) -> bool:
-    # In a transaction it belongs to whoever began that.
-    return connection.connection is not None and not connection.in_atomic_block
-
-
-def _is_suspect(connection: BaseDatabaseWrapper) -> bool:
-    is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-    return is_left_open or connection.errors_occurred
 
 
 class _SyncToAsync(SyncToAsync[..., Any]):

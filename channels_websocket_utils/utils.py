@@ -12,11 +12,17 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
-from . import gate, messages, revocations, routes, tokens, words
+from . import protocol, strict_json
 from .conf import get_setting, require_installed
-from .connections import atell, tell
+from .gate import decision, revocations
+from .gate.handshake import read_handshake
+from .gate.identity import identity_of
+from .gate.verdict import annotate, refuse
+from .live import broadcast
+from .live.hub import apublish, publish
 from .signals import user_disconnected
 from .threads import in_our_pool
+from .tokens import digests, issuing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +31,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.sessions.backends.base import SessionBase
 
-    from .messages import Payload
-    from .stores import User
+    from .types import Payload, User
 
 __all__ = [
     "adisconnect_session",
@@ -59,7 +64,7 @@ def get_websocket_token(
     a path with a host, query or token, and ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("get_websocket_token")
-    return tokens.issue(user, path=path, session=session)
+    return issuing.issue(user, path=path, session=session)
 
 
 async def aget_websocket_token(
@@ -84,7 +89,7 @@ def get_websocket_token_answer(
     return {
         "token": get_websocket_token(user, path=path, session=session),
         "expires_in": get_setting("TOKEN_MAX_AGE"),
-        "identity": gate.identity_of(user),
+        "identity": identity_of(user),
     }
 
 
@@ -124,7 +129,7 @@ async def avalidate_websocket_token(scope: Mapping[str, Any]) -> bool:
 
 def disconnect_user(user: AbstractBaseUser) -> None:
     """
-    End all live sockets of ``user`` with 4410, in every process, and kill their unspent tokens.
+    End all live sockets of ``user`` with 4410, in every process, and kill their unused tokens.
 
     At once where this process has them or a channel layer is shared, else within
     ``RECHECK_INTERVAL``; inside a transaction, when it is committed. A user who is still signed in
@@ -144,7 +149,7 @@ async def adisconnect_user(user: AbstractBaseUser) -> None:
 
 def disconnect_session(session: SessionBase | str) -> None:
     """
-    End all live sockets of one session with 4410, in every process, and kill its unspent tokens.
+    End all live sockets of one session with 4410, in every process, and kill its unused tokens.
 
     ``session`` is a ``SessionStore`` or its key. As with ``disconnect_user()``, who is still signed
     in may come back; ``logout()`` does this and ends the session.
@@ -156,7 +161,7 @@ def disconnect_session(session: SessionBase | str) -> None:
     _sync_only("disconnect_session")
     if session is None:
         raise TypeError("disconnect_session() needs a SessionStore or its key, not None.")
-    digest = tokens.session_digest(session)
+    digest = digests.session_digest(session)
     if not digest:
         raise ImproperlyConfigured(
             "disconnect_session() cannot tell sessions of signed_cookies apart: their key changes "
@@ -183,12 +188,12 @@ def push_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> None:
     and ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("push_to_user")
-    tell("push", words.PUSHES, **_push("push_to_user", user, key, payload))
+    publish("push", broadcast.PUSHES, **_push("push_to_user", user, key, payload))
 
 
 async def apush_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> None:
     """See push_to_user()."""
-    await atell("push", words.PUSHES, **_push("apush_to_user", user, key, payload))
+    await apublish("push", broadcast.PUSHES, **_push("apush_to_user", user, key, payload))
 
 
 def _disconnect(**owner: Any) -> None:
@@ -196,7 +201,7 @@ def _disconnect(**owner: Any) -> None:
     revocation = revocations.revoke(**owner)
 
     def speak() -> None:
-        tell("revocation", **revocation.as_word())
+        publish("revocation", **revocation.as_event())
         user_disconnected.send_robust(
             None,
             user_id=revocation.user_id,
@@ -208,7 +213,7 @@ def _disconnect(**owner: Any) -> None:
 
 def _push(who: str, user: object, key: str, payload: Payload) -> dict[str, str]:
     user_id = _user_id(who, user)
-    return {"user": str(user_id), "text": messages.encode(messages.build_push(key, payload))}
+    return {"user": str(user_id), "text": strict_json.encode(protocol.build_push(key, payload))}
 
 
 def _user_id(who: str, user: object) -> Any:
@@ -235,8 +240,8 @@ def _annotate(scope: Any) -> None:
                 "to take a token from. Pass the self.scope of a consumer inside URLRouter."
             )
     kwargs = scope["url_route"]["kwargs"]
-    handshake = routes.read_handshake(scope, (kwargs["token"],) if "token" in kwargs else ())
-    digest = tokens.digest_of(handshake.token) if handshake.token is not None else None
+    handshake = read_handshake(scope, (kwargs["token"],) if "token" in kwargs else ())
+    digest = digests.digest_of(handshake.token) if handshake.token is not None else None
     # Without a token to look up there is one.
     reason: Any = handshake.reason
     path = handshake.path
@@ -250,10 +255,10 @@ def _annotate(scope: Any) -> None:
             "WebSocketTokenAuthMiddlewareStack."
         )
     if digest is None:
-        annotation = gate.annotate(reason) if reason == "missing" else gate.refuse(reason)
+        annotation = annotate(reason) if reason == "missing" else refuse(reason)
     else:
         session, user = scope.get("session"), scope["user"]
-        annotation = gate.decide(digest, path=path, session=session, user=user).token
+        annotation = decision.decide(digest, path=path, session=session, user=user).token
     scope["websocket_token"] = annotation
 
 

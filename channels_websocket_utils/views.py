@@ -16,8 +16,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
 
-from . import gate
-from .stores import StoreUnavailable
+from .gate import decision
+from .tokens.store import StoreUnavailable
 from .utils import get_websocket_token_answer
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
         raise ImproperlyConfigured(
             "The token endpoint needs django.contrib.sessions.middleware.SessionMiddleware."
         )
-    verdict = gate.decide(None, session=session)
+    verdict = decision.decide(None, session=session)
     if verdict.token.reason == "unavailable":
         return _unavailable()
     if not verdict.user.is_authenticated:

@@ -1,6 +1,7 @@
 """Sphinx's settings: ``make docs`` builds the pages into ``build/docs``."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -31,3 +32,19 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 html_copy_source = False
 html_show_sphinx = False
+
+
+# README.rst and CHANGELOG.rst link to pages by their files, as a forge needs it.
+FILE_LINK = re.compile(r"`([^`<]+)<(?:docs/)?([\w/]+)\.rst>`__")
+
+
+def link_pages(app, relative_path, parent_docname, content):
+    """Replace the links to files in an included text by links to the built pages."""
+    content[0] = FILE_LINK.sub(
+        lambda link: f":doc:`{link[1]}</{link[2].lower()}>`",
+        content[0],
+    )
+
+
+def setup(app):
+    app.connect("include-read", link_pages)

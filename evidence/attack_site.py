@@ -13,9 +13,9 @@ from django.urls import path
 
 http = get_asgi_application()
 
-from channels_websocket_utils import tokens  # noqa: E402
 from channels_websocket_utils.decorators import auto_route, require_perms  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
+from channels_websocket_utils.tokens import digests, redeeming  # noqa: E402
 from tests.support.consumers import AsyncManager, Manager, PlainJson  # noqa: E402
 from tests.support.helpers import bare  # noqa: E402
 
@@ -119,8 +119,8 @@ class Naive(Counted, Forbidden, JsonWebsocketConsumer):
     """The control: a token that is looked up, and ``getattr`` on the client's word."""
 
     def connect(self):
-        digest = tokens.digest_of(self.scope["url_route"]["kwargs"]["token"])
-        if tokens.find(digest) is not None:
+        digest = digests.digest_of(self.scope["url_route"]["kwargs"]["token"])
+        if redeeming.find(digest) is not None:
             self.accept()
         else:
             self.close()

@@ -44,8 +44,9 @@ from urllib.parse import quote
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, Permission
 
-from channels_websocket_utils import messages, tokens
+from channels_websocket_utils import protocol
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, shape
 from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
 from tests.support.helpers import sign_in
@@ -354,8 +355,8 @@ async def at_once(trial):
 async def expired(trial):
     for place in trial.places:
         token = await aget_websocket_token(trial.site.user)
-        rows = WebSocketToken.objects.filter(digest=tokens.digest_of(token))
-        await rows.aupdate(expires_at=tokens.now())
+        rows = WebSocketToken.objects.filter(digest=digests.digest_of(token))
+        await rows.aupdate(expires_at=clock.now())
         async with trial.counting_sql():
             await trial.knock(place, token, session=trial.session_for(place))
 
@@ -472,7 +473,7 @@ async def invented(trial):
     async with trial.counting_sql():
         for place in trial.places:
             for _ in range(5 if trial.small else 50):
-                token = tokens.TOKEN_PREFIX + secrets.token_urlsafe(32)
+                token = shape.TOKEN_PREFIX + secrets.token_urlsafe(32)
                 await trial.knock(place, token, session=trial.session_for(place))
 
 
@@ -535,7 +536,7 @@ async def changed(trial):
     for place in trial.places:
         token = await aget_websocket_token(trial.site.user)
         session = trial.session_for(place)
-        tail = token.removeprefix(tokens.TOKEN_PREFIX)
+        tail = token.removeprefix(shape.TOKEN_PREFIX)
         variants = [
             *(token.upper(), "WST_" + tail, token[:-1], token + "a", tail, "wst_" + token),
             *(token + end for end in ("%0a", "%00", "%20", "/", "%2F", "%FF", "\u00ad", "\ufeff")),
@@ -644,7 +645,7 @@ async def origin(trial):
 async def early(trial):
     frames = ['{"type": "touch"}'] * 3
     for place in trial.places:
-        for token in ("x", tokens.TOKEN_PREFIX + secrets.token_urlsafe(32)):
+        for token in ("x", shape.TOKEN_PREFIX + secrets.token_urlsafe(32)):
             session = trial.session_for(place)
             # One server refuses whatever comes before its answer.
             right = REFUSED | BY_SERVER
@@ -766,7 +767,7 @@ async def bad_reply_keys(trial, client):
             text = json.dumps({"type": "touch", "reply_key": key})
             answer = await trial.say(client, text, {"bad_message"})
             error = {"code": "bad_message", "message": answer["error"]["message"]}
-            if answer != {"key": messages.ERROR_KEY, "type": "touch", "error": error}:
+            if answer != {"key": protocol.ERROR_KEY, "type": "touch", "error": error}:
                 trial.surprises.append(f"the answer was {answer}")
             if isinstance(key, str) and len(key) > 3 and key in json.dumps(answer):
                 trial.surprises.append("the key came back")
@@ -843,12 +844,12 @@ async def ten_in_a_row(trial):
     for kind in OURS:
         async with trial.socket(kind) as client:
             for _ in range(2):
-                for _ in range(messages.MAX_BAD_FRAMES - 1):
+                for _ in range(protocol.MAX_BAD_MESSAGES - 1):
                     await client.send_text("bad")
                 # Nine are forgiven.
                 if _name((await answers_before_good_call(client))[-1:]) != "bad_message":
                     trial.surprises.append("nine were too many")
-            for _ in range(messages.MAX_BAD_FRAMES):
+            for _ in range(protocol.MAX_BAD_MESSAGES):
                 await client.send_text("bad")
             await client.send("touch")
             trial.note(await client.closed(), {4400})

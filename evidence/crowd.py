@@ -25,7 +25,7 @@ from collections import Counter
 from time import monotonic
 from unittest import mock
 
-from channels_websocket_utils.connections import Hub
+from channels_websocket_utils.live.hub import Hub
 from channels_websocket_utils.utils import adisconnect_user
 from tests.support import lab
 from tests.support.lab import LIMIT, TOLERANCE, InProcess, WebSocket

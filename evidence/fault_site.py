@@ -16,9 +16,11 @@ from django.urls import include, path  # noqa: E402
 from django.views.decorators.csrf import csrf_exempt  # noqa: E402
 from django.views.decorators.http import require_POST  # noqa: E402
 
-from channels_websocket_utils import connections, threads, tokens  # noqa: E402
+from channels_websocket_utils import threads  # noqa: E402
 from channels_websocket_utils.decorators import auto_route  # noqa: E402
+from channels_websocket_utils.live import hub  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
+from channels_websocket_utils.tokens import clock  # noqa: E402
 from tests.support import lab_site  # noqa: E402
 from tests.support.consumers import PERM, AsyncManager, Manager  # noqa: E402
 from tests.support.raised import Raising  # noqa: E402
@@ -48,22 +50,22 @@ class Sync(Working, Raising, Manager):
 
 
 class Clock:
-    """What ``tokens.now()`` is apart from the present."""
+    """What ``clock.now()`` is apart from the present."""
 
     def __init__(self):
         self.shift = timedelta()
-        self._now = tokens.now
+        self._now = clock.now
 
     def now(self):
         return self._now() + self.shift
 
 
-clock = Clock()
-tokens.now = clock.now
+test_clock = Clock()
+clock.now = test_clock.now
 
 
 def set_clock(request, seconds):
-    clock.shift = timedelta(seconds=int(seconds))
+    test_clock.shift = timedelta(seconds=int(seconds))
     return HttpResponse("set")
 
 
@@ -79,10 +81,10 @@ def sign_in(request, username):
 
 def state(request):
     """Answer with the sockets that the package still holds in this process, and its work."""
-    pending = sum(len(hub.pending) for hub in list(connections._hubs.values()))
+    pending = sum(len(hub.pending) for hub in list(hub._hubs.values()))
     return JsonResponse(
         {
-            "sockets": len(connections.live_connections()) + pending,
+            "sockets": len(hub.live_connections()) + pending,
             "work": sum(threads._at_work.values()),
         }
     )

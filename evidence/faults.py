@@ -31,10 +31,10 @@ serve the site: acts happen in the other one.
 * *Calls*: answered; told of a failure, by an error or by the end of their socket; neither (lost).
   *Failed*: with which errors and close codes.
 * *Wrongly accepted*: of so many attempts during the fault and right after it that the server has
-  answered. Tried are a spent token; the unspent ones of a session that was logged out before, of
+  answered. Tried are a spent token; the unused ones of a session that was logged out before, of
   one that was logged out in the fault, and of a deactivated user; a token that a fault left
-  unspent, once it has been used; and the token endpoint with the logged-out session. The control
-  is a store that calls every token unspent.
+  unused, once it has been used; and the token endpoint with the logged-out session. The control
+  is a store that calls every token unused.
 * *After 4490*: of the good tokens that were refused with 4490 during the fault, those that still
   opened a socket afterwards, and those that had been spent, whose client got another one.
 * *Logout ended*: seconds from the request for a logout to the close of that session's socket; in
@@ -306,14 +306,14 @@ class Measurement:
         ended = monotonic()
         back = await self._time_back(ended)
         logout = await self._time_logout(left or await self._log_out())
-        unspent, replaced = await self._try_again()
+        unused, replaced = await self._try_again()
         # Whoever stayed is answered.
         await asyncio.sleep(2 * EVERY)
         self._is_over = True
         await asyncio.gather(*tasks)
         stayed = sum([await client.is_alive() for client in self._sockets if client.is_open])
         left = await self._left(stayed)
-        return self._cells(ended - before, stayed, unspent, replaced, logout, back, left)
+        return self._cells(ended - before, stayed, unused, replaced, logout, back, left)
 
     async def _prepare(self):
         site = self._site
@@ -440,13 +440,13 @@ class Measurement:
         return None
 
     async def _try_again(self):
-        """Return how many of the good tokens that were refused are unspent, and were replaced."""
+        """Return how many of the good tokens that were refused are unused, and were replaced."""
         await asyncio.gather(*self._coming)
-        unspent = replaced = 0
+        unused = replaced = 0
         for token in self._refused:
             _, client = await self._site.dial("async", self._site.good, token)
             if client is not None:
-                unspent += 1
+                unused += 1
                 await client.leave()
                 await self._try_wrongly(self._site.good, token)
                 continue
@@ -454,7 +454,7 @@ class Measurement:
             if client is not None:
                 replaced += 1
                 await client.leave()
-        return unspent, replaced
+        return unused, replaced
 
     async def _left(self, expected):
         """Return how many sockets the package holds beyond the ``expected``, and its work."""
@@ -467,7 +467,7 @@ class Measurement:
                 return left
             await asyncio.sleep(PAUSE)
 
-    def _cells(self, seconds, stayed, unspent, replaced, logout, back, left):
+    def _cells(self, seconds, stayed, unused, replaced, logout, back, left):
         site = self._site
         ends = Counter(stayed=stayed) + self._ended
         counts = {answer: len(kinds) for answer, kinds in site.told.items()}
@@ -479,7 +479,7 @@ class Measurement:
             "calls": [self._answered, sum(self._failed.values()), self._lost],
             "failed": told(self._failed),
             "wrongly accepted": f"{sum(self._wrong.values())} of {self._tried}",
-            "after 4490": [unspent, replaced],
+            "after 4490": [unused, replaced],
             "logout ended s": logout,
             "back s": back,
             "left": left,

@@ -58,7 +58,6 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.test import override_settings
 from django.urls import path, re_path
 
-from channels_websocket_utils import tokens
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
@@ -69,6 +68,7 @@ from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddlewareStack,
 )
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests
 from channels_websocket_utils.utils import aget_websocket_token, avalidate_websocket_token
 from tests.support import lab
 from tests.support.helpers import bare, cookie, routed, sign_in, stack
@@ -500,9 +500,9 @@ class World:
         sleeper.is_active = False
         await sleeper.asave()
         self.tokens |= {
-            kind: await aget_websocket_token(self.user) for kind in ("spent", "expired")
+            kind: await aget_websocket_token(self.user) for kind in ("redeemed", "expired")
         }
-        await self._row("spent").aupdate(used_at=tokens.now())
+        await self._row("redeemed").aupdate(used_at=clock.now())
         self._expired = await self._row("expired").aget()
         for kind in self._asks:
             await self._issue(kind)
@@ -510,7 +510,7 @@ class World:
 
     async def spent_now(self):
         """Return the kinds of the tokens that have been spent, and issue them anew."""
-        digests = {tokens.digest_of(self.tokens[kind]): kind for kind in self._asks}
+        digests = {digests.digest_of(self.tokens[kind]): kind for kind in self._asks}
         rows = WebSocketToken.objects.filter(digest__in=digests).exclude(used_at=None)
         spent = [digests[digest] async for digest in rows.values_list("digest", flat=True)]
         for kind in spent:
@@ -521,11 +521,11 @@ class World:
         user, bound = self._asks[kind]
         self.tokens[kind] = await aget_websocket_token(user, **bound)
         # Issuing deletes what has expired.
-        self._expired.expires_at = tokens.now()
+        self._expired.expires_at = clock.now()
         await self._expired.asave()
 
     def _row(self, kind):
-        return WebSocketToken.objects.filter(digest=tokens.digest_of(self.tokens[kind]))
+        return WebSocketToken.objects.filter(digest=digests.digest_of(self.tokens[kind]))
 
 
 class Handshake:

@@ -29,7 +29,8 @@ from pathlib import Path
 from time import monotonic
 from unittest import mock
 
-from channels_websocket_utils import connections, threads
+from channels_websocket_utils import threads
+from channels_websocket_utils.live import hub, tasks
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
 from tests.support import lab
 from tests.support.consumers import AsyncManager, Manager
@@ -76,7 +77,7 @@ async def measure(small, is_kept):
         with contextlib.ExitStack() as stack_:
             layer = stack_.enter_context(lab.redis()) if name == "Redis" else name
             stack_.enter_context(lab.layer(layer))
-            stack_.enter_context(mock.patch.object(connections, "LINGER", 0.05))
+            stack_.enter_context(mock.patch.object(hub, "LINGER", 0.05))
             yield name, *await row(count)
 
 
@@ -114,7 +115,7 @@ async def cycles(count, people, other):
     has_ended = not await stays.is_alive()
     await stays.leave()
     deadline = monotonic() + LIMIT
-    while (connections._hubs or connections._tasks) and monotonic() < deadline:
+    while (hub._hubs or tasks._tasks) and monotonic() < deadline:
         await asyncio.sleep(0.01)
     return good, has_ended
 
@@ -122,8 +123,8 @@ async def cycles(count, people, other):
 async def left():
     await lab.rest()
     gc.collect()
-    hubs = connections._hubs.values()
-    kept = [*connections._hubs, *connections._tasks, *connections.live_connections()]
+    hubs = hub._hubs.values()
+    kept = [*hub._hubs, *tasks._tasks, *hub.live_connections()]
     kept += [socket for hub in hubs for socket in hub.pending]
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {

@@ -191,12 +191,12 @@ async def outcome(port, request):
     loop = asyncio.get_running_loop()
     told = loop.create_future()
 
-    def hear(client, payload):
+    def handle_event(client, payload):
         told.set_result("open")
 
     def made():
         client = load.Client(request, loop)
-        client.on_frame = hear
+        client.on_frame = handle_event
         return client
 
     _, client = await loop.create_connection(made, "127.0.0.1", port)

@@ -40,8 +40,8 @@ WEAKNESSES = [
     (
         "register after the spend",
         "middleware.py",
-        "        await connection.register()\n" + _ASK + "        connection.settle",
-        _ASK + "        await connection.register()\n        connection.settle",
+        "        await connection.register()\n" + _ASK + "        connection.activate",
+        _ASK + "        await connection.register()\n        connection.activate",
         "connections",
     ),
     (
@@ -195,8 +195,8 @@ WEAKNESSES = [
     (
         "keep a permission that was dropped while it was asked for",
         "decorators.py",
-        "    grants[perms] = code, user_pk",
-        "    if connection is not None:\n        connection.grants[perms] = code, user_pk",
+        "    permission_cache[perms] = code, user_pk",
+        "    if connection is not None:\n        connection.permission_cache[perms] = code, user_pk",  # noqa: E501
         "permissions",
     ),
     (
@@ -384,8 +384,8 @@ WEAKNESSES = [
     (
         "take the answer to the call for one of the stream's own",
         "streams.py",
-        "        self._asked_at, self._grants = call.asked_at, call.grants",
-        "        self._asked_at, self._grants = time.monotonic(), kept_grants(call.consumer)",
+        "        self._asked_at, self._grants = call.asked_at, call.permission_cache",
+        "        self._asked_at, self._grants = time.monotonic(), current_permission_cache(call.consumer)",  # noqa: E501
         "streams",
     ),
     (

@@ -46,8 +46,9 @@ from django.conf import settings
 from django.db import Error, connection
 from django.utils.module_loading import import_string
 
-from channels_websocket_utils import gate, tokens
+from channels_websocket_utils.gate import decision
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, shape
 from channels_websocket_utils.utils import get_websocket_token
 from tests.support import lab
 from tests.support.helpers import sign_in
@@ -57,7 +58,7 @@ from tests.support.settings import database_url
 PACKAGES = ["uvicorn"]
 UNKNOWN, GOOD, NAIVE = "unknown", "control: a good token", "control: naive UPDATE"
 # All but the first are looked up.
-CLASSES = ["malformed", UNKNOWN, "unknown again", "spent", "expired", "wrong user"]
+CLASSES = ["malformed", UNKNOWN, "unknown again", "redeemed", "expired", "wrong user"]
 # The site that has each set-up (see attack_site), and its classes: without a session nobody is
 # the wrong user.
 SETUPS = {"cookie": ("required", CLASSES), "token only": ("token", CLASSES[:-1])}
@@ -109,7 +110,7 @@ async def compare(has_cookie, mode, classes, rounds):
             "decision": spread(decided.get(kind)),
             "outside": spread(outside.get(kind)),
             "against unknown": [rank(times, kind, UNKNOWN) for times in (decided, outside)],
-            "against spent": [rank(times, kind, "spent") for times in (decided, outside)],
+            "against spent": [rank(times, kind, "redeemed") for times in (decided, outside)],
             "under lock ms": longest,
         }
         broken = []
@@ -138,25 +139,25 @@ class Show:
         self._store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
         # All before one expires: issuing deletes what has expired.
         self._tokens = {kind: get_websocket_token(self._owner) for kind in [*CLASSES[3:], GOOD]}
-        self._change("spent", used_at=tokens.now())
-        self._change("expired", expires_at=tokens.now())
-        for kind in ("spent", "wrong user", GOOD):
+        self._change("redeemed", used_at=clock.now())
+        self._change("expired", expires_at=clock.now())
+        for kind in ("redeemed", "wrong user", GOOD):
             # Longer than this takes.
-            self._change(kind, expires_at=tokens.now() + timedelta(hours=1))
+            self._change(kind, expires_at=clock.now() + timedelta(hours=1))
 
     def token(self, kind):
         if kind == "malformed":
-            return tokens.TOKEN_PREFIX + secrets.token_urlsafe(32)[1:]
-        return self._tokens.get(kind) or tokens.TOKEN_PREFIX + secrets.token_urlsafe(32)
+            return shape.TOKEN_PREFIX + secrets.token_urlsafe(32)[1:]
+        return self._tokens.get(kind) or shape.TOKEN_PREFIX + secrets.token_urlsafe(32)
 
     def decide(self, kind):
         """Return how long it took, and the reason."""
-        digest = tokens.digest_of(self.token(kind))
+        digest = digests.digest_of(self.token(kind))
         is_rightful = kind == GOOD
         key = None if is_rightful else self._session
         session = self._store(key) if key else None
         began = perf_counter()
-        verdict = gate.decide(
+        verdict = decision.decide(
             digest, path="/async", session=session, token_only=key is None or is_rightful
         )
         return perf_counter() - began, verdict.token.reason
@@ -190,11 +191,11 @@ class Show:
         """Return the statements of one decision, and those of them that write."""
         said = []
 
-        def hear(execute, sql, *args):
+        def handle_event(execute, sql, *args):
             said.append(sql)
             return execute(sql, *args)
 
-        with connection.execute_wrapper(hear):
+        with connection.execute_wrapper(handle_event):
             self.decide(kind)
         return len(said), sum(not sql.startswith("SELECT") for sql in said)
 
@@ -210,9 +211,9 @@ class Show:
             began = perf_counter()
             try:
                 if kind == NAIVE:
-                    digest = tokens.digest_of(self.token(kind))
+                    digest = digests.digest_of(self.token(kind))
                     rows = WebSocketToken.objects.filter(digest=digest, used_at=None)
-                    rows.update(used_at=tokens.now())
+                    rows.update(used_at=clock.now())
                 elif self.decide(kind)[1] == "unavailable":
                     has_waited = True
             except Error:
@@ -242,7 +243,7 @@ class Show:
         return seconds, re.sub(rb"(?i)\r\ndate: [^\r]*", b"", answer)
 
     def _change(self, kind, **fields):
-        digest = tokens.digest_of(self._tokens[kind])
+        digest = digests.digest_of(self._tokens[kind])
         WebSocketToken.objects.filter(digest=digest).update(**fields)
 
 

@@ -8,7 +8,7 @@ SQLite is in WAL mode. A process may hold no more sockets than it has file descr
 machine gives it fewer than 20,000, the name of the row says how many there were.
 
 * *Sockets open*: so many idle sockets are open in the process that the others connect to, ten for
-  each user. *Token rows*: so many unspent ones are in the table. Each row of the table stands
+  each user. *Token rows*: so many unused ones are in the table. Each row of the table stands
   beside another process, with one socket and ten token rows, whose rounds are measured in between:
   *ratio* and *CPU ratio* are the medians of what it did, or took, by what the other one did in the
   same round. The first of each kind is such a pair without a difference, and shows the noise. *CPU
@@ -35,8 +35,9 @@ from time import perf_counter
 
 from django.contrib.auth import get_user_model
 
-from channels_websocket_utils import gate, tokens
+from channels_websocket_utils.gate import decision
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
+from channels_websocket_utils.tokens import digests
 from tests.support import lab, load
 
 from .crowd import after
@@ -194,7 +195,7 @@ def gate_plans(site):
     token = site.issue(1)[0]
 
     def take():
-        verdict = gate.decide(tokens.digest_of(token), token_only=True)
+        verdict = decision.decide(digests.digest_of(token), token_only=True)
         if verdict.token.reason is not None:
             raise RuntimeError(f"A good token was refused: {verdict.token.reason}")
 

@@ -18,9 +18,9 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
-from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.stores.cache import CacheTokenStore
+from channels_websocket_utils.tokens import clock, digests
 from tests.support import load
 from tests.support.lab import LIMIT
 from tests.support.processes import ASGI, PostgreSQL, Redis, cpu_seconds, pin
@@ -125,10 +125,10 @@ class Site:
     def issue(self, count, user=None):
         """Return ``count`` tokens, for one user or for all in turn; see forget()."""
         texts = [f"wst_{secrets.token_urlsafe(32)}" for _ in range(count)]
-        present = tokens.now()
+        present = clock.now()
         rows = [
             {
-                "digest": tokens.digest_of(text),
+                "digest": digests.digest_of(text),
                 "user_id": (user or self.users[number % len(self.users)]).pk,
                 "backend": BACKEND,
                 "auth_digest": self._auth_digest,
@@ -163,7 +163,7 @@ class Site:
 
     def fill(self, count, is_expired=False):
         """
-        Have ``count`` more rows of unspent tokens, each bound to a session of its own.
+        Have ``count`` more rows of unused tokens, each bound to a session of its own.
 
         They have expired in the last minutes, or will in the next hours.
         """
@@ -184,7 +184,7 @@ class Site:
                        {times(connection)}, NULL
                 FROM numbers
             """  # noqa: S608
-            present = tokens.now()
+            present = clock.now()
             for moment in range(MOMENTS):
                 part = count * (moment + 1) // MOMENTS - count * moment // MOMENTS
                 if not part:
@@ -199,7 +199,7 @@ class Site:
                 cursor.execute(sql, [part, BACKEND, self._auth_digest, *span])
 
     def add_revocations(self, count):
-        present = tokens.now()
+        present = clock.now()
         with self.connected():
             self.rows(WebSocketRevocation).bulk_create(
                 WebSocketRevocation(
@@ -208,7 +208,7 @@ class Site:
                 for _ in range(count)
             )
 
-    def settle(self):
+    def activate(self):
         """Have the database know what it holds, and all of it on the disk."""
         with self.connected() as connection, connection.cursor() as cursor:
             cursor.execute("ANALYZE")
@@ -260,7 +260,7 @@ class Site:
             self.rows(model).bulk_create(new)
             self.users = list(self.rows(model).order_by("pk"))
         # That of all who have the same password.
-        self._auth_digest = tokens.auth_digest(self.users[0])
+        self._auth_digest = digests.auth_digest(self.users[0])
 
 
 class Bystander:

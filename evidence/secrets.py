@@ -39,8 +39,9 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connection
 
-from channels_websocket_utils import gate, tokens
+from channels_websocket_utils.gate import decision
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests
 from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
 from tests.support.lab import CSRF_TOKEN, LIMIT
@@ -136,8 +137,8 @@ async def send(port):
     canaries.append(secrets.token_urlsafe(32))
     await go(f"/ws/wst_{canaries[-1]}", 4401)
     expired = await token()
-    rows = WebSocketToken.objects.filter(digest=tokens.digest_of(f"wst_{expired}"))
-    await rows.aupdate(expires_at=tokens.now())
+    rows = WebSocketToken.objects.filter(digest=digests.digest_of(f"wst_{expired}"))
+    await rows.aupdate(expires_at=clock.now())
     await go(f"/plain/wst_{expired}", 4401)
     await go(f"/plain/wst_{await token()}", 4401, session=others)
     await go(f"/ws/wst_{await token(path='/elsewhere/')}", 4401)
@@ -204,9 +205,9 @@ async def in_database(count):
     for number in range(count):
         token = await aget_websocket_token(user, path="/board/")
         if number % 2:
-            digest = tokens.digest_of(token)
+            digest = digests.digest_of(token)
             path = "/board" if number % 4 == 1 else "/elsewhere"
-            await asyncio.to_thread(gate.decide, digest, path=path, token_only=True)
+            await asyncio.to_thread(decision.decide, digest, path=path, token_only=True)
         with contextlib.suppress(ValueError):
             await aget_websocket_token(user, path=f"/board/{token}")
         canaries.append(token[4:])

@@ -6,5 +6,5 @@ from channels_websocket_utils.stores.database import DatabaseTokenStore
 class NaiveTokenStore(DatabaseTokenStore):
     """Says of every token that this is its first use."""
 
-    def spend(self, row, now):
+    def redeem(self, row, now):
         return True

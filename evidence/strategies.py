@@ -26,7 +26,7 @@ OTHERS = [
 KEYS = ["a", "b", "c", "x" * 64, "A-Z_0.9:"]
 BAD_KEYS = ["", "x" * 65, "__proto__", "a b", "a\n", "\u00e9", "a/b", "\0", "constructor "]
 TOKEN_KINDS = [
-    *("good", "good", "good", "spent", "expired", "another's", "of another session"),
+    *("good", "good", "good", "redeemed", "expired", "another's", "of another session"),
     *("of another path", "of an inactive user", "unknown", "none"),
 ]
 
@@ -75,7 +75,7 @@ controls = _call(
     credit=counts,
 )
 
-grants = st.fixed_dictionaries(
+permission_cache = st.fixed_dictionaries(
     {
         "type": st.sampled_from(["websocket.more", "websocket.cancel"]),
         "reply_key": keys,
@@ -126,7 +126,7 @@ said = st.one_of(
     encoded(controls),
     encoded(streams),
     encoded(streams),
-    encoded(st.one_of(st.just({"type": "websocket.ping"}), grants)),
+    encoded(st.one_of(st.just({"type": "websocket.ping"}), permission_cache)),
     encoded(odd_calls),
     encoded(odd_calls),
     encoded(values),

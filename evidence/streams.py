@@ -15,7 +15,7 @@ are the documented consumers, where nothing is paced and nothing can be cancelle
   Where it took as long as the stream: a stream of a sync consumer that is not ours keeps the one
   thread in which Django and Channels run all sync code, and Channels asks for it at every message.
 * *Ahead*: the parts that an endless generator had made for a client that had stopped to read, and
-  for one that reads and never grants, once it had made no more for a while.
+  for one that reads and never permission_cache, once it had made no more for a while.
 * *RSS*: the server process's memory in MiB, before and then. Parts of 10 KiB: with the credit of an
   endless stream, for a client that had stopped to read; without credit of a stream of 125 MiB, the
   control, and how many parts were made of it. Daphne takes and keeps all; uvicorn lets the

@@ -12,7 +12,7 @@ from django.core.cache import caches
 from django.db import connection
 from playwright.sync_api import expect, sync_playwright
 
-from channels_websocket_utils import connections
+from channels_websocket_utils.live import hub
 from channels_websocket_utils.threads import single_thread
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
@@ -32,7 +32,7 @@ CACHE_STORE = "channels_websocket_utils.stores.cache.CacheTokenStore"
 @pytest.fixture(autouse=True)
 def no_linger(monkeypatch):
     """The live sockets of one test are forgotten before the next."""
-    monkeypatch.setattr(connections, "LINGER", 0)
+    monkeypatch.setattr(hub, "LINGER", 0)
 
 
 @pytest.fixture

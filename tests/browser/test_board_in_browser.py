@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 from websockets.exceptions import ConnectionClosed
 
-from channels_websocket_utils.tokens import digest_of
+from channels_websocket_utils.tokens.digests import digest_of
 
 from ..support.board_states import expect_state, sign_in_on
 from ..support.sample_site_fixtures import LIMIT, Visitor, running_site

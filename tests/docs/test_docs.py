@@ -17,8 +17,8 @@ from django.db.utils import ConnectionHandler
 from django.template import engines
 from django.test import RequestFactory, override_settings
 
-from channels_websocket_utils import messages, utils
-from channels_websocket_utils.gate import TokenAnnotation
+from channels_websocket_utils import protocol, utils
+from channels_websocket_utils.gate.verdict import TokenAnnotation
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -179,7 +179,7 @@ def table(page, head):
 
 
 def test_wire_page_has_every_close_code():
-    ours = {str(getattr(messages, name)) for name in messages.__all__ if name.startswith("CLOSE_")}
+    ours = {str(getattr(protocol, name)) for name in protocol.__all__ if name.startswith("CLOSE_")}
 
     assert table(PAGES["docs/wire.rst"], "code +what has happened") == ours | {"1000", "4403"}
 
@@ -282,6 +282,7 @@ def test_every_block_is_run():
     assert {(page, kind) for page, kind in found if kind not in everywhere} == {
         # test_documented_scripts.py
         *((page, "javascript") for page in ("README", "howto_from_0_1", "howto_from_own_token")),
+        *((page, "javascript") for page in ("javascript", "messages", "streams", "tokens")),
         ("client", "typescript"),
         # test_howtos.py
         ("howto_several_servers", "ini"),
@@ -292,4 +293,28 @@ def test_every_block_is_run():
         ("wire", "text"),
     }
     # test_howtos.py
-    assert [name for name, _ in awaiting] == ["README.rst"]
+    assert [name for name, _ in awaiting] == ["docs/native_clients.rst"]
+
+
+def test_examples_of_the_readme_are_those_of_the_pages():
+    first = blocks("README.rst", "In your own project")
+    examples = {block.code for block in blocks("README.rst") if block not in first}
+    pages = {block.code for name in NAMES if name != "README.rst" for block in blocks(name)}
+
+    assert len(examples) == 5
+    assert examples - pages == set()
+
+
+def test_readme_fits_a_screen_of_88_columns():
+    lines = (ROOT / "README.rst").read_text().splitlines()
+
+    assert len(lines) <= 250
+    assert [line for line in lines if len(line) > 88] == []
+
+
+def test_links_of_the_readme_and_the_changelog_lead_to_files():
+    for name in ("README.rst", "CHANGELOG.rst"):
+        links = re.findall(r"<([\w/]+\.rst)>`__", (ROOT / name).read_text())
+
+        assert len(links) > 8
+        assert [link for link in links if not (ROOT / link).exists()] == []

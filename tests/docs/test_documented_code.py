@@ -5,7 +5,6 @@ from types import ModuleType
 
 import pytest
 from asgiref.sync import sync_to_async
-from channels.generic.websocket import JsonWebsocketConsumer
 from django.contrib.admin import AdminSite
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
@@ -18,8 +17,6 @@ from channels_websocket_utils.utils import get_websocket_token
 
 from ..support.helpers import UNKNOWN_TOKEN, actions_on_users, documented, stack
 from ..support.pages import Anyone, deaf_afterwards, executed, named
-
-README = "README.rst"
 
 
 @pytest.fixture
@@ -45,9 +42,9 @@ def opened(user, path="/ws/{token}", consumer=Anyone):
 @pytest.mark.parametrize(
     ("page", "path"),
     [
-        (README, "/ws/chat/"),
         ("docs/howto_from_0_1.rst", "/path/"),
         ("docs/howto_from_own_token.rst", "/ws/chat/"),
+        ("docs/middleware.rst", "/ws/chat/"),
         ("docs/security.rst", "/ws/chat/"),
     ],
 )
@@ -63,7 +60,7 @@ async def test_application_opens_for_its_own_pages_alone(user, settings, page, p
 
 
 async def test_consumer_that_asks_lets_nobody_in_with_a_bad_token(user):
-    consumer = named(README, "def connect(self)")["YourConsumer"]
+    consumer = named("docs/tokens.rst", "def connect(self)")["YourConsumer"]
     application = documented(consumer)
 
     async with WebSocketCommunicator(application, "/ws/{token}", user=user):
@@ -73,7 +70,7 @@ async def test_consumer_that_asks_lets_nobody_in_with_a_bad_token(user):
 
 async def test_phone_needs_no_origin_and_a_browser_a_matching_one(user, settings):
     settings.ALLOWED_HOSTS = ["example.org"]
-    application = (await sync_to_async(executed)(README, user=user))["websocket"]
+    application = (await sync_to_async(executed)("docs/native_clients.rst"))["websocket"]
 
     def come(path, origin):
         headers = {"Origin": origin}
@@ -90,7 +87,7 @@ async def test_phone_needs_no_origin_and_a_browser_a_matching_one(user, settings
 
 async def test_existing_consumer_answers_and_stays_what_it_was(user):
     """What the warning beside it says: every method can be called."""
-    names = named(README, "getattr(self", JsonWebsocketConsumer=JsonWebsocketConsumer)
+    names = named("docs/existing_consumers.rst", "getattr(self")
 
     async with opened(user, consumer=names["YourConsumer"]) as socket:
         answer = await socket.call("your_method")
@@ -102,7 +99,7 @@ async def test_existing_consumer_answers_and_stays_what_it_was(user):
 
 
 async def test_guarded_method_is_for_who_may(user, permission):
-    consumer = named(README, "async def rename")["ChatConsumer"]
+    consumer = named("docs/permissions.rst", "async def rename")["ChatConsumer"]
 
     async with opened(user, consumer=consumer) as socket:
         with pytest.raises(CallError, match="permission_denied"):
@@ -118,7 +115,7 @@ def test_tokens_of_a_class_of_the_sites_own_are_in_its_cache(user, settings, mod
     settings.CACHES = {
         alias: {"BACKEND": backend, "LOCATION": alias} for alias in ("default", "tokens")
     }
-    store = f"{module(named(README, 'alias = '))}.Tokens"
+    store = f"{module(named('docs/token_stores.rst', 'alias = '))}.Tokens"
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": store}
     for alias in settings.CACHES:
         caches[alias].clear()
@@ -143,7 +140,7 @@ def test_urls_for_who_comes_from_0_1_have_the_endpoint(user, settings, module):
 
 async def test_closed_connection_is_counted(user, capsys):
     with deaf_afterwards():
-        names = named(README, "connection_closed")
+        names = named("docs/signals.rst", "connection_closed")
         async with opened(user) as socket:
             await socket.disconnect(3999)
 

@@ -15,9 +15,12 @@ from ..support.pages import PACKAGE, of_kind
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 # A block more or less on one of these pages, and this module says so.
-_, BY_HAND, REQUEST, LISTEN, STREAM, MAKE, SHOW_STATE = of_kind("README.rst", "javascript")
-_, TAGGED_HTML, BY_HAND_HTML = of_kind("README.rst", "html")
-(YOUR_VIEW,) = (code for code in of_kind("README.rst", "python") if "def your_view" in code)
+(BY_HAND,) = of_kind("docs/tokens.rst", "javascript")
+REQUEST, LISTEN = of_kind("docs/messages.rst", "javascript")
+(STREAM,) = of_kind("docs/streams.rst", "javascript")
+MAKE, SHOW_STATE = of_kind("docs/javascript.rst", "javascript")
+TAGGED_HTML, BY_HAND_HTML = of_kind("docs/tokens.rst", "html")
+(YOUR_VIEW,) = (code for code in of_kind("docs/tokens.rst", "python") if "def your_view" in code)
 WITH_TOKEN_URL, READ_TOKEN = of_kind("docs/howto_from_0_1.rst", "javascript")
 (FROM_0_1_HTML,) = of_kind("docs/howto_from_0_1.rst", "html")
 (OWN_TOKEN,) = of_kind("docs/howto_from_own_token.rst", "javascript")
@@ -51,10 +54,10 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def project(readers_project):
-    """The project with all that the README adds to its consumer, and the pages of ``TEMPLATES``."""
+    """The project with all that the docs add to its consumer, and the pages of ``TEMPLATES``."""
     folder, environment = readers_project
-    for section in ("Messages", "Streams"):
-        python = [block for block in blocks("README.rst", section) if block.kind == "python"]
+    for name in ("docs/messages.rst", "docs/streams.rst"):
+        python = [block for block in blocks(name) if block.kind == "python" and block.name]
         follow(python, folder, environment)
     (folder / "chat/examples.py").write_text(VIEWS)
     with (folder / "mysite/urls.py").open("a") as urls:
@@ -114,7 +117,7 @@ def show(page, site, path, script, file=None):
         page.goto(f"{site.url}/{path}")
 
 
-def test_request_of_the_readme_is_answered_or_says_why_not(page):
+def test_request_of_the_docs_is_answered_or_says_why_not(page):
     answer = run(page, f"{REQUEST}\nreturn greet('well?')")
     said = page.evaluate("said")
     run(page, f"{REQUEST}\nmanager.close()\nreturn greet('well?')")
@@ -123,7 +126,7 @@ def test_request_of_the_readme_is_answered_or_says_why_not(page):
     assert page.evaluate("said[0].split(' ')[0]") == "closed"
 
 
-def test_listener_of_the_readme_hears_what_is_said_to_the_group(page):
+def test_listener_of_the_docs_receives_what_is_sent_to_the_group(page):
     run(page, f"{LISTEN}\nmanager.sendJSON({{ type: 'say', text: 'Milk' }})")
     expect_said(page, "Milk")
     run(page, f"{LISTEN}\nstopListening()\nmanager.sendJSON({{ type: 'say', text: 'Bread' }})")
@@ -132,7 +135,7 @@ def test_listener_of_the_readme_hears_what_is_said_to_the_group(page):
     expect_said(page, "Milk", "Bread")
 
 
-def test_stream_of_the_readme_counts_and_is_cancelled_where_the_page_leaves_it(page, site):
+def test_stream_of_the_docs_counts_and_is_cancelled_where_the_page_leaves_it(page, site):
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=number></p>')")
 
     run(page, f"{STREAM}\nreturn countDown()")
@@ -143,7 +146,7 @@ def test_stream_of_the_readme_counts_and_is_cancelled_where_the_page_leaves_it(p
     assert site.printed().count("Counted, or cancelled") == 1
 
 
-def test_page_of_the_readme_shows_its_state(page):
+def test_page_of_the_docs_shows_its_state(page):
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=connection></p>')")
     run(page, SHOW_STATE)
     shown = page.locator("#connection")
@@ -157,7 +160,7 @@ def test_page_of_the_readme_shows_its_state(page):
     expect(shown).to_have_text("closed")
 
 
-def test_manager_of_the_readme_is_made_of_path_token_and_options(page):
+def test_manager_of_the_docs_is_made_of_path_token_and_options(page):
     reply = run(
         page,
         f"""

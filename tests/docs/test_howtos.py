@@ -281,9 +281,10 @@ async def test_documented_middleware_of_hypercorn_believes_it(open_socket, db):
     assert answer["text"] == "192.0.2.7"
 
 
-async def test_other_client_of_the_readme_gets_its_reply(user, database_environment, tmp_path):
+async def test_native_client_of_the_docs_gets_its_reply(user, database_environment, tmp_path):
     """Its code, at this server."""
-    (code,) = (code for code in of_kind("README.rst", "python") if code.startswith("async with"))
+    python = of_kind("docs/native_clients.rst", "python")
+    (code,) = (code for code in python if code.startswith("async with"))
     serve = server(
         "uvicorn websockets-sansio",
         tmp_path,
@@ -294,11 +295,11 @@ async def test_other_client_of_the_readme_gets_its_reply(user, database_environm
         code = code.replace("wss://example.org/native/chat", f"ws://127.0.0.1:{port}/token/async")
         names = {"json": json, "websockets": websockets, "token": await aget_websocket_token(user)}
         tree = compile(
-            code.replace("greet", "echo"), "README.rst", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            code.replace("greet", "echo"), "<docs>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         )
         await eval(tree, names)
 
-    assert names["frame"] == {"key": "1", "data": None}
+    assert names["message"] == {"key": "1", "data": None}
 
 
 # Coming from elsewhere

@@ -82,7 +82,7 @@ async def test_recipe_counts_what_happens(user, other, scrape, consumer):
     assert before["websocket_connections_live"] == 2
     assert read(text) == {
         "websocket_tokens_issued_total": 4,
-        "websocket_tokens_spent_total": 3,
+        "websocket_tokens_redeemed_total": 3,
         "websocket_tokens_refused_total wrong_user": 1,
         "websocket_tokens_refused_total unknown": 2,
         "websocket_tokens_refused_total malformed": 1,
@@ -202,10 +202,10 @@ def test_any_process_answers_for_all_until_one_is_killed(project, tmp_path):
 
     assert both[0] == both[1]
     assert both[0]["websocket_connections_live"] == 2
-    assert both[0]["websocket_tokens_spent_total"] == 2
+    assert both[0]["websocket_tokens_redeemed_total"] == 2
     assert after["websocket_connections_closed_total 1000"] == 2
     assert (stays, known["websocket_connections_live"]) == (1, 0)
-    assert known["websocket_tokens_spent_total"] == 3
+    assert known["websocket_tokens_redeemed_total"] == 3
 
 
 def status(port, path):

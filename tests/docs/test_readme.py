@@ -50,8 +50,8 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
 
 
 @pytest.mark.slow
-def test_test_of_the_readme_passes_in_its_project(project, environment):
-    (block,) = blocks("README.rst", "Tests")
+def test_test_of_a_revocation_passes_in_the_project_of_the_readme(project, environment):
+    (block,) = blocks("docs/revocation.rst", "Test it")
     folder, _ = project
 
     command = Block("shell", None, "python manage.py test", "")

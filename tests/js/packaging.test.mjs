@@ -18,8 +18,8 @@ import { installPackage } from "./packed.mjs"
 import { FakeSocket, root, script } from "./support.mjs"
 
 // Bytes, minified for ES2020 and gzipped. To raise one, say what it buys, as docs/decisions.rst does.
-const SCRIPT_LIMIT = 4850
-const BUNDLE_LIMIT = 5150
+const SCRIPT_LIMIT = 5350
+const BUNDLE_LIMIT = 5670
 
 const STATIC = "channels_websocket_utils/static/websocket_utils"
 const IMPORT = 'import byDefault, { WebSocketManager } from "channels-websocket-utils"'

@@ -142,7 +142,7 @@ def check_faults(rows):
 
 @pytest.mark.redis
 def test_faults_end_sockets_with_a_code_let_nobody_in_and_pass(prove):
-    """The control, a store that calls every token unspent, lets somebody in."""
+    """The control, a store that calls every token unused, lets somebody in."""
     rows = prove("faults", "^(?!.*PostgreSQL)")
 
     control = rows.pop("control: nothing is spent")
@@ -203,7 +203,7 @@ def test_refusals_have_one_answer_and_take_no_lock(prove):
     rows = {name.partition(", ")[2]: row for name, row in prove("refusals").items()}
 
     for setup, statements in (("cookie", 2), ("token only", 1)):
-        for kind in ("unknown", "spent", "expired"):
+        for kind in ("unknown", "redeemed", "expired"):
             row = rows[f"{setup}: {kind}"]
             assert (row["answer"], row["same bytes"]) == (4401, "yes")
             assert (row["SQL"], row["writes"]) == (statements, 0)

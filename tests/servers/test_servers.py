@@ -11,8 +11,8 @@ import websockets
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock
 from channels_websocket_utils.utils import aget_websocket_token
 
 from ..support.helpers import LIMIT, UNKNOWN_TOKEN, sign_in
@@ -77,10 +77,10 @@ async def test_another_users_token_is_refused_and_not_spent(server, user, other,
     others = await sync_to_async(sign_in)(other)
 
     refused = await knock(port, path, session=others)
-    unspent = await WebSocketToken.objects.filter(used_at=None).acount()
+    unused = await WebSocketToken.objects.filter(used_at=None).acount()
     opened = await knock(port, path, session=session)
 
-    assert (refused, unspent) == (4401, 1)
+    assert (refused, unused) == (4401, 1)
     assert "websocket.ready" in opened
 
 
@@ -94,7 +94,7 @@ async def test_nobody_cannot_use_a_token(server, user, mode):
 @MODES
 async def test_unknown_and_expired_tokens_are_refused(server, user, session, mode):
     token = await aget_websocket_token(user)
-    await WebSocketToken.objects.aupdate(expires_at=tokens.now())
+    await WebSocketToken.objects.aupdate(expires_at=clock.now())
 
     for path in (token, UNKNOWN_TOKEN):
         assert await knock(server[0], f"/{mode}/async/{path}".encode(), session=session) == 4401

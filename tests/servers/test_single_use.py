@@ -3,7 +3,7 @@
 import pytest
 from django.db import connection
 
-from channels_websocket_utils.tokens import digest_of
+from channels_websocket_utils.tokens.digests import digest_of
 from channels_websocket_utils.utils import get_websocket_token
 
 from ..support.race import race

@@ -14,7 +14,7 @@ from channels.generic.websocket import (
 )
 from django.core.exceptions import PermissionDenied, ValidationError
 
-from channels_websocket_utils import messages
+from channels_websocket_utils import strict_json
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
@@ -176,7 +176,7 @@ class PlainText(Methods, WebsocketConsumer):
             self.close()
 
     def receive(self, text_data=None, bytes_data=None):
-        content = messages.decode(text_data)
+        content = strict_json.decode(text_data)
         getattr(self, content["type"])(content)
 
 
@@ -188,7 +188,7 @@ class AsyncPlainText(AsyncMethods, AsyncWebsocketConsumer):
             await self.close()
 
     async def receive(self, text_data=None, bytes_data=None):
-        content = messages.decode(text_data)
+        content = strict_json.decode(text_data)
         await getattr(self, content["type"])(content)
 
 
@@ -198,7 +198,7 @@ class PlainRaw(Methods, SyncConsumer):
         self.send({"type": "websocket.accept" if accepted else "websocket.close"})
 
     def websocket_receive(self, event):
-        content = messages.decode(event["text"])
+        content = strict_json.decode(event["text"])
         getattr(self, content["type"])(content)
 
     def websocket_disconnect(self, event):
@@ -211,7 +211,7 @@ class AsyncPlainRaw(AsyncMethods, AsyncConsumer):
         await self.send({"type": "websocket.accept" if accepted else "websocket.close"})
 
     async def websocket_receive(self, event):
-        content = messages.decode(event["text"])
+        content = strict_json.decode(event["text"])
         await getattr(self, content["type"])(content)
 
     async def websocket_disconnect(self, event):

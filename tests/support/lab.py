@@ -328,17 +328,17 @@ def collections():
     """Yield a list that gets the time that each garbage collection took, in seconds."""
     began, times = [], []
 
-    def hear(phase, info):
+    def handle_event(phase, info):
         if phase == "start":
             began.append(monotonic())
         elif began:
             times.append(monotonic() - began.pop())
 
-    gc.callbacks.append(hear)
+    gc.callbacks.append(handle_event)
     try:
         yield times
     finally:
-        gc.callbacks.remove(hear)
+        gc.callbacks.remove(handle_event)
 
 
 def percentile(times, share):

@@ -157,7 +157,7 @@ async def replies(clients, text, expected, count):
     began_at, times = {}, []
     left = count - len(clients)
 
-    def hear(client, payload):
+    def handle_event(client, payload):
         nonlocal left
         if b"websocket.ready" in payload:
             return
@@ -174,7 +174,7 @@ async def replies(clients, text, expected, count):
 
     began = perf_counter()
     for client in clients:
-        client.on_frame = hear
+        client.on_frame = handle_event
         began_at[client] = perf_counter()
         client.transport.write(text)
     try:

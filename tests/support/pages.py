@@ -26,8 +26,10 @@ from .servers import free_port, make_certificate, running
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 # Those of which a test runs every block.
 PARTS = (
-    "admin checks client gate howto_behind_nginx howto_from_0_1 howto_from_own_token "
-    "howto_several_servers live_sockets performance sample_site security settings wire"
+    "admin checks client existing_consumers gate howto_behind_nginx howto_from_0_1 "
+    "howto_from_own_token howto_several_servers javascript live_sockets messages middleware "
+    "native_clients performance permissions revocation sample_site security settings signals "
+    "streams token_stores tokens wire"
 )
 NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}
@@ -35,7 +37,9 @@ PAGES = {name: (ROOT / name).read_text() for name in NAMES}
 
 # A project of its own, and the test of it: see test_readme.
 FIRST = blocks("README.rst", "In your own project")
-OWN_PROJECT = [block.code for block in [*FIRST, *blocks("README.rst", "Tests")]]
+OWN_PROJECT = [block.code for block in [*FIRST, *blocks("docs/revocation.rst", "Test it")]]
+# The Python of these pages continues that project.
+CONTINUED = {"README.rst", *(f"docs/{name}.rst" for name in ("messages", "permissions", "streams"))}
 
 
 def of_kind(name, kind):
@@ -70,7 +74,7 @@ def site(name):
         "your_site": AdminSite(),
         "websocket_urlpatterns": [path("ws/chat/<str:token>", Anyone.as_asgi())],
     }
-    if name == "README.rst":
+    if name in CONTINUED:
         for block in FIRST:
             if block.name == "chat/consumers.py":
                 exec(block.code, names)

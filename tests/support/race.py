@@ -54,32 +54,32 @@ def issue(environment, count):
 
 def spend_by_gate(digest):
     """Return whether the gate let a socket with this token in."""
-    from channels_websocket_utils import gate
+    from channels_websocket_utils.gate import decision
 
-    verdict = gate.decide(digest, token_only=True)
+    verdict = decision.decide(digest, token_only=True)
     # In a cache what is spent is gone.
-    assert verdict.token.reason in (None, "spent", "unknown"), verdict.token.reason
+    assert verdict.token.reason in (None, "redeemed", "unknown"), verdict.token.reason
     return verdict.token.is_valid
 
 
 def spend_naively(digest):
-    from channels_websocket_utils import tokens
     from channels_websocket_utils.models import WebSocketToken
+    from channels_websocket_utils.tokens import clock
 
     row = WebSocketToken.objects.select_related("user").get(digest=digest)
-    if row.used_at is not None or row.expires_at <= tokens.now():
+    if row.used_at is not None or row.expires_at <= clock.now():
         return False
-    row.used_at = tokens.now()
+    row.used_at = clock.now()
     row.save()
     return True
 
 
 def spend_by_join(digest):
-    from channels_websocket_utils import tokens
     from channels_websocket_utils.models import WebSocketToken
+    from channels_websocket_utils.tokens import clock
 
     rows = WebSocketToken.objects.filter(digest=digest, used_at=None, user__is_active=True)
-    return rows.update(used_at=tokens.now()) == 1
+    return rows.update(used_at=clock.now()) == 1
 
 
 def spend_naively_in_cache(digest):
@@ -104,7 +104,7 @@ def _issue(environment, count, digests):
     from django.contrib.auth import get_user_model
     from django.core.management import call_command
 
-    from channels_websocket_utils.tokens import digest_of
+    from channels_websocket_utils.tokens.digests import digest_of
     from channels_websocket_utils.utils import get_websocket_token
 
     given = getattr(settings, "WEBSOCKET_UTILS", {})

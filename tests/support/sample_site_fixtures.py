@@ -167,10 +167,10 @@ class Socket:
         """Return the parts that a stream answers with."""
         parts = [self.ask(type, **payload)]
         while parts[-1].get("more"):
-            parts.append(self.hear(parts[0]["key"]))
+            parts.append(self.handle_event(parts[0]["key"]))
         return parts[:-1]
 
-    def hear(self, key, test=lambda frame: True):
+    def handle_event(self, key, test=lambda frame: True):
         """Return the first push under ``key`` that passes the ``test``."""
         return self._until(lambda frame: frame["key"] == key and test(frame))
 

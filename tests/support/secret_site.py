@@ -23,12 +23,12 @@ from django.urls.converters import StringConverter, get_converters  # noqa: E402
 from django.views.debug import ExceptionReporter  # noqa: E402
 
 import channels_websocket_utils  # noqa: E402
-from channels_websocket_utils import tokens  # noqa: E402
 from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer  # noqa: E402
 from channels_websocket_utils.middleware import (  # noqa: E402
     WebSocketTokenAuthMiddlewareStack,
 )
 from channels_websocket_utils.stores.database import DatabaseTokenStore  # noqa: E402
+from channels_websocket_utils.tokens import issuing, shape  # noqa: E402
 from channels_websocket_utils.utils import get_websocket_token  # noqa: E402
 
 from .consumers import AsyncManager, PlainJson  # noqa: E402
@@ -43,15 +43,15 @@ def keep(name, text):
 
 def make_and_remember(size):
     secret = secrets.token_urlsafe(size)
-    keep("issued", tokens.TOKEN_PREFIX + secret)
+    keep("issued", shape.TOKEN_PREFIX + secret)
     return secret
 
 
 class BreakingStore(DatabaseTokenStore):
     """Fails in a way that nobody expects, where a token is asked for the path /break."""
 
-    def add(self, now, max_unspent, **fields):
-        super().add(now, max_unspent, **fields)
+    def add(self, now, max_unused, **fields):
+        super().add(now, max_unused, **fields)
         if fields["path"] == "/break":
             raise ZeroDivisionError("the store broke")
 
@@ -110,7 +110,7 @@ def careless(request):
     raise ZeroDivisionError(f"broken with {len(token)} characters")
 
 
-tokens.secrets = SimpleNamespace(token_urlsafe=make_and_remember)
+issuing.secrets = SimpleNamespace(token_urlsafe=make_and_remember)
 urlpatterns = [
     path("websocket/", include("channels_websocket_utils.urls")),
     path("careless/", careless),

@@ -25,7 +25,7 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
-from channels_websocket_utils.gate import Principal
+from channels_websocket_utils.gate.verdict import Principal
 from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddleware,
     WebSocketTokenAuthMiddlewareStack,

@@ -14,11 +14,12 @@ from django.db import connection
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 
-from channels_websocket_utils import tokens, words
 from channels_websocket_utils.admin import WebSocketTokenAdmin, disconnect_users
+from channels_websocket_utils.live import broadcast
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.signals import user_disconnected
 from channels_websocket_utils.testing import WebSocketCommunicator
+from channels_websocket_utils.tokens import clock, digests, redeeming
 from channels_websocket_utils.utils import get_websocket_token
 
 from ..conftest import CACHE_STORE
@@ -70,9 +71,9 @@ def signed_in(user):
 
 def add_token(user, *, created=timedelta(0), used_at=None, **fields):
     """Keep a token of ``user`` that was created so long ago, and return its row."""
-    created_at = tokens.now() - created
+    created_at = clock.now() - created
     return WebSocketToken.objects.create(
-        digest=tokens.digest_of(f"{WebSocketToken.objects.count()}"),
+        digest=digests.digest_of(f"{WebSocketToken.objects.count()}"),
         user=user,
         created_at=created_at,
         expires_at=created_at + MINUTE,
@@ -129,8 +130,8 @@ def test_list_shows_whose_token_and_in_what_state(root, user, other, settings):
     shown = [re.sub(r"<[^>]*>", " ", row) for row in rows]
 
     assert len(shown) == 3
-    assert re.search(r"\b6b86b273ff34 .*\bben .*spent .*4\xa0May\xa02031 13:02:01", shown[0])
-    assert re.search(r"\b5feceb66ffc8 .*\bada .*unspent ", shown[1])
+    assert re.search(r"\b6b86b273ff34 .*\bben .*redeemed .*4\xa0May\xa02031 13:02:01", shown[0])
+    assert re.search(r"\b5feceb66ffc8 .*\bada .*unused ", shown[1])
     assert re.search(r"\bd4735e3a265e .*\bada .*expired ", shown[2])
 
 
@@ -153,7 +154,7 @@ def test_pages_say_no_whole_digest(root, user, session):
 def test_page_of_a_token_shows_everything_else(root, user):
     shown = text_of(root.get(page_of(add_token(user, path="/ws/x", backend="some.Backend"))))
 
-    for text in ("User: ada", "State: unspent", "Used: -", "Backend: some.Backend", "Path: /ws/x"):
+    for text in ("User: ada", "State: unused", "Used: -", "Backend: some.Backend", "Path: /ws/x"):
         assert text in shown
 
 
@@ -174,16 +175,16 @@ def test_nobody_adds_changes_or_deletes_a_token(root, user):
 def test_filter_and_column_agree_with_the_gate(root, user, settings, monkeypatch, use_tz):
     """To the microsecond, and with a clock that was set back."""
     settings.USE_TZ = use_tz
-    present = tokens.now()
-    monkeypatch.setattr(tokens, "now", lambda: present)
+    present = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: present)
     tick = timedelta(microseconds=1)
     for created in (-tick, timedelta(0), tick, MINUTE - tick, MINUTE, MINUTE + tick):
         add_token(user, created=created)
         add_token(user, created=created, used_at=present)
-    rule = {row.digest: tokens.state_of(row) for row in WebSocketToken.objects.all()}
-    assert sorted(rule.values()) == ["expired"] * 3 + ["spent"] * 6 + ["unspent"] * 3
+    rule = {row.digest: redeeming.state_of(row) for row in WebSocketToken.objects.all()}
+    assert sorted(rule.values()) == ["expired"] * 3 + ["redeemed"] * 6 + ["unused"] * 3
 
-    for state in ("unspent", "spent", "expired"):
+    for state in ("unused", "redeemed", "expired"):
         expected = {digest for digest in rule if rule[digest] == state}
         assert listed(root, state=state) == expected
     assert listed(root) == set(rule)
@@ -232,7 +233,7 @@ def test_list_of_fifty_takes_as_many_queries_as_that_of_one(root, django_user_mo
 
 
 def test_list_is_read_where_tokens_are_written(settings):
-    """A replica that lags would call a spent token unspent."""
+    """A replica that lags would call a spent token unused."""
 
     class Router:
         def db_for_read(self, model, **hints):
@@ -249,7 +250,7 @@ def test_list_is_read_where_tokens_are_written(settings):
 def test_revoked_token_opens_nothing(root, user, session, run):
     """The one beside it does."""
     revoked, kept = get_websocket_token(user), get_websocket_token(user)
-    row = WebSocketToken.objects.get(digest=tokens.digest_of(revoked))
+    row = WebSocketToken.objects.get(digest=digests.digest_of(revoked))
 
     told = act(root, "revoke_tokens", [row])
 
@@ -262,29 +263,29 @@ def test_revoked_token_opens_nothing(root, user, session, run):
 
 
 def test_what_is_spent_or_expired_is_left_and_told(root, user):
-    unspent, spent, expired = rows = [
+    unused, spent, expired = rows = [
         add_token(user),
-        add_token(user, used_at=tokens.now()),
+        add_token(user, used_at=clock.now()),
         add_token(user, created=MINUTE),
     ]
 
     assert act(root, "revoke_tokens", rows) == ["Revoked 1 token. 2 had been spent or had expired."]
     assert set(WebSocketToken.objects.all()) == {spent, expired}
-    assert [entry.object_id for entry in LogEntry.objects.all()] == [unspent.digest]
+    assert [entry.object_id for entry in LogEntry.objects.all()] == [unused.digest]
     assert act(root, "revoke_tokens", [spent]) == [
         "Revoked 0 tokens. 1 had been spent or had expired."
     ]
 
 
 def test_token_that_a_socket_spends_meanwhile_is_not_called_revoked(root, user, monkeypatch):
-    token, state_of = add_token(user), tokens.state_of
+    token, state_of = add_token(user), redeeming.state_of
 
     def spend_then(row):
         state = state_of(row)
-        WebSocketToken.objects.update(used_at=tokens.now())
+        WebSocketToken.objects.update(used_at=clock.now())
         return state
 
-    monkeypatch.setattr(tokens, "state_of", spend_then)
+    monkeypatch.setattr(redeeming, "state_of", spend_then)
 
     told = act(root, "revoke_tokens", [token])
 
@@ -366,8 +367,8 @@ def test_user_of_several_tokens_is_disconnected_once(root, user, other, told):
 
 
 def test_shared_layer_makes_it_now_everywhere(root, user, monkeypatch):
-    monkeypatch.setattr(words, "shared_layer", lambda: object())
-    monkeypatch.setattr(words, "say", lambda group, word: None)
+    monkeypatch.setattr(broadcast, "shared_layer", lambda: object())
+    monkeypatch.setattr(broadcast, "send", lambda group, event: None)
 
     assert act(root, "disconnect_users", [user], USERS) == [
         "All live WebSockets of 1 user end now."
@@ -425,7 +426,7 @@ def test_who_may_not_be_changed_is_passed_over(root, user, other, told, monkeypa
         return obj is None or obj.username != "ben"
 
     monkeypatch.setattr(UserAdmin, "has_change_permission", may_change)
-    rows = [add_token(each, used_at=tokens.now()) for each in (user, other)]
+    rows = [add_token(each, used_at=clock.now()) for each in (user, other)]
 
     on_users = act(root, "disconnect_users", [user, other], USERS)
     on_tokens = act(root, "disconnect_users_of_tokens", rows)

@@ -106,7 +106,7 @@ def test_imports_point_down_and_form_no_circle(sources):
     found = arrows(sources)
 
     assert ("middleware", "gate") in found
-    assert ("stores", "models") in found
+    assert ("tokens", "models") in found
     assert wrong(found) == set()
 
 

@@ -10,10 +10,12 @@ from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from channels_websocket_utils import revocations, tokens, words
+from channels_websocket_utils.gate import revocations
+from channels_websocket_utils.live import broadcast
 from channels_websocket_utils.management.commands import clear_websocket_tokens
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.testing import WebSocketCommunicator
+from channels_websocket_utils.tokens import clock
 from channels_websocket_utils.utils import get_websocket_token
 
 from ..support.consumers import AsyncManager
@@ -37,7 +39,7 @@ def clear(**options):
 
 
 def add_expired(user, count):
-    present = tokens.now()
+    present = clock.now()
     WebSocketToken.objects.bulk_create(
         WebSocketToken(
             digest=uuid.uuid4().hex,
@@ -51,7 +53,7 @@ def add_expired(user, count):
 
 def add_revocation(user, age):
     """Keep a revocation that is ``age`` seconds older than the youngest that is of no use."""
-    created_at = revocations.kept_since(tokens.now()) - timedelta(seconds=age)
+    created_at = revocations.kept_since(clock.now()) - timedelta(seconds=age)
     return WebSocketRevocation.objects.create(user=user, created_at=created_at)
 
 
@@ -62,18 +64,18 @@ def test_old_rows_are_deleted_and_no_others(user):
     add_expired(user, 3)
 
     assert clear() == "Deleted expired tokens: 3, old revocations: 1.\n"
-    assert WebSocketToken.objects.get().expires_at > tokens.now()
+    assert WebSocketToken.objects.get().expires_at > clock.now()
     assert WebSocketRevocation.objects.get() == young
     assert clear() == "Deleted expired tokens: 0, old revocations: 0.\n"
 
 
 def test_spent_token_is_deleted_when_it_has_expired(user):
     get_websocket_token(user)
-    WebSocketToken.objects.update(used_at=tokens.now())
+    WebSocketToken.objects.update(used_at=clock.now())
 
     clear()
     assert WebSocketToken.objects.exists()
-    WebSocketToken.objects.update(expires_at=tokens.now())
+    WebSocketToken.objects.update(expires_at=clock.now())
     clear()
     assert not WebSocketToken.objects.exists()
 
@@ -208,8 +210,8 @@ def test_unspent_tokens_are_killed_too(user):
 @pytest.mark.parametrize(("layer", "when"), [(object(), "now"), (None, "within 30 s")])
 def test_end_comes_at_once_over_a_shared_layer(user, monkeypatch, layer, when):
     said = []
-    monkeypatch.setattr(words, "shared_layer", lambda: layer)
-    monkeypatch.setattr(words, "say", lambda group, word: said.append(word["user"]))
+    monkeypatch.setattr(broadcast, "shared_layer", lambda: layer)
+    monkeypatch.setattr(broadcast, "send", lambda group, event: said.append(event["user"]))
 
     told = call("disconnect_websocket_user", "ada")
 

@@ -17,11 +17,16 @@ from django.db import OperationalError
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
-from channels_websocket_utils import connections, gate, receivers, revocations, sockets, tokens
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
+from channels_websocket_utils.gate import decision, freshness, revocations
+from channels_websocket_utils.gate.revocations import revoke
+from channels_websocket_utils.gate.verdict import Principal, anonymous
+from channels_websocket_utils.live import connection as connection_module
+from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live import receivers
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
-from channels_websocket_utils.revocations import revoke
+from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
 from channels_websocket_utils.utils import (
     adisconnect_session,
     adisconnect_user,
@@ -112,15 +117,15 @@ async def test_password_change_ends_all_sockets_of_the_user(user, other, open_as
     one = await open_as(user, sessions[0], compose=compose)
     two = await open_as(user, sessions[1], compose=compose)
     of_other = await open_as(other, sessions[2], compose=compose)
-    unspent = await aget_websocket_token(user)
+    unused = await aget_websocket_token(user)
 
     user.set_password("changed")
     await user.asave()
 
     assert [await ended(one), await ended(two)] == [4410, 4410]
     assert await is_alive(of_other)
-    row = await WebSocketToken.objects.aget(digest=tokens.digest_of(unspent))
-    assert not tokens.has_auth_digest(user, row.auth_digest)
+    row = await WebSocketToken.objects.aget(digest=digests.digest_of(unused))
+    assert not digests.has_auth_digest(user, row.auth_digest)
 
 
 @pytest.mark.parametrize("way", ["deactivate", "delete"])
@@ -153,7 +158,7 @@ async def test_saving_a_user_ends_nothing_that_is_still_good(user, session, open
 async def test_user_is_disconnected(user, other, session, open_as, consumer, way):
     socket = await open_as(user, session, consumer)
     of_other = await open_as(other, await sync_to_async(sign_in)(other), consumer)
-    unspent = await aget_websocket_token(user)
+    unused = await aget_websocket_token(user)
 
     if way == "async":
         await adisconnect_user(user)
@@ -166,14 +171,14 @@ async def test_user_is_disconnected(user, other, session, open_as, consumer, way
 
     assert await ended(socket) == 4410
     assert await is_alive(of_other)
-    assert not await WebSocketToken.objects.filter(digest=tokens.digest_of(unspent)).aexists()
+    assert not await WebSocketToken.objects.filter(digest=digests.digest_of(unused)).aexists()
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 async def test_session_is_disconnected_and_may_come_back(user, session, open_as, way):
     socket = await open_as(user, session)
     elsewhere = await open_as(user, await sync_to_async(sign_in)(user))
-    unspent = await aget_websocket_token(user, session=session)
+    unused = await aget_websocket_token(user, session=session)
 
     if way == "async":
         await adisconnect_session(session)
@@ -182,7 +187,7 @@ async def test_session_is_disconnected_and_may_come_back(user, session, open_as,
 
     assert await ended(socket) == 4410
     assert await is_alive(elsewhere)
-    assert not await WebSocketToken.objects.filter(digest=tokens.digest_of(unspent)).aexists()
+    assert not await WebSocketToken.objects.filter(digest=digests.digest_of(unused)).aexists()
     assert await is_alive(await open_as(user, session))
 
 
@@ -294,7 +299,7 @@ async def test_timer_reads_the_rows_of_other_processes(user, other, session, ope
     if owner == "user":
         await sync_to_async(revoke)(user_id=user.pk)
     else:
-        digest = tokens.digest_of(session)
+        digest = digests.digest_of(session)
         await sync_to_async(revoke)(session_digest=digest, is_final=owner == "logout")
 
     assert await ended(mine) == 4410
@@ -309,12 +314,12 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
     await WebSocketRevocation.objects.all().adelete()
     other = await get_user_model().objects.acreate(username="cyd")
     known = await WebSocketRevocation.objects.acreate(
-        id=late.id + 10, user=other, created_at=tokens.now()
+        id=late.id + 10, user=other, created_at=clock.now()
     )
-    await until(lambda: any(known.id in hub._known for hub in connections._hubs.values()))
+    await until(lambda: any(known.id in hub._known for hub in hub_module._hubs.values()))
 
     await WebSocketRevocation.objects.acreate(
-        id=late.id, user=user, created_at=tokens.now() - timezone.timedelta(seconds=4)
+        id=late.id, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
     )
 
     assert await ended(mine) == 4410
@@ -322,7 +327,7 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
 
 @pytest.mark.usefixtures("fast")
 async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_as, monkeypatch):
-    monkeypatch.setattr(connections, "LINGER", 10)
+    monkeypatch.setattr(hub_module, "LINGER", 10)
     socket = await open_as(user, session)
     await sync_to_async(revoke)(user_id=user.pk)
     assert await ended(socket) == 4410
@@ -338,7 +343,7 @@ async def test_who_comes_back_stays_also_when_nobody_else_is_there(
     user, session, open_as, monkeypatch
 ):
     """The hub outlives its last socket, and with it what it knows of rows that it has obeyed."""
-    monkeypatch.setattr(connections, "LINGER", 10)
+    monkeypatch.setattr(hub_module, "LINGER", 10)
     socket = await open_as(user, session)
     await adisconnect_user(user)
     assert await ended(socket) == 4410
@@ -353,7 +358,7 @@ async def test_who_comes_back_stays_also_when_nobody_else_is_there(
 async def some_rechecks(count=3):
     """Wait until the timer has asked the database a few times."""
     asked = asyncio.Queue()
-    original = connections._present_state
+    original = hub_module._present_state
 
     def counted(principals):
         found = original(principals)
@@ -361,12 +366,12 @@ async def some_rechecks(count=3):
         return found
 
     loop = asyncio.get_running_loop()
-    connections._present_state = counted
+    hub_module._present_state = counted
     try:
         for _ in range(count):
             await asyncio.wait_for(asked.get(), LIMIT)
     finally:
-        connections._present_state = original
+        hub_module._present_state = original
 
 
 async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
@@ -387,14 +392,14 @@ async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
 def broken(monkeypatch):
     """A switch: while it is set, re-checks find no database."""
     away = threading.Event()
-    original = gate.outdated
+    original = freshness.find_outdated
 
-    def outdated(principals):
+    def find_outdated(principals):
         if away.is_set():
             raise OperationalError("the database is away")
         return original(principals)
 
-    monkeypatch.setattr(gate, "outdated", outdated)
+    monkeypatch.setattr(freshness, "find_outdated", find_outdated)
     return away
 
 
@@ -426,7 +431,7 @@ async def test_sockets_end_when_the_database_stays_away(user, session, open_as, 
 async def test_sockets_end_when_the_database_hangs(user, session, open_as, settings, monkeypatch):
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
     answers = threading.Event()
-    monkeypatch.setattr(gate, "outdated", lambda principals: answers.wait(LIMIT) and [])
+    monkeypatch.setattr(freshness, "find_outdated", lambda principals: answers.wait(LIMIT) and [])
     socket = await open_as(user, session)
 
     try:
@@ -446,7 +451,7 @@ def pause(monkeypatch):
         reached = threading.Event()
         go = threading.Event()
 
-    original = gate.decide
+    original = decision.decide
 
     def decide(*args, **kwargs):
         verdict = original(*args, **kwargs)
@@ -458,7 +463,7 @@ def pause(monkeypatch):
     Pause.armed = True
     Pause.reached.clear()
     Pause.go.clear()
-    monkeypatch.setattr(gate, "decide", decide)
+    monkeypatch.setattr(decision, "decide", decide)
     yield Pause
     Pause.go.set()
 
@@ -494,15 +499,15 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
     """``user_logged_out`` comes before the flush: cookie and token are still good just then."""
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": f"channels_websocket_utils.stores.{store}"}
     stays = await open_as(user, await sync_to_async(sign_in)(user))
-    digest = tokens.digest_of(session)
-    unspent = await aget_websocket_token(user, session=session)
+    digest = digests.digest_of(session)
+    unused = await aget_websocket_token(user, session=session)
     unbound = await aget_websocket_token(user)
     # The logout, stopped before its flush.
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
-    await sync_to_async(connections.tell)("revocation", **revocation.as_word())
+    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
     bound = await aget_websocket_token(user, session=session)
 
-    for token in (unspent, unbound, bound):
+    for token in (unused, unbound, bound):
         socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
         assert await socket.outcome() == 4401
     # By the token alone, which knows of its session.
@@ -517,11 +522,11 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
 
 def test_logout_counts_where_somebody_above_has_signed_nobody_in(user, session):
     """The token alone signs its user in, and their cookie's session is the one that is watched."""
-    revoke(session_digest=tokens.session_digest(session), is_final=True)
-    digest = tokens.digest_of(tokens.issue(user))
+    revoke(session_digest=digests.session_digest(session), is_final=True)
+    digest = digests.digest_of(issuing.issue(user))
 
-    verdict = gate.decide(
-        digest, session=SessionStore(session), user=gate.anonymous(), token_only=True
+    verdict = decision.decide(
+        digest, session=SessionStore(session), user=anonymous(), token_only=True
     )
 
     assert verdict.token.reason == "wrong_session"
@@ -532,8 +537,8 @@ async def test_disconnect_ends_who_was_let_in_before_the_clock_was_set_back(
 ):
     """By the clock they came after they were disconnected."""
     socket = await open_as(user, session)
-    real, shift = tokens.now, timezone.timedelta(hours=1)
-    monkeypatch.setattr(tokens, "now", lambda: real() - shift)
+    real, shift = clock.now, timezone.timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: real() - shift)
     await adisconnect_user(user)
 
     assert await ended(socket) == 4410
@@ -544,18 +549,18 @@ async def test_known_logout_ends_a_socket_that_the_gate_let_in(
 ):
     """The row came between the gate's look and now, and the hub knows it: it is not skipped."""
     await open_as(user, await sync_to_async(sign_in)(user))
-    digest = tokens.digest_of(session)
+    digest = digests.digest_of(session)
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
-    await sync_to_async(connections.tell)("revocation", **revocation.as_word())
-    await until(lambda: any(hub._known for hub in connections._hubs.values()))
-    find = tokens.find
+    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
+    await until(lambda: any(hub._known for hub in hub_module._hubs.values()))
+    find = redeeming.find
 
     def find_before(*args, **options):
         row = find(*args, **options)
         row.is_session_over = False
         return row
 
-    monkeypatch.setattr(tokens, "find", find_before)
+    monkeypatch.setattr(redeeming, "find", find_before)
 
     token = await aget_websocket_token(user)
     socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
@@ -707,7 +712,7 @@ async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, 
 async def test_handler_that_sends_for_ever_is_stopped(
     user, open_as, session, monkeypatch, end, pause
 ):
-    monkeypatch.setattr(sockets, "CLOSE_LIMIT", 0.05)
+    monkeypatch.setattr(connection_module, "CLOSE_LIMIT", 0.05)
     told = asyncio.Event()
 
     class Ticker(AsyncManager):
@@ -786,7 +791,7 @@ async def test_everything_is_released(user, session, open_as, open_socket, endin
         with pytest.raises(asyncio.CancelledError):
             await socket.future
 
-    await until(lambda: not live_connections() and not connections._hubs)
+    await until(lambda: not live_connections() and not hub_module._hubs)
 
 
 # Pushes
@@ -834,7 +839,7 @@ def test_push_that_could_not_arrive_is_an_error(user, arguments, error):
 async def test_client_that_does_not_take_its_pushes_is_told_to_come_back(
     user, session, open_socket, monkeypatch
 ):
-    monkeypatch.setattr(connections, "MAX_WAITING_PUSHES", 5)
+    monkeypatch.setattr(connection_module, "MAX_WAITING_PUSHES", 5)
     application, full = stack(AsyncManager), asyncio.Event()
 
     async def slow(scope, receive, send):
@@ -883,7 +888,7 @@ async def test_own_password_change_lets_both_tabs_come_back(user, session, open_
 def test_word_of_a_new_password_leaves_after_the_request(user, session, monkeypatch, kind):
     """Once, and not before the session has the new hash: another tab could ask in between."""
     told, by_then = [], []
-    monkeypatch.setattr(receivers, "tell", lambda kind, **details: told.append((kind, details)))
+    monkeypatch.setattr(receivers, "publish", lambda kind, **details: told.append((kind, details)))
     original = urls.update_session_auth_hash
 
     def update_session_auth_hash(request, user):
@@ -902,7 +907,7 @@ def test_word_of_a_new_password_leaves_after_the_request(user, session, monkeypa
 
 def test_word_of_a_change_outside_a_request_leaves_at_once(user, monkeypatch):
     told = []
-    monkeypatch.setattr(receivers, "tell", lambda kind, **details: told.append(kind))
+    monkeypatch.setattr(receivers, "publish", lambda kind, **details: told.append(kind))
 
     user.set_password("changed")
     user.save()
@@ -988,8 +993,8 @@ class OwnBackend(ModelBackend):
 
 
 def principal_of(user, session="", backend=MODEL_BACKEND):
-    digest = tokens.digest_of(session) if session else ""
-    return gate.Principal(user.pk, backend, tokens.auth_digest(user), session, digest, tokens.now())
+    digest = digests.digest_of(session) if session else ""
+    return Principal(user.pk, backend, digests.auth_digest(user), session, digest, clock.now())
 
 
 def test_recheck_asks_once_for_all_users_and_once_for_all_sessions(
@@ -999,7 +1004,7 @@ def test_recheck_asks_once_for_all_users_and_once_for_all_sessions(
     principals = [principal_of(user, sign_in(user)) for user in users for _ in range(3)]
 
     with django_assert_num_queries(2):
-        assert gate.outdated(principals) == []
+        assert freshness.find_outdated(principals) == []
     with django_assert_num_queries(1):
         assert revocations.recent() == []
 
@@ -1008,15 +1013,15 @@ def test_recheck_asks_a_backend_of_the_site_for_each_user(user, other, settings)
     backend = f"{__name__}.OwnBackend"
     settings.AUTHENTICATION_BACKENDS = [backend]
     principals = [principal_of(each, backend=backend) for each in (user, other)]
-    assert gate.outdated(principals) == []
+    assert freshness.find_outdated(principals) == []
 
     type(user).objects.filter(pk=user.pk).update(first_name="gone")
 
-    assert gate.outdated(principals) == principals[:1]
+    assert freshness.find_outdated(principals) == principals[:1]
 
 
 def test_recheck_trusts_no_backend_that_was_taken_away(user, settings):
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
     principals = [principal_of(user)]
 
-    assert gate.outdated(principals) == principals
+    assert freshness.find_outdated(principals) == principals

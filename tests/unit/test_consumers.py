@@ -14,7 +14,7 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
-from channels_websocket_utils.gate import identity_of
+from channels_websocket_utils.gate.identity import identity_of
 from channels_websocket_utils.utils import aget_websocket_token
 
 from ..support.consumers import MANAGED, AsyncManager, Manager, PlainJson

@@ -12,12 +12,12 @@ from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 
-from channels_websocket_utils.calls import Call
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.messaging.calls import Call
 from channels_websocket_utils.models import WebSocketToken
 
 from ..support.consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson
@@ -279,12 +279,12 @@ async def test_fresh_user_replaces_the_scopes_for_good(opened, user, permission)
 async def test_database_that_is_away_answers_unavailable(opened, monkeypatch, caplog):
     from django.db import OperationalError
 
-    from channels_websocket_utils import gate
+    from channels_websocket_utils.gate import freshness
 
     def away(scope):
         raise OperationalError("the database is away")
 
-    monkeypatch.setattr(gate, "fresh_user", away)
+    monkeypatch.setattr(freshness, "fresh_user", away)
     for consumer in (PlainJson, *MANAGED):
         reply = await (await opened(consumer)).call("guarded")
 

@@ -5,8 +5,8 @@ import uuid
 
 import pytest
 
-from channels_websocket_utils import messages
-from channels_websocket_utils.messages import MessageError
+from channels_websocket_utils import protocol, strict_json
+from channels_websocket_utils.protocol import MessageError
 
 BAD_JSON = {
     "broken": "{",
@@ -30,7 +30,7 @@ BAD_REPLY_KEYS = [1, None, True, [], {}, "", "x" * 65, "__proto__", "a b", "a\n"
 @pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON)
 def test_bad_json_is_a_bad_message(text):
     with pytest.raises(MessageError) as caught:
-        messages.decode(text)
+        strict_json.decode(text)
 
     assert caught.value.code == "bad_message"
 
@@ -38,7 +38,7 @@ def test_bad_json_is_a_bad_message(text):
 def test_good_json_comes_back_as_it_is():
     text = '{"type": "x", "v": [1, 2.5, "\\ud83d\\ude00", {"a": null}], "deep": %s%s}'
 
-    content = messages.decode(text % ("[" * 90, "]" * 90))
+    content = strict_json.decode(text % ("[" * 90, "]" * 90))
 
     assert content["v"] == [1, 2.5, "😀", {"a": None}]
 
@@ -46,24 +46,24 @@ def test_good_json_comes_back_as_it_is():
 @pytest.mark.parametrize("text", BAD_FORM)
 def test_what_is_no_call_is_a_bad_message(text):
     with pytest.raises(MessageError) as caught:
-        messages.read_call(messages.decode(text))
+        protocol.read_call(strict_json.decode(text))
 
     assert caught.value.code == "bad_message"
 
 
 def test_error_about_a_call_without_type_goes_to_its_reply_key():
     with pytest.raises(MessageError) as caught:
-        messages.read_call({"reply_key": "k"})
+        protocol.read_call({"reply_key": "k"})
 
-    assert messages.build_error(caught.value)["key"] == "k"
+    assert protocol.build_error(caught.value)["key"] == "k"
 
 
 @pytest.mark.parametrize("reply_key", BAD_REPLY_KEYS, ids=repr)
 def test_bad_reply_key_is_refused_without_an_echo(reply_key):
     with pytest.raises(MessageError) as caught:
-        messages.read_call({"type": "x", "reply_key": reply_key})
+        protocol.read_call({"type": "x", "reply_key": reply_key})
 
-    frame = messages.build_error(caught.value)
+    frame = protocol.build_error(caught.value)
     assert frame["key"] == "websocket.error"
     assert frame["type"] == "x"
     assert frame["error"]["code"] == "bad_message"
@@ -72,7 +72,7 @@ def test_bad_reply_key_is_refused_without_an_echo(reply_key):
 
 @pytest.mark.parametrize("reply_key", ["a", "x" * 64, "A-z_0.9:1", "constructor"])
 def test_good_reply_key_is_read(reply_key):
-    assert messages.read_call({"type": "x", "reply_key": reply_key}) == reply_key
+    assert protocol.read_call({"type": "x", "reply_key": reply_key}) == reply_key
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_good_reply_key_is_read(reply_key):
 )
 def test_frame_is_refused_before_it_is_parsed(text, code):
     with pytest.raises(MessageError) as caught:
-        messages.check_frame(text, max_size=10)
+        protocol.check_text(text, max_size=10)
 
     assert caught.value.code == code
 
 
 def test_frame_of_exactly_the_limit_passes():
-    assert messages.check_frame("é" * 5, max_size=10) is None
+    assert protocol.check_text("é" * 5, max_size=10) is None
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_frame_of_exactly_the_limit_passes():
     ids=repr,
 )
 def test_result_cannot_choose_where_it_goes(result, frame):
-    assert messages.build_reply("k", result) == frame
+    assert protocol.build_reply("k", result) == frame
 
 
 def test_push_carries_its_payload():
-    assert messages.build_push("note", {"text": "x"}) == {"key": "note", "text": "x"}
+    assert protocol.build_push("note", {"text": "x"}) == {"key": "note", "text": "x"}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_push_carries_its_payload():
 )
 def test_push_that_could_not_arrive_as_one_is_refused(key, payload, error):
     with pytest.raises(error, match=r"push\(\)"):
-        messages.build_push(key, payload)
+        protocol.build_push(key, payload)
 
 
 def test_encode_writes_what_django_writes():
@@ -145,7 +145,7 @@ def test_encode_writes_what_django_writes():
         "id": uuid.UUID(int=1),
     }
 
-    assert json.loads(messages.encode(value)) == {
+    assert json.loads(strict_json.encode(value)) == {
         "at": "2026-01-02T00:00:00Z",
         "price": "1.50",
         "id": "00000000-0000-0000-0000-000000000001",
@@ -154,4 +154,4 @@ def test_encode_writes_what_django_writes():
 
 def test_encode_refuses_what_a_browser_cannot_read():
     with pytest.raises(ValueError):
-        messages.encode({"v": float("nan")})
+        strict_json.encode({"v": float("nan")})

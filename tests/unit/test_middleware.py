@@ -17,12 +17,13 @@ from django.test.utils import CaptureQueriesContext, modify_settings
 from django.urls import path, re_path, register_converter
 from django.urls.converters import REGISTERED_CONVERTERS, StringConverter, get_converters
 
-from channels_websocket_utils import gate, tokens
+from channels_websocket_utils.gate.sign_in import _can_join
 from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddleware,
     WebSocketTokenAuthMiddlewareStack,
 )
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, redeeming
 from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from ..support.consumers import (
@@ -91,10 +92,10 @@ def test_another_users_token_is_refused_and_not_spent(
 
     stolen = run(application, f"/ws/{token}", session=sign_in(other))
     by_nobody = run(application, f"/ws/{token}")
-    unspent = used() == 0
+    unused = used() == 0
     rightful = run(application, f"/ws/{token}", session=session)
 
-    assert (stolen, by_nobody, unspent, rightful) == (4401, 4401, True, OPEN)
+    assert (stolen, by_nobody, unused, rightful) == (4401, 4401, True, OPEN)
 
 
 @COMPOSITIONS
@@ -126,8 +127,8 @@ def test_unknown_token_is_refused_without_a_write(session, compose, run):
 @COMPOSITIONS
 def test_expired_token_is_refused(user, session, compose, settings, monkeypatch, run):
     token = get_websocket_token(user)
-    later = tokens.now() + timedelta(seconds=60)
-    monkeypatch.setattr(tokens, "now", lambda: later)
+    later = clock.now() + timedelta(seconds=60)
+    monkeypatch.setattr(clock, "now", lambda: later)
 
     assert run(compose(AsyncManager), f"/ws/{token}", session=session) == 4401
 
@@ -193,14 +194,14 @@ def test_session_of_a_backend_that_was_removed_is_nobodys(user, session, compose
 
 def test_socket_that_lost_the_race_is_refused(session, token, monkeypatch, run):
     """Another socket spends the token between this one's SELECT and its UPDATE."""
-    find = tokens.find
+    find = redeeming.find
 
     def find_and_lose(digest, **kwargs):
         row = find(digest, **kwargs)
-        assert tokens.spend(row)
+        assert redeeming.redeem(row)
         return row
 
-    monkeypatch.setattr(tokens, "find", find_and_lose)
+    monkeypatch.setattr(redeeming, "find", find_and_lose)
 
     assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
 
@@ -223,7 +224,7 @@ async def test_accepted_token_is_annotated_and_hidden(user, session, token, open
     scope = Spy.seen
     annotation = scope["websocket_token"]
     assert (annotation.is_valid, annotation.user, annotation.reason) == (True, user, None)
-    assert annotation.expires_at > tokens.now()
+    assert annotation.expires_at > clock.now()
     assert scope["user"] == user
     assert scope["session"].session_key == session
     assert scope["cookies"] == {"sessionid": session}
@@ -271,17 +272,17 @@ async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(consum
     handled = []
 
     class Watched(consumer):
-        def hear(self, content):
+        def handle_event(self, content):
             handled.append(content)
 
         if consumer in (PlainJson, Manager):
 
             def receive_json(self, content, **kwargs):
-                self.hear(content)
+                self.handle_event(content)
         else:
 
             async def receive_json(self, content, **kwargs):
-                self.hear(content)
+                self.handle_event(content)
 
     socket = open_socket(stack(Watched), f"/ws/{UNKNOWN_TOKEN}")
     await socket.send_input({"type": "websocket.connect"})
@@ -302,14 +303,14 @@ async def test_nothing_is_handled_or_said_after_a_consumers_own_close(
     ended = []
 
     class Closes(consumer):
-        def hear(self, content):
+        def handle_event(self, content):
             handled.append(content["type"])
             return content["type"] == "bye"
 
         if consumer._sync:
 
             def receive_json(self, content, **kwargs):
-                if self.hear(content):
+                if self.handle_event(content):
                     self.close(4403)
                     self.send_json({"key": "too late"})
 
@@ -318,7 +319,7 @@ async def test_nothing_is_handled_or_said_after_a_consumers_own_close(
         else:
 
             async def receive_json(self, content, **kwargs):
-                if self.hear(content):
+                if self.handle_event(content):
                     await self.close(4403)
                     await self.send_json({"key": "too late"})
 
@@ -499,7 +500,7 @@ async def test_database_error_ends_in_try_later_and_nothing_is_accepted(
     def fail(*args, **kwargs):
         raise OperationalError("database is locked")
 
-    monkeypatch.setattr(tokens, "spend", fail)
+    monkeypatch.setattr(redeeming, "redeem", fail)
     socket = open_socket(stack(Spy, required=required), f"/ws/{token}", session=session)
 
     assert await socket.outcome() == 4490
@@ -533,8 +534,8 @@ def test_refusals_take_no_write_lock(user, other, session, run):
     spent, expired, stolen = [get_websocket_token(who) for who in (user, user, other)]
     application = stack(AsyncManager)
     assert run(application, f"/ws/{spent}", session=session) == OPEN
-    rows = WebSocketToken.objects.filter(digest=tokens.digest_of(expired))
-    rows.update(expires_at=tokens.now())
+    rows = WebSocketToken.objects.filter(digest=digests.digest_of(expired))
+    rows.update(expires_at=clock.now())
 
     with write_lock():
         for token in (UNKNOWN_TOKEN, spent, expired, stolen):
@@ -632,7 +633,7 @@ def test_soft_deleted_user_is_refused_where_the_default_manager_hides_them(
     manager.model = get_user_model()
     monkeypatch.setitem(vars(get_user_model()._meta), "default_manager", manager)
 
-    assert not gate._can_join()
+    assert not _can_join()
     assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
 
 

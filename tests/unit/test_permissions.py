@@ -5,13 +5,15 @@ from channels.layers import get_channel_layer
 from django.contrib.auth.models import AnonymousUser, Group, Permission
 from django.db import OperationalError
 
-from channels_websocket_utils import connections, decorators, gate
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.gate import freshness
+from channels_websocket_utils.live import hub
+from channels_websocket_utils.messaging import permissions
 
 from ..support.consumers import MANAGED, PERM, AsyncPlainJson, PlainJson
 from ..support.helpers import FAST
@@ -28,13 +30,13 @@ def kept(settings):
 def questions(monkeypatch):
     """A list that grows with each question to the database."""
     asked = []
-    original = decorators._why_denied
+    original = permissions._why_denied
 
     def why_denied(consumer, perms):
         asked.append(perms)
         return original(consumer, perms)
 
-    monkeypatch.setattr(decorators, "_why_denied", why_denied)
+    monkeypatch.setattr(permissions, "_why_denied", why_denied)
     return asked
 
 
@@ -76,7 +78,7 @@ async def test_nothing_is_kept_by_default(opened, user, permission, consumer, qu
 async def test_kept_answer_grows_old(opened, user, permission, settings, monkeypatch):
     settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": 10}
     clock = type("Clock", (), {"present": 100.0, "monotonic": lambda self: self.present})()
-    monkeypatch.setattr(decorators, "time", clock)
+    monkeypatch.setattr(permissions, "time", clock)
     await user.user_permissions.aadd(permission)
     socket = await opened(MANAGED[1])
     assert await allowed(socket)
@@ -152,16 +154,16 @@ async def test_answer_that_was_asked_for_before_the_change_is_not_kept(
     await user.user_permissions.aadd(permission)
     socket = await opened(MANAGED[1])
     (connection,) = live_connections()
-    original = decorators._why_denied
+    original = permissions._why_denied
 
     def slow(consumer, perms):
         answer = original(consumer, perms)
-        connection.grants = {}
+        connection.permission_cache = {}
         return answer
 
-    monkeypatch.setattr(decorators, "_why_denied", slow)
+    monkeypatch.setattr(permissions, "_why_denied", slow)
     assert await allowed(socket)
-    monkeypatch.setattr(decorators, "_why_denied", original)
+    monkeypatch.setattr(permissions, "_why_denied", original)
     await type(user).user_permissions.through.objects.all().adelete()
 
     assert not await allowed(socket)
@@ -237,8 +239,8 @@ async def test_word_of_another_process_drops_kept_answers(opened, user, permissi
     assert await allowed(socket)
     await type(user).user_permissions.through.objects.all().adelete()
 
-    for hub in connections._hubs.values():
-        hub.hear({"kind": "permissions", "users": [str(user.pk)]})
+    for each in hub._hubs.values():
+        each.handle_event({"kind": "permissions", "users": [str(user.pk)]})
 
     assert not await allowed(socket)
 
@@ -258,8 +260,8 @@ async def test_guarded_call_is_unavailable_while_the_database_is_away(
         raise OperationalError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "outdated", away)
-        patch.setattr(gate, "fresh_user", away)
+        patch.setattr(freshness, "find_outdated", away)
+        patch.setattr(freshness, "fresh_user", away)
         while not connection.is_database_away:
             await socket.call("echo", value=1)
         reply = await socket.call("guarded")

@@ -8,7 +8,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import path, re_path, register_converter
 from django.urls.converters import StringConverter
 
-from channels_websocket_utils import routes
+from channels_websocket_utils.gate import routing
+from channels_websocket_utils.gate.handshake import plain_subprotocols, read_handshake
+from channels_websocket_utils.tokens import shape
 
 from ..support.consumers import AsyncManager
 from ..support.helpers import LIMIT
@@ -79,7 +81,7 @@ async def test_walk_finds_what_urlrouter_gives_the_consumer(name):
     router = URLRouter(make())
     scope = scope_of(path_)
 
-    _, captured = routes.match(router, scope, "token")
+    _, captured = routing.match(router, scope, "token")
 
     real = ApplicationCommunicator(router, scope)
     found = await real.receive_output(LIMIT)
@@ -91,13 +93,13 @@ def test_masked_path_takes_the_same_route(name):
     make, path_ = ROUTERS[name]
     router = URLRouter(make())
     scope = scope_of(path_)
-    found, captured = routes.match(router, scope, "token")
+    found, captured = routing.match(router, scope, "token")
 
-    handshake = routes.read_handshake(scope, captured)
+    handshake = read_handshake(scope, captured)
 
     assert handshake.reason is None
     assert handshake.token == TOKEN
-    assert routes.match(router, handshake.scope, "token") == (found, (DUMMY,))
+    assert routing.match(router, handshake.scope, "token") == (found, (DUMMY,))
     assert TOKEN not in repr(handshake)
 
 
@@ -105,10 +107,10 @@ def test_default_argument_goes_before_what_the_path_says_as_in_urlrouter():
     router = URLRouter([path("ws/<str:token>", CONSUMER, {"token": "of the route"})])
     scope = scope_of(f"/ws/{TOKEN}")
 
-    _, captured = routes.match(router, scope, "token")
+    _, captured = routing.match(router, scope, "token")
 
     assert captured == ("of the route",)
-    assert routes.read_handshake(scope, captured).reason == "malformed"
+    assert read_handshake(scope, captured).reason == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -123,14 +125,14 @@ def test_default_argument_goes_before_what_the_path_says_as_in_urlrouter():
 def test_root_path_is_left_out_as_urlrouter_does(path_, root_path, captured):
     router = URLRouter([path("ws/<str:token>", CONSUMER)])
 
-    found = routes.match(router, scope_of(path_, root_path=root_path), "token")
+    found = routing.match(router, scope_of(path_, root_path=root_path), "token")
 
     assert (found and found[1]) == captured
 
 
 def test_scope_without_a_path_is_named():
     with pytest.raises(ValueError, match="'path'"):
-        routes.match(URLRouter([]), {"type": "websocket"}, "token")
+        routing.match(URLRouter([]), {"type": "websocket"}, "token")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_scope_without_a_path_is_named():
     ids=lambda token: repr(token)[:20],
 )
 def test_other_shapes_are_malformed(token):
-    handshake = routes.read_handshake(scope_of(f"/ws/{token}"), (token,))
+    handshake = read_handshake(scope_of(f"/ws/{token}"), (token,))
 
     assert (handshake.reason, handshake.token) == ("malformed", None)
 
@@ -163,7 +165,7 @@ def test_other_shapes_are_malformed(token):
 def test_percent_escapes_are_malformed(raw):
     scope = scope_of(f"/ws/{TOKEN}", raw_path=raw)
 
-    handshake = routes.read_handshake(scope, (TOKEN,))
+    handshake = read_handshake(scope, (TOKEN,))
 
     assert handshake.reason == "malformed"
     assert TOKEN[10:].encode() not in handshake.scope["raw_path"]
@@ -180,7 +182,7 @@ def test_percent_escapes_are_malformed(raw):
     ],
 )
 def test_two_tokens_are_refused(path_, captured, extra):
-    handshake = routes.read_handshake(scope_of(path_, **extra), captured)
+    handshake = read_handshake(scope_of(path_, **extra), captured)
 
     assert (handshake.reason, handshake.token) == ("two_tokens", None)
 
@@ -196,7 +198,7 @@ def test_token_is_gone_from_everything_that_inner_applications_see():
         url_route={"args": (TOKEN,), "kwargs": {"token": TOKEN, "n": 5}},
     )
 
-    masked = routes.read_handshake(scope, (TOKEN,)).scope
+    masked = read_handshake(scope, (TOKEN,)).scope
 
     assert secret not in repr(masked)
     assert masked["subprotocols"] == ["websocket.token"]
@@ -210,7 +212,7 @@ def test_token_is_gone_from_everything_that_inner_applications_see():
     "text", [TOKEN, TOKEN.upper(), TOKEN.upper().replace("WST", "wst"), TOKEN[:-3], f"x{TOKEN}y"]
 )
 def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
-    masked = routes.mask(text)
+    masked = shape.mask(text)
 
     assert len(masked) == len(text)
     assert text[10:30] not in masked
@@ -232,7 +234,7 @@ def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
 )
 def test_mask_looks_behind_percent_escapes(text):
     """However often they were escaped; the rest of the text stays as it is."""
-    masked = routes.mask(f"GET /a%20b/{text}/?c=%2F&d={text} 100%")
+    masked = shape.mask(f"GET /a%20b/{text}/?c=%2F&d={text} 100%")
 
     assert masked.startswith("GET /a%20b/wst_0000")
     assert masked.endswith("00 100%")
@@ -243,11 +245,11 @@ def test_mask_looks_behind_percent_escapes(text):
 @pytest.mark.parametrize("text", ["%25" * 30_000, "%" * 90_000, "%2" * 45_000 + "5" * 9])
 def test_flood_of_escapes_is_left_as_it_is(text):
     """To unescape it to the end would take as many turns as it has escapes."""
-    assert routes.mask(text) == text
+    assert shape.mask(text) == text
 
 
 def test_escaped_line_break_stays_escaped():
-    assert "\n" not in routes.mask(f"/a%0a{TOKEN}%0Ab%0a".replace("_", "%5F", 1))
+    assert "\n" not in shape.mask(f"/a%0a{TOKEN}%0Ab%0a".replace("_", "%5F", 1))
 
 
 class Unexpected(StringConverter):
@@ -265,7 +267,7 @@ def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplo
     )
     scope = scope_of(f"/ws/{TOKEN}")
 
-    assert routes.match(router, scope, "token") is None
+    assert routing.match(router, scope, "token") is None
     assert "KeyError" in caplog.text
     assert "test_routes.py" in caplog.text
     assert TOKEN not in caplog.text
@@ -285,13 +287,13 @@ def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplo
     ],
 )
 def test_bound_path_is_the_path_without_its_token(given, token, bound):
-    assert routes.bound_path(given, token) == bound
+    assert shape.bound_path(given, token) == bound
 
 
 def test_bare_consumer_class_becomes_an_application():
     router = URLRouter([path("ws/<str:token>", AsyncManager)])
 
-    routes.prepare(router, "Gate", "token")
+    routing.prepare(router, "Gate", "token")
 
     assert router.routes[0].callback.consumer_class is AsyncManager
 
@@ -300,7 +302,7 @@ def test_bare_consumer_class_becomes_one_in_nested_routers_too():
     inner = URLRouter([path("<str:token>", AsyncManager)])
     router = URLRouter([path("ws/", BaseMiddleware(inner))])
 
-    routes.prepare(AuthMiddlewareStack(router), "Gate", "token")
+    routing.prepare(AuthMiddlewareStack(router), "Gate", "token")
 
     assert inner.routes[0].callback.consumer_class is AsyncManager
 
@@ -309,7 +311,7 @@ def test_consumer_instance_is_refused_with_the_remedy():
     router = URLRouter([path("ws/<str:token>", AsyncManager())])
 
     with pytest.raises(ImproperlyConfigured, match=r"Use AsyncManager\.as_asgi\(\)"):
-        routes.prepare(router, "Gate", "token")
+        routing.prepare(router, "Gate", "token")
 
 
 def test_closure_in_between_is_refused_with_the_remedy():
@@ -319,7 +321,7 @@ def test_closure_in_between_is_refused_with_the_remedy():
         await router(scope, receive, send)
 
     with pytest.raises(ImproperlyConfigured, match="Put Gate directly around URLRouter"):
-        routes.prepare(OriginValidator(closure, ["*"]), "Gate", "token")
+        routing.prepare(OriginValidator(closure, ["*"]), "Gate", "token")
 
 
 def test_closure_below_the_router_is_refused_where_it_could_hide_the_token():
@@ -329,9 +331,9 @@ def test_closure_below_the_router_is_refused_where_it_could_hide_the_token():
     found_above = URLRouter([path("<str:token>/", closure)])
     hidden = URLRouter([path("plain/", CONSUMER), re_path(r"^in/", closure)])
 
-    assert routes.prepare(found_above, "Gate", "token") is found_above
+    assert routing.prepare(found_above, "Gate", "token") is found_above
     with pytest.raises(ImproperlyConfigured, match="cannot see the routes"):
-        routes.prepare(hidden, "Gate", "token")
+        routing.prepare(hidden, "Gate", "token")
 
 
 @pytest.mark.parametrize("route", [path("<str:tok>", CONSUMER), re_path("(?P<tok>.*)", CONSUMER)])
@@ -339,15 +341,15 @@ def test_token_kwarg_that_no_route_has_is_named(route):
     inner = URLRouter([route])
     router = URLRouter([path("ws/", inner)])
 
-    assert routes.prepare(router, "Gate", "tok") is router
+    assert routing.prepare(router, "Gate", "tok") is router
     with pytest.raises(ImproperlyConfigured, match="'key'"):
-        routes.prepare(router, "Gate", "key")
+        routing.prepare(router, "Gate", "key")
 
 
 def test_nothing_like_a_token_stays_where_none_is_looked_up():
     path_ = f"/{TOKEN}/wst_{'b' * 43}"
 
-    handshake = routes.read_handshake(scope_of(path_), (TOKEN,))
+    handshake = read_handshake(scope_of(path_), (TOKEN,))
 
     assert TOKEN not in repr(handshake)
     assert "b" * 20 not in repr(handshake)
@@ -357,7 +359,7 @@ def test_other_credentials_are_left_as_they_are():
     """In the random text of a signed cookie a part may look like a token."""
     headers = [(b"cookie", b"sessionid=" + TOKEN.encode()), (b"Authorization", TOKEN.encode())]
 
-    masked = routes.read_handshake(scope_of("/", headers=headers), ()).scope
+    masked = read_handshake(scope_of("/", headers=headers), ()).scope
 
     assert masked["headers"] == headers
 
@@ -366,4 +368,4 @@ def test_only_subprotocols_that_were_offered_as_they_are_can_be_answered():
     """Daphne hands them over unquoted: what it made of ``%ff`` was never offered."""
     offered = ["\xff", "a b", "", "websocket token", TOKEN, "chat.v2", "json"]
 
-    assert routes.plain_subprotocols(offered) == ["chat.v2", "json"]
+    assert plain_subprotocols(offered) == ["chat.v2", "json"]

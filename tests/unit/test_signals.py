@@ -22,14 +22,14 @@ def told():
     told, receivers = [], []
     for name in NAMES:
 
-        def hear(name=name, **kwargs):
+        def handle_event(name=name, **kwargs):
             told.append((name, {k: v for k, v in kwargs.items() if k not in ("signal", "sender")}))
 
-        receivers.append((getattr(signals, name), hear))
-        getattr(signals, name).connect(hear, weak=False)
+        receivers.append((getattr(signals, name), handle_event))
+        getattr(signals, name).connect(handle_event, weak=False)
     yield told
-    for signal, hear in receivers:
-        signal.disconnect(hear)
+    for signal, handle_event in receivers:
+        signal.disconnect(handle_event)
 
 
 @pytest.mark.parametrize("consumer", [Manager, AsyncManager])
@@ -40,7 +40,7 @@ async def test_life_of_a_connection_is_told(told, user, session, open_socket, co
     await socket.bye()
 
     names = [name for name, _ in told]
-    assert names == ["token_issued", "token_spent", "connection_opened", "connection_closed"]
+    assert names == ["token_issued", "token_redeemed", "connection_opened", "connection_closed"]
     assert told[0][1] == told[1][1] == {"user_id": user.pk}
     connection = told[2][1]["connection"]
     assert connection.principal.user_id == user.pk
@@ -107,15 +107,15 @@ async def test_receiver_that_raises_harms_nobody(user, session, open_socket, nam
 async def test_async_receivers_are_told_as_well(user, session, open_socket):
     opened = []
 
-    async def hear(connection, **kwargs):
+    async def handle_event(connection, **kwargs):
         opened.append(connection.id)
 
-    signals.connection_opened.connect(hear)
+    signals.connection_opened.connect(handle_event)
     try:
         token = await aget_websocket_token(user)
         socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
         assert await socket.outcome() == OPEN
     finally:
-        signals.connection_opened.disconnect(hear)
+        signals.connection_opened.disconnect(handle_event)
 
     assert len(opened) == 1

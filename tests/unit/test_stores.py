@@ -17,12 +17,14 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from channels_websocket_utils import gate, revocations, tokens
+from channels_websocket_utils.gate import decision, revocations
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.signals import token_refused
-from channels_websocket_utils.stores import StoreUnavailable, database
+from channels_websocket_utils.stores import StoreUnavailable
 from channels_websocket_utils.stores.cache import CacheTokenStore
-from channels_websocket_utils.tokens import digest_of, issue
+from channels_websocket_utils.tokens import clock, database_store, digests, issuing, redeeming
+from channels_websocket_utils.tokens.digests import digest_of
+from channels_websocket_utils.tokens.issuing import issue
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -72,7 +74,7 @@ def store(request, settings, tmp_path):
 
 
 def decide(token, **options):
-    return gate.decide(digest_of(token), **{"token_only": True, **options}).token
+    return decision.decide(digest_of(token), **{"token_only": True, **options}).token
 
 
 def test_token_opens_once_and_no_row_is_written(store, user):
@@ -122,14 +124,14 @@ def test_what_is_bound_and_who_may_is_judged_as_with_rows(store, user, other):
 def test_refusal_is_signalled(store, user):
     heard = []
 
-    def hear(sender, reason, user_id, **kwargs):
+    def handle_event(sender, reason, user_id, **kwargs):
         heard.append((reason, user_id))
 
-    token_refused.connect(hear)
+    token_refused.connect(handle_event)
     token = get_websocket_token(user)
     decide(token)
     decide(token)
-    token_refused.disconnect(hear)
+    token_refused.disconnect(handle_event)
 
     assert heard == [("unknown", None)]
 
@@ -169,16 +171,16 @@ def test_logout_kills_the_token_of_its_session(store, user, client):
 def test_revocation_between_look_and_spending_is_seen(store, user):
     """The deleted token is looked at once more: in another process it could be too late to end."""
     token = get_websocket_token(user)
-    row = tokens.find(digest_of(token))
+    row = redeeming.find(digest_of(token))
 
-    tokens.revoke(user_id=user.pk)
+    redeeming.revoke(user_id=user.pk)
 
-    assert not tokens.spend(row)
+    assert not redeeming.redeem(row)
 
 
 @pytest.mark.parametrize("what", ["token", "user"])
 def test_what_was_evicted_is_refused(store, user, what):
-    """Never let in, as an evicted "spent" mark would."""
+    """Never let in, as an evicted "redeemed" mark would."""
     token = get_websocket_token(user)
     name = digest_of(token) if what == "token" else user.pk
 
@@ -215,10 +217,10 @@ def test_flood_by_one_user_keeps_the_newest(store, user, other, settings):
 
 def test_token_expires_by_the_clock_and_not_by_the_cache(store, user, monkeypatch):
     token = get_websocket_token(user)
-    present = tokens.now()
+    present = clock.now()
 
     for seconds, reason in [(-1, "expired"), (60, "expired"), (59, None)]:
-        monkeypatch.setattr(tokens, "now", lambda s=seconds: present + tokens.timedelta(seconds=s))
+        monkeypatch.setattr(clock, "now", lambda s=seconds: present + issuing.timedelta(seconds=s))
         assert decide(token).reason == reason
 
 
@@ -234,7 +236,7 @@ def test_threads_that_spend_at_once_win_once(store, user, settings):
     """Where the cache's own ``delete()`` decides; docs/proofs has processes."""
     count, workers = 20, 4
     settings.WEBSOCKET_UTILS = {**settings.WEBSOCKET_UTILS, "MAX_TOKENS_PER_USER": count}
-    rows = [tokens.find(digest_of(get_websocket_token(user))) for _ in range(count)]
+    rows = [redeeming.find(digest_of(get_websocket_token(user))) for _ in range(count)]
     barrier = threading.Barrier(workers)
 
     def spend_all():
@@ -242,7 +244,7 @@ def test_threads_that_spend_at_once_win_once(store, user, settings):
             won = []
             for row in rows:
                 barrier.wait(10)
-                won.append(store.spend(row, tokens.now()))
+                won.append(store.redeem(row, clock.now()))
             return won
         finally:
             connections.close_all()
@@ -257,7 +259,7 @@ def test_threads_that_spend_at_once_win_once(store, user, settings):
 async def test_socket_opens_with_it_and_ends_with_its_user(store, user, session, open_socket):
     application = stack(AsyncManager, required=True)
     token = await aget_websocket_token(user)
-    unspent = await aget_websocket_token(user)
+    unused = await aget_websocket_token(user)
     socket = open_socket(application, f"/ws/{token}", session=session)
     assert await socket.outcome() == OPEN
 
@@ -266,7 +268,7 @@ async def test_socket_opens_with_it_and_ends_with_its_user(store, user, session,
     while not isinstance(code := await socket.next(), int):
         pass
     assert code == 4410
-    for spoilt in (token, unspent, UNKNOWN_TOKEN):
+    for spoilt in (token, unused, UNKNOWN_TOKEN):
         refused = open_socket(application, f"/ws/{spoilt}", session=session)
         assert await refused.outcome() == 4401
 
@@ -393,23 +395,25 @@ def test_revocations_in_another_database_are_asked_for_there(user, session, monk
         def db_for_write(model):
             return "elsewhere" if model is WebSocketRevocation else "default"
 
-    digest = tokens.digest_of(issue(user))
-    session_digest = tokens.session_digest(session)
-    assert tokens.find(digest, session_digest=session_digest).is_session_over is False
+    digest = digests.digest_of(issue(user))
+    session_digest = digests.session_digest(session)
+    assert redeeming.find(digest, session_digest=session_digest).is_session_over is False
 
-    monkeypatch.setattr(database, "router", Router)
-    assert tokens.find(digest, session_digest=session_digest).is_session_over is None
+    monkeypatch.setattr(database_store, "router", Router)
+    assert redeeming.find(digest, session_digest=session_digest).is_session_over is None
 
     asked = []
-    monkeypatch.setattr(revocations, "is_over", lambda digest: asked.append(digest) or True)
-    verdict = gate.decide(digest, session=SessionStore(session))
+    monkeypatch.setattr(
+        revocations, "is_session_ended", lambda digest: asked.append(digest) or True
+    )
+    verdict = decision.decide(digest, session=SessionStore(session))
     assert verdict.token.reason == "wrong_session"
     assert asked == [session_digest]
 
 
 def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
-    digest = tokens.digest_of(issue(user))
-    assert tokens.find(digest, with_user=True).user.first_name == ""
+    digest = digests.digest_of(issue(user))
+    assert redeeming.find(digest, with_user=True).user.first_name == ""
     user.first_name = "Ada"
     user.save()
     compiled = []
@@ -418,26 +422,26 @@ def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
         SQLCompiler, "as_sql", lambda self, *args: compiled.append(self) or as_sql(self, *args)
     )
 
-    assert tokens.find(digest, with_user=True).user.first_name == "Ada"
-    assert tokens.find("0" * 64, with_user=True) is None
+    assert redeeming.find(digest, with_user=True).user.first_name == "Ada"
+    assert redeeming.find("0" * 64, with_user=True) is None
     assert compiled == []
 
 
 def test_no_token_is_both_spent_and_revoked_on_a_site_with_receivers(user):
     """Django's delete() would read the rows first, and delete them whatever they are by then."""
     digest = digest_of(issue(user))
-    store = database.DatabaseTokenStore()
+    store = database_store.DatabaseTokenStore()
     spent = []
 
-    def spend(sender, **kwargs):
+    def redeem(sender, **kwargs):
         if sender is WebSocketToken:
-            spent.append(store.spend(store.get(digest, with_user=False), tokens.now()))
+            spent.append(store.redeem(store.get(digest, with_user=False), clock.now()))
 
-    pre_delete.connect(spend)
+    pre_delete.connect(redeem)
     try:
         revoked = store.revoke(digest=digest)
     finally:
-        pre_delete.disconnect(spend)
+        pre_delete.disconnect(redeem)
 
     assert (revoked, spent) == (1, [])
     assert store.get(digest, with_user=False) is None

@@ -11,9 +11,9 @@ from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 from django.db import DatabaseError, transaction
 
-from channels_websocket_utils import decorators, streams
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.messaging import permissions, streams
 from channels_websocket_utils.threads import in_handler_pool
 from channels_websocket_utils.utils import aget_websocket_token, disconnect_user
 
@@ -614,7 +614,7 @@ async def test_guarded_stream_ends_when_the_database_is_away(
     def away(*args):
         raise DatabaseError("away")
 
-    monkeypatch.setattr(decorators, "_why_denied", away)
+    monkeypatch.setattr(permissions, "_why_denied", away)
     await asyncio.sleep(0.1)
     await socket.send("websocket.more", reply_key="s", parts=1)
 
@@ -1177,22 +1177,22 @@ async def test_permission_that_goes_right_after_it_was_asked_for_is_noticed(
     opened, user, permission, monkeypatch
 ):
     await sync_to_async(user.user_permissions.add)(permission)
-    ask, asked = decorators._why_denied, []
+    ask, asked = permissions._why_denied, []
 
     def ask_and_take_away(consumer, perms):
         code = ask(consumer, perms)
         if not asked:
             connection = consumer.scope["websocket_connection"]
-            kept = connection.grants
+            kept = connection.permission_cache
             user.user_permissions.remove(permission)
             # Until the word of that has arrived: what was kept is dropped.
             deadline = time.monotonic() + LIMIT
-            while connection.grants is kept and time.monotonic() < deadline:
+            while connection.permission_cache is kept and time.monotonic() < deadline:
                 time.sleep(0.01)
         asked.append(code)
         return code
 
-    monkeypatch.setattr(decorators, "_why_denied", ask_and_take_away)
+    monkeypatch.setattr(permissions, "_why_denied", ask_and_take_away)
     socket = await opened(streaming(AsyncStreaming, AsyncManager))
 
     await socket.send("guarded", reply_key="s", to=5)
@@ -1205,8 +1205,8 @@ async def test_guards_of_what_a_step_calls_are_not_kept(
 ):
     settings.WEBSOCKET_UTILS = FAST
     await sync_to_async(user.user_permissions.add)(permission)
-    ask, asked = decorators._why_denied, []
-    monkeypatch.setattr(decorators, "_why_denied", lambda *args: asked.append(1) or ask(*args))
+    ask, asked = permissions._why_denied, []
+    monkeypatch.setattr(permissions, "_why_denied", lambda *args: asked.append(1) or ask(*args))
 
     class Consumer(AsyncManager):
         @require_perms(PERM)

@@ -16,7 +16,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
-from channels_websocket_utils import consumers, threads
+from channels_websocket_utils import consumers, database_connections, threads
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
@@ -24,7 +24,7 @@ from channels_websocket_utils.consumers import (
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.signals import connection_opened
 from channels_websocket_utils.threads import in_handler_pool, in_our_pool, single_thread
-from channels_websocket_utils.tokens import issue
+from channels_websocket_utils.tokens.issuing import issue
 from channels_websocket_utils.utils import adisconnect_user
 
 from ..support.consumers import PERM, AsyncManager, Manager, PlainJson
@@ -235,15 +235,15 @@ async def test_who_holds_a_thread_never_waits_for_another_one_of_its_pool(
         def inner(self):
             return "inner"
 
-    def hear(**kwargs):
+    def handle_event(**kwargs):
         pass
 
-    connection_opened.connect(hear)
+    connection_opened.connect(handle_event)
     try:
         await opened(Sync)
         socket = await opened(Nested)
     finally:
-        connection_opened.disconnect(hear)
+        connection_opened.disconnect(handle_event)
 
     assert (await socket.call("outer"))["data"] == "inner"
 
@@ -375,7 +375,7 @@ async def test_connection_that_the_server_closed_does_not_poison_later_work(monk
     await in_our_pool(lose_connection)()
 
     # As after the second of idling.
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
     assert await in_our_pool(ask)() == 1
 
 
@@ -419,7 +419,7 @@ async def test_idle_thread_gives_up_a_connection_that_is_too_old(monkeypatch):
         return connection.connection
 
     old = await in_our_pool(age)()
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
 
     assert await in_our_pool(lambda: connection.connection is old)() is False
 
@@ -454,12 +454,12 @@ async def test_thread_that_ends_closes_its_connection(transactional_db, settings
 async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch):
     from django.db import transaction
 
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
 
     def inside():
         with transaction.atomic():
             ask()
-            threads._Connections().close_stale()
+            database_connections._Connections().close_stale()
             return ask()
 
     assert await sync_to_async(inside)() == 1
@@ -516,7 +516,7 @@ def age_connection():
 def notices(monkeypatch):
     """Django asks the server whether a connection is usable, of SQLite too."""
     # However long a test takes.
-    monkeypatch.setattr(threads, "TRUSTED", 1000)
+    monkeypatch.setattr(database_connections, "TRUSTED", 1000)
     if connection.vendor != "postgresql":
         monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
 
@@ -582,7 +582,7 @@ async def test_connection_that_the_server_closed_does_not_poison_later_async_han
     await orm_socket.call("lose")
 
     # As after the second of idling.
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
     assert (await orm_socket.call("count"))["data"] == 1
 
 
@@ -613,7 +613,7 @@ async def test_connection_of_async_handlers_that_is_too_old_is_given_up(orm_sock
     await orm_socket.call("age")
     assert await sync_to_async(lambda: connection.connection is None)() is False
 
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
     await orm_socket.call("echo", value=1)
 
     assert await sync_to_async(lambda: connection.connection is None)() is True
@@ -629,7 +629,7 @@ async def test_transaction_in_the_thread_of_the_async_orm_is_left_alone(orm_sock
         return block
 
     block = await sync_to_async(begin)()
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
     await orm_socket.call("echo", value=1)
 
     assert await sync_to_async(lambda: connection.connection is not None)() is True
@@ -662,7 +662,7 @@ async def test_database_whose_driver_is_missing_and_that_nobody_uses_harms_nobod
 ):
     missing = {**connections.settings["default"], "ENGINE": "tests.no_such_backend"}
     monkeypatch.setitem(connections.settings, "missing", missing)
-    monkeypatch.setattr(threads, "TRUSTED", -1)
+    monkeypatch.setattr(database_connections, "TRUSTED", -1)
 
     assert (await orm_socket.call("count"))["data"] == 1
 

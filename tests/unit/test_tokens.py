@@ -12,10 +12,11 @@ from django.db import connection, router, transaction
 from django.test.utils import CaptureQueriesContext, modify_settings
 from django.views.debug import ExceptionReporter
 
-from channels_websocket_utils import tokens
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores.database import DatabaseTokenStore
-from channels_websocket_utils.tokens import digest_of
+from channels_websocket_utils.tokens import clock as clock_module
+from channels_websocket_utils.tokens import digests, issuing, redeeming
+from channels_websocket_utils.tokens.digests import digest_of
 
 from ..support.secret_servers import seen
 
@@ -34,17 +35,17 @@ def clock(monkeypatch, settings):
             return self.present if settings.USE_TZ else self.present.replace(tzinfo=None)
 
     clock = Clock()
-    monkeypatch.setattr(tokens, "now", clock)
+    monkeypatch.setattr(clock_module, "now", clock)
     return clock
 
 
 def refusal(token, user, session_digest=None, path="/"):
-    row = tokens.find(digest_of(token))
-    return tokens.why_refused(row, user_id=user.pk, session_digest=session_digest, path=path)
+    row = redeeming.find(digest_of(token))
+    return redeeming.why_refused(row, user_id=user.pk, session_digest=session_digest, path=path)
 
 
 def test_token_has_the_documented_shape_and_is_never_the_same(user):
-    issued = {tokens.issue(user) for _ in range(5)}
+    issued = {issuing.issue(user) for _ in range(5)}
 
     assert len(issued) == 5
     assert all(len(token) == 47 and token.startswith("wst_") for token in issued)
@@ -52,8 +53,8 @@ def test_token_has_the_documented_shape_and_is_never_the_same(user):
 
 def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
     caplog.set_level(logging.DEBUG)
-    token = tokens.issue(user, path="/ws/", session="a" * 32)
-    row = tokens.find(digest_of(token))
+    token = issuing.issue(user, path="/ws/", session="a" * 32)
+    row = redeeming.find(digest_of(token))
     dump = io.StringIO()
 
     call_command("dumpdata", stdout=dump)
@@ -71,13 +72,13 @@ def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
 
 
 def test_only_the_first_spend_wins(user):
-    row = tokens.find(digest_of(tokens.issue(user)))
+    row = redeeming.find(digest_of(issuing.issue(user)))
 
-    assert tokens.spend(row)
-    assert not tokens.spend(row)
-    assert tokens.why_refused(
-        tokens.find(row.digest), user_id=user.pk, session_digest=None, path="/"
-    ) == ("spent")
+    assert redeeming.redeem(row)
+    assert not redeeming.redeem(row)
+    assert redeeming.why_refused(
+        redeeming.find(row.digest), user_id=user.pk, session_digest=None, path="/"
+    ) == ("redeemed")
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
@@ -95,7 +96,7 @@ def test_token_is_valid_from_its_creation_until_just_before_it_expires(
     user, clock, settings, use_tz, offset, reason
 ):
     settings.USE_TZ = use_tz
-    token = tokens.issue(user)
+    token = issuing.issue(user)
 
     clock.present = NOON + offset
 
@@ -108,14 +109,14 @@ def test_clock_is_utc_whatever_the_site_shows(settings, use_tz):
     settings.USE_TZ = use_tz
     settings.TIME_ZONE = "Pacific/Auckland"
 
-    present = tokens.now().replace(tzinfo=timezone.utc)
+    present = clock_module.now().replace(tzinfo=timezone.utc)
 
     assert abs(present - datetime.now(timezone.utc)) < timedelta(minutes=1)
 
 
 def test_life_follows_the_setting(user, clock, settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": 0.5}
-    token = tokens.issue(user)
+    token = issuing.issue(user)
 
     clock.present = NOON + timedelta(seconds=0.5)
 
@@ -123,7 +124,7 @@ def test_life_follows_the_setting(user, clock, settings):
 
 
 def test_refusals_are_told_apart(user, other, clock):
-    bound = tokens.issue(user, path="/ws/board/", session="s" * 32)
+    bound = issuing.issue(user, path="/ws/board/", session="s" * 32)
 
     here = {"session_digest": digest_of("s" * 32), "path": "/ws/board"}
     assert refusal(bound, user, **here) is None
@@ -135,11 +136,11 @@ def test_refusals_are_told_apart(user, other, clock):
 
 
 def test_issuing_deletes_the_users_expired_rows_and_nobody_elses(user, other, clock):
-    tokens.issue(user)
-    tokens.issue(other)
+    issuing.issue(user)
+    issuing.issue(other)
 
     clock.present += timedelta(seconds=60)
-    tokens.issue(user)
+    issuing.issue(user)
 
     assert WebSocketToken.objects.filter(user=user).count() == 1
     assert WebSocketToken.objects.filter(user=other).count() == 1
@@ -147,11 +148,11 @@ def test_issuing_deletes_the_users_expired_rows_and_nobody_elses(user, other, cl
 
 def test_flood_by_one_user_keeps_the_newest(user, other, clock, settings):
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 3}
-    kept = tokens.issue(other)
+    kept = issuing.issue(other)
     issued = []
     for _ in range(10):
         clock.present += MICROSECOND
-        issued.append(tokens.issue(user))
+        issued.append(issuing.issue(user))
 
     assert [refusal(token, user) for token in issued] == ["unknown"] * 7 + [None] * 3
     assert refusal(kept, other) is None
@@ -159,21 +160,21 @@ def test_flood_by_one_user_keeps_the_newest(user, other, clock, settings):
 
 def test_spent_rows_do_not_count_as_a_flood(user, clock, settings):
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 1}
-    tokens.spend(tokens.find(digest_of(tokens.issue(user))))
+    redeeming.redeem(redeeming.find(digest_of(issuing.issue(user))))
 
-    token = tokens.issue(user)
+    token = issuing.issue(user)
 
     assert refusal(token, user) is None
     assert WebSocketToken.objects.count() == 2
 
 
 def test_deciding_update_names_the_tokens_own_columns_only(user):
-    row = tokens.find(digest_of(tokens.issue(user)), with_user=True)
+    row = redeeming.find(digest_of(issuing.issue(user)), with_user=True)
 
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        tokens.spend(row)
+        redeeming.redeem(row)
 
     (update,) = [query["sql"] for query in queries]
     assert update.startswith("UPDATE")
@@ -194,7 +195,7 @@ def test_reads_and_writes_go_to_the_write_alias(user, monkeypatch):
         def allow_relation(self, *args, **hints):
             return True
 
-    row_digest = digest_of(tokens.issue(user))
+    row_digest = digest_of(issuing.issue(user))
     monkeypatch.setattr(router, "routers", [Replicas()])
     with pytest.raises(Exception, match="replica"):
         WebSocketToken.objects.filter(digest=row_digest).exists()
@@ -202,8 +203,8 @@ def test_reads_and_writes_go_to_the_write_alias(user, monkeypatch):
     row = DatabaseTokenStore().get(row_digest, with_user=True)
 
     assert row.user.get_username() == "ada"
-    assert DatabaseTokenStore().spend(row, tokens.now())
-    tokens.issue(user)
+    assert DatabaseTokenStore().redeem(row, clock_module.now())
+    issuing.issue(user)
 
 
 @pytest.mark.django_db
@@ -211,10 +212,10 @@ def test_nobody_gets_a_token_that_never_validates(django_user_model):
     unsaved = django_user_model(username="new")
 
     for nobody in (AnonymousUser(), unsaved):
-        token = tokens.issue(nobody)
+        token = issuing.issue(nobody)
 
         assert len(token) == 47
-        assert tokens.find(digest_of(token)) is None
+        assert redeeming.find(digest_of(token)) is None
 
 
 def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
@@ -224,19 +225,19 @@ def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
     user.delete()
 
     for nobody in (unsaved, deleted):
-        token = tokens.issue(nobody)
+        token = issuing.issue(nobody)
 
-        assert tokens.find(digest_of(token)) is None
+        assert redeeming.find(digest_of(token)) is None
     with transaction.atomic():
         # No row whose user is missing waits for the end of the request's transaction.
-        tokens.issue(unsaved)
+        issuing.issue(unsaved)
         assert not WebSocketToken.objects.exists()
 
 
 @pytest.mark.parametrize("nobody", [None, "ada", 5, object()])
 def test_what_is_no_user_is_named(nobody):
     with pytest.raises(TypeError, match=type(nobody).__name__):
-        tokens.issue(nobody)
+        issuing.issue(nobody)
 
 
 def test_user_of_another_kind_is_named():
@@ -245,7 +246,7 @@ def test_user_of_another_kind_is_named():
         pk = 1
 
     with pytest.raises(TypeError, match="not to TokenUser"):
-        tokens.issue(TokenUser())
+        issuing.issue(TokenUser())
 
 
 @pytest.mark.parametrize(
@@ -261,45 +262,45 @@ def test_user_of_another_kind_is_named():
 )
 def test_what_is_no_path_is_named(user, path, error):
     with pytest.raises(error, match="path"):
-        tokens.issue(user, path=path)
+        issuing.issue(user, path=path)
     assert not WebSocketToken.objects.exists()
 
 
 def test_what_is_no_session_is_named(user):
     with pytest.raises(TypeError, match="SessionStore"):
-        tokens.issue(user, session=5)
+        issuing.issue(user, session=5)
     with pytest.raises(ValueError, match="no key yet"):
-        tokens.issue(user, session=SessionStore())
+        issuing.issue(user, session=SessionStore())
     assert not WebSocketToken.objects.exists()
 
 
 def test_nothing_is_bound_to_a_session_whose_key_changes_at_each_save(user, settings):
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 
-    assert tokens.session_digest("a.signed.key") == ""
+    assert digests.session_digest("a.signed.key") == ""
 
 
 def test_store_that_cannot_be_imported_is_named(user, settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
 
     with pytest.raises(ImproperlyConfigured, match=r"TOKEN_STORE.*nowhere\.Store"):
-        tokens.issue(user)
+        issuing.issue(user)
 
 
 def test_missing_app_is_named_with_the_remedy(user):
     without = modify_settings(INSTALLED_APPS={"remove": "channels_websocket_utils"})
 
     with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
-        tokens.issue(user)
+        issuing.issue(user)
 
 
 @pytest.mark.parametrize("shape", ["{}", "/ws/{}/", "ws%5F/{}", "/ws/{}?x"])
 def test_path_with_a_token_in_it_is_refused_and_not_kept(user, shape):
-    """Else the database would hold the token, unspent."""
-    token = tokens.issue(user)
+    """Else the database would hold the token, unused."""
+    token = issuing.issue(user)
     for secret in (token, token.upper(), token.replace("_", "%5F", 1)):
         with pytest.raises(ValueError, match="without host, query and token") as caught:
-            tokens.issue(user, path=shape.format(secret))
+            issuing.issue(user, path=shape.format(secret))
 
         assert not seen([token[4:]], str(caught.value))
     assert WebSocketToken.objects.count() == 1
@@ -312,14 +313,14 @@ def test_store_that_fails_leaves_no_token_in_frames_of_ours(user, monkeypatch):
         raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
-    monkeypatch.setattr(tokens.secrets, "token_urlsafe", lambda size: "s" * 43)
+    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
 
     def naive():
-        token = "wst_" + tokens.secrets.token_urlsafe(32)
-        DatabaseTokenStore().add(None, 1, digest=tokens.digest_of(token))
+        token = "wst_" + issuing.secrets.token_urlsafe(32)
+        DatabaseTokenStore().add(None, 1, digest=digests.digest_of(token))
 
     shown = []
-    for issue in (naive, lambda: tokens.issue(user)):
+    for issue in (naive, lambda: issuing.issue(user)):
         with pytest.raises(ZeroDivisionError) as caught:
             issue()
         reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)

@@ -7,7 +7,7 @@ from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from channels_websocket_utils import utils
-from channels_websocket_utils.gate import identity_of
+from channels_websocket_utils.gate.identity import identity_of
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.utils import (
     aget_websocket_token,

@@ -6,10 +6,10 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from django.urls import reverse
 
-from channels_websocket_utils import tokens
-from channels_websocket_utils.gate import identity_of
+from channels_websocket_utils.gate.identity import identity_of
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores.database import DatabaseTokenStore
+from channels_websocket_utils.tokens import digests, issuing, redeeming
 
 from ..support.consumers import AsyncManager
 from ..support.helpers import OPEN, sign_in, stack
@@ -124,12 +124,12 @@ def test_database_that_is_away_is_no_refusal(client, monkeypatch):
     """A 401 would tell the page that its user was signed out."""
     from django.db import OperationalError
 
-    from channels_websocket_utils import gate
+    from channels_websocket_utils.gate import decision
 
     def away(*args):
         raise OperationalError("the database is away")
 
-    monkeypatch.setattr(gate, "_signed_in", away)
+    monkeypatch.setattr(decision, "_signed_in", away)
 
     assert client.post(URL).status_code == 503
 
@@ -149,7 +149,7 @@ def test_token_is_in_no_log(client, caplog):
     token = client.post(URL).json()["token"]
 
     assert token not in caplog.text
-    assert tokens.find(tokens.digest_of(token)) is not None
+    assert redeeming.find(digests.digest_of(token)) is not None
 
 
 @pytest.mark.parametrize("body", [{}, {"data": {"path": 5 * "?"}}])
@@ -168,12 +168,12 @@ def test_debug_page_of_a_store_that_breaks_shows_no_token(client, monkeypatch, s
     settings.DEBUG = True
     client.raise_request_exception = False
     monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
-    monkeypatch.setattr(tokens.secrets, "token_urlsafe", lambda size: "s" * 43)
+    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
 
     page = client.post(URL).content.decode()
 
     assert "ZeroDivisionError" in page
-    assert "tokens.py" in page
+    assert "issuing.py" in page
     assert "s" * 43 not in page
 
 

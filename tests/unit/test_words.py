@@ -11,8 +11,9 @@ from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from channels_websocket_utils import connections, gate, words
-from channels_websocket_utils.revocations import revoke
+from channels_websocket_utils.gate import decision
+from channels_websocket_utils.gate.revocations import revoke
+from channels_websocket_utils.live import broadcast, hub, tasks
 from channels_websocket_utils.utils import (
     aget_websocket_token,
     apush_to_user,
@@ -46,13 +47,13 @@ def open_one(user, session, open_socket):
 
 async def said_elsewhere(group, kind, **details):
     """Say a word as another process does."""
-    message = {"type": "websocket.word", "sender": "another", "word": {"kind": kind, **details}}
+    message = {"type": "websocket.event", "sender": "another", "event": {"kind": kind, **details}}
     await get_channel_layer().group_send(group, message)
 
 
 async def disconnected_elsewhere(user):
     revocation = await sync_to_async(revoke)(user_id=user.pk)
-    await said_elsewhere(words.REVOCATIONS, "revocation", **revocation.as_word())
+    await said_elsewhere(broadcast.REVOCATIONS, "revocation", **revocation.as_event())
 
 
 # Over a layer that can fail. RECHECK_INTERVAL is 30 s: within the limit only the word is heard.
@@ -69,10 +70,10 @@ async def test_word_of_another_process_ends_sockets(user, layer, open_one):
 async def test_recheck_of_another_process_is_a_question_and_no_order(user, layer, open_one):
     socket = await open_one()
 
-    await said_elsewhere(words.REVOCATIONS, "recheck", users=[str(user.pk)])
+    await said_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
     assert (await socket.call("echo", value=1))["data"] == 1
     await type(user).objects.filter(pk=user.pk).aupdate(is_active=False)
-    await said_elsewhere(words.REVOCATIONS, "recheck", users=[str(user.pk)])
+    await said_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
 
     assert await ended(socket) == 4410
 
@@ -96,9 +97,13 @@ async def test_neither_a_connection_nor_a_message_costs_an_operation_of_the_laye
 async def test_push_of_another_process_arrives_and_ones_own_but_once(user, layer, open_one):
     socket = await open_one()
 
-    await said_elsewhere(words.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 1}')
+    await said_elsewhere(
+        broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 1}'
+    )
     await apush_to_user(user, "news", {"n": 2})
-    await said_elsewhere(words.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 3}')
+    await said_elsewhere(
+        broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 3}'
+    )
 
     heard = [(await socket.next_for("news"))["n"] for _ in range(3)]
     assert sorted(heard) == [1, 2, 3]
@@ -109,12 +114,12 @@ async def test_word_that_nobody_understands_is_passed_over(user, layer, open_one
     """As from a process that runs another version."""
     socket = await open_one()
 
-    await get_channel_layer().group_send(words.REVOCATIONS, {"type": "websocket.word"})
-    await said_elsewhere(words.REVOCATIONS, "revocation")
-    await said_elsewhere(words.REVOCATIONS, "of tomorrow")
+    await get_channel_layer().group_send(broadcast.REVOCATIONS, {"type": "websocket.event"})
+    await said_elsewhere(broadcast.REVOCATIONS, "revocation")
+    await said_elsewhere(broadcast.REVOCATIONS, "of tomorrow")
     of_another_site = {"id": 1, "user": str(user.pk), "session": "", "is_final": False}
     naive = {**of_another_site, "created_at": "2026-01-01T00:00:00"}
-    await said_elsewhere(words.REVOCATIONS, "revocation", **naive)
+    await said_elsewhere(broadcast.REVOCATIONS, "revocation", **naive)
     await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
@@ -127,13 +132,13 @@ async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
     opening = asyncio.ensure_future(open_one())
     await until(lambda: "group_add" in layer.calls)
     asked = threading.Event()
-    original = gate.decide
+    original = decision.decide
 
     def decide(*args, **kwargs):
         asked.set()
         return original(*args, **kwargs)
 
-    gate.decide = decide
+    decision.decide = decide
     try:
         # What could go wrong has had its chance: the loop has run, and threads could have.
         for _ in range(20):
@@ -142,7 +147,7 @@ async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
         layer.goes_on.set()
         socket = await opening
     finally:
-        gate.decide = original
+        decision.decide = original
     await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
@@ -152,7 +157,7 @@ async def test_cancellation_is_never_lost():
     """Also one that comes in the same turn as the result, which ``wait_for()`` loses."""
     for _ in range(3):
         event = asyncio.Event()
-        waiting = asyncio.ensure_future(words._within_limit(event.wait()))
+        waiting = asyncio.ensure_future(broadcast._within_limit(event.wait()))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         event.set()
@@ -166,16 +171,16 @@ async def test_layer_that_hangs_delays_the_first_connect_alone(
     layer, open_one, caplog, monkeypatch
 ):
     layer.hangs.add("group_add")
-    monkeypatch.setattr(words, "LIMIT", 0.2)
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
 
     first = await open_one()
-    monkeypatch.setattr(words, "LIMIT", 10**6)
+    monkeypatch.setattr(broadcast, "LIMIT", 10**6)
     second = await open_one()
 
     assert (await first.call("echo", value=1))["data"] == 1
     assert (await second.call("echo", value=1))["data"] == 1
     assert "The channel layer did not answer within 0.2 s" in caplog.text
-    monkeypatch.setattr(words, "LIMIT", 0.2)
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
     layer.goes_on.set()
 
 
@@ -194,7 +199,7 @@ async def test_what_was_missed_while_the_layer_was_away_is_asked_when_it_is_back
 
 async def test_listener_tries_again_and_again_with_longer_pauses(layer, open_one, monkeypatch):
     pauses = []
-    monkeypatch.setattr(words, "BACKOFF", (0.001, 0.004))
+    monkeypatch.setattr(broadcast, "BACKOFF", (0.001, 0.004))
     layer.fails.add("group_add")
     original = asyncio.sleep
 
@@ -226,7 +231,7 @@ async def test_membership_is_renewed_before_the_layer_forgets_it(user, layer, op
 async def test_layer_that_is_away_costs_the_caller_nothing_but_a_line_in_the_log(
     user, layer, open_one, fault, caplog, monkeypatch
 ):
-    monkeypatch.setattr(words, "LIMIT", 0.1)
+    monkeypatch.setattr(broadcast, "LIMIT", 0.1)
     socket = await open_one()
     getattr(layer, fault).add("group_send")
 
@@ -241,7 +246,7 @@ async def test_listeners_end_with_the_last_socket(layer, open_one):
     socket = await open_one()
     await socket.bye()
 
-    await until(lambda: not connections._hubs and not connections._tasks)
+    await until(lambda: not hub._hubs and not tasks._tasks)
 
     assert layer.calls.count("group_discard") == layer.calls.count("group_add") == 2
     running = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
@@ -249,7 +254,7 @@ async def test_listeners_end_with_the_last_socket(layer, open_one):
 
 
 async def test_listeners_linger_while_a_page_reloads(layer, open_one, monkeypatch):
-    monkeypatch.setattr(connections, "LINGER", 10**6)
+    monkeypatch.setattr(hub, "LINGER", 10**6)
     await (await open_one()).bye()
 
     await open_one()
@@ -258,7 +263,7 @@ async def test_listeners_linger_while_a_page_reloads(layer, open_one, monkeypatc
 
 
 def test_loop_that_is_closed_leaves_nothing(user, session, layer, monkeypatch):
-    monkeypatch.setattr(connections, "LINGER", 10**6)
+    monkeypatch.setattr(hub, "LINGER", 10**6)
     from ..support.helpers import Socket
 
     async def live():
@@ -270,7 +275,7 @@ def test_loop_that_is_closed_leaves_nothing(user, session, layer, monkeypatch):
     asyncio.run(live())
     disconnect_user(user)
 
-    assert connections._hubs == {}
+    assert hub._hubs == {}
 
 
 def test_in_memory_layer_is_told_nothing(user, monkeypatch):
@@ -418,8 +423,8 @@ async def test_listeners_that_come_and_go_leave_nothing_and_hear(redis_layer, op
     """Each time the last socket leaves, they end; the next socket's hear as the first's."""
     for _ in range(3):
         await (await open_one(Unlayered)).bye()
-        await until(lambda: not connections._hubs and not connections._tasks)
-    layers = words._free_layers.get(asyncio.get_running_loop(), {}).get("default", [])
+        await until(lambda: not hub._hubs and not tasks._tasks)
+    layers = broadcast._free_layers.get(asyncio.get_running_loop(), {}).get("default", [])
     assert len(layers) == (2 if "core" in redis_layer["BACKEND"] else 0)
     socket = await open_one(Unlayered)
 

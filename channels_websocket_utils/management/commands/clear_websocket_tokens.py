@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections, router
 
-from ... import revocations, tokens
+from ...gate import revocations
 from ...models import WebSocketRevocation, WebSocketToken
+from ...tokens import clock
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,7 +39,7 @@ class Command(BaseCommand):
         if batch_size < 1:
             raise CommandError(f"--batch-size must be 1 or more, not {batch_size}.")
         self._shows_progress = verbosity > 0 and self.stdout.isatty()
-        present = tokens.now()
+        present = clock.now()
         old: dict[type[WebSocketToken] | type[WebSocketRevocation], dict[str, datetime]] = {
             WebSocketToken: {"expires_at__lte": present},
             WebSocketRevocation: {"created_at__lte": revocations.kept_since(present)},

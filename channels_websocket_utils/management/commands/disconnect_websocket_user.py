@@ -6,8 +6,8 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
-from ... import words
 from ...conf import get_setting
+from ...live import broadcast
 from ...utils import disconnect_user
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class Command(BaseCommand):
     help = (
-        "End all live WebSockets of a user, in every process, and kill their unspent tokens. Who "
+        "End all live WebSockets of a user, in every process, and kill their unused tokens. Who "
         "is still signed in may come back: deactivate them, or end their sessions, first."
     )
 
@@ -38,5 +38,7 @@ class Command(BaseCommand):
         disconnect_user(found)
         if verbosity > 0:
             # This process has no sockets itself: the others hear it, or read it.
-            when = "now" if words.shared_layer() else f"within {get_setting('RECHECK_INTERVAL')} s"
+            when = (
+                "now" if broadcast.shared_layer() else f"within {get_setting('RECHECK_INTERVAL')} s"
+            )
             self.stdout.write(f"All live sockets of {found.get_username()} end {when}.")

@@ -1,8 +1,5 @@
 """
-What Django tells of users, sessions and permissions, and what that means for live sockets.
-
-A logout ends the session's sockets. Everything about a user says only "re-check": one query then
-decides, and nobody is ended wrongly.
+Receivers of Django's signals about users, sessions and permissions.
 """
 
 from __future__ import annotations
@@ -23,8 +20,9 @@ from django.core.signals import request_finished, request_started
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
-from . import revocations, tokens
-from .connections import tell
+from ..gate import revocations
+from ..tokens import digests
+from .hub import publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     _Request: TypeAlias = ThreadSensitiveContext | threading.Thread
 
 __all__ = ["connect"]
+
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -82,7 +81,7 @@ def _end_session(
         # The logout itself must not fail: where sessions have rows, the re-check finds it.
         logger.error("The database did not take a logout: %s", error)
         return
-    revocations.when_committed(lambda: tell("revocation", **revocation.as_word()))
+    revocations.when_committed(lambda: publish("revocation", **revocation.as_event()))
 
 
 def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any] | None:
@@ -92,7 +91,7 @@ def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any
         user_id = session.get(SESSION_KEY)
         if not session.session_key or user_id is None:
             return None
-        digest = tokens.session_digest(session)
+        digest = digests.session_digest(session)
         if digest:
             return {"session_digest": digest, "is_final": True}
         # A key that changes with every save: which sockets are its own, nobody can tell.
@@ -126,7 +125,7 @@ def _tell_of(user: str) -> None:
     # tabs would come back in between, and be taken for somebody signed out.
     waiting = _waiting.get(_request())
     if waiting is None:
-        tell("recheck", users=[user])
+        publish("recheck", users=[user])
     elif user not in waiting:
         waiting.append(user)
 
@@ -150,7 +149,7 @@ def _finish_request(**kwargs: Any) -> None:
 def _release(request: _Request) -> None:
     users = _waiting.pop(request, None)
     if users:
-        tell("recheck", users=users)
+        publish("recheck", users=users)
 
 
 def _request() -> _Request:
@@ -183,7 +182,7 @@ def _drop_all_grants(sender: object, using: str, **kwargs: Any) -> None:
 
 
 def _tell_of_grants(users: list[str] | None, using: str) -> None:
-    transaction.on_commit(lambda: tell("permissions", users=users), using=using)
+    transaction.on_commit(lambda: publish("permissions", users=users), using=using)
 
 
 def _uid(what: str, model: type[Model] | None = None) -> str:

@@ -1,37 +1,32 @@
 """
-The wire: what a frame may be, what answers it, and the codes of errors and closes.
-
-Pure functions: nothing here knows a consumer, a user or the database. Frames are JSON text
-(RFC 8259) in WebSocket text messages (RFC 6455), one object each. What a close code makes the
-client do is in ``judge()`` of WebSocketManager.js.
+The messages of the wire: their form, and the codes of errors and closes.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from typing import TYPE_CHECKING
 
-from django.core.serializers.json import DjangoJSONEncoder
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, NoReturn, TypeAlias
 
-    Frame: TypeAlias = dict[str, Any]
-    # A dictionary: a TypedDict is one too, but for a type checker a Mapping only.
-    Payload: TypeAlias = Mapping[str, object]
+    from .types import JSONObject, Payload
 
 __all__ = [
-    "CLOSE_BAD_FRAMES",
+    "CANCEL",
+    "CLOSE_BAD_MESSAGES",
     "CLOSE_REPLACED",
     "CLOSE_SESSION_ENDED",
     "CLOSE_TOKEN_REFUSED",
     "CLOSE_TOO_MANY",
     "CLOSE_TOO_OLD",
     "CLOSE_TRY_LATER",
-    "MAX_BAD_FRAMES",
+    "ERROR_KEY",
+    "MAX_BAD_MESSAGES",
+    "MORE",
+    "PING",
+    "PONG",
+    "READY_KEY",
     "MessageError",
     "build_end",
     "build_error",
@@ -39,43 +34,35 @@ __all__ = [
     "build_push",
     "build_ready",
     "build_reply",
-    "check_frame",
-    "decode",
-    "encode",
+    "check_text",
     "read_call",
     "read_credit",
-    "read_grant",
+    "read_parts",
     "read_reply_key",
 ]
 
+
 # Close codes of the private range, RFC 6455 section 7.4.2. Only these and 1000 are sent:
 # Daphne turns 1008, 1011 and 1013 into an error.
-CLOSE_BAD_FRAMES = 4400
+CLOSE_BAD_MESSAGES = 4400
 CLOSE_TOKEN_REFUSED = 4401
 CLOSE_TOO_OLD = 4408
 CLOSE_REPLACED = 4409
 CLOSE_SESSION_ENDED = 4410
 CLOSE_TOO_MANY = 4429
 CLOSE_TRY_LATER = 4490
-
 # One bad frame is a slip of a client, and so is one too many; ten in a row are no client at all.
-MAX_BAD_FRAMES = 10
-
-# Deeper than any message people write, shallower than any recursion limit of ours or theirs.
-MAX_DEPTH = 100
-
+MAX_BAD_MESSAGES = 10
 PING = "websocket.ping"
 CANCEL = "websocket.cancel"
 MORE = "websocket.more"
 PONG = {"key": "websocket.pong"}
 ERROR_KEY = "websocket.error"
 READY_KEY = "websocket.ready"
-
 _RESERVED = frozenset({"key", "reply_key", "type", "error", "more", "credit"})
 _RESERVED_PREFIX = "websocket."
 # "__proto__" is a key of every JavaScript object: no client may route by it.
 _REPLY_KEY = re.compile(r"(?!__proto__\Z)[A-Za-z0-9_.:-]{1,64}\Z")
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class MessageError(Exception):
@@ -103,7 +90,7 @@ class MessageError(Exception):
         self.id = id
 
 
-def check_frame(text: str | None, max_size: int) -> None:
+def check_text(text: str | None, max_size: int) -> None:
     """
     Raise ``MessageError`` for a frame that is not to be parsed at all.
 
@@ -123,36 +110,6 @@ def check_frame(text: str | None, max_size: int) -> None:
         raise MessageError("bad_message", "The message is not valid Unicode.") from None
     if size > max_size:
         raise _too_large(max_size)
-
-
-def decode(text: str) -> Any:
-    """
-    Return the value of the JSON ``text``.
-
-    Stricter than ``json.loads()``: ``NaN``, infinite and overlong numbers, duplicate keys, lone
-    surrogates and more than 100 levels raise ``MessageError`` with the code ``bad_message``,
-    as broken JSON does, so whatever comes back can be sent on as JSON again.
-    """
-    try:
-        value = _DECODER.decode(text)
-        if text.count("[") + text.count("{") > MAX_DEPTH:
-            _check_depth(value)
-        if _SURROGATE_ESCAPE.search(text):
-            # A pair has become one character by now; what cannot be encoded was alone.
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        # Not chained: the exception of the json module holds the whole text.
-        raise MessageError("bad_message", "The message is not valid JSON.") from None
-    return value
-
-
-def encode(content: object) -> str:
-    """
-    Return ``content`` as JSON text; dates, decimals and UUIDs as Django writes them.
-
-    Raises ``TypeError`` for what JSON cannot say and ``ValueError`` for NaN and infinity.
-    """
-    return _ENCODER.encode(content)
 
 
 def read_call(content: object) -> str | None:
@@ -202,12 +159,12 @@ def read_credit(content: Mapping[str, object]) -> int | None:
     return _read_count(content, "credit") if "credit" in content else None
 
 
-def read_grant(content: Mapping[str, object]) -> int:
+def read_parts(content: Mapping[str, object]) -> int:
     """Return how many ``parts`` a ``websocket.more`` grants; see read_credit()."""
     return _read_count(content, "parts")
 
 
-def build_reply(reply_key: str | None, result: object) -> Frame:
+def build_reply(reply_key: str | None, result: object) -> JSONObject:
     """
     Return the frame that carries ``result`` to the function that waits for ``reply_key``.
 
@@ -220,17 +177,17 @@ def build_reply(reply_key: str | None, result: object) -> Frame:
     return {"key": reply_key, "data": result}
 
 
-def build_part(reply_key: str | None, value: object) -> Frame:
+def build_part(reply_key: str | None, value: object) -> JSONObject:
     """Return the frame that carries ``value`` as one part of a stream; see build_reply()."""
     return {**build_reply(reply_key, value), "more": True}
 
 
-def build_end(reply_key: str) -> Frame:
+def build_end(reply_key: str) -> JSONObject:
     """Return the last frame of a stream."""
     return {"key": reply_key, "more": False}
 
 
-def build_error(error: MessageError) -> Frame:
+def build_error(error: MessageError) -> JSONObject:
     """Return the frame that tells the client of ``error``, a ``MessageError``."""
     told = {"code": error.code, "message": error.message}
     if error.id is not None:
@@ -240,7 +197,7 @@ def build_error(error: MessageError) -> Frame:
     return {"key": ERROR_KEY, "type": error.type, "error": told}
 
 
-def build_push(key: str, payload: Payload) -> Frame:
+def build_push(key: str, payload: Payload) -> JSONObject:
     """
     Return the frame that ``addMessageListener(key, ...)`` hears.
 
@@ -261,7 +218,7 @@ def build_push(key: str, payload: Payload) -> Frame:
     return {"key": key, **payload}
 
 
-def build_ready(identity: str | None) -> Frame:
+def build_ready(identity: str | None) -> JSONObject:
     """Return the server's hello, which tells the client whose socket it is."""
     return {"key": READY_KEY, "identity": identity}
 
@@ -286,41 +243,3 @@ def _is_reserved(name: object) -> bool:
 
 def _too_large(max_size: int) -> MessageError:
     return MessageError("too_large", f"The message is larger than {max_size} bytes.")
-
-
-def _check_depth(value: object) -> None:
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return
-    raise ValueError("nested too deeply")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("duplicate key")
-    return content
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError("number too large")
-    return number
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_ENCODER = DjangoJSONEncoder(allow_nan=False)
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant
-)

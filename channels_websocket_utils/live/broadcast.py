@@ -1,9 +1,5 @@
 """
-The word to other processes, over the channel layer.
-
-It makes fast what the database makes sure: a word that is lost costs time until the next
-re-check, and nothing else. One listener on an event loop hears for all its sockets, so no
-connection and no message costs an operation of the layer.
+Events to other processes, over the channel layer.
 """
 
 from __future__ import annotations
@@ -19,18 +15,29 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import async_to_sync
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
-from .conf import get_setting
+from ..conf import get_setting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from typing import Any, TypeAlias, TypeVar
 
     T = TypeVar("T")
-    Word: TypeAlias = dict[str, Any]
-    # What every channel layer has is less than what is asked of it here.
+    Event: TypeAlias = dict[str, Any]
+    # Every channel layer has fewer methods than are called here.
     Layer: TypeAlias = Any
 
-__all__ = ["PUSHES", "REVOCATIONS", "Listener", "asay", "say", "shared_layer"]
+__all__ = [
+    "BACKOFF",
+    "LIMIT",
+    "PUSHES",
+    "RENEWAL",
+    "REVOCATIONS",
+    "Listener",
+    "asend",
+    "send",
+    "shared_layer",
+]
+
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -38,14 +45,12 @@ logger = logging.getLogger("channels_websocket_utils")
 # take: a burst of pushes must not cost a logout.
 REVOCATIONS = "websocket_utils.revocations"
 PUSHES = "websocket_utils.pushes"
-
 # What a view that logs somebody out waits for at most; and a connect, for the first subscription.
 LIMIT = 1.0
 BACKOFF = 0.1, 10.0
 # A membership that Redis has lost (flushed, evicted) is back after so many seconds.
 RENEWAL = 30.0
-
-_MESSAGE_TYPE = "websocket.word"
+_MESSAGE_TYPE = "websocket.event"
 # By event loop and alias.
 _free_layers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, list[Layer]]]
 _free_layers = WeakKeyDictionary()
@@ -58,23 +63,23 @@ def shared_layer() -> Layer | None:
     return None if isinstance(layer, InMemoryChannelLayer) else layer
 
 
-def say(group: str, word: Word) -> None:
+def send(group: str, event: Event) -> None:
     """
-    Tell ``word``, a dictionary of JSON's types, to the listeners of all other processes.
+    Tell ``event``, a dictionary of JSON's types, to the listeners of all other processes.
 
     One ``group_send()`` of 1 s at most. An error is logged and not raised: the caller's work is
     done, and the re-check of the other processes will find it.
     """
     if shared_layer() is not None:
-        async_to_sync(asay)(group, word)
+        async_to_sync(asend)(group, event)
 
 
-async def asay(group: str, word: Word) -> None:
-    """See say()."""
+async def asend(group: str, event: Event) -> None:
+    """See send()."""
     layer = shared_layer()
     if layer is None:
         return
-    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "word": word}
+    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "event": event}
     try:
         await _within_limit(layer.group_send(group, message))
     except Exception as error:
@@ -90,7 +95,7 @@ class Listener:
     """
 
     def __init__(
-        self, group: str, hear: Callable[[Word], object], missed: Callable[[], object]
+        self, group: str, hear: Callable[[Event], object], missed: Callable[[], object]
     ) -> None:
         self._group = group
         self._hear = hear
@@ -160,7 +165,7 @@ class Listener:
     def _take(self, message: Mapping[str, Any]) -> None:
         try:
             if message["sender"] != _sender():
-                self._hear(message["word"])
+                self._hear(message["event"])
         except Exception:
             # Of another version, perhaps: the next one may be understood.
             logger.exception("A word to %s was not understood", self._group)

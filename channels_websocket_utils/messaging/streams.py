@@ -1,9 +1,5 @@
 """
-Generators on their way to a client: each value they yield is a part, and then comes the last frame.
-
-On our consumers a stream is a task beside the other messages of its socket (``Streams``). On any
-other consumer the handler itself goes on until the stream has ended. How many may run at a time is
-a constant here.
+Generators on their way to a client: each value is a part, and then comes the end.
 """
 
 from __future__ import annotations
@@ -19,25 +15,27 @@ from typing import TYPE_CHECKING
 from asgiref.sync import async_to_sync
 from django.db import connections
 
-from . import messages
-from .calls import CONTROL_FLOW, is_over, kept_grants
-from .conf import get_setting
-from .messages import MessageError
-from .sockets import SocketEnded
-from .threads import in_handler_pool, in_our_pool
+from .. import protocol
+from ..conf import get_setting
+from ..live.connection import SocketEnded
+from ..protocol import MessageError
+from ..threads import in_handler_pool, in_our_pool
+from .calls import CONTROL_FLOW, current_permission_cache, has_ended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
     from contextlib import AbstractAsyncContextManager
     from typing import Any, TypeAlias, TypeVar
 
-    from .calls import Call, Grants
+    from ..types import PermissionCache
+    from .calls import Call
 
     R = TypeVar("R")
     Turn: TypeAlias = AbstractAsyncContextManager[Any]
     _Values: TypeAlias = Generator[Any, Any, Any] | AsyncGenerator[Any, Any]
 
-__all__ = ["Stream", "Streams", "is_generator"]
+__all__ = ["MAX_STREAMS", "STOP_LIMIT", "Stream", "Streams", "is_generator"]
+
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -45,7 +43,6 @@ logger = logging.getLogger("channels_websocket_utils")
 MAX_STREAMS = 16
 # A generator that does not end when it is told to must not keep its consumer from its disconnect.
 STOP_LIMIT = 5
-
 _END = object()
 
 
@@ -83,7 +80,7 @@ class Stream:
     _asked_at: Any
     # A whole number; None where the client does not pace the stream.
     _credit: Any
-    _grants: Grants | None
+    _grants: PermissionCache | None
     _news: asyncio.Event | None
     # A generator of either kind, as _is_async says.
     _values: Any
@@ -98,7 +95,7 @@ class Stream:
         self._connection = call.consumer.scope.get("websocket_connection")
         self._credit = self._allowance = self._news = None
         # Of the answers that the call itself had: what was dropped since then counts.
-        self._asked_at, self._grants = call.asked_at, call.grants
+        self._asked_at, self._grants = call.asked_at, call.permission_cache
         call.is_stream = True
 
     def pace(self, credit: int) -> None:
@@ -261,7 +258,10 @@ class Stream:
         """Raise the denial of a call that is not allowed any more."""
         if not self._must_check():
             return
-        self._asked_at, self._grants = time.monotonic(), kept_grants(self.call.consumer)
+        self._asked_at, self._grants = (
+            time.monotonic(),
+            current_permission_cache(self.call.consumer),
+        )
         for ask in self.call.guards:
             denial = ask()
             if denial is not None:
@@ -274,7 +274,7 @@ class Stream:
     def _must_check(self) -> bool:
         if not self.call.guards:
             return False
-        if self._grants is not kept_grants(self.call.consumer):
+        if self._grants is not current_permission_cache(self.call.consumer):
             return True
         age: float = time.monotonic() - self._asked_at
         interval: float = get_setting("RECHECK_INTERVAL")
@@ -283,7 +283,7 @@ class Stream:
     def _is_over(self) -> bool:
         return (
             self.is_cancelled
-            or is_over(self.call.consumer)
+            or has_ended(self.call.consumer)
             or (self._connection is not None and self._connection.has_client_left)
         )
 
@@ -357,7 +357,7 @@ class Streams:
             raise MessageError("bad_message", 'This "reply_key" is in use by a stream.')
         if len(self._streams) >= MAX_STREAMS:
             raise MessageError("rate_limited", f"More than {MAX_STREAMS} streams at a time.")
-        credit = messages.read_credit(call.content)
+        credit = protocol.read_credit(call.content)
         if credit is not None:
             stream.pace(credit)
         self._streams[call.reply_key] = stream, None

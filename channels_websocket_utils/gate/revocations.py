@@ -1,28 +1,38 @@
 """
-Who was disconnected: rows that every process reads, since no user or session has changed by it.
+Revocations: rows that end the live sockets of a user or of a session in every process.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import router, transaction
 from django.utils.timezone import is_aware
 
-from . import tokens
-from .conf import get_setting
-from .models import WebSocketRevocation
+from ..conf import get_setting
+from ..models import WebSocketRevocation
+from ..tokens import clock, redeeming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from django.db.models import QuerySet
 
-__all__ = ["Revocation", "is_over", "kept_since", "recent", "revoke", "when_committed"]
+__all__ = [
+    "Revocation",
+    "is_session_ended",
+    "kept_since",
+    "recent",
+    "revoke",
+    "when_committed",
+    "window",
+]
+
 
 # Machines whose clocks are further apart than this have other worries.
 _CLOCK_SKEW = timedelta(seconds=5)
@@ -45,11 +55,11 @@ class Revocation:
         In doubt, yes: who is still signed in comes back.
         """
         # Who was let in later than now was so before the clock was set back.
-        is_after = self.created_at + _CLOCK_SKEW <= validated_at <= tokens.now()
+        is_after = self.created_at + _CLOCK_SKEW <= validated_at <= clock.now()
         return self.is_final or not is_after
 
-    def as_word(self) -> dict[str, Any]:
-        """Return it as a dictionary of JSON's types; see from_word()."""
+    def as_event(self) -> dict[str, Any]:
+        """Return it as a dictionary of JSON's types; see from_event()."""
         return {
             "id": self.id,
             "user": None if self.user_id is None else str(self.user_id),
@@ -59,8 +69,8 @@ class Revocation:
         }
 
     @classmethod
-    def from_word(cls, word: Mapping[str, Any]) -> Revocation:
-        """Return what as_word() was made from. Raises what a word of another kind deserves."""
+    def from_event(cls, word: Mapping[str, Any]) -> Revocation:
+        """Return what as_event() was made from. Raises what a word of another kind deserves."""
         user, created_at = word["user"], datetime.fromisoformat(word["created_at"])
         if is_aware(created_at) != settings.USE_TZ:
             raise ValueError(f"A revocation of another USE_TZ: {created_at}")
@@ -75,11 +85,11 @@ class Revocation:
 
 def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = False) -> Revocation:
     """
-    Keep a row for a user or a session, kill their unspent tokens, and return the ``Revocation``.
+    Keep a row for a user or a session, kill their unused tokens, and return the ``Revocation``.
 
     ``is_final`` is for a session that is over. Rows older than the window go.
     """
-    present = tokens.now()
+    present = clock.now()
     rows = _rows()
     with transaction.atomic(using=rows.db):
         rows.filter(created_at__lte=kept_since(present)).delete()
@@ -87,7 +97,7 @@ def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = Fa
             user_id=user_id, session_digest=session_digest, is_final=is_final, created_at=present
         )
         owner = {"session_digest": session_digest} if session_digest else {"user_id": user_id}
-        tokens.revoke(**owner)
+        redeeming.revoke(**owner)
     return Revocation(row.pk, user_id, session_digest, is_final, present)
 
 
@@ -103,12 +113,12 @@ def recent() -> list[Revocation]:
     The whole window each time: neither ids nor times follow the order of commits, so nothing that
     was asked for "since the last time" is sure to be complete.
     """
-    rows = _rows().filter(created_at__gt=kept_since(tokens.now()))
+    rows = _rows().filter(created_at__gt=kept_since(clock.now()))
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
     return [Revocation(*row) for row in rows.values_list(*names)]
 
 
-def is_over(session_digest: str) -> bool:
+def is_session_ended(session_digest: str) -> bool:
     """Return whether the session with this digest was logged out within the window."""
     return _rows().filter(session_digest=session_digest, is_final=True).exists()
 

@@ -1,24 +1,42 @@
 """
-One socket, as its consumer is given it: a ``receive`` and a ``send`` that know when it is over.
+One live connection: its state, and the ``receive`` and ``send`` that its consumer gets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import messages, routes
+from .. import protocol
+from ..gate.handshake import plain_subprotocols
+from ..signals import connection_closed, connection_opened
+from ..threads import in_our_pool
+from .tasks import run_in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeAlias
 
-    from .routes import Message, Receive, Scope, Send
+    from ..gate.verdict import Principal
+    from ..types import Message, PermissionCache, Receive, Scope, Send
 
-__all__ = ["Socket", "SocketEnded"]
+    # What is to be done for these sockets alone, or for all.
+    _Order: TypeAlias = Callable[[set["Connection"] | None], object]
+
+__all__ = [
+    "CLOSE_LIMIT",
+    "MAX_AHEAD",
+    "MAX_WAITING_PUSHES",
+    "Connection",
+    "Socket",
+    "SocketEnded",
+]
+
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -28,6 +46,9 @@ CLOSE_LIMIT = 5
 # So many messages are kept for a consumer that is busy with a stream. To receive no more would be
 # deaf to the client's end, so with one too many the socket is over.
 MAX_AHEAD = 64
+# A client that does not take what is pushed to it is told to come back, not kept in memory.
+MAX_WAITING_PUSHES = 1000
+_ids = itertools.count(1)
 
 
 class SocketEnded(OSError):
@@ -88,7 +109,7 @@ class Socket:
         # A browser that offered subprotocols and is answered none fails with 1006, and never
         # sees a close code. Chosen is what it likes best, of what could really have been
         # offered: Daphne hands over unquoted names.
-        offered = routes.plain_subprotocols(scope.get("subprotocols") or ())
+        offered = plain_subprotocols(scope.get("subprotocols") or ())
         self._subprotocol = offered[0] if offered else None
         # Answered where the consumer chooses none; ``None`` where no token may be offered.
         self.token_subprotocol = None
@@ -115,7 +136,7 @@ class Socket:
         if message["type"] == "websocket.close":
             if self.is_refused and not self.is_accepted:
                 await self._accept()
-                message = {"code": messages.CLOSE_TOKEN_REFUSED, **message}
+                message = {"code": protocol.CLOSE_TOKEN_REFUSED, **message}
             self.ended = True
             if self.is_accepted:
                 self.close_code = message.get("code", 1000)
@@ -226,7 +247,7 @@ class Socket:
             self._note(message)
             if len(self._ahead) < MAX_AHEAD or self.has_client_left:
                 self._ahead.append(message)
-            elif self.end(messages.CLOSE_TOO_MANY):
+            elif self.end(protocol.CLOSE_TOO_MANY):
                 self.release()
                 self.begin_close()
         self._looking = None
@@ -327,3 +348,110 @@ def _closed(limit: asyncio.TimerHandle, task: asyncio.Future[None]) -> None:
         logger.debug("A client did not answer its close within %s s", CLOSE_LIMIT)
     elif task.exception() is not None:
         logger.debug("A client could not be told of its close: %s", task.exception())
+
+
+class Connection(Socket):
+    """
+    One live socket and whose it is: ``scope["websocket_connection"]``.
+
+    ``principal`` is a ``gate.Principal``; ``None`` while the gate decides, and for a socket that
+    nobody has signed in to, which nothing here ever ends. ``id`` is a number, unique in this
+    process; ``path`` the socket's path, with a dummy in a token's place; ``opened_at`` seconds
+    since the epoch. ``grants`` is where ``require_perms`` may keep its answers: a new dictionary
+    whenever they are not to be trusted any more.
+    """
+
+    __slots__ = (
+        "_ageing",
+        "_hub",
+        "_pushes",
+        "_was_opened",
+        "heard",
+        "id",
+        "opened_at",
+        "path",
+        "permission_cache",
+        "principal",
+    )
+    _ageing: asyncio.TimerHandle | None
+    _hub: Any
+    _pushes: deque[str] | None
+    permission_cache: PermissionCache
+    heard: tuple[_Order, ...]
+    path: str
+    principal: Principal | None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.id = next(_ids)
+        self.principal = self._ageing = self._pushes = None
+        # Both are there before anybody who takes them for granted asks.
+        self.path = self._hub = None  # type: ignore[assignment]
+        self.opened_at = time.time()
+        self.permission_cache = {}
+        self.heard = ()
+        self._was_opened = False
+
+    @property
+    def is_database_away(self) -> bool:
+        """Whether the last re-check failed, so that no answer from before may be trusted."""
+        return self._hub is not None and self._hub.is_database_away
+
+    def activate(self, principal: Principal | None) -> None:
+        """
+        Say whose socket this is, ``None`` for nobody's. It may have ``ended`` by then.
+
+        What was heard while it was pending is done now, and ``MAX_CONNECTIONS_PER_USER`` applied.
+        """
+        self.principal = principal
+        self._hub.activate(self)
+
+    def age(self, seconds: float) -> None:
+        """Let the socket end in ``seconds``."""
+        end, close_code = self._hub.end, protocol.CLOSE_TOO_OLD
+        self._ageing = self._hub.loop.call_later(seconds, end, {self}, close_code)
+
+    def disconnect(self) -> None:
+        """End this one socket with 4410. From any thread, and without waiting."""
+        if self._hub is not None:
+            end, close_code = self._hub.end, protocol.CLOSE_SESSION_ENDED
+            self._hub.loop.call_soon_threadsafe(end, {self}, close_code)
+
+    def push(self, text: str) -> None:
+        """Send the frame ``text`` after those pushed before, and never wait for the client."""
+        if self.ended or not self.is_accepted:
+            return
+        if self._pushes is None:
+            self._pushes = deque([text])
+            run_in_background(self._send_pushes())
+        elif len(self._pushes) < MAX_WAITING_PUSHES:
+            self._pushes.append(text)
+        else:
+            logger.info("A client did not take %s pushes", MAX_WAITING_PUSHES)
+            self._hub.end({self}, protocol.CLOSE_TRY_LATER)
+
+    async def accepted(self) -> None:
+        self._was_opened = True
+        if connection_opened.has_listeners():
+            await in_our_pool(connection_opened.send_robust)(None, connection=self)
+
+    async def leave(self) -> None:
+        """Release all that is held for the socket, and see a close through that has begun."""
+        if self._ageing is not None:
+            self._ageing.cancel()
+        if self._hub is not None:
+            self._hub.remove(self)
+        self.forget_watch()
+        # A server whose application returns before its close has been sent says 1006.
+        await self.close()
+        self.ended = True
+        if self._was_opened and connection_closed.has_listeners():
+            code = 1006 if self.close_code is None else self.close_code
+            await in_our_pool(connection_closed.send_robust)(None, connection=self, code=code)
+
+    async def _send_pushes(self) -> None:
+        try:
+            while self._pushes:
+                await self.send({"type": "websocket.send", "text": self._pushes.popleft()})
+        finally:
+            self._pushes = None

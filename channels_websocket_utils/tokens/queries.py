@@ -1,7 +1,7 @@
 """
-Queries that Django's ORM compiles once: those that a connection waits for.
+Queries that Django's ORM compiles once for each database connection.
 
-To compile a query for one row takes it several times as long as a database takes to answer.
+Django compiles a query several times slower than a database answers it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     _Compiled: TypeAlias = tuple[str, dict[str, Any], dict[int, tuple[list[Any], Any]]]
 
 __all__ = ["CompiledQuery", "parameter"]
+
 
 _PLACEHOLDER = re.compile("(?<!%)%s")
 

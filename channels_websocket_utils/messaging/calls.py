@@ -1,5 +1,5 @@
 """
-One message from a client, and the one answer to it: a result, a denial, or an exception's code.
+One message from a client, and its one answer: a result, a denial, or an exception's code.
 """
 
 from __future__ import annotations
@@ -20,32 +20,27 @@ from channels.generic.websocket import (
 )
 from django.core.exceptions import PermissionDenied, ValidationError
 
-from . import messages
-from .messages import MessageError
-from .sockets import SocketEnded
+from .. import protocol, strict_json
+from ..live.connection import SocketEnded
+from ..protocol import MessageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Any, TypeAlias
 
-    from .messages import Frame
+    from ..types import Consumer, JSONObject, PermissionCache
 
-    # Of any kind, with what Channels keeps in it and does not document.
-    Consumer: TypeAlias = Any
     Guard: TypeAlias = Callable[[], MessageError | None]
-    # By permissions: the code of a denial, whose it is, and when it was asked for.
-    Grants: TypeAlias = dict[tuple[str, ...], tuple[str | None, Any, float]]
 
-__all__ = ["CONTROL_FLOW", "Call", "is_over", "kept_grants", "ongoing_call"]
+__all__ = ["CONTROL_FLOW", "Call", "current_permission_cache", "has_ended", "ongoing_call"]
+
 
 logger = logging.getLogger("channels_websocket_utils")
 
 # Channels' own way to end a handler: never an error, never answered.
 CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
-
 _current_call: ContextVar[Call | None] = ContextVar("websocket_call", default=None)
-
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _CHANNELS_ENCODERS = (
     None,
@@ -72,19 +67,19 @@ class Call:
         "content",
         "denial",
         "error",
-        "grants",
         "guards",
         "is_done",
         "is_from_wire",
         "is_routed",
         "is_stream",
+        "permission_cache",
         "reply_key",
         "result",
     )
     asked_at: float | None
     denial: MessageError | None
     error: BaseException | None
-    grants: Grants | None
+    permission_cache: PermissionCache | None
     guards: tuple[Guard, ...]
     reply_key: str | None
 
@@ -102,7 +97,7 @@ class Call:
         self.error = None
         self.result = None
         self.guards = ()
-        self.asked_at = self.grants = None
+        self.asked_at = self.permission_cache = None
 
     def __enter__(self) -> None:
         self._token = _current_call.set(self)
@@ -124,18 +119,21 @@ class Call:
     def note_question(self) -> None:
         """Note that a guard is about to be asked."""
         if self.asked_at is None:
-            self.asked_at, self.grants = time.monotonic(), kept_grants(self.consumer)
+            self.asked_at, self.permission_cache = (
+                time.monotonic(),
+                current_permission_cache(self.consumer),
+            )
 
     def add_guard(self, ask: Guard) -> None:
         """Have ``ask()`` asked again while values are streamed; what a step calls adds nothing."""
         if not self.is_stream:
             self.guards += (ask,)
 
-    def part(self, value: object) -> Frame:
+    def part(self, value: object) -> JSONObject:
         """Return the frame that carries ``value``, one of the values of a stream."""
-        return messages.build_part(self.reply_key, value)
+        return protocol.build_part(self.reply_key, value)
 
-    def answer(self) -> Frame | None:
+    def answer(self) -> JSONObject | None:
         """
         Return the frame that answers the call, or ``None`` when there is none to send.
 
@@ -148,8 +146,8 @@ class Call:
             if not self.is_routed or self.reply_key is None or not self.is_from_wire:
                 return None
             if self.is_stream:
-                return messages.build_end(self.reply_key)
-            return messages.build_reply(self.reply_key, self.result)
+                return protocol.build_end(self.reply_key)
+            return protocol.build_reply(self.reply_key, self.result)
         if isinstance(error, SocketEnded):
             return None
         if isinstance(error, CONTROL_FLOW):
@@ -164,7 +162,7 @@ class Call:
                 "Dropped an event for %s: %s", type(self.consumer).__name__, self.denial.code
             )
             return None
-        return messages.build_error(self._told(error))
+        return protocol.build_error(self._told(error))
 
     def text(self) -> str | None:
         """Return the answer as the text of a frame, see answer(), on a sync consumer."""
@@ -189,19 +187,19 @@ class Call:
             return
         encode = _site_encoder(self.consumer)
         try:
-            text = await encode(frame) if encode else messages.encode(frame)
+            text = await encode(frame) if encode else strict_json.encode(frame)
         except _NOT_JSON as error:
             text = self._answer_unsendable(error)
         await self.asay(text)
 
-    def encode(self, frame: Frame) -> str:
+    def encode(self, frame: JSONObject) -> str:
         """Return ``frame`` as JSON text, by the site's encoder where a sync consumer has one."""
-        return (_site_encoder(self.consumer) or messages.encode)(frame)
+        return (_site_encoder(self.consumer) or strict_json.encode)(frame)
 
-    async def aencode(self, frame: Frame) -> str:
+    async def aencode(self, frame: JSONObject) -> str:
         """See encode()."""
         encode = _site_encoder(self.consumer)
-        return await encode(frame) if encode else messages.encode(frame)
+        return await encode(frame) if encode else strict_json.encode(frame)
 
     def say(self, text: str) -> None:
         """Send the frame ``text`` on a sync consumer, of whatever kind."""
@@ -219,7 +217,7 @@ class Call:
 
     def _answer_unsendable(self, error: Exception) -> str:
         self.error = error
-        return messages.encode(self.answer())
+        return strict_json.encode(self.answer())
 
     def _told(self, error: BaseException) -> MessageError:
         """Return ``error`` as the client may know it, and log what it may not."""
@@ -260,16 +258,16 @@ def _is_own_cancellation(error: BaseException | None) -> bool:
     return not getattr(task, "cancelling", lambda: True)()
 
 
-def is_over(consumer: Consumer) -> bool:
+def has_ended(consumer: Consumer) -> bool:
     """Return whether its socket was ended or closed, so that no message may be handled any more."""
     connection = consumer.scope.get("websocket_connection")
     return connection is not None and connection.drops_calls
 
 
-def kept_grants(consumer: Consumer) -> Grants | None:
+def current_permission_cache(consumer: Consumer) -> PermissionCache | None:
     """Return the guards' answers that its connection keeps: another object once one is dropped."""
     connection = consumer.scope.get("websocket_connection")
-    return None if connection is None else connection.grants
+    return None if connection is None else connection.permission_cache
 
 
 def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:

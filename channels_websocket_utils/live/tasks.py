@@ -1,0 +1,33 @@
+"""Background tasks of the live connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+__all__ = ["run_in_background"]
+
+logger = logging.getLogger("channels_websocket_utils")
+
+_tasks: set[asyncio.Future[Any]] = set()
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+    """Run ``coroutine`` as a task; the event loop alone would let it be collected."""
+    task = asyncio.ensure_future(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(_done)
+    return task
+
+
+def _done(task: asyncio.Future[Any]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("A task of the live sockets failed", exc_info=task.exception())

@@ -1,0 +1,1 @@
+"""Messages from clients: calls, permissions, rate limits and streams."""

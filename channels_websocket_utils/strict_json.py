@@ -1,0 +1,92 @@
+"""
+JSON text (RFC 8259) in and out, stricter than the ``json`` module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING
+
+from django.core.serializers.json import DjangoJSONEncoder
+
+from .protocol import MessageError
+
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+__all__ = ["MAX_DEPTH", "decode", "encode"]
+
+
+# Deeper than any message people write, shallower than any recursion limit of ours or theirs.
+MAX_DEPTH = 100
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def decode(text: str) -> Any:
+    """
+    Return the value of the JSON ``text``.
+
+    Stricter than ``json.loads()``: ``NaN``, infinite and overlong numbers, duplicate keys, lone
+    surrogates and more than 100 levels raise ``MessageError`` with the code ``bad_message``,
+    as broken JSON does, so whatever comes back can be sent on as JSON again.
+    """
+    try:
+        value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_depth(value)
+        if _SURROGATE_ESCAPE.search(text):
+            # A pair has become one character by now; what cannot be encoded was alone.
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        # Not chained: the exception of the json module holds the whole text.
+        raise MessageError("bad_message", "The message is not valid JSON.") from None
+    return value
+
+
+def encode(content: object) -> str:
+    """
+    Return ``content`` as JSON text; dates, decimals and UUIDs as Django writes them.
+
+    Raises ``TypeError`` for what JSON cannot say and ``ValueError`` for NaN and infinity.
+    """
+    return _ENCODER.encode(content)
+
+
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("duplicate key")
+    return content
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("number too large")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_ENCODER = DjangoJSONEncoder(allow_nan=False)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant
+)

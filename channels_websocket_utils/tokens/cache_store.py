@@ -1,0 +1,159 @@
+"""
+A token store in one of Django's caches, such as Redis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.db import router
+from django.utils.module_loading import import_string
+
+from ..conf import get_setting
+from .store import StoreUnavailable, TokenRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from typing import Any
+
+    from django.core.cache.backends.base import BaseCache
+
+__all__ = ["CacheTokenStore", "cache_alias"]
+
+
+_PREFIX = "channels_websocket_utils"
+# Seconds that an epoch outlives the last token that carries it.
+_MARGIN = 60
+
+
+@dataclass(slots=True)
+class _Row(TokenRow):
+    # By key: what must still be there, and the same, when the token is spent.
+    epochs: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+class CacheTokenStore:
+    """
+    Tokens in the cache ``alias`` of ``settings.CACHES``; for another one derive a class.
+
+    Its ``delete()`` must be atomic and say whether there was something: that is the spending.
+    A token that the cache has evicted is refused. Each carries the epoch of its user, and of its
+    session if it is bound to one: ``revoke()`` ends the epoch, and with it all of its tokens.
+
+    Every method raises ``StoreUnavailable`` when the cache does not answer.
+    """
+
+    alias = "default"
+
+    def add(self, now: datetime, max_unused: int, **fields: Any) -> None:
+        """
+        Keep a new row of ``fields``, created ``now``.
+
+        Of a user's last ``max_unused`` tokens, spent or not, the one before them goes.
+        """
+        digest, user_id = fields["digest"], fields["user_id"]
+        life = math.ceil((fields["expires_at"] - now).total_seconds()) + 1
+        with self._available() as cache:
+            epochs = _renew(cache, _epoch_keys(**fields), life + _MARGIN)
+            slot = _key("slot", user_id, _count(cache, user_id, life + _MARGIN) % max_unused)
+            before = cache.get(slot)
+            if before is not None:
+                cache.delete(_key("token", before))
+            row = {**fields, "created_at": now, "epochs": epochs}
+            cache.set_many({slot: digest, _key("token", digest): row}, life)
+
+    def get(self, digest: str, *, with_user: bool, session_digest: str = "") -> TokenRow | None:
+        """Return the row of ``digest`` (``with_user``: its user read too) or ``None``."""
+        with self._available() as cache:
+            fields = cache.get(_key("token", digest))
+        if fields is None:
+            return None
+        row = _Row(**fields)
+        if with_user:
+            model = get_user_model()
+            users = model._default_manager.using(router.db_for_write(model))
+            row.user = users.filter(pk=row.user_id).first()
+            if row.user is None:
+                return None
+        return row
+
+    def redeem(self, row: _Row, now: datetime) -> bool:
+        """Delete the row, and return whether this call was the one that did, in its epochs."""
+        with self._available() as cache:
+            if not cache.delete(_key("token", row.digest)):
+                return False
+            # After the delete: who revokes meanwhile has ended the epoch before we look.
+            return cache.get_many(row.epochs) == row.epochs
+
+    def revoke(self, **owner: Any) -> None:
+        """End the epoch of an owner: ``user_id=...`` or ``session_digest=...``."""
+        with self._available() as cache:
+            cache.delete_many(_epoch_keys(**owner))
+
+    @contextlib.contextmanager
+    def _available(self) -> Iterator[BaseCache]:
+        cache = _open(self.alias, repr(settings.CACHES.get(self.alias)))
+        try:
+            yield cache
+        except Exception as error:
+            # Every cache has exceptions of its own.
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def cache_alias() -> str | None:
+    """
+    Return the alias of the cache in which this site keeps its tokens, ``None`` if in none.
+
+    Raises ``ImportError`` or ``ImproperlyConfigured`` for a ``TOKEN_STORE`` that cannot be.
+    """
+    store = import_string(get_setting("TOKEN_STORE"))
+    is_cache = isinstance(store, type) and issubclass(store, CacheTokenStore)
+    return store.alias if is_cache else None
+
+
+@lru_cache
+def _open(alias: str, _: str) -> BaseCache:
+    """
+    Return the cache of these settings: one for the process, for all of its threads.
+
+    ``caches`` itself makes one, with connections of its own, for every task and request.
+    """
+    return caches.create_connection(alias)
+
+
+def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:
+    """Return the epochs under ``keys``, begun where there are none, and good for ``life``."""
+    epochs = cache.get_many(keys)
+    for key in keys:
+        if key not in epochs or not cache.touch(key, life):
+            cache.add(key, secrets.token_hex(8), life)
+            # Somebody else may have been faster.
+            epochs[key] = cache.get(key)
+    return epochs
+
+
+def _count(cache: BaseCache, user_id: object, life: int) -> int:
+    """Return a number that no other token of the user gets at about this time."""
+    key = _key("count", user_id)
+    cache.add(key, 0, life)
+    count = cache.incr(key)
+    cache.touch(key, life)
+    return count
+
+
+def _epoch_keys(user_id: object = None, session_digest: str = "", **others: object) -> list[str]:
+    keys = [] if user_id is None else [_key("user", user_id)]
+    return keys + [_key("session", session_digest)] * bool(session_digest)
+
+
+def _key(*parts: object) -> str:
+    return ".".join([_PREFIX, *map(str, parts)])

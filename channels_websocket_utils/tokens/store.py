@@ -1,0 +1,72 @@
+"""
+The interface of a token store. A store keeps rows; the rules are in ``redeeming``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from ..conf import get_setting
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any, Protocol
+
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+    class TokenStore(Protocol):
+        """The class that ``TOKEN_STORE`` names. ``DatabaseTokenStore`` documents each method."""
+
+        def add(self, now: datetime, max_unused: int, **fields: Any) -> None: ...
+
+        def get(
+            self, digest: str, *, with_user: bool, session_digest: str = ""
+        ) -> TokenRow | None: ...
+
+        def redeem(self, row: Any, now: datetime) -> bool: ...
+
+        def revoke(self, **owner: Any) -> object: ...
+
+
+__all__ = ["StoreUnavailable", "TokenRow"]
+
+
+@dataclass(slots=True)
+class TokenRow:
+    """
+    One token as a store finds it: the fields of ``WebSocketToken``, in their order.
+
+    ``user`` is the user, where that was asked for. ``is_session_over`` is whether a session that it
+    speaks for was logged out, ``None`` where the store cannot know.
+    """
+
+    digest: str
+    user_id: Any
+    backend: str
+    auth_digest: str = field(repr=False)
+    session_digest: str = field(repr=False)
+    path: str
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
+    user: AbstractBaseUser | None = None
+    is_session_over: bool | None = None
+
+
+class StoreUnavailable(Exception):
+    """What keeps the tokens does not answer; what was asked of it may be done or not."""
+
+
+def _store() -> TokenStore:
+    path = get_setting("TOKEN_STORE")
+    try:
+        store: TokenStore = import_string(path)()
+        return store
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"WEBSOCKET_UTILS['TOKEN_STORE'] names {path!r}, which cannot be imported: {error}"
+        ) from error
