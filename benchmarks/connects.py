@@ -52,7 +52,7 @@ SETUPS = {
     f"uvicorn, {DATABASE}, tokens in Redis": FEW,
     f"daphne, {DATABASE}": FEW,
 }
-# The least ratio that is promised, and to whom, in the first setup.
+# By row: the contenders and the promised ratios to them, at least, in the first setup.
 PROMISED = {"token_only": [("floor", 0.8), ("naive token", 2.5)], "stack": [("session", 1)]}
 AT_ONCE = 8
 COUNT, SMALL = 400, 16
@@ -66,10 +66,10 @@ async def measure(small, is_kept):
             continue
         async with setup(name) as (site, people):
             with site(SPEED_COUNT="yes") as started:
-                statements = {each: await asked(started, people, each) for each in contenders}
+                statements = {each: await sql_of(started, people, each) for each in contenders}
             with site() as started:
                 for each in contenders:
-                    # What happens once: imports, threads, connections to the database.
+                    # Warm-up: imports, threads, connections to the database.
                     await connect(started, people, each, SMALL)
                 for key in wanted:
                     if not is_kept(key):
@@ -92,7 +92,7 @@ async def connect(site, people, name, count):
     }
 
 
-async def asked(site, people, name):
+async def sql_of(site, people, name):
     """Return how many statements one connect takes."""
     handshakes = await sync_to_async(people.handshakes)(CONTENDERS[name], 2)
     await load.connects(site.port, handshakes[:1], 1)

@@ -26,7 +26,7 @@ NAMES = {"stack_open": "no user", "dcrf": "djangochannelsrestframework"}
 SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
 ROUNDS = 5
 FIRST, COUNT, SMALL = 100, 3000, 200
-# The most bytes of an idle connection over the floor.
+# The maximum bytes of an idle connection over the floor.
 PROMISED = {"token_only": 2048, "stack_open": 2048}
 
 
@@ -48,7 +48,7 @@ async def measure(small, is_kept):
 
 
 async def held(site, people, name, count):
-    """Return the bytes that one idle socket holds."""
+    """Return the bytes of memory of one idle connection."""
     handshakes = await sync_to_async(people.handshakes)(name, FIRST + count)
     clients = await opened(site, handshakes[:FIRST])
     before = site.memory()

@@ -41,7 +41,8 @@ SETUPS = {
     f"uvicorn, {DATABASE}": [name for name in CALLS if CALLS[name][0] in speed.CONTENDERS],
     f"daphne, {DATABASE}": ["floor", "async method", "sync consumer", "Channels' sync consumer"],
 }
-# The least ratio that is promised, and to whom, at 32 sockets of the first setup.
+# By row: the contenders and the promised ratios to them, at least, at 32 connections of the first
+# setup.
 PROMISED = {
     "async method": [
         ("floor", 1.8),
@@ -52,10 +53,10 @@ PROMISED = {
     "sync method": [("Channels' sync consumer", 1)],
     "sync consumer": [("Channels' sync consumer", 1)],
 }
-# How many there are, and the answers that are counted.
+# The number of connections, and of the answers that are measured.
 SOCKETS = {1: 2000, 32: 8000, 256: 4000}
 TEXT = "hello"
-# Answers before those that are counted.
+# Answers of the warm-up.
 FIRST, SMALL = 300, 64
 
 
@@ -85,7 +86,7 @@ async def call(site, people, name, sockets, count):
     clients = [await load.opened(site.port, handshake) for handshake in handshakes]
     text = load.frame(message(contender, method))
     for client in clients:
-        # Its first answer: of a guard, the one that is kept from now on.
+        # The first call of each connection fills its permission cache.
         await load.replies([client], text, TEXT.encode(), 1)
     await load.replies(clients, text, TEXT.encode(), max(FIRST, sockets))
     before = site.cpu()
