@@ -1,4 +1,4 @@
-"""Whom the login page suggests and ``manage.py create_demo_users`` creates."""
+"""The users that the login page lists and ``manage.py create_demo_users`` creates."""
 
 __all__ = ["DEMO_USERS", "STAFF_MAY"]
 
@@ -19,7 +19,7 @@ DEMO_USERS = [
     },
 ]
 
-# Django's admin asks for the last four: to see tokens and users, and to act on them.
+# Django's admin needs the last four, to show tokens and users and to run actions on them.
 STAFF_MAY = [
     "publish_announcement",
     "view_websockettoken",
