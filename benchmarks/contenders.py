@@ -1,7 +1,7 @@
 """
 The contenders: consumers that echo, each behind its own authentication.
 
-The baseline, ``floor``, is Channels alone: an unauthenticated ``AsyncJsonWebsocketConsumer``.
+The baseline is Channels alone: an unauthenticated ``AsyncJsonWebsocketConsumer``.
 """
 
 import itertools
@@ -48,12 +48,12 @@ PERM = "auth.view_user"
 SLOW = 0.05
 
 
-class Floor(AsyncJsonWebsocketConsumer):
+class Baseline(AsyncJsonWebsocketConsumer):
     async def receive_json(self, content):
         await self.send_json({"key": content["reply_key"], "text": content["text"]})
 
 
-class SignedIn(Floor):
+class SignedIn(Baseline):
     """A consumer as Channels documents it."""
 
     async def connect(self):
@@ -152,7 +152,7 @@ def ours(consumer, route, **options):
 
 
 APPLICATIONS = {
-    "floor": routed(Floor, "floor/"),
+    "baseline": routed(Baseline, "baseline/"),
     "session": AuthMiddlewareStack(routed(SignedIn, "session/")),
     "naive": NaiveToken(routed(SignedIn, "naive/<str:token>")),
     "token_only": WebSocketTokenAuthMiddleware(

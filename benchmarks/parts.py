@@ -4,8 +4,8 @@ Where a connect's time goes
 
 The parts of a *token_only* connect, each measured alone and in one process, in microseconds of CPU,
 the median and the range of the rounds. The table leaves out the time in which the server reads a
-handshake and writes its answers, because the baseline (*floor*) needs it too. It also leaves out
-the time that threads add when they wait for each other.
+handshake and writes its answers, because the baseline needs it too. It also leaves out the
+time that threads add when they wait for each other.
 """
 
 import time
@@ -26,7 +26,7 @@ from .speed import ROUNDS, setup
 
 PACKAGES = []
 COUNT, SMALL = 500, 20
-HOPS = "the floor's own: three calls to Django's thread"
+HOPS = "baseline only: three calls to Django's thread"
 PATH = "/token_only/{}"
 
 

@@ -6,8 +6,8 @@ Open connections call a method that returns the text it was sent. Each calls aga
 has its answer. *replies/s* is the sum of 1, 32 or 256 connections. *ms* is the time that one call
 waited, p50 / p99, the medians of the rounds.
 
-* *floor*: the baseline, Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication,
-  whose ``receive_json()`` sends the text back. All ratios are to it.
+* *baseline*: Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication, whose
+  ``receive_json()`` sends the text back. All ratios are to it.
 * *async method*, *guarded*, *sync method*: methods of ``AsyncWebSocketManagerConsumer`` behind the
   package's middleware, routed by ``auto_route``: an ``async def``; the same with ``require_perms``
   and ``PERMISSION_MAX_AGE`` 60; a ``def``, which runs in a thread.
@@ -27,7 +27,7 @@ from .speed import ROUNDS, Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets", "daphne", "djangochannelsrestframework", "chanx"]
 CALLS = {
-    "floor": ("floor", "echo"),
+    "baseline": ("baseline", "echo"),
     "async method": ("token_only", "echo"),
     "guarded": ("token_only", "guarded"),
     "sync method": ("token_only", "echo_in_thread"),
@@ -39,13 +39,13 @@ CALLS = {
 DATABASE = "SQLite WAL, synchronous=NORMAL"
 SETUPS = {
     f"uvicorn, {DATABASE}": [name for name in CALLS if CALLS[name][0] in speed.CONTENDERS],
-    f"daphne, {DATABASE}": ["floor", "async method", "sync consumer", "Channels' sync consumer"],
+    f"daphne, {DATABASE}": ["baseline", "async method", "sync consumer", "Channels' sync consumer"],
 }
 # By row: the contenders and the promised ratios to them, at least, at 32 connections of the first
 # setup.
 PROMISED = {
     "async method": [
-        ("floor", 1.8),
+        ("baseline", 1.8),
         ("djangochannelsrestframework", 2),
         ("chanx", 2),
     ],
@@ -127,7 +127,7 @@ def summary(rows):
                 cells[f"ratio (range), {sockets}"] = found.text(name)
                 cells[f"ms, {sockets}"] = [found.median(name, "p50"), found.median(name, "p99")]
             cells["CPU us, 32"] = round(rounds[32].median(name, "cpu"))
-            shown = f"{setup_name}: {name}" if name == "floor" else name
+            shown = f"{setup_name}: {name}" if name == "baseline" else name
             broken = rounds[32].broken(name, promises)
             printed.append({"name": shown, "cells": cells, "broken": broken})
     return printed

@@ -40,7 +40,7 @@ BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 # The contents of a handshake: a session cookie, a token, or a token bound to the session.
 CONTENDERS = {
-    "floor": "nothing",
+    "baseline": "nothing",
     "session": "session",
     "naive": "token",
     "token_only": "token",
@@ -237,8 +237,8 @@ class Rounds:
 
     def over(self, name, figure):
         """Return the difference to the baseline: the median, the minimum and the maximum."""
-        floor = next(iter(self._rounds[0]))
-        found = [each[name][figure] - each[floor][figure] for each in self._rounds]
+        baseline = next(iter(self._rounds[0]))
+        found = [each[name][figure] - each[baseline][figure] for each in self._rounds]
         return median(found), min(found), max(found)
 
     def broken(self, name, promises):

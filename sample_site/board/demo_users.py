@@ -8,7 +8,7 @@ DEMO_USERS = [
         "name": "Ada",
         "password": "ada-demo-1",
         "is_staff": True,
-        "may": "staff: may announce, end live sockets at /sockets/, and enter /admin/",
+        "may": "staff: may publish announcements, end live sockets at /sockets/, and use /admin/",
     },
     {
         "username": "ben",

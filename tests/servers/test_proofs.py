@@ -304,7 +304,7 @@ def test_connect_costs_the_statements_that_are_told(prove):
     assert len(rows) == 5
     for name, row in rows.items():
         in_redis = "Redis" in name
-        assert row["floor"]["sql"] == 0, name
+        assert row["baseline"]["sql"] == 0, name
         assert row["token_only"]["sql"] == (1 if in_redis else 2), name
         # A session, the user, and whether that session is over.
         assert row["stack"]["sql"] == 3, name
@@ -334,5 +334,5 @@ def test_memory_and_wrapping_are_measured(prove):
     memory = prove("memory", promised=False)["0"]
     wrapping = prove("wrapping", promised=False)["0"]
 
-    assert memory["floor"]["bytes"] > 1000
+    assert memory["baseline"]["bytes"] > 1000
     assert wrapping["wrapping"] < wrapping["message"]
