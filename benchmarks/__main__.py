@@ -1,7 +1,7 @@
 """
-Measure one table of speed, print it, and keep it in docs/performance.rst: ``make bench``.
+Measure one table of speed, print it, and write it to docs/performance.rst: ``make bench``.
 
-The exit status is 1 if a promise was broken.
+The exit status is 1 if a promise is broken.
 """
 
 import sys

@@ -6,8 +6,8 @@ Connections are opened and closed again, 8 at a time. Each handshake has the hea
 and what its contender needs: a session cookie, a one-time token, or both, of 100 users in turn. A
 *connect* is a TCP connection, a handshake, the answer 101, and a close that both sides have sent.
 
-* *floor*: the baseline, Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication.
-  All ratios are to it.
+* *baseline*: Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication. All ratios
+  are to it.
 * *session*: the same consumer behind ``AuthMiddlewareStack``.
 * *naive token*: a one-time token as it is usually written: read, check, save, read the user.
 * *token_only*: ``WebSocketTokenAuthMiddleware(token_only=True)`` and
@@ -32,10 +32,10 @@ from .speed import ROUNDS, Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets", "daphne"]
 DATABASE = "SQLite WAL, synchronous=NORMAL"
-FEW = ["floor", "token_only", "stack"]
-MORE = ["floor", "session", "naive token", "token_only", "stack"]
+FEW = ["baseline", "token_only", "stack"]
+MORE = ["baseline", "session", "naive token", "token_only", "stack"]
 CONTENDERS = {
-    "floor": "floor",
+    "baseline": "baseline",
     "session": "session",
     "naive token": "naive",
     "token_only": "token_only",
@@ -52,8 +52,8 @@ SETUPS = {
     f"uvicorn, {DATABASE}, tokens in Redis": FEW,
     f"daphne, {DATABASE}": FEW,
 }
-# The least ratio that is promised, and to whom, in the first setup.
-PROMISED = {"token_only": [("floor", 0.8), ("naive token", 2.5)], "stack": [("session", 1)]}
+# By row: the contenders and the promised ratios to them, at least, in the first setup.
+PROMISED = {"token_only": [("baseline", 0.8), ("naive token", 2.5)], "stack": [("session", 1)]}
 AT_ONCE = 8
 COUNT, SMALL = 400, 16
 
@@ -66,10 +66,10 @@ async def measure(small, is_kept):
             continue
         async with setup(name) as (site, people):
             with site(SPEED_COUNT="yes") as started:
-                statements = {each: await asked(started, people, each) for each in contenders}
+                statements = {each: await sql_of(started, people, each) for each in contenders}
             with site() as started:
                 for each in contenders:
-                    # What happens once: imports, threads, connections to the database.
+                    # Warm-up: imports, threads, connections to the database.
                     await connect(started, people, each, SMALL)
                 for key in wanted:
                     if not is_kept(key):
@@ -92,7 +92,7 @@ async def connect(site, people, name, count):
     }
 
 
-async def asked(site, people, name):
+async def sql_of(site, people, name):
     """Return how many statements one connect takes."""
     handshakes = await sync_to_async(people.handshakes)(CONTENDERS[name], 2)
     await load.connects(site.port, handshakes[:1], 1)
@@ -118,7 +118,7 @@ def summary(rows):
                 "ms": [rounds.median(name, "p50"), rounds.median(name, "p99")],
                 "SQL": found[0][name]["sql"],
             }
-            shown = f"{setup_name}: {name}" if name == "floor" else name
+            shown = f"{setup_name}: {name}" if name == "baseline" else name
             broken = rounds.broken(name, promises)
             printed.append({"name": shown, "cells": cells, "broken": broken})
     return printed

@@ -1,7 +1,7 @@
 """
-What is compared: consumers that echo, each behind its own way to authenticate.
+The contenders: consumers that echo, each behind its own authentication.
 
-The floor is Channels alone: an unauthenticated ``AsyncJsonWebsocketConsumer``, written by hand.
+The baseline is Channels alone: an unauthenticated ``AsyncJsonWebsocketConsumer``.
 """
 
 import itertools
@@ -48,13 +48,13 @@ PERM = "auth.view_user"
 SLOW = 0.05
 
 
-class Floor(AsyncJsonWebsocketConsumer):
+class Baseline(AsyncJsonWebsocketConsumer):
     async def receive_json(self, content):
         await self.send_json({"key": content["reply_key"], "text": content["text"]})
 
 
-class SignedIn(Floor):
-    """As documented by Channels."""
+class SignedIn(Baseline):
+    """A consumer as Channels documents it."""
 
     async def connect(self):
         if self.scope["user"].is_authenticated:
@@ -126,7 +126,7 @@ class Ours(AsyncWebSocketManagerConsumer):
 
 
 class Open(Ours):
-    """For everybody."""
+    """A consumer that accepts every client."""
 
     async def connect(self):
         await self.accept()
@@ -152,7 +152,7 @@ def ours(consumer, route, **options):
 
 
 APPLICATIONS = {
-    "floor": routed(Floor, "floor/"),
+    "baseline": routed(Baseline, "baseline/"),
     "session": AuthMiddlewareStack(routed(SignedIn, "session/")),
     "naive": NaiveToken(routed(SignedIn, "naive/<str:token>")),
     "token_only": WebSocketTokenAuthMiddleware(
@@ -171,7 +171,7 @@ APPLICATIONS = {
     "dcrf": routed(RestFramework, "dcrf/"),
 }
 if sys.version_info >= (3, 11):
-    # It knows no older one.
+    # chanx needs Python 3.11.
     from .contender_chanx import Chanx
 
     APPLICATIONS["chanx"] = routed(Chanx, "chanx/")
@@ -193,16 +193,16 @@ if os.environ.get("SPEED_COUNT"):
 
     @receiver(connection_created)
     def watch(connection, **kwargs):
-        # It is created anew whenever it was closed.
+        # Django sends the signal again after each reconnect.
         if count not in connection.execute_wrappers:
             connection.execute_wrappers.append(count)
 
 
 def statements(request):
-    """Tell how many statements there were since this was asked last."""
+    """Answer with the number of statements since the last request."""
     global _statements
-    asked, _statements = _statements, itertools.count()
-    return HttpResponse(next(asked))
+    counted, _statements = _statements, itertools.count()
+    return HttpResponse(next(counted))
 
 
 urlpatterns = [path("statements/", statements)]

@@ -23,7 +23,7 @@ CALLS = {
 }
 SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
 SOCKETS = 4
-# Milliseconds: twice what a handler takes is not side by side any more.
+# Milliseconds: twice the time of a handler means that the handlers do not run concurrently.
 PROMISED = 100
 
 
@@ -39,7 +39,7 @@ async def call(site, people, name):
     handshakes = await sync_to_async(people.handshakes)(CALLS[name], SOCKETS)
     clients = await asyncio.gather(*(load.opened(site.port, each) for each in handshakes))
     text = load.frame({"type": "slow", "reply_key": "r1", "text": "done"})
-    # The threads are there, and the code is warm.
+    # Warm-up: starts the threads.
     await load.replies(clients, text, b"done", SOCKETS)
     seconds, _ = await load.replies(clients, text, b"done", SOCKETS)
     await load.leave(clients)

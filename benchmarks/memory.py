@@ -3,8 +3,8 @@ Memory
 ------
 
 Idle connections: the table shows the private memory of a new server process with 3,000 more
-connections than with 100, divided by 3,000. *over the floor* is the difference to the baseline,
-Channels alone, in the same round. It includes the user's object in the scope, and the session's
+connections than with 100, divided by 3,000. *over the baseline* is the difference to
+Channels alone in the same round. It includes the user's object in the scope, and the session's
 object if there is one.
 
 The rows have the names of the other tables. *no user* is a route without a token behind the
@@ -21,12 +21,12 @@ from . import speed
 from .speed import Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets"]
-CONTENDERS = ["floor", "session", "token_only", "stack", "stack_open", "dcrf", "chanx"]
+CONTENDERS = ["baseline", "session", "token_only", "stack", "stack_open", "dcrf", "chanx"]
 NAMES = {"stack_open": "no user", "dcrf": "djangochannelsrestframework"}
 SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
 ROUNDS = 5
 FIRST, COUNT, SMALL = 100, 3000, 200
-# The most bytes of an idle connection over the floor.
+# The maximum bytes of an idle connection over the baseline.
 PROMISED = {"token_only": 2048, "stack_open": 2048}
 
 
@@ -48,7 +48,7 @@ async def measure(small, is_kept):
 
 
 async def held(site, people, name, count):
-    """Return the bytes that one idle socket holds."""
+    """Return the bytes of memory of one idle connection."""
     handshakes = await sync_to_async(people.handshakes)(name, FIRST + count)
     clients = await opened(site, handshakes[:FIRST])
     before = site.memory()
@@ -75,10 +75,10 @@ def summary(rows):
         most = rounds.over("session", "bytes")[0] if name == "stack" else PROMISED.get(name)
         broken = []
         if most is not None and over[0] > most:
-            broken = [f"{over[0]:,.0f} bytes over the floor, not {most:,.0f}"]
+            broken = [f"{over[0]:,.0f} bytes over the baseline, not {most:,.0f}"]
         cells = {
             "bytes a socket": round(rounds.median(name, "bytes")),
-            "over the floor (range)": "{:,.0f} ({:,.0f} to {:,.0f})".format(*over),
+            "over the baseline (range)": "{:,.0f} ({:,.0f} to {:,.0f})".format(*over),
         }
         printed.append({"name": NAMES.get(name, name), "cells": cells, "broken": broken})
     return printed

@@ -4,8 +4,8 @@ Where a connect's time goes
 
 The parts of a *token_only* connect, each measured alone and in one process, in microseconds of CPU,
 the median and the range of the rounds. The table leaves out the time in which the server reads a
-handshake and writes its answers, because the baseline (*floor*) needs it too. It also leaves out
-the time that threads add when they wait for each other.
+handshake and writes its answers, because the baseline needs it too. It also leaves out the
+time that threads add when they wait for each other.
 """
 
 import time
@@ -26,7 +26,7 @@ from .speed import ROUNDS, setup
 
 PACKAGES = []
 COUNT, SMALL = 500, 20
-HOPS = "the floor's own: three calls to Django's thread"
+HOPS = "baseline only: three calls to Django's thread"
 PATH = "/token_only/{}"
 
 
@@ -40,14 +40,18 @@ async def measure(small, is_kept):
             if is_kept(str(number)):
                 continue
             issued = await sync_to_async(people.tokens)(3 * count)
-            digests = [digests.digest_of(token) for token in issued]
-            parts = await sync_to_async(decisions)(digests[:count], digests[count : 2 * count])
+            issued_digests = [digests.digest_of(token) for token in issued]
+            parts = await sync_to_async(decisions)(
+                issued_digests[:count], issued_digests[count : 2 * count]
+            )
             parts["to a thread and back"] = await of_each(count, lambda _: in_our_pool(nothing)())
             scopes = [scope(token) for token in issued[2 * count :]]
-            parts["finding and hiding the token"] = timed(scopes, lambda each: shake(router, each))
-            row = await sync_to_async(redeeming.find)(digests[0], with_user=True)
+            parts["finding and hiding the token"] = timed(
+                scopes, lambda each: read_handshake(router, each)
+            )
+            row = await sync_to_async(redeeming.find)(issued_digests[0], with_user=True)
             parts["the ready message, before the server has it"] = await of_each(
-                count, partial(greet, row.user)
+                count, partial(encode_ready, row.user)
             )
             parts[HOPS] = 3 * await of_each(count, lambda _: aclose_old_connections())
             yield str(number), parts, []
@@ -73,14 +77,14 @@ def scope(token):
     return scope_for(PATH.format(token), pairs)
 
 
-def shake(router, scope):
+def read_handshake(router, scope):
     _, captured = routing.match(router, scope, "token")
     found = handshake.read_handshake(scope, captured)
     routing.match(router, found.scope, "token")
     return Connection(found.scope, None, None)
 
 
-async def greet(user, _):
+async def encode_ready(user, _):
     return strict_json.encode(protocol.build_ready(identity.identity_of(user)))
 
 

@@ -6,8 +6,8 @@ Open connections call a method that returns the text it was sent. Each calls aga
 has its answer. *replies/s* is the sum of 1, 32 or 256 connections. *ms* is the time that one call
 waited, p50 / p99, the medians of the rounds.
 
-* *floor*: the baseline, Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication,
-  whose ``receive_json()`` sends the text back. All ratios are to it.
+* *baseline*: Channels alone: an ``AsyncJsonWebsocketConsumer`` without authentication, whose
+  ``receive_json()`` sends the text back. All ratios are to it.
 * *async method*, *guarded*, *sync method*: methods of ``AsyncWebSocketManagerConsumer`` behind the
   package's middleware, routed by ``auto_route``: an ``async def``; the same with ``require_perms``
   and ``PERMISSION_MAX_AGE`` 60; a ``def``, which runs in a thread.
@@ -27,7 +27,7 @@ from .speed import ROUNDS, Rounds, setup
 
 PACKAGES = ["uvicorn", "websockets", "daphne", "djangochannelsrestframework", "chanx"]
 CALLS = {
-    "floor": ("floor", "echo"),
+    "baseline": ("baseline", "echo"),
     "async method": ("token_only", "echo"),
     "guarded": ("token_only", "guarded"),
     "sync method": ("token_only", "echo_in_thread"),
@@ -39,12 +39,13 @@ CALLS = {
 DATABASE = "SQLite WAL, synchronous=NORMAL"
 SETUPS = {
     f"uvicorn, {DATABASE}": [name for name in CALLS if CALLS[name][0] in speed.CONTENDERS],
-    f"daphne, {DATABASE}": ["floor", "async method", "sync consumer", "Channels' sync consumer"],
+    f"daphne, {DATABASE}": ["baseline", "async method", "sync consumer", "Channels' sync consumer"],
 }
-# The least ratio that is promised, and to whom, at 32 sockets of the first setup.
+# By row: the contenders and the promised ratios to them, at least, at 32 connections of the first
+# setup.
 PROMISED = {
     "async method": [
-        ("floor", 1.8),
+        ("baseline", 1.8),
         ("djangochannelsrestframework", 2),
         ("chanx", 2),
     ],
@@ -52,10 +53,10 @@ PROMISED = {
     "sync method": [("Channels' sync consumer", 1)],
     "sync consumer": [("Channels' sync consumer", 1)],
 }
-# How many there are, and the answers that are counted.
+# The number of connections, and of the answers that are measured.
 SOCKETS = {1: 2000, 32: 8000, 256: 4000}
 TEXT = "hello"
-# Answers before those that are counted.
+# Answers of the warm-up.
 FIRST, SMALL = 300, 64
 
 
@@ -85,7 +86,7 @@ async def call(site, people, name, sockets, count):
     clients = [await load.opened(site.port, handshake) for handshake in handshakes]
     text = load.frame(message(contender, method))
     for client in clients:
-        # Its first answer: of a guard, the one that is kept from now on.
+        # The first call of each connection fills its permission cache.
         await load.replies([client], text, TEXT.encode(), 1)
     await load.replies(clients, text, TEXT.encode(), max(FIRST, sockets))
     before = site.cpu()
@@ -126,7 +127,7 @@ def summary(rows):
                 cells[f"ratio (range), {sockets}"] = found.text(name)
                 cells[f"ms, {sockets}"] = [found.median(name, "p50"), found.median(name, "p99")]
             cells["CPU us, 32"] = round(rounds[32].median(name, "cpu"))
-            shown = f"{setup_name}: {name}" if name == "floor" else name
+            shown = f"{setup_name}: {name}" if name == "baseline" else name
             broken = rounds[32].broken(name, promises)
             printed.append({"name": shown, "cells": cells, "broken": broken})
     return printed

@@ -1,8 +1,8 @@
 """
-What the tables of speed share: a server on one CPU, its client on another, and rounds by turns.
+Shared code of the tables of speed: a server on one CPU, its client on another, rounds in turns.
 
-The speed of a machine changes by the minute, so every figure is a ratio to another contender in the
-same round, and a table shows the median and the range of its rounds.
+The speed of a machine changes from minute to minute. So every figure is a ratio to another
+contender in the same round, and a table shows the median and the range of its rounds.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ USERS = 100
 ROUNDS = 9
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 
-# What its handshakes bring: a session's cookie, a token, or a token bound to the session.
+# The contents of a handshake: a session cookie, a token, or a token bound to the session.
 CONTENDERS = {
-    "floor": "nothing",
+    "baseline": "nothing",
     "session": "session",
     "naive": "token",
     "token_only": "token",
@@ -55,16 +55,16 @@ CONTENDERS = {
 }
 
 
-# Python 3.10 is too old for it.
+# chanx needs Python 3.11.
 if sys.version_info < (3, 11):
     del CONTENDERS["chanx"]
 
 
 class Site:
     """
-    A server process with all contenders, on the first CPU; this process moves to the last one.
+    A server process with all contenders, on the first CPU. This process moves to the last CPU.
 
-    ``environment`` says which database and store it has, see ``speed_settings``.
+    ``environment`` names the database and the token store, see ``speed_settings``.
     """
 
     def __init__(self, folder, server="uvicorn", **environment):
@@ -92,17 +92,17 @@ class Site:
         return self._process.port
 
     def cpu(self):
-        """Return the seconds of CPU that the server has used."""
+        """Return the CPU time of the server, in seconds."""
         return cpu_seconds(self._process.pid)
 
     def memory(self):
-        """Return the bytes of memory that are the server's own."""
+        """Return the private memory of the server, in bytes."""
         text = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
         found = {line.split(":")[0]: line.split()[1] for line in text.splitlines()[1:]}
         return 1024 * (int(found["Private_Dirty"]) + int(found["Private_Clean"]))
 
     def statements(self):
-        """Return how many statements it has asked its database, where ``SPEED_COUNT`` is set."""
+        """Return the number of new SQL statements of the server, which needs ``SPEED_COUNT``."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=load.LIMIT)
         with contextlib.closing(client):
             client.request("GET", "/statements/")
@@ -110,7 +110,7 @@ class Site:
 
 
 class People:
-    """Users of the site, each with a session, and tokens for as many handshakes as are wanted."""
+    """Users of the site, each with a session, and the handshakes that use them."""
 
     def __init__(self, count=USERS, in_cache=False):
         first = get_user_model().objects.count()
@@ -125,12 +125,12 @@ class People:
 
     def handshakes(self, name, count):
         """Return ``count`` handshakes for the contender ``name``, of all users in turn."""
-        brings = CONTENDERS[name]
-        sessions = itertools.cycle(self._sessions if brings in ("session", "both") else [""])
+        contents = CONTENDERS[name]
+        sessions = itertools.cycle(self._sessions if contents in ("session", "both") else [""])
         paths = itertools.repeat(f"/{name}/", count)
-        if brings in ("token", "both"):
+        if contents in ("token", "both"):
             issue = self._rows if name == "naive" or not self._in_cache else self._entries
-            paths = [f"/{name}/{token}" for token in issue(count, is_bound=brings == "both")]
+            paths = [f"/{name}/{token}" for token in issue(count, is_bound=contents == "both")]
         return [load.handshake(path, session) for path, session in zip(paths, sessions)]  # noqa: B905
 
     def tokens(self, count):
@@ -166,10 +166,11 @@ class People:
 @contextlib.asynccontextmanager
 async def setup(name):
     """
-    Have running what ``name`` tells, such as ``"uvicorn, PostgreSQL"``; yield ``(site, people)``.
+    Start the setup with this ``name``, such as ``"uvicorn, PostgreSQL"``; yield ``(site, people)``.
 
-    ``"Redis"`` is the store of the tokens; ``"FULL"`` is SQLite's ``synchronous``, which is
-    ``NORMAL`` else. The ``site`` is not started yet: ``with site()`` starts a new process.
+    ``"Redis"`` stores the tokens in Redis. ``"FULL"`` is the value of SQLite's ``synchronous``,
+    which is ``NORMAL`` otherwise. The ``site`` is not started yet: ``with site()`` starts a new
+    process.
     """
     environment = {"SPEED_SYNCHRONOUS": "FULL" if "FULL" in name else "NORMAL"}
     with contextlib.ExitStack() as stack:
@@ -195,7 +196,7 @@ async def setup(name):
 
 
 async def in_rounds(name, rounds, is_kept, take):
-    """Yield a row for each round: what ``take(site, people)`` returns of one process of a setup."""
+    """Yield a row for each round: the result of ``take(site, people)`` in one process."""
     wanted = [str(number) for number in range(rounds)]
     if all(map(is_kept, wanted)):
         return
@@ -207,14 +208,14 @@ async def in_rounds(name, rounds, is_kept, take):
 
 
 def _use(settings):
-    """Have this thread's database, and those of new threads, be the one of ``settings``."""
+    """Let this thread, and new threads, use the database of ``settings``."""
     connections["default"].close()
     connections.settings["default"] = settings
     del connections["default"]
 
 
 class Rounds:
-    """What the contenders of one table did, round after round; the first of them is the floor."""
+    """The figures of the contenders of one table, by round. The first contender is the baseline."""
 
     def __init__(self, rounds):
         self._rounds = rounds
@@ -226,24 +227,24 @@ class Rounds:
         return median(each[name][figure] for each in self._rounds)
 
     def ratio(self, name, other, figure="rate"):
-        """Return the median of the rounds' ratios between two contenders: above 1 is better."""
+        """Return the median ratio between two contenders. Above 1, ``name`` is better."""
         return median(self._ratios(name, other, figure))
 
     def text(self, name, figure="rate"):
-        """Return the ratio to the floor and the range of the rounds."""
+        """Return the ratio to the baseline and the range of the rounds."""
         found = self._ratios(name, next(iter(self._rounds[0])), figure)
         return f"{median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
 
     def over(self, name, figure):
-        """Return by how much it is more than the floor: the median, the least and the most."""
-        floor = next(iter(self._rounds[0]))
-        found = [each[name][figure] - each[floor][figure] for each in self._rounds]
+        """Return the difference to the baseline: the median, the minimum and the maximum."""
+        baseline = next(iter(self._rounds[0]))
+        found = [each[name][figure] - each[baseline][figure] for each in self._rounds]
         return median(found), min(found), max(found)
 
     def broken(self, name, promises):
-        """Return what is not as promised: ``promises`` are pairs of another and the least ratio."""
-        there = [each for each in promises if each[0] in self._rounds[0]]
-        ratios = [(other, least, self.ratio(name, other)) for other, least in there]
+        """Return the broken ``promises``, pairs of another contender and the minimum ratio."""
+        measured = [each for each in promises if each[0] in self._rounds[0]]
+        ratios = [(other, least, self.ratio(name, other)) for other, least in measured]
         return [
             f"{ratio:.2f} times {other}, not {least:.2f}"
             for other, least, ratio in ratios
@@ -251,6 +252,6 @@ class Rounds:
         ]
 
     def _ratios(self, name, other, figure):
-        # A time, of the CPU or of the clock, is better if it is shorter.
+        # A shorter time is better.
         better, worse = (name, other) if figure == "rate" else (other, name)
         return [each[better][figure] / each[worse][figure] for each in self._rounds]

@@ -1,4 +1,4 @@
-"""The site whose speed is measured, with its database and its stores from the environment."""
+"""The settings of the benchmarks, with the database and the stores from the environment."""
 
 import os
 
@@ -6,24 +6,24 @@ from tests.support.settings import *  # noqa: F403
 from tests.support.settings import DATABASES, INSTALLED_APPS, cache
 
 INSTALLED_APPS = [*INSTALLED_APPS, "rest_framework"]
-# Of httptools, wsproto and the like nothing is said: only warnings and errors are.
+# Python's defaults: only warnings and errors are printed.
 LOGGING_CONFIG = None
 CHANNEL_LAYERS = {}
 ROOT_URLCONF = "benchmarks.contenders"
 
 LIMITS = {
     "PERMISSION_MAX_AGE": 60,
-    # A hundred users open more sockets than people do.
+    # The hundred users of the benchmarks open more connections than real users do.
     "MAX_TOKENS_PER_USER": 10**6,
     "TOKEN_MAX_AGE": 3600,
 }
 if os.environ.get("SPEED_COUNT"):
-    # The re-check of live sockets is not what a connect costs.
+    # The statements of a connect are counted without those of the re-check.
     LIMITS["RECHECK_INTERVAL"] = 3600
 
 
 def stores(redis):
-    """Return the settings with which tokens are kept in the Redis of that URL; without, in rows."""
+    """Return the settings that keep tokens in the Redis of this URL, or in the database."""
     if not redis:
         return {"WEBSOCKET_UTILS": LIMITS}
     store = "channels_websocket_utils.stores.cache.CacheTokenStore"

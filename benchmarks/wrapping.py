@@ -20,7 +20,7 @@ PACKAGES = ["uvicorn", "websockets"]
 SETUP = "uvicorn, SQLite WAL, synchronous=NORMAL"
 SOCKETS = 32
 TIMES, SMALL = 20_000, 2_000
-# Of a message.
+# The share of a message.
 PROMISED = 0.03
 
 
@@ -38,7 +38,7 @@ async def measure(small, is_kept):
 
 
 async def seconds(times):
-    """Return how long so many pairs of a server's receive and send take, bare and wrapped."""
+    """Return the seconds of this many pairs of ``receive`` and ``send``, bare and wrapped."""
     frame = {"type": "websocket.receive", "text": "{}"}
 
     async def receive():

@@ -1,7 +1,7 @@
 """
-Measure one table of evidence, print it, and keep it in docs/proofs: ``make proof TABLE=<name>``.
+Measure one table, print it, and write it to docs/proofs: ``make proof TABLE=<name>``.
 
-The exit status is 1 if a promise was broken.
+The exit status is 1 if a promise is broken.
 """
 
 import sys
@@ -25,7 +25,7 @@ TABLES = [
     "scale",
     "machines",
 ]
-# The table has the older name.
+# The table keeps its older name.
 MODULES = {"teeth": "mutations"}
 
 

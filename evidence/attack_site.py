@@ -1,4 +1,4 @@
-"""The site that is attacked: it counts whom it let in, what ran, and what was asked of SQL."""
+"""The site under attack. It counts accepted connections, executed methods and SQL statements."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ PERM = "auth.change_user"
 
 
 class Counts:
-    """What has happened in this process."""
+    """The counters of this process."""
 
     def __init__(self):
         self._counts = Counter(accepted=0, ran=0, statements=0, writes=0)
@@ -63,7 +63,7 @@ class Counted:
 
 
 class Forbidden:
-    """Methods that nobody who attacks may call."""
+    """Methods that an attacker must not be able to call."""
 
     @auto_route
     @require_perms(PERM)
@@ -94,7 +94,7 @@ class Forbidden:
 class Public:
     @auto_route
     def touch(self, event):
-        """Leave a trace."""
+        """Count the call."""
         counts.add("ran")
 
     @auto_route
@@ -112,11 +112,11 @@ class Async(Counted, Forbidden, Public, AsyncManager):
 
 
 class Plain(Counted, Forbidden, PlainJson):
-    """The documented consumer, which finds its methods by ``getattr``."""
+    """The documented consumer, which finds its methods with ``getattr``."""
 
 
 class Naive(Counted, Forbidden, JsonWebsocketConsumer):
-    """The control: a token that is looked up, and ``getattr`` on the client's word."""
+    """The control: it looks the token up, and calls ``getattr`` with a name from the client."""
 
     def connect(self):
         digest = digests.digest_of(self.scope["url_route"]["kwargs"]["token"])
@@ -132,12 +132,12 @@ class Naive(Counted, Forbidden, JsonWebsocketConsumer):
         getattr(self, content["type"])(content)
 
 
-# By the name of the route.
+# Consumers by the names of their routes.
 KINDS = {"async": Async, "sync": Sync, "plain": Plain}
 
 
 def gate(**options):
-    """All kinds, a route with room for two tokens and one for none, behind a gate of their own."""
+    """Return a gate around all kinds, a route with two tokens and a route without a token."""
     routes = [path(f"{name}/<str:token>", kind.as_asgi()) for name, kind in KINDS.items()]
     routes.append(path("two/<str:first>/<str:token>", Async.as_asgi()))
     routes.append(path("none/", Async.as_asgi()))
@@ -155,7 +155,7 @@ MODES = {
 
 
 async def report(scope, receive, send):
-    """Answer each message with the counts: past Channels and us."""
+    """Answer each message with the counts, without Channels and the package."""
     await receive()
     await send({"type": "websocket.accept"})
     while (await receive())["type"] == "websocket.receive":
@@ -163,7 +163,7 @@ async def report(scope, receive, send):
 
 
 async def websocket(scope, receive, send):
-    """Serve each mode below its own root path, as if it were a site of its own."""
+    """Serve each mode below its own root path, like a separate site."""
     mode = scope["path"].split("/")[1] if scope["path"].count("/") > 1 else ""
     if scope["path"] == "/report":
         await report(scope, receive, send)

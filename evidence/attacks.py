@@ -2,32 +2,34 @@
 Attacks: what is tried over the network, and what stops it
 ==========================================================
 
-Each row is one way in, tried on real servers that serve nothing else: on every kind of consumer
-(``AsyncWebSocketManagerConsumer``, ``WebSocketManagerConsumer``, the documented one) behind
-``required=True``, the default and ``required=True, token_only=True`` where the way is one to open
-a socket, and on our two consumers where it is a message. The client is so small that it sends what
-no library would. All rows but the last two, the control, must read 0 where it says so.
+Each row is one attack on real servers that serve nothing else. Attacks that open a connection are
+tried on every kind of consumer (``AsyncWebSocketManagerConsumer``, ``WebSocketManagerConsumer``,
+the documented one) behind ``required=True``, the default, and ``required=True, token_only=True``.
+Attacks that send a message are tried on the two consumers of this package. The client is minimal,
+so that it can send what no library sends. In all rows except the last two, the controls, the
+columns that are marked "must be 0" below must be 0.
 
-* *Tried* and *stopped*, on all servers together. Stopped means: by the answer that is promised. Of
-  some sockets that are refused by a close the client may see only that the connection ended, 1006:
-  Daphne does that to one in thousands. They are let in nowhere, and stand among the answers; more
-  than 2 % of them in a row would be a broken promise.
-* *Wrongly accepted*: sockets that a consumer accepted, counted in the server, less those of tokens
-  that were good; and methods that ran and should not have. Must be 0.
+* *Tried* and *stopped*: on all servers together. *Stopped* attempts got the promised answer. If the
+  server refuses a connection with a close, some clients see only that the connection ended, 1006:
+  Daphne loses one close in thousands. Those connections are accepted nowhere, and are counted among
+  the answers. More than 2 % of them in a row would break the promise.
+* *Wrongly accepted*: connections that a consumer accepted, counted in the server, without those of
+  valid tokens; and methods that ran and must not. Must be 0.
 * *Tracebacks* in the servers' logs: those in which Django, Channels or this package occurs, which
-  must be 0 / and those of the server alone, which no application could prevent. Where a handler
-  raises, the one that we log with an id is meant, and is not counted.
-* *SQL* and *writes*: statements of any kind that reached the database during the attempts, and
-  those that are no SELECT, where something is promised: a malformed token is refused before any
-  statement, one that cannot be spent is refused without a write. ``-``: nothing is promised.
-* *Good after*: a rightful client was served right afterwards, on each server.
-* Then the answers of each server: an HTTP status, a close code, an error code; *hung up* is a
-  connection that the server ended without an answer, *no answer* one that it left as it was for
-  3 s, *silence* no answer to a message. Where servers differ it is they who refuse what never
-  reaches an application (400, 404, 414, 1006, 1007, 1009).
+  must be 0 / those of the server alone, which no application can prevent. Where a handler raises,
+  the traceback that the package logs with an id is expected, and is not counted.
+* *SQL* and *writes*: all statements that reached the database during the attempts, and those that
+  are not a SELECT, where something is promised. A malformed token is refused before any statement.
+  A token that cannot be redeemed is refused without a write. ``-``: nothing is promised.
+* *Good after*: on how many servers a legitimate client was served right afterwards.
+* The other columns are the answers of each server: an HTTP status, a close code or an error code.
+  *hung up*: the server ended the connection without an answer. *no answer*: the server did nothing
+  for 3 s. *silence*: no answer to a message. Where the servers differ, the server refuses what
+  never reaches an application (400, 404, 414, 1006, 1007, 1009).
 
-The control is naive code, a token that is looked up and ``getattr`` on the client's word, tried in
-the same way: it shows that what gets through is seen. There must be something.
+The controls are naive code, which looks a token up and calls ``getattr`` with a name from the
+client. They are attacked in the same way, and must accept something: this shows that the table
+counts what gets through.
 """
 
 import asyncio
@@ -57,7 +59,7 @@ from .attack_site import KINDS, PERM, Async
 
 PACKAGES = ["daphne", "uvicorn", "websockets", "wsproto", "hypercorn"]
 SMALL_SERVERS = ["daphne", "uvicorn websockets-sansio"]
-# Far more at once than any row but the flood sends.
+# Only the flood sends as many messages at once.
 RATE, BURST = "1500/m", 1500
 OPEN = "open"
 WHO = '{"type": "who", "reply_key": "k"}'
@@ -65,21 +67,21 @@ EVERYWHERE = [(mode, kind) for mode in ("required", "default", "token") for kind
 FEW = [("required", "async"), ("default", "plain"), ("token", "sync")]
 OURS = ["async", "sync"]
 REFUSED = {403, 4401}
-# Of a server, for what it does not hand over.
+# Answers of a server to requests that it does not pass to the application.
 BY_SERVER = {400, 404, 414, 431, "hung up", "no answer"}
-# Of the closes that a client never hears, see above.
+# The code of a lost close, and the share of lost closes that is tolerated: see above.
 LOST, TOLERATED = 1006, 0.02
-# Seconds: an application answers in far less, and some servers never do.
+# Seconds. An application answers much faster, and some servers never answer.
 PATIENCE = 3
 
 OF_APPLICATIONS = re.compile(r"/(?:channels_websocket_utils|channels|django|evidence|tests)/")
 
-# By their names: the function, and what is promised of SQL.
+# By name: the function, and the promise about SQL.
 ATTACKS = {}
 
 
 def attack(name, sql=None):
-    """Register a function that takes a ``Trial``; ``sql``: ``"none"``, ``"reads"`` or ``None``."""
+    """Register a function of a ``Trial``. ``sql`` is ``"none"``, ``"reads"`` or ``None``."""
 
     def register(function):
         ATTACKS[name] = function, sql
@@ -124,7 +126,7 @@ async def row(name, sites, small):
         "SQL": total("statements") if promised else None,
         "writes": total("writes") if promised else None,
         "good after": f"{total('is_good_after')} of {len(trials)}",
-        **{trial.site.server: trial.said() for trial in trials},
+        **{trial.site.server: trial.answers() for trial in trials},
     }
     broken = []
     if total("is_good_after") < len(trials):
@@ -134,20 +136,20 @@ async def row(name, sites, small):
     broken += [f"{trial.site.server}: {what}" for trial in trials for what in trial.surprises]
     lost = cells["tried"] - cells["stopped"]
     if lost > max(1, cells["tried"] * TOLERATED):
-        broken.append(f"{lost} were not stopped by the answer that is promised")
+        broken.append(f"{lost} did not get the promised answer")
     if cells["wrongly accepted"]:
         broken.append("accepted")
     if cells["tracebacks"][0]:
         broken.append("tracebacks in the log")
     if promised == "none" and cells["SQL"]:
-        broken.append("the database was asked")
+        broken.append("statements reached the database")
     if promised == "reads" and cells["writes"]:
-        broken.append("something was written")
+        broken.append("statements wrote to the database")
     return cells, broken
 
 
 class Site:
-    """A running server, and what it says of itself."""
+    """A running server, with its counts and its log."""
 
     def __init__(self, server, port, log):
         self.server, self.port, self._log = server, port, log
@@ -167,19 +169,19 @@ class Site:
 
     def new_tracebacks(self):
         """
-        Return how many tracebacks there are since this was last asked, save what is meant.
+        Return the number of new tracebacks since the last call, without the expected ones.
 
-        First those of an application, then those of the server alone.
+        The result is a pair: those of an application, and those of the server alone.
         """
         log = self._log.read_text(errors="replace")
-        said, self._read = log[self._read :], len(log)
-        said = re.sub(r"Error [0-9a-f]{32} in a message to \w+\nTraceback", "", said)
-        blocks = re.findall(r"Traceback \(most recent call last\):\n((?:[ \t].*\n)*)", said)
+        new, self._read = log[self._read :], len(log)
+        new = re.sub(r"Error [0-9a-f]{32} in a message to \w+\nTraceback", "", new)
+        blocks = re.findall(r"Traceback \(most recent call last\):\n((?:[ \t].*\n)*)", new)
         of_applications = sum(bool(OF_APPLICATIONS.search(block)) for block in blocks)
         return of_applications, len(blocks) - of_applications
 
     async def is_served(self):
-        """Whether a rightful client of each of our consumers is served."""
+        """Return whether each of the package's consumers serves a legitimate client."""
         served = []
         for kind in OURS:
             token = await aget_websocket_token(self.user)
@@ -191,7 +193,7 @@ class Site:
 
 
 class Trial:
-    """One way in on one server: what was tried, and what came of it."""
+    """One attack on one server: its attempts, and their results."""
 
     def __init__(self, site, small):
         self.site, self.small = site, small
@@ -209,7 +211,7 @@ class Trial:
         try:
             await asyncio.wait_for(attack(self), LIMIT)
         except Exception as error:
-            # Told in the table, whatever it was.
+            # The table reports every exception.
             self.surprises.append(f"{type(error).__name__}: {error}")
         after = await self.site.report()
         self.accepted = sum(after[what] - before[what] for what in ("accepted", "ran"))
@@ -217,11 +219,11 @@ class Trial:
         self.is_good_after = await self.site.is_served()
         self.tracebacks, self.servers_tracebacks = self.site.new_tracebacks()
 
-    def said(self):
+    def answers(self):
         return ", ".join(f"{count} x {answer}" for answer, count in self._answers.most_common())
 
     def note(self, answer, right):
-        """Count one attempt and its ``answer``; ``right`` are those that are promised."""
+        """Count one attempt and its ``answer``. ``right`` is the set of promised answers."""
         self.tried += 1
         self._answers[answer] += 1
         if answer in right:
@@ -230,11 +232,11 @@ class Trial:
             self.surprises.append(f"the answer was {answer}")
 
     async def knock(self, place, token, *, session=None, right=REFUSED, **options):
-        """Try to open a socket with what stands in the ``token``'s place, and note the answer."""
+        """Try to open a connection with ``token`` in its path, and note the answer."""
         self.note(await self.dial(place, token, session, **options), right)
 
     async def rightful(self, place, token, *, session=None, **options):
-        """Open a socket that must open."""
+        """Open a connection that the server must accept."""
         answer = await self.dial(place, token, session, **options)
         if answer == OPEN:
             self._rightful += 1
@@ -242,7 +244,7 @@ class Trial:
             self.surprises.append(f"a good token of {'/'.join(place)} was answered with {answer}")
 
     def ran_rightly(self):
-        """Say that a method ran, and should have."""
+        """Note that a method ran as it should."""
         self._rightful += 1
 
     async def dial(self, place, token, session=None, **options):
@@ -259,12 +261,12 @@ class Trial:
         return "hung up" if answer is None else answer
 
     def session_for(self, place, session=None):
-        """The cookie of the rightful user, but not where the token alone signs in."""
+        """Return the session of the token's user, or ``None`` if the token alone signs in."""
         return None if place[0] == "token" else session or self.site.session
 
     @contextlib.asynccontextmanager
     async def counting_sql(self):
-        """Count what the database of the server is asked meanwhile."""
+        """Count the SQL statements of the server during the block."""
         before = await self.site.report()
         yield
         after = await self.site.report()
@@ -273,7 +275,7 @@ class Trial:
 
     @contextlib.asynccontextmanager
     async def socket(self, kind, permissions=()):
-        """Have an open socket of a new user, greeted."""
+        """Yield an open connection of a new user, after its ready message."""
         user, session = await lab.new_user(permissions)
         token = await aget_websocket_token(user)
         client = await WebSocket.open(self.site.port, f"/required/{kind}/{token}", session)
@@ -284,11 +286,11 @@ class Trial:
         finally:
             await client.leave()
 
-    async def say(self, client, text, right, opcode=0x81):
+    async def attempt(self, client, text, right, opcode=0x81):
         """
-        Send a frame and a good call behind it, note what answered the first, and return that.
+        Send a frame and then a valid call, note the answer to the frame, and return it.
 
-        That is a frame, a close code, or ``None`` for silence.
+        The answer is a message, a close code, or ``None`` if there is none.
         """
         payload = text if isinstance(text, bytes) else text.encode()
         await client.send_frame(opcode, payload)
@@ -298,16 +300,16 @@ class Trial:
 
 
 async def answers_before_good_call(client):
-    """Return the frames, or the close code, that come before the answer to a good call."""
+    """Return the messages, or the close code, that come before the answer to a valid call."""
     key = secrets.token_hex(8)
     await client.send("echo", reply_key=key, value=7)
     answers = []
     while True:
-        frame = await client.next()
-        if isinstance(frame, dict) and frame["key"] == key:
-            return answers if frame.get("data") == 7 else [*answers, "a wrong answer"]
-        answers.append(frame)
-        if not isinstance(frame, dict):
+        message = await client.next()
+        if isinstance(message, dict) and message["key"] == key:
+            return answers if message.get("data") == 7 else [*answers, "a wrong answer"]
+        answers.append(message)
+        if not isinstance(message, dict):
             return answers
 
 
@@ -316,13 +318,13 @@ def _name(answers):
         return "silence"
     if len(answers) > 1:
         return "several answers"
-    frame = answers[0]
-    if not isinstance(frame, dict):
-        return frame
-    return frame["error"]["code"] if "error" in frame else "a reply"
+    message = answers[0]
+    if not isinstance(message, dict):
+        return message
+    return message["error"]["code"] if "error" in message else "a reply"
 
 
-# Token life
+# The life of a token
 
 
 @attack("replay", sql="reads")
@@ -343,7 +345,7 @@ async def at_once(trial):
         session = trial.session_for(place)
         answers = await asyncio.gather(*(trial.dial(place, token, session) for _ in range(20)))
         if OPEN not in answers:
-            trial.surprises.append("nobody was let in")
+            trial.surprises.append("no connection was accepted")
         else:
             answers.remove(OPEN)
             trial.ran_rightly()
@@ -361,7 +363,7 @@ async def expired(trial):
             await trial.knock(place, token, session=trial.session_for(place))
 
 
-@attack("another user's token, whose owner then uses it", sql="reads")
+@attack("another user's token, which its owner then redeems", sql="reads")
 async def anothers(trial):
     _, thief = await lab.new_user()
     for place in trial.places:
@@ -371,7 +373,7 @@ async def anothers(trial):
         await trial.rightful(place, token, session=trial.site.session)
 
 
-@attack("token without its user's cookie, who then uses it", sql="reads")
+@attack("token without its user's cookie, which the user then redeems", sql="reads")
 async def without_cookie(trial):
     garbage = [None, "", "x" * 32, "a" * 5_000, "%00", "../../etc/passwd", "'; --"]
     for place in trial.places:
@@ -384,8 +386,8 @@ async def without_cookie(trial):
         await trial.rightful(place, token, session=trial.site.session)
 
 
-@attack("token issued to nobody", sql="reads")
-async def of_nobody(trial):
+@attack("token issued to an anonymous user", sql="reads")
+async def of_an_anonymous_user(trial):
     for place in trial.places:
         token = await aget_websocket_token(AnonymousUser())
         async with trial.counting_sql():
@@ -394,7 +396,7 @@ async def of_nobody(trial):
 
 
 async def after(trial, change, **bound):
-    """Have a token and a session of a new user, ``change(user)``, and try to use them."""
+    """Issue a token and a session to a new user, ``change(user, session)``, and try to use them."""
     for place in trial.places:
         user, session = await lab.new_user()
         bound_to = {"session": session} if bound.get("to_session") else {}
@@ -405,7 +407,7 @@ async def after(trial, change, **bound):
             await trial.knock(place, token, session=session)
 
 
-@attack("user made inactive since", sql="reads")
+@attack("user deactivated since", sql="reads")
 async def inactive(trial):
     async def change(user, session):
         user.is_active = False
@@ -477,7 +479,7 @@ async def invented(trial):
                 await trial.knock(place, token, session=trial.session_for(place))
 
 
-# Path, origin
+# Paths and origins
 
 
 MALFORMED = {
@@ -518,7 +520,7 @@ def malformed(name, paths):
     async def try_them(trial):
         async with trial.counting_sql():
             for path in paths:
-                # At once: of the longest ones some servers leave all without an answer.
+                # All at once: some servers do not answer the longest paths.
                 await asyncio.gather(*(try_it(trial, place, path) for place in trial.places))
 
     async def try_it(trial, place, path):
@@ -531,7 +533,7 @@ for _case, _paths in MALFORMED.items():
     malformed(_case, _paths)
 
 
-@attack("a good token, changed or escaped, whose owner then uses it", sql="none")
+@attack("a good token, changed or escaped, which its owner then redeems", sql="none")
 async def changed(trial):
     for place in trial.places:
         token = await aget_websocket_token(trial.site.user)
@@ -546,13 +548,13 @@ async def changed(trial):
         ]
         async with trial.counting_sql():
             for variant in variants:
-                # What is not ASCII goes as a browser sends it.
+                # Browsers quote characters that are not ASCII.
                 variant = quote(variant, safe="/%")
                 await trial.knock(place, variant, session=session, right=REFUSED | BY_SERVER)
         await trial.rightful(place, token, session=session)
 
 
-@attack("two tokens in one handshake, which are then used", sql="none")
+@attack("two tokens in one handshake, which are then redeemed", sql="none")
 async def two_tokens(trial):
     for place in trial.places:
         first, second = [await aget_websocket_token(trial.site.user) for _ in range(2)]
@@ -583,8 +585,8 @@ async def offered_replay(trial):
                 await trial.knock(place, "", **offered)
 
 
-@attack("odd offers of two good tokens, which are then used", sql="none")
-async def odd_offers(trial):
+@attack("malformed offers of two good tokens, which are then redeemed", sql="none")
+async def malformed_offers(trial):
     place, session = ("offered", "none"), trial.site.session
     first, second = [await aget_websocket_token(trial.site.user) for _ in range(2)]
     escaped = f"%77{first[1:]}"
@@ -609,7 +611,7 @@ async def odd_offers(trial):
     await trial.rightful(place, "", session=session, headers=offer("websocket.token", second))
 
 
-@attack("a good token on a path of no route, which is then used", sql="none")
+@attack("a good token on a path without a route, which is then redeemed", sql="none")
 async def no_route(trial):
     for place in trial.places:
         token = await aget_websocket_token(trial.site.user)
@@ -647,7 +649,7 @@ async def early(trial):
     for place in trial.places:
         for token in ("x", shape.TOKEN_PREFIX + secrets.token_urlsafe(32)):
             session = trial.session_for(place)
-            # One server refuses whatever comes before its answer.
+            # One server refuses all data that arrives before its answer.
             right = REFUSED | BY_SERVER
             await trial.knock(place, token, session=session, early=frames, right=right)
 
@@ -656,7 +658,7 @@ async def early(trial):
 
 
 def on_our_consumers(name, sql=None):
-    """Register a function that takes a ``Trial`` and an open socket, for each of our consumers."""
+    """Register a function of a ``Trial`` and a connection, for each consumer of the package."""
 
     def register(function):
         @attack(name, sql)
@@ -669,7 +671,7 @@ def on_our_consumers(name, sql=None):
 
 
 def attributes():
-    """Every name of a consumer that no decorator has opened to clients, and some of nobody's."""
+    """Return the consumer's attributes that clients must not call, and some invented names."""
     of_channels = {name for name in dir(Async) if name not in Async._routes}
     others = ["ECHO", "echo ", "echo\0", "__init__.__globals__", "scope.user", "constructor"]
     events = ["websocket.connect", "websocket.receive", "websocket.disconnect", "http.request"]
@@ -681,10 +683,10 @@ async def every_attribute(trial, client):
     names = attributes()
     for name in names[::4] if trial.small else names:
         call = {"type": name, "reply_key": "k", "code": 1000, "value": 1}
-        await trial.say(client, json.dumps(call), {"unknown_type"})
+        await trial.attempt(client, json.dumps(call), {"unknown_type"})
 
 
-BAD_FRAMES = [
+BAD_MESSAGES = [
     *("1", "null", "[]", "true", '"echo"', "", " ", "\0", "{", "}", "{}", "[{}]", "'echo'"),
     *('{"type": 1}', '{"type": null}', '{"type": ["echo"]}', '{"type": ""}', '{"type": {}}'),
     *('{"type": "echo"', '{"type": "echo"}}', '{"type": "echo"}{"type": "echo"}'),
@@ -707,18 +709,18 @@ BAD_FRAMES = [
 ]
 
 
-@on_our_consumers("bad frames", sql="none")
-async def bad_frames(trial, client):
+@on_our_consumers("bad messages", sql="none")
+async def bad_messages(trial, client):
     async with trial.counting_sql():
-        for text in BAD_FRAMES:
-            await trial.say(client, text, {"bad_message"})
+        for text in BAD_MESSAGES:
+            await trial.attempt(client, text, {"bad_message"})
 
 
 @on_our_consumers("binary frames", sql="none")
 async def binary(trial, client):
     async with trial.counting_sql():
         for payload in (b"", b"\0", b"\xff" * 100, b'{"type": "echo"}', b"x" * 70_000):
-            await trial.say(client, payload, {"bad_message"}, opcode=0x82)
+            await trial.attempt(client, payload, {"bad_message"}, opcode=0x82)
 
 
 @attack("text frames that are not UTF-8")
@@ -727,10 +729,10 @@ async def not_utf8(trial):
         for payload in (b"\xff", b"\xc0\xaf", b'{"type": "echo", "value": "\xed\xa0\x80"}'):
             async with trial.socket(kind) as client:
                 # RFC 6455, section 8.1.
-                await trial.say(client, payload, {1007, 1006})
+                await trial.attempt(client, payload, {1007, 1006})
 
 
-@on_our_consumers("oversized frames", sql="none")
+@on_our_consumers("oversized messages", sql="none")
 async def oversized(trial, client):
     limit = 64 * 1024
     call = '{"type": "touch", "value": "'
@@ -743,14 +745,14 @@ async def oversized(trial, client):
     ]
     async with trial.counting_sql():
         for text in texts:
-            await trial.say(client, text, {"too_large"})
+            await trial.attempt(client, text, {"too_large"})
 
 
 @attack("a frame of 17 MiB")
 async def huge(trial):
     for kind in OURS:
         async with trial.socket(kind) as client:
-            await trial.say(client, b" " * (17 * 2**20), {"too_large", 1009, 1006})
+            await trial.attempt(client, b" " * (17 * 2**20), {"too_large", 1009, 1006})
 
 
 BAD_KEYS = [
@@ -761,11 +763,11 @@ BAD_KEYS = [
 
 @on_our_consumers("bad reply keys", sql="none")
 async def bad_reply_keys(trial, client):
-    """The method does not run, and nothing of the key comes back."""
+    """The method does not run, and no part of the key comes back."""
     async with trial.counting_sql():
         for key in BAD_KEYS:
             text = json.dumps({"type": "touch", "reply_key": key})
-            answer = await trial.say(client, text, {"bad_message"})
+            answer = await trial.attempt(client, text, {"bad_message"})
             error = {"code": "bad_message", "message": answer["error"]["message"]}
             if answer != {"key": protocol.ERROR_KEY, "type": "touch", "error": error}:
                 trial.surprises.append(f"the answer was {answer}")
@@ -773,9 +775,9 @@ async def bad_reply_keys(trial, client):
                 trial.surprises.append("the key came back")
 
 
-@on_our_consumers("a result that says where it goes")
+@on_our_consumers("a result with keys of the protocol")
 async def result_with_key(trial, client):
-    """It goes to who asked, all the same."""
+    """The result is sent to the caller in any case."""
     results = [
         *({name: "elsewhere"} for name in ("key", "error", "more", "type", "reply_key", "credit")),
         *({"key": "elsewhere", "data": 1}, {"key": None}, {"more": True}, {"websocket.x": 1}),
@@ -783,19 +785,19 @@ async def result_with_key(trial, client):
     ]
     for result in results:
         answer = await client.call("echo", value=result)
-        is_home = answer == {"key": answer.get("key"), "data": result}
-        trial.note("the asker's reply" if is_home else "another reply", {"the asker's reply"})
+        is_right = answer == {"key": answer.get("key"), "data": result}
+        trial.note("the caller's reply" if is_right else "another reply", {"the caller's reply"})
 
 
-@on_our_consumers("bad credits and grants")
+@on_our_consumers("bad credits")
 async def bad_credits(trial, client):
     bad = [0, -1, 1.5, "64", None, True, [], {}, float(2**53)]
     for value in bad:
         call = {"type": "numbers", "reply_key": "s", "credit": value}
-        await trial.say(client, json.dumps(call), {"bad_message"})
-        # The generator's body never runs: to make one is not to run it.
-        grant = {"type": "websocket.more", "reply_key": "s", "parts": value}
-        await trial.say(client, json.dumps(grant), {"bad_message"})
+        await trial.attempt(client, json.dumps(call), {"bad_message"})
+        # The generator is not started, so its body does not run.
+        more = {"type": "websocket.more", "reply_key": "s", "parts": value}
+        await trial.attempt(client, json.dumps(more), {"bad_message"})
 
 
 DENIED = ["inside", "outside", "silently", "by_nothing_there_is"]
@@ -806,7 +808,7 @@ async def denied(trial, client):
     for name in DENIED:
         for key in ({}, {"reply_key": "k"}):
             call = {"type": f"guarded_{name}", **key}
-            await trial.say(client, json.dumps(call), {"permission_denied"})
+            await trial.attempt(client, json.dumps(call), {"permission_denied"})
 
 
 @attack("guarded methods after the permission was taken away")
@@ -820,58 +822,58 @@ async def taken_away(trial):
         client = await WebSocket.open(trial.site.port, f"/required/{kind}/{token}", session)
         trial.ran_rightly()
         if (await client.call("guarded_inside")).get("data", 0) is not None:
-            trial.surprises.append("the permission was of no use")
+            trial.surprises.append("a call with the permission was denied")
         trial.ran_rightly()
         await user.user_permissions.aclear()
         for name in DENIED:
             call = {"type": f"guarded_{name}", "reply_key": "k"}
-            await trial.say(client, json.dumps(call), {"permission_denied"})
+            await trial.attempt(client, json.dumps(call), {"permission_denied"})
         await client.leave()
 
 
 @on_our_consumers("a handler that raises")
 async def raising(trial, client):
-    """The client hears an id, the log has the text."""
+    """The client receives an id. The text of the exception is in the log only."""
     for _ in range(3):
         call = {"type": "fail", "error": "value", "reply_key": "k"}
-        answer = await trial.say(client, json.dumps(call), {"internal"})
+        answer = await trial.attempt(client, json.dumps(call), {"internal"})
         if "secret" in json.dumps(answer) or len(answer["error"].get("id", "")) != 32:
-            trial.surprises.append("the client heard too much, or no id")
+            trial.surprises.append("the client received the text, or no id")
 
 
-@attack("ten bad frames in a row")
+@attack("ten bad messages in a row")
 async def ten_in_a_row(trial):
     for kind in OURS:
         async with trial.socket(kind) as client:
             for _ in range(2):
                 for _ in range(protocol.MAX_BAD_MESSAGES - 1):
                     await client.send_text("bad")
-                # Nine are forgiven.
+                # After nine of them the connection is still open.
                 if _name((await answers_before_good_call(client))[-1:]) != "bad_message":
-                    trial.surprises.append("nine were too many")
+                    trial.surprises.append("nine bad messages ended the connection")
             for _ in range(protocol.MAX_BAD_MESSAGES):
                 await client.send_text("bad")
             await client.send("touch")
             trial.note(await client.closed(), {4400})
 
 
-@attack("flood of frames")
+@attack("flood of messages")
 async def flood(trial):
-    """One socket says twice what RATE_LIMIT allows at once; another one is served meanwhile."""
+    """A client sends twice the burst of RATE_LIMIT. Another client is served meanwhile."""
     for kind in OURS:
         async with trial.socket(kind) as client, trial.socket(kind) as other:
-            frames = 2 * BURST
-            for _ in range(frames):
+            sent = 2 * BURST
+            for _ in range(sent):
                 await client.send("echo", reply_key="k")
             if not await other.is_alive():
-                trial.surprises.append("another socket was not served meanwhile")
+                trial.surprises.append("another client was not served meanwhile")
             answers = []
-            while isinstance(frame := await client.next(), dict):
-                answers.append("rate_limited" if "error" in frame else "served")
-            trial.note(frame, {4429})
+            while isinstance(message := await client.next(), dict):
+                answers.append("rate_limited" if "error" in message else "served")
+            trial.note(message, {4429})
             served = answers.count("served")
-            if answers[-10:] != ["rate_limited"] * 10 or not BURST <= served < frames:
-                trial.surprises.append(f"{served} of {frames} were served")
+            if answers[-10:] != ["rate_limited"] * 10 or not BURST <= served < sent:
+                trial.surprises.append(f"{served} of {sent} were served")
 
 
 # The control
@@ -894,7 +896,7 @@ async def naive_getattr(trial):
         trial.ran_rightly()
         for _ in range(2):
             await client.send(name)
-        # Both have been handled when the socket ends.
+        # The server has handled both before it closes the connection.
         await client.send("close")
         trial.note(await client.closed(), {4400})
         await client.leave()

@@ -1,20 +1,22 @@
 """
-Crowd: many sockets of one user are ended at once
-=================================================
+Crowd: many connections of one user end at once
+===============================================
 
-All sockets of one user in one process are ended by one ``disconnect_user()``, while another user's
-client calls a method of that process again and again, 1 ms after each reply.
+One ``disconnect_user()`` ends all connections of one user in one process. Meanwhile a client of
+another user calls a method of that process repeatedly, 1 ms after each reply.
 
 * *Async* and *sync*: ``AsyncWebSocketManagerConsumer`` and ``WebSocketManagerConsumer``, called in
-  process, without a server and without a channel layer: what is measured is Channels and us.
-* *uvicorn*: real sockets of one uvicorn process, held by a client process of their own.
+  the same process, without a server and without a channel layer. These rows measure Channels and
+  this package only.
+* *uvicorn*: real connections of one uvicorn process. A separate client process holds them.
 
-*Marked*: from the call until no frame of any of them would be handled any more; *marking* is the
-part of it during which the event loop does nothing else. *Closes sent*: from the call until the
-last client was told. *All gone*: until the last consumer had returned. *Replies* are those to the
-other client, p50 / p99 / max: for a while before the call, and from the call until all are gone.
-*Collection* is the longest time for which Python's garbage collector stopped everything meanwhile:
-a full one takes that long where 10,000 sockets' objects live.
+*Marked* is the time from the call until no message of any of these connections would be handled any
+more. *Marking* is the part of it in which the event loop does nothing else. *Closes sent* is the
+time from the call until the last client received its close. *All gone* is the time until the last
+consumer returned. *Replies* are the replies to the other client, p50 / p99 / max: for some time
+before the call, and from the call until all connections are gone. *Collection* is the longest pause
+of Python's garbage collector in that time: a full collection takes that long if the objects of
+10,000 connections exist.
 """
 
 import asyncio
@@ -31,10 +33,10 @@ from tests.support import lab
 from tests.support.lab import LIMIT, TOLERANCE, InProcess, WebSocket
 
 PACKAGES = ["uvicorn"]
-# What a process may be expected to hold, and what two processes have file descriptors for.
+# A realistic number for one process, and one for which two processes have file descriptors.
 COUNTS = {"async": 10_000, "sync": 10_000, "uvicorn": 2_000}
 SMALL = 200
-# A server's own are not seen from outside.
+# Another process cannot measure these times of a server.
 TIMES = ["marked ms", "marking ms", "closes sent ms", "all gone ms", "collection ms"]
 BEFORE = 2.0
 PROMISED = 1.0
@@ -104,15 +106,15 @@ async def over_uvicorn(name, count, before):
         calm = await lab.reply_times(other, after(before))
         began = monotonic()
         disconnecting = asyncio.ensure_future(lab.post(port, f"/act/disconnect/{user.pk}/"))
-        told = asyncio.ensure_future(asyncio.wait_for(holder.stdout.readline(), LIMIT))
-        busy = await lab.reply_times(other, told.done)
+        closed = asyncio.ensure_future(asyncio.wait_for(holder.stdout.readline(), LIMIT))
+        busy = await lab.reply_times(other, closed.done)
         await disconnecting
-        told = json.loads(told.result())
+        report = json.loads(closed.result())
         others_ended = int(not await other.is_alive())
         await other.leave()
         await holder.wait()
-    times = {"closes sent ms": 1000 * (told["last"] - began)}
-    codes = {int(code): number for code, number in told["codes"].items()}
+    times = {"closes sent ms": 1000 * (report["last"] - began)}
+    codes = {int(code): number for code, number in report["codes"].items()}
     return row(count, codes, times, calm, busy, others_ended)
 
 
@@ -127,7 +129,7 @@ def row(count, codes, times, calm, busy, others_ended):
     }
     broken = []
     if cells["ended with 4410"] < count or others_ended:
-        broken.append("somebody stayed who had to go, or the other way round")
+        broken.append("a connection stayed open or ended wrongly")
     if times["closes sent ms"] > 1000 * TOLERANCE * PROMISED:
         broken.append(f"longer than {TOLERANCE * PROMISED} s")
     return cells, broken

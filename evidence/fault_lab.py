@@ -1,4 +1,4 @@
-"""Real servers of ``fault_site``, in a folder of their own, and browsers that use it."""
+"""Real servers of ``fault_site``, in a temporary folder, and clients that use them."""
 
 import asyncio
 import json
@@ -15,27 +15,28 @@ from tests.support.processes import ASGI, PostgreSQL, Redis
 
 ROOT = Path(__file__).parent.parent
 APPLICATION = "evidence.fault_site:application"
-# Seconds: an attempt that has come to nothing by then hangs.
+# Seconds. An attempt without a result in this time counts as hanging.
 HANGS = 30
 
 
 class Site:
     """
-    ``processes`` of ``server`` with a database of their own; sockets are in the first of them.
+    A site: a number of ``processes`` of ``server`` with their own database.
 
-    Acts happen in the last. ``redis`` says what it is there for: the channel ``"layer"``, the
-    ``"tokens"``, or ``None`` without one. With ``is_naive`` no token is ever spent.
+    Connections are in the first process, acts happen in the last. ``redis`` is the purpose of a
+    Redis: ``"layer"`` (the channel layer), ``"tokens"``, or ``None`` for no Redis. With
+    ``is_naive`` every token counts as unused.
     """
 
     def __init__(self, server, database="sqlite", redis=None, processes=1, is_naive=False):
         self.server = server
         self.redis = self.postgresql = None
-        # What callers were told, where the fault is in what they call.
-        self.told = {}
+        # The answers to callers whose handlers raise, with the kinds of exceptions.
+        self.answers = {}
         self._kind, self._use, self._count, self._is_naive = database, redis, processes, is_naive
 
     def start(self, stack):
-        """Have everything running until the ``ExitStack`` is closed."""
+        """Start everything. It runs until the ``ExitStack`` is closed."""
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self.database = str(self.folder / "site.sqlite3")
         if self._kind == "postgresql":
@@ -66,7 +67,7 @@ class Site:
 
     @property
     def tracebacks(self):
-        """Return how many are in the logs of errors that were raised below us, and in all."""
+        """Return the number of tracebacks in the logs: of the package's calls, and of all."""
         logs = "".join(each.log for each in self.processes)
         found = logs.split("Traceback (most recent call last):")[1:]
         return [sum(map(is_ours, found)), len(found)]
@@ -81,7 +82,7 @@ class Site:
         return Visitor(self, **json.loads(await self.act(f"/sign-in/{name}/")))
 
     async def dial(self, kind, visitor, token=None):
-        """Return how it went, and the socket if it is open."""
+        """Return the outcome, and the connection if it is open."""
         if token is None:
             status, token = await visitor.ask_token()
             if token is None:
@@ -105,7 +106,7 @@ class Site:
 
 
 class Visitor:
-    """A browser: a session, of whichever user."""
+    """A browser with the session of a user."""
 
     def __init__(self, site, session, user):
         self._site = site
@@ -123,7 +124,7 @@ class Visitor:
         return token
 
     async def log_out(self):
-        """Log out, and return when that began."""
+        """Log out, and return the time at which the request was sent."""
         began = monotonic()
         status, _ = await ask(self._site.there.port, "/logout/", self.session)
         if status != 302:
@@ -132,15 +133,15 @@ class Visitor:
 
 
 def is_ours(traceback):
-    """Return whether the package called, or called last, what raised; else Channels did."""
+    """Return whether the package, and not Channels, made the last call before the exception."""
     files = [line for line in traceback.splitlines() if line.startswith('  File "')]
-    of_us = [number for number, file in enumerate(files) if "/channels_websocket_utils/" in file]
-    of_channels = [number for number, file in enumerate(files) if "/channels/" in file]
-    return bool(of_us) and of_us[-1] > max(of_channels, default=-1)
+    ours = [number for number, file in enumerate(files) if "/channels_websocket_utils/" in file]
+    channels = [number for number, file in enumerate(files) if "/channels/" in file]
+    return bool(ours) and ours[-1] > max(channels, default=-1)
 
 
 async def ask(port, path, session=""):
-    """Send a browser's POST; return the status, or what came instead, and the body."""
+    """Send a POST as a browser does; return the status, or the failure, and the body."""
     head = (
         f"POST {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n"
         f"Cookie: sessionid={session}; csrftoken={CSRF_TOKEN}\r\nX-CSRFToken: {CSRF_TOKEN}\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The settings of ``fault_site``: tokens that outlive a fault, and a re-check within seconds."""
+"""The settings of ``fault_site``: tokens that do not expire during a fault, frequent re-checks."""
 
 import os
 
@@ -13,7 +13,7 @@ WEBSOCKET_UTILS = {
     "RECHECK_INTERVAL": 2,
 }
 if CHANNEL_LAYERS:
-    # So few that it is soon full.
+    # A small capacity, so that the channel is full soon.
     CHANNEL_LAYERS["default"].setdefault("CONFIG", {})["capacity"] = 20
 if "PROOF_TOKENS" in os.environ:
     CACHES = {

@@ -1,4 +1,4 @@
-"""The site that faults happen to: its handlers raise whatever there is, its clock can be set."""
+"""The site of the faults: its handlers raise every kind of exception, its clock can be set."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ class Working:
 
     @auto_route
     async def work(self, event):
-        """Do something once, which a line in a file tells, and answer ``seconds`` later."""
+        """Write a line to a file, and answer ``seconds`` later."""
         with open(os.environ["PROOF_WORK"], "a") as done:
             print(event["id"], file=done)
         await asyncio.sleep(event["seconds"])
@@ -50,7 +50,7 @@ class Sync(Working, Raising, Manager):
 
 
 class Clock:
-    """What ``clock.now()`` is apart from the present."""
+    """Replace ``clock.now()`` with the time of a clock that is ``shift`` ahead."""
 
     def __init__(self):
         self.shift = timedelta()
@@ -72,7 +72,7 @@ def set_clock(request, seconds):
 @csrf_exempt
 @require_POST
 def sign_in(request, username):
-    """Make a user who may do everything here, and answer with the key of their session."""
+    """Create a user with all permissions of this site, and answer with their session key."""
     user, _ = get_user_model().objects.get_or_create(username=username)
     user.user_permissions.add(Permission.objects.get(codename=PERM.partition(".")[2]))
     login(request, user, "django.contrib.auth.backends.ModelBackend")
@@ -80,7 +80,7 @@ def sign_in(request, username):
 
 
 def state(request):
-    """Answer with the sockets that the package still holds in this process, and its work."""
+    """Answer with the number of connections and of running jobs that the package holds."""
     pending = sum(len(hub.pending) for hub in list(hub._hubs.values()))
     return JsonResponse(
         {

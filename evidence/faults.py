@@ -1,48 +1,50 @@
 """
-Faults: sockets end with a code, nobody gets in wrongly, and everything comes back
-==================================================================================
+Faults: connections end with a code, no client is wrongly accepted, and all recover
+===================================================================================
 
-A site with six open sockets (three of each consumer) that call all the time, and with clients that
-connect, five a second, each with a good token that was issued before. Then something breaks for
-some seconds, is mended, and nobody restarts anything else. ``RECHECK_INTERVAL`` is 2 s here, so
-that ``RECHECK_GRACE`` is over within the fault. Where Redis is the channel layer two processes
-serve the site: acts happen in the other one.
+A site has six open connections, three of each consumer, that make calls all the time. Five times a
+second a client connects, each with a valid token that was issued before. Then something fails for
+some seconds and is repaired; nothing else is restarted. ``RECHECK_INTERVAL`` is 2 s here, so that
+``RECHECK_GRACE`` ends during the fault. If Redis is the channel layer, two processes serve the
+site, and the acts happen in the process without the connections.
 
-* *PostgreSQL stopped*: by a fast shutdown. *SQLite*: another process holds a write transaction
-  (readers go on), or locks the file for everybody. *Redis*: stopped and started again with nothing
-  in it, or held still (``SIGSTOP``), as the channel layer and as the token store. *layer full*: the
-  process with the sockets stands still while more is said than its channel can hold, and then the
-  logout. *kill -9* and *SIGTERM*: the server process, started again, with calls under way.
-  A process of Daphne in which a sync consumer waits for an async method at that moment may not
-  end: its thread waits for an event loop that stands still. It is killed after 30 s, and told.
-  *clients vanish*: 100 handshakes whose TCP connection is reset within 20 ms, and 20 that are reset
-  while the gate waits for a locked database. *handlers raise*: each kind of exception, on a
-  socket of its own, in an async and in a sync method; but not, on Daphne, ``KeyboardInterrupt`` and
-  ``SystemExit`` in an async one: Python takes them out of the event loop, which then stands still.
-  *clock set back*: by an hour, and forward again.
-* *Open sockets*: what became of them: how many stayed, and the close codes of those that did not;
-  1006 is a TCP connection that was cut. While Redis takes no connections, Channels ends each of
-  its consumers, which all listen to the layer, soon after it has opened; we say 4490 for it.
-  *handlers raise*: then what the callers were told. An error is answered with ``internal``, and on
-  the async consumer so are a cancellation that nobody asked for and a thread that ends itself; all
-  else ends the socket with 4490, but for ``GeneratorExit``: Python throws it into coroutines that
-  it throws away, and nobody can be told.
-* *Connects* and *token endpoint*: the answers to clients during the fault, and how many got each.
-* *Calls*: answered; told of a failure, by an error or by the end of their socket; neither (lost).
-  *Failed*: with which errors and close codes.
-* *Wrongly accepted*: of so many attempts during the fault and right after it that the server has
-  answered. Tried are a spent token; the unused ones of a session that was logged out before, of
-  one that was logged out in the fault, and of a deactivated user; a token that a fault left
-  unused, once it has been used; and the token endpoint with the logged-out session. The control
-  is a store that calls every token unused.
-* *After 4490*: of the good tokens that were refused with 4490 during the fault, those that still
-  opened a socket afterwards, and those that had been spent, whose client got another one.
-* *Logout ended*: seconds from the request for a logout to the close of that session's socket; in
-  the fault where the site could take it, else right after it. *Back*: seconds from the fault's end
-  until a client that asks for a token, connects and calls was answered.
-* *Left*: what the package holds of sockets that are gone, once all is over. *Tracebacks*: in the
-  servers' logs: first those where the package, and not Channels, called what raised, then all.
-  One each is meant where a handler raises.
+* The faults. *PostgreSQL stopped*: by a fast shutdown. *SQLite*: another process holds a write
+  transaction (readers continue), or locks the file completely. *Redis*: stopped and started again
+  without data, or suspended (``SIGSTOP``), as the channel layer and as the token store. *layer
+  full*: the process with the connections is suspended while more events are published than its
+  channel can hold, and then the logout. *kill -9* and *SIGTERM*: the server process, started again,
+  with calls in progress. If a sync consumer of Daphne waits for an async method at that moment, the
+  process may not end, because its thread waits for an event loop that has stopped. It is killed
+  after 30 s, and the row names it. *clients vanish*: the TCP connections of 100 handshakes are
+  reset within 20 ms, and 20 are reset while the gate waits for a locked database. *handlers raise*:
+  each kind of exception, each on its own connection, in an async and in a sync method. On Daphne,
+  ``KeyboardInterrupt`` and ``SystemExit`` in an async method are left out: Python raises them out
+  of the event loop, which then stops. *clock set back*: by an hour, and forward again.
+* *Open sockets*: how many of the open connections stayed, and the close codes of the others. 1006
+  is a TCP connection that was cut. While Redis accepts no connections, Channels ends each of its
+  consumers soon after it has opened, because they all listen to the layer; the package closes it
+  with 4490. *handlers raise*: also what the callers received. An exception is answered with
+  ``internal``, and so are, on the async consumer, a cancellation that was not requested and a
+  thread that ends itself. Everything else ends the connection with 4490. ``GeneratorExit`` differs:
+  Python raises it in coroutines that it discards, so the caller cannot get an answer.
+* *Connects* and *token endpoint*: the answers to clients during the fault, and how many clients got
+  each.
+* *Calls*: answered / failed, by an error or by the end of their connection / lost, which are
+  neither. *Failed*: the errors and close codes.
+* *Wrongly accepted*: of all attempts during the fault and right after it that the server answered.
+  The attempts use: a redeemed token; the unused tokens of a session that logged out before the
+  fault, of one that logged out during the fault, and of a deactivated user; a token that a fault
+  left unused, after it was redeemed; and the token endpoint with a session that logged out. The
+  control is a token store that calls every token unused.
+* *After 4490*: of the valid tokens that were refused with 4490 during the fault, how many still
+  opened a connection afterwards / how many had been redeemed, so that their clients got new tokens.
+* *Logout ended*: the seconds from the request of a logout to the close of that session's
+  connection; during the fault if the site could answer the request, otherwise right after it.
+  *Back*: the seconds from the end of the fault until a new client has requested a token, connected,
+  called and been answered.
+* *Left*: what the package still holds of closed connections at the end. *Tracebacks* in the
+  servers' logs: those whose exception came from a call of the package, and not of Channels / all.
+  Where handlers raise, one for each exception is expected.
 """
 
 import asyncio
@@ -67,24 +69,24 @@ from .fault_lab import Site, ask
 
 PACKAGES = ["daphne", "uvicorn", "redis", "psycopg"]
 SERVER = "uvicorn"
-# Between two of the connects, and two tries of whoever must not get in.
+# Seconds between two connects, and between two attempts that must be refused.
 EVERY = 0.2
 PAUSE = 0.05
-# Everything must be back by then, and a logout must have ended its socket: some intervals, and the
-# 10 s to which the listener's pauses grow.
+# Seconds in which the site must work again, and a logout must have closed its connection: some
+# intervals, and the listener's longest pause of 10 s.
 PROMISED = 30
 KINDS = ["async", "sync"]
 UNANSWERED = {"no connection", "hangs"}
 CAPACITY = 20
 ENDS_DAPHNE = {(kind, "fail_on_loop") for kind in ("KeyboardInterrupt", "SystemExit")}
-# What a server says to sockets that it ends itself, and how a client sees a process that is killed.
+# Results for connections that the server ends itself, and for a process that is killed.
 BY_SERVER = frozenset({"1006", "1012", "no connection"})
 DOCUMENTED = {"4400", "4401", "4403", "4408", "4409", "4410", "4429", "4490", "1000"}
 
 
 @dataclass
 class Row:
-    """``fault`` is a context manager that takes the site; with its block the fault is over."""
+    """``fault`` is a context manager that takes the site. The fault ends with its block."""
 
     fault: Callable
     seconds: float
@@ -93,7 +95,7 @@ class Row:
     redis: str | None = None
     can_log_out: bool = True
     is_control: bool = False
-    # What clients may see beyond the documented codes.
+    # Results that clients may get in addition to the documented codes.
     may_see: frozenset = frozenset()
 
 
@@ -106,12 +108,12 @@ async def stopped(process):
 
 @contextlib.asynccontextmanager
 async def restarted(site, how):
-    """Stop the server process, as a supervisor does: who does not end is killed."""
+    """Stop the server process as a supervisor does: kill it if it does not end."""
     try:
         await asyncio.to_thread(site.here.stop, how)
     except subprocess.TimeoutExpired:
         await asyncio.to_thread(site.here.kill)
-        site.told["did not end"] = ["the process"]
+        site.answers["did not end"] = ["the process"]
     yield
     await asyncio.to_thread(site.here.start)
 
@@ -125,7 +127,7 @@ async def held(process):
 
 @contextlib.asynccontextmanager
 async def locked(site, how):
-    """Have the SQLite file locked by this process."""
+    """Lock the SQLite file from this process."""
     lock = sqlite3.connect(site.database, LIMIT, isolation_level=None, check_same_thread=False)
     with contextlib.closing(lock):
         await asyncio.to_thread(lock.execute, f"BEGIN {how}")
@@ -135,7 +137,7 @@ async def locked(site, how):
 
 @contextlib.asynccontextmanager
 async def full(site):
-    """Say more to the process with the sockets than its channel takes, while it stands still."""
+    """Suspend the process with the connections, and publish more events than its channel holds."""
     site.here.hold()
     for _ in range(CAPACITY + 5):
         await site.act(f"/act/disconnect/{site.banned.user}/")
@@ -168,12 +170,12 @@ async def raising(site):
     for kind, method in itertools.product(RAISED, ["fail_on_loop", "fail_in_thread"]):
         if site.server == "daphne" and (kind, method) in ENDS_DAPHNE:
             continue
-        answer = await told_of(site, kind, method)
-        site.told.setdefault(answer, []).append(f"{kind} {method[5:].replace('_', ' ')}")
+        answer = await answer_to(site, kind, method)
+        site.answers.setdefault(answer, []).append(f"{kind} {method[5:].replace('_', ' ')}")
     yield
 
 
-async def told_of(site, kind, method):
+async def answer_to(site, kind, method):
     outcome, client = await site.dial(site.raising_kind, site.good)
     if client is None:
         return f"not opened: {outcome}"
@@ -198,7 +200,7 @@ async def set_back(site):
     _, client = await site.dial("async", kicked)
     await site.act("/clock/-3600/")
     await site.act(f"/act/disconnect/{kicked.user}/")
-    site.told[f"{await client.closed()} (told to go)"] = ["disconnect_user"]
+    site.answers[f"{await client.closed()} (disconnected)"] = ["disconnect_user"]
     yield
     await site.act("/clock/0/")
 
@@ -249,7 +251,7 @@ ROWS = {
         for kind in KINDS
     },
     "clock set back": Row(set_back, 3),
-    "control: nothing is spent": Row(nothing, 1, is_control=True),
+    "control: no token is redeemed": Row(nothing, 1, is_control=True),
 }
 SMALL_ROWS = [
     "uvicorn: PostgreSQL stopped",
@@ -258,7 +260,7 @@ SMALL_ROWS = [
     "uvicorn: kill -9",
     "uvicorn: async handlers raise",
     "clock set back",
-    "control: nothing is spent",
+    "control: no token is redeemed",
 ]
 
 
@@ -278,22 +280,22 @@ async def measured(row):
 
 
 class Measurement:
-    """One fault, and what everybody sees of it."""
+    """One fault, and the results of all clients."""
 
     def __init__(self, site, row):
         self._site, self._row = site, row
-        self._is_over = False
+        self._has_ended = False
         self._connects, self._statuses, self._failed = Counter(), Counter(), Counter()
         self._ended, self._wrong = Counter(), Counter()
         self._answered = self._lost = self._tried = 0
-        # Good tokens that were refused with 4490.
+        # Valid tokens that were refused with 4490.
         self._refused = []
 
     async def take(self):
         site = self._site
         await self._prepare()
         tasks = [asyncio.ensure_future(self._call_on(client)) for client in self._sockets]
-        tasks.append(asyncio.ensure_future(self._intrude()))
+        tasks.append(asyncio.ensure_future(self._try_refusable()))
         while self._answered < 2 * len(self._sockets):
             await asyncio.sleep(PAUSE)
         before = monotonic()
@@ -307,9 +309,9 @@ class Measurement:
         back = await self._time_back(ended)
         logout = await self._time_logout(left or await self._log_out())
         unused, replaced = await self._try_again()
-        # Whoever stayed is answered.
+        # Each open connection gets an answer.
         await asyncio.sleep(2 * EVERY)
-        self._is_over = True
+        self._has_ended = True
         await asyncio.gather(*tasks)
         stayed = sum([await client.is_alive() for client in self._sockets if client.is_open])
         left = await self._left(stayed)
@@ -318,17 +320,18 @@ class Measurement:
     async def _prepare(self):
         site = self._site
         names = ["good", "caller", "gone", "leaver", "banned"]
-        people = [await site.sign_in(name) for name in names]
-        site.good, caller, gone, self._leaver, site.banned = people
+        visitors = [await site.sign_in(name) for name in names]
+        site.good, caller, gone, self._leaver, site.banned = visitors
         self._sockets = []
         for kind in 3 * KINDS:
             self._sockets.append(await self._opened(kind, caller))
         await self._open_leaving()
         self._stock = [await site.good.token() for _ in range(int(self._row.seconds / EVERY) + 1)]
-        spent = await site.good.token()
-        await (await self._opened("async", site.good, spent)).leave()
-        self._strangers = [(site.good, spent)]
-        self._strangers += [(each, await each.token()) for each in (gone, site.banned)]
+        redeemed = await site.good.token()
+        await (await self._opened("async", site.good, redeemed)).leave()
+        # Attempts that must be refused.
+        self._refusable = [(site.good, redeemed)]
+        self._refusable += [(each, await each.token()) for each in (gone, site.banned)]
         self._own = await self._leaver.token()
         self._gone = gone
         await gone.log_out()
@@ -337,14 +340,14 @@ class Measurement:
     async def _opened(self, kind, visitor, token=None):
         outcome, client = await self._site.dial(kind, visitor, token)
         if client is None:
-            raise RuntimeError(f"A good socket did not open: {outcome}")
+            raise RuntimeError(f"A valid token did not open a connection: {outcome}")
         client.is_open = True
         return client
 
     async def _call_on(self, client):
-        """Call again and again, as long as the socket is open."""
+        """Call repeatedly while the connection is open."""
         calls = itertools.cycle(["echo", "guarded", "late"])
-        while not self._is_over:
+        while not self._has_ended:
             answer = await client.call(next(calls), value=7)
             if answer is None:
                 self._lost += 1
@@ -362,7 +365,7 @@ class Measurement:
             await asyncio.sleep(PAUSE)
 
     async def _connect(self, seconds):
-        """Have clients come for so many ``seconds``, and wait until each was answered."""
+        """Start clients that connect, one every ``EVERY`` seconds, for this many ``seconds``."""
         until = monotonic() + seconds
         coming = []
         for token in self._stock:
@@ -379,7 +382,7 @@ class Measurement:
         if outcome == "4490":
             self._refused.append(token)
         if outcome == "4401":
-            # A client takes a fresh one then, at once.
+            # A client requests a new token at once.
             again, client = await self._site.dial("async", self._site.good)
             outcome = f"4401, then {again}"
         self._connects[outcome] += 1
@@ -390,10 +393,10 @@ class Measurement:
         status, _ = await self._site.good.ask_token()
         self._statuses[str(status)] += 1
 
-    async def _intrude(self):
-        """Try whatever must not open, again and again."""
-        while not self._is_over:
-            for visitor, token in [*self._strangers]:
+    async def _try_refusable(self):
+        """Repeat the attempts that must be refused."""
+        while not self._has_ended:
+            for visitor, token in [*self._refusable]:
                 await self._try_wrongly(visitor, token)
             status, _ = await self._gone.ask_token()
             self._tried += status not in UNANSWERED
@@ -408,11 +411,11 @@ class Measurement:
             await client.leave()
 
     async def _log_out(self):
-        """Log somebody out whose socket is open, and return when that began."""
+        """Log a user out who has an open connection, and return when the request was sent."""
         if self._closed.done():
             await self._open_leaving()
         left = await self._leaver.log_out()
-        self._strangers.append((self._leaver, self._own))
+        self._refusable.append((self._leaver, self._own))
         return left
 
     async def _open_leaving(self):
@@ -420,7 +423,7 @@ class Measurement:
         self._closed = asyncio.ensure_future(close_of(leaving))
 
     async def _time_logout(self, left):
-        """Return how long the socket of who ``left`` lived on; ``None``: for ever."""
+        """Return the seconds from ``left`` to the close of that connection, or ``None``."""
         done, _ = await asyncio.wait({self._closed}, timeout=LIMIT)
         if not done:
             self._closed.cancel()
@@ -430,7 +433,7 @@ class Measurement:
         return max(0.0, closed - left)
 
     async def _time_back(self, ended):
-        """Return how long a new client needs until it is served; ``None``: it never is."""
+        """Return the seconds until a new client is served, ``None`` if it is not served."""
         while monotonic() < ended + LIMIT:
             _, client = await self._site.dial("sync", self._site.good)
             if client is not None and await client.is_alive():
@@ -440,7 +443,7 @@ class Measurement:
         return None
 
     async def _try_again(self):
-        """Return how many of the good tokens that were refused are unused, and were replaced."""
+        """Return how many of the refused valid tokens are unused, and how many were replaced."""
         await asyncio.gather(*self._coming)
         unused = replaced = 0
         for token in self._refused:
@@ -457,7 +460,7 @@ class Measurement:
         return unused, replaced
 
     async def _left(self, expected):
-        """Return how many sockets the package holds beyond the ``expected``, and its work."""
+        """Return how many connections, beyond the ``expected``, and jobs the package holds."""
         deadline = monotonic() + LIMIT
         while True:
             status, body = await ask(self._site.port, "/state/")
@@ -470,20 +473,20 @@ class Measurement:
     def _cells(self, seconds, stayed, unused, replaced, logout, back, left):
         site = self._site
         ends = Counter(stayed=stayed) + self._ended
-        counts = {answer: len(kinds) for answer, kinds in site.told.items()}
+        counts = {answer: len(kinds) for answer, kinds in site.answers.items()}
         cells = {
             "fault s": seconds,
-            "open sockets": "; ".join([told(ends), told(counts)] if counts else [told(ends)]),
-            "connects": told(self._connects),
-            "token endpoint": told(self._statuses),
+            "open sockets": "; ".join(map(listed, [ends, counts] if counts else [ends])),
+            "connects": listed(self._connects),
+            "token endpoint": listed(self._statuses),
             "calls": [self._answered, sum(self._failed.values()), self._lost],
-            "failed": told(self._failed),
+            "failed": listed(self._failed),
             "wrongly accepted": f"{sum(self._wrong.values())} of {self._tried}",
             "after 4490": [unused, replaced],
             "logout ended s": logout,
             "back s": back,
             "left": left,
-            "tracebacks: ours / all": site.tracebacks,
+            "tracebacks: package / all": site.tracebacks,
         }
         return cells, [*self._broken(cells)]
 
@@ -491,36 +494,36 @@ class Measurement:
         row, site = self._row, self._site
         wrong = [what for what, count in self._wrong.items() if count]
         if wrong and not row.is_control:
-            yield f"somebody got {' and '.join(wrong)} who must not"
+            yield f"wrongly accepted: {' and '.join(wrong)}"
         if row.is_control and not wrong:
-            yield "the control let nobody in"
+            yield "the control accepted nothing"
         if self._lost:
             yield f"{self._lost} calls got neither an answer nor an error"
         for what, seen in {
             "sockets": self._ended,
             "connects": self._connects,
-            "callers": [code for code, kinds in site.told.items() if not is_thrown_away(kinds)],
+            "callers": [code for code, kinds in site.answers.items() if not is_discarded(kinds)],
             "calls": self._failed,
         }.items():
             known = DOCUMENTED | row.may_see | {"open", "unavailable", "4401, then open"}
-            strange = {each for each in seen if each.partition(" (")[0] not in known}
-            if strange:
-                yield f"{what} saw {told(dict.fromkeys(sorted(strange)))}"
-        strange = {*self._statuses} - {"200", "503"} - row.may_see
-        if strange:
-            yield f"the token endpoint answered {told(dict.fromkeys(sorted(strange)))}"
+            unexpected = {each for each in seen if each.partition(" (")[0] not in known}
+            if unexpected:
+                yield f"{what} got {listed(dict.fromkeys(sorted(unexpected)))}"
+        unexpected = {*self._statuses} - {"200", "503"} - row.may_see
+        if unexpected:
+            yield f"the token endpoint answered {listed(dict.fromkeys(sorted(unexpected)))}"
         if sum(cells["after 4490"]) < len(self._refused):
-            yield "a client that was refused with 4490 did not come back"
+            yield "a client that was refused with 4490 could not reconnect"
         for what in ("logout ended s", "back s"):
             if cells[what] is None or cells[what] > PROMISED:
                 yield f"{what}: not within {PROMISED} s"
         if cells["left"]:
-            yield "sockets or work are left"
-        if cells["tracebacks: ours / all"][0] > sum(map(len, site.told.values())):
+            yield "connections or jobs are left"
+        if cells["tracebacks: package / all"][0] > sum(map(len, site.answers.values())):
             yield "tracebacks in the log"
 
 
-def is_thrown_away(kinds):
+def is_discarded(kinds):
     return all(kind.startswith("GeneratorExit") for kind in kinds)
 
 
@@ -529,6 +532,6 @@ async def close_of(client):
     return code, monotonic()
 
 
-def told(counts):
+def listed(counts):
     texts = [f"{what}: {count}" if count else str(what) for what, count in counts.items()]
     return ", ".join(texts) or "-"

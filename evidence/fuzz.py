@@ -1,41 +1,46 @@
 """
-Fuzz: frames and handshakes that nobody would think of
-======================================================
+Fuzz: generated messages and handshakes
+=======================================
 
-Made by ``hypothesis`` from the *seed* of each row, so that a run of the same code can be made
-again: *digest* is that of all that was made, but for the tokens. All in process, through the ASGI
-interface, with a real database.
+``hypothesis`` generates the inputs from the *seed* of each row, so a run of the same code can be
+repeated. *Digest* is a digest of all inputs without the tokens. Everything runs in one process,
+through the ASGI interface, with a real database.
 
-*Frames* go into ``AsyncWebSocketManagerConsumer`` (*async*) and ``WebSocketManagerConsumer``
-(*sync*) behind the gate, a socket and a token for each few dozen: calls, calls that are nearly
-right, any JSON, JSON with something cut out or doubled, any text, any bytes, control frames,
-streams with credit and their cancels, numbers and nesting without end, frames about as large as is
-allowed. Behind every few of them comes a good call.
+*Messages* go to ``AsyncWebSocketManagerConsumer`` (*async*) and ``WebSocketManagerConsumer``
+(*sync*) behind the gate, with a new connection and token for every few dozen: calls, calls that are
+nearly right, any JSON, JSON with parts removed or doubled, any text, any bytes, control messages,
+streams with credit and their cancels, very large numbers, deep nesting, and messages of about the
+maximum size. A valid call follows after every few of them.
 
-* *Good*: good calls that were answered, of all; they are not sent to a socket that was closed with
-  4400.
-* *Unhandled*: what the application raised, what was left in the event loop, and every warning or
-  error in the log but those of one method that raises on purpose. Must be 0.
-* *Wrong*: a frame for a ``reply_key`` that nobody sent, a value that came back changed, an error
-  without a code of the wire, a socket closed with another code than 4400 or without ten refused
-  frames before, a guarded method that ran. Must be 0.
+* *Good*: valid calls that were answered, of all valid calls. A connection that was closed with 4400
+  gets no more calls.
+* *Unhandled*: exceptions of the application, exceptions that remained in the event loop, and every
+  warning or error in the log. The exception of one method that raises on purpose is not counted.
+  Must be 0.
+* *Wrong*: a message for a ``reply_key`` that the client did not send, a value that came back
+  changed, an error with an undocumented code, a connection closed with another code than 4400 or
+  without ten refused messages before, a guarded method that ran. Must be 0.
 
-*Handshakes* go into the middleware in every mode (``required``, ``token_only``, both, neither; the
+*Handshakes* go to the middleware in every mode (``required``, ``token_only``, both, neither; the
 stack and the documented composition; nested routers, the middleware inside them, other kinds of
-routes; each source), with tokens that are good, spent, expired, another user's, bound to another
-session or path, invented or none, changed or escaped, in the path, the raw path, the query, the
-subprotocols and the headers, and with cookies, root paths and headers of any kind. The consumer is
-one that forgets to ask, and accepts.
+routes; each source). Their tokens are valid, redeemed, expired, of another user, bound to another
+session or path, invented or missing, changed or escaped; in the path, the raw path, the query, the
+subprotocols and the headers. Cookies, root paths and headers are of any kind. The consumer accepts
+without checking the token.
 
-* *Good*: handshakes with a good token and nothing odd that were let in, of all such.
-* *Wrong*: a consumer reached under ``required`` without a good token; a token that
-  ``validate_websocket_token()`` calls valid and is none, or not its user's, or beside a second one;
-  a token spent that was refused, or not spent that was let in; a user in the scope although the
-  token failed; the text of a token in the scope, in a frame or in the log. Must be 0.
-* *Answers*: how many of each. *Open* are sockets that were accepted, *good* with a valid token,
-  *without* on a route that has none, *refused* where the consumer has forgotten to ask.
+* *Good*: handshakes with a valid token and nothing unusual that were accepted, of all such
+  handshakes.
+* *Wrong*: a consumer that was called under ``required`` without a valid token; a token that
+  ``validate_websocket_token()`` calls valid although it is not, or is another user's, or comes with
+  a second one; a token that was redeemed although the handshake was refused, or accepted without
+  being redeemed; a user in the scope although the token failed; the text of a token in the scope,
+  in a message or in the log. Must be 0.
+* *Answers*: how many handshakes got each answer. *Open* connections were accepted: *good* with a
+  valid token, *without* on a route that has no token, *refused* where the token failed and the
+  consumer did not check it.
 
-The controls are naive code in the place of ours. What is wrong with it must show.
+The controls are naive code instead of the package. The columns *unhandled* and *wrong* must find
+its errors.
 """
 
 import asyncio
@@ -78,12 +83,12 @@ from . import strategies
 
 PACKAGES = ["hypothesis"]
 SEED = 20_260_101
-# A row, so that an interrupted run goes on where it stopped.
-FRAMES, HANDSHAKES = 10_000, 2_000
+# Of one row, so that an interrupted run continues where it stopped.
+MESSAGES, HANDSHAKES = 10_000, 2_000
 ROWS = 10
 SMALL = 300
 CONTROL = 300
-# Examples that hypothesis makes of one seed.
+# Examples that hypothesis generates from one seed.
 EXAMPLES = 100
 ERROR_CODES = {
     *("bad_message", "unknown_type", "permission_denied", "unauthenticated", "invalid"),
@@ -97,12 +102,12 @@ async def measure(small, is_kept):
     rows = {}
     for number in range(1 if small else ROWS // 2):
         for kind, consumer in {"async": AsyncTotal, "sync": SyncTotal}.items():
-            size = SMALL if small else FRAMES
-            rows[f"frames, {kind}, {number + 1}"] = fuzz_frames, stack(consumer), size
+            size = SMALL if small else MESSAGES
+            rows[f"messages, {kind}, {number + 1}"] = fuzz_messages, stack(consumer), size
     for number in range(1 if small else ROWS):
         size = SMALL if small else HANDSHAKES
         rows[f"handshakes, {number + 1}"] = fuzz_handshakes, APPLICATIONS, size
-    rows["control: frames, naive code"] = fuzz_frames, bare(NaiveConsumer), CONTROL
+    rows["control: messages, naive code"] = fuzz_messages, bare(NaiveConsumer), CONTROL
     naive = [("naive", bare(ForgetfulNaive), "/ws/", False, False, ["path"])]
     rows["control: handshakes, naive code"] = fuzz_handshakes, naive, CONTROL
     for number, (name, (fuzz, target, size)) in enumerate(rows.items()):
@@ -114,15 +119,15 @@ async def measure(small, is_kept):
         broken = [*findings.unhandled[:3], *findings.wrong[:3]]
         good, of = cells["good"]
         if name.startswith("control"):
-            broken = [] if broken else ["nothing was found, and there is much to be found"]
+            broken = [] if broken else ["the control's errors were not found"]
         elif good < of or not of:
-            broken.append(f"of {of} good ones {good} were answered as they should")
+            broken.append(f"{good} of {of} valid inputs got the right answer")
         cells["good"] = f"{good:,} of {of:,}"
         yield name, cells, broken
 
 
 class Findings(logging.Handler):
-    """What should not have happened, and all that was said in the logs meanwhile."""
+    """Errors that were found, and the log lines of the run."""
 
     def __init__(self):
         super().__init__(logging.DEBUG)
@@ -134,7 +139,7 @@ class Findings(logging.Handler):
         self._loggers[0].addHandler(self)
         self._loggers[1].setLevel(logging.DEBUG)
         self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(self._hear)
+        self._loop.set_exception_handler(self._handle_exception)
         return self
 
     def __exit__(self, *error):
@@ -144,13 +149,13 @@ class Findings(logging.Handler):
         self._loop.set_exception_handler(None)
 
     def emit(self, record):
-        said = record.getMessage()
+        text = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
-        self.lines.append(f"{said} {error!r}")
+        self.lines.append(f"{text} {error!r}")
         if record.levelno >= logging.WARNING and not isinstance(error, OnPurpose):
-            self.unhandled.append(f"in the log: {said[:200]} {error!r:.200}")
+            self.unhandled.append(f"in the log: {text[:200]} {error!r:.200}")
 
-    def _hear(self, loop, context):
+    def _handle_exception(self, loop, context):
         self.unhandled.append(f"in the event loop: {context}"[:400])
 
 
@@ -171,7 +176,7 @@ def seeded(run, strategy, seed, has_enough):
 
 
 async def explore(carry_out, strategy, seed, has_enough):
-    """Carry out in this event loop what ``hypothesis`` makes in a thread."""
+    """Run the examples in this event loop. ``hypothesis`` generates them in a thread."""
     loop = asyncio.get_running_loop()
 
     def run(example):
@@ -181,7 +186,7 @@ async def explore(carry_out, strategy, seed, has_enough):
     await asyncio.to_thread(seeded, run, strategy, seed, has_enough)
 
 
-# Frames
+# Messages
 
 
 class OnPurpose(Exception):
@@ -189,7 +194,7 @@ class OnPurpose(Exception):
 
 
 class Total:
-    """Methods that can do with anything, so that whatever is raised is not theirs."""
+    """Methods that accept any content, so that every other exception is the package's."""
 
     ran = 0
 
@@ -242,7 +247,7 @@ class AsyncTotal(Total, AsyncWebSocketManagerConsumer):
 
 
 class NaiveConsumer(AsyncJsonWebsocketConsumer):
-    """The control, with ``getattr`` on the client's word."""
+    """The control: it calls ``getattr`` with a name from the client."""
 
     async def echo(self, content):
         await self.send_json({"key": content["reply_key"], "data": content["value"]})
@@ -251,17 +256,17 @@ class NaiveConsumer(AsyncJsonWebsocketConsumer):
         await getattr(self, content["type"])(content)
 
 
-async def fuzz_frames(application, size, seed, findings):
+async def fuzz_messages(application, size, seed, findings):
     user, session = await lab.new_user()
     sockets, digest = Counter(), hashlib.sha256()
     answers = Counter()
-    frames = Counter()
+    messages = Counter()
     ran = Total.ran
 
     async def converse(conversation):
         digest.update(repr(conversation).encode("utf-8", "surrogatepass"))
         token = await aget_websocket_token(user)
-        socket = Socket(application, f"/ws/{token}", session, findings, answers, frames)
+        socket = Socket(application, f"/ws/{token}", session, findings, answers, messages)
         try:
             await socket.converse(conversation)
         except Exception as error:
@@ -269,19 +274,19 @@ async def fuzz_frames(application, size, seed, findings):
         await socket.leave()
         if not socket.task.done():
             socket.task.cancel()
-            findings.unhandled.append(f"a socket did not end, of {conversation!r:.300}")
+            findings.unhandled.append(f"a consumer did not end, of {conversation!r:.300}")
         elif socket.task.exception() is not None:
             findings.unhandled.append(f"{socket.task.exception()!r:.300}, of {conversation!r:.300}")
         sockets["open"] += 1
 
-    await explore(converse, strategies.conversations, seed, lambda: frames["sent"] >= size)
-    findings.wrong += ["a method that nobody may call ran"] * (Total.ran - ran)
+    await explore(converse, strategies.conversations, seed, lambda: messages["sent"] >= size)
+    findings.wrong += ["a method ran that clients must not call"] * (Total.ran - ran)
     return {
         "seed": str(seed),
         "digest": digest.hexdigest()[:8],
-        "tried": frames["sent"],
+        "tried": messages["sent"],
         "sockets": sockets["open"],
-        "good": [frames["good"], frames["good of"]],
+        "good": [messages["good"], messages["good of"]],
         "unhandled": 0,
         "wrong": 0,
         "answers": _counted(answers),
@@ -289,80 +294,80 @@ async def fuzz_frames(application, size, seed, findings):
 
 
 class Socket(lab.InProcess):
-    """A client that holds what it hears against what it said."""
+    """A client that compares the answers with what it sent."""
 
-    def __init__(self, application, path, session, findings, answers, frames):
+    def __init__(self, application, path, session, findings, answers, messages):
         super().__init__(application, path, session)
-        # Who waits is told of an application that has ended without a word.
+        # If the application ends without an answer, the waiting client gets a close.
         ended = {"type": "websocket.close", "code": 1006}
         self.task.add_done_callback(lambda task: self._outbox.put_nowait(ended))
-        self._findings, self._answers, self._frames = findings, answers, frames
+        self._findings, self._answers, self._messages = findings, answers, messages
         self._own_keys = {"websocket.ready", "websocket.error", "websocket.pong"}
         self._known = {}
         self._refused = 0
 
     async def converse(self, conversation):
-        for number, frames in enumerate(conversation):
-            for place, (kind, content) in enumerate(frames):
-                self._say(kind, content, f"known-{number}-{place}")
-            self._frames["sent"] += len(frames)
+        for number, messages in enumerate(conversation):
+            for place, (kind, content) in enumerate(messages):
+                self._send_any(kind, content, f"known-{number}-{place}")
+            self._messages["sent"] += len(messages)
             key = f"good-{number}"
             self._known[key] = 7
             await self.send("echo", reply_key=key, value=7)
-            if not await self._hear_until(key):
+            if not await self._receive_until(key):
                 return
-            self._frames["good"] += 1
-            self._frames["good of"] += 1
+            self._messages["good"] += 1
+            self._messages["good of"] += 1
             if self._known:
                 self._wrong(f"no answer for {self._known!r:.300}")
                 self._known.clear()
 
-    def _say(self, kind, content, key):
+    def _send_any(self, kind, content, key):
         event = {"type": "websocket.receive", "text": None, "bytes": None}
         if kind == "known":
-            # JSON as it comes back: a tuple is none, and 0 is -0.
+            # As JSON returns it: a tuple becomes a list, and -0 becomes 0.
             self._known[key] = json.loads(json.dumps(content))
             content = json.dumps({"type": "echo", "reply_key": key, "value": content})
         elif kind == "text":
             self._own_keys |= _keys_of(content)
-        # Servers send both names, or only the one.
+        # Some servers pass both keys, others only one of them.
         event["bytes" if kind == "bytes" else "text"] = content
         self._inbox.put_nowait(event)
 
-    async def _hear_until(self, key):
-        """Return whether there was an answer for ``key``; a close with 4400 is none, but right."""
+    async def _receive_until(self, key):
+        """Return whether ``key`` was answered. A close with 4400 is neither an answer nor wrong."""
         while True:
-            frame = await self.next(LIMIT)
-            if frame is None:
-                self._frames["good of"] += 1
-                self._wrong("no answer to a good call")
+            message = await self.next(LIMIT)
+            if message is None:
+                self._messages["good of"] += 1
+                self._wrong("no answer to a valid call")
                 return False
-            if not isinstance(frame, dict):
-                self._answers[frame] += 1
-                if frame != 4400 or self._refused < 10:
-                    self._wrong(f"closed with {frame} after {self._refused} refused frames")
+            if not isinstance(message, dict):
+                self._answers[message] += 1
+                if message != 4400 or self._refused < 10:
+                    self._wrong(f"closed with {message} after {self._refused} refused messages")
                 return False
-            if self._take(frame) == key:
+            if self._check(message) == key:
                 return True
 
-    def _take(self, frame):
-        key = frame.get("key")
-        error = frame.get("error") if "data" not in frame else None
+    def _check(self, message):
+        key = message.get("key")
+        error = message.get("error") if "data" not in message else None
         if key in self._known:
             self._refused = 0
             expected = self._known.pop(key)
-            value = frame["data"] if frame.keys() == {"key", "data"} else dict(frame)
-            if value == frame:
+            value = message["data"] if message.keys() == {"key", "data"} else dict(message)
+            if value == message:
                 del value["key"]
             if value != expected:
                 self._wrong(f"{value!r:.300} came back for {expected!r:.300}")
             self._answers["value"] += 1
         elif key not in self._own_keys:
-            self._wrong(f"for nobody: {frame!r:.300}")
-        elif error is not None and ("more" not in frame):
+            self._wrong(f"for an unknown key: {message!r:.300}")
+        elif error is not None and ("more" not in message):
             code = error.get("code") if isinstance(error, dict) else None
             if code not in ERROR_CODES:
-                self._wrong(f"no error of the wire: {frame!r:.300}")
+                self._wrong(f"an undocumented error: {message!r:.300}")
             if code in ("bad_message", "too_large"):
                 self._refused += 1
             elif code != "rate_limited":
@@ -372,17 +377,17 @@ class Socket(lab.InProcess):
             self._refused = 0
             self._answers["pong"] += 1
         elif key != "websocket.ready":
-            self._answers["reply" if "more" not in frame else "part"] += 1
+            self._answers["reply" if "more" not in message else "part"] += 1
         return key
 
     def _wrong(self, what):
         self._findings.wrong.append(what)
 
 
-def _keys_of(said):
-    """Return every text of a frame that could be its reply key."""
+def _keys_of(text):
+    """Return the set of the reply key of a message, empty if it has none."""
     try:
-        content = json.loads(said)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         return set()
     key = content.get("reply_key") if isinstance(content, dict) else None
@@ -393,7 +398,7 @@ def _keys_of(said):
 
 
 class Forgetful(AsyncWebSocketManagerConsumer):
-    """Accepts everybody, and keeps what it was given where it can be looked at."""
+    """A consumer that accepts every client, and stores its scope for the checks."""
 
     seen = None
 
@@ -413,7 +418,7 @@ def _nested(route="ws/<str:token>"):
 
 
 def _applications():
-    """Yield a name, an application, where its token stands, required, token_only, sources."""
+    """Yield a name, an application, the prefix of the token, required, token_only, sources."""
     middleware, whole = WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
     for required, token_only in itertools.product([True, False], repeat=2):
         options = {"required": required, "token_only": token_only}
@@ -440,23 +445,23 @@ def _applications():
 
 
 APPLICATIONS = [*_applications()]
-# Of which every part differs from every other.
-DUMMY = "wst_0123456789abcdefghijklmnopqrstuvABCDEFGHIJK"
-# URLRouter around the middleware says so itself.
+# No two parts of it are equal.
+PLACEHOLDER = "wst_0123456789abcdefghijklmnopqrstuvABCDEFGHIJK"
+# The exception of a URLRouter around the middleware.
 NO_ROUTE = "No route found for path"
 
 
 async def fuzz_handshakes(applications, size, seed, findings):
-    world = World()
-    await world.create()
+    fixtures = Fixtures()
+    await fixtures.create()
     digest, answers, counts = hashlib.sha256(), Counter(), Counter()
-    dummies = {kind: f"wst_{number:043}" for number, kind in enumerate(strategies.TOKEN_KINDS)}
+    placeholders = {kind: f"wst_{number:043}" for number, kind in enumerate(strategies.TOKEN_KINDS)}
 
     async def shake(recipe):
         target = applications[recipe["application"] % len(applications)]
-        kept = scope_of(recipe, target, {**dummies, "none": ""}, {})
+        kept = scope_of(recipe, target, {**placeholders, "none": ""}, {})
         digest.update(repr(kept).encode("utf-8", "surrogatepass"))
-        trial = Handshake(world, target, recipe, findings)
+        trial = Handshake(fixtures, target, recipe, findings)
         answers[await trial.run()] += 1
         counts["tried"] += 1
         counts["good"] += trial.is_clean and trial.is_let_in
@@ -475,8 +480,8 @@ async def fuzz_handshakes(applications, size, seed, findings):
     }
 
 
-class World:
-    """Users, their sessions and a token of each kind."""
+class Fixtures:
+    """The users, their sessions, and a token of each kind."""
 
     async def create(self):
         self.user, mine = await lab.new_user()
@@ -508,19 +513,19 @@ class World:
             await self._issue(kind)
         self.tokens["unknown"] = "wst_" + "u" * 43
 
-    async def spent_now(self):
-        """Return the kinds of the tokens that have been spent, and issue them anew."""
-        digests = {digests.digest_of(self.tokens[kind]): kind for kind in self._asks}
-        rows = WebSocketToken.objects.filter(digest__in=digests).exclude(used_at=None)
-        spent = [digests[digest] async for digest in rows.values_list("digest", flat=True)]
-        for kind in spent:
+    async def take_redeemed(self):
+        """Return the kinds of the redeemed tokens, and issue new tokens of these kinds."""
+        kinds = {digests.digest_of(self.tokens[kind]): kind for kind in self._asks}
+        rows = WebSocketToken.objects.filter(digest__in=kinds).exclude(used_at=None)
+        redeemed = [kinds[digest] async for digest in rows.values_list("digest", flat=True)]
+        for kind in redeemed:
             await self._issue(kind)
-        return spent
+        return redeemed
 
     async def _issue(self, kind):
         user, bound = self._asks[kind]
         self.tokens[kind] = await aget_websocket_token(user, **bound)
-        # Issuing deletes what has expired.
+        # Issuing deletes expired rows.
         self._expired.expires_at = clock.now()
         await self._expired.asave()
 
@@ -529,22 +534,22 @@ class World:
 
 
 class Handshake:
-    """One handshake, and what must be true of it."""
+    """One handshake, and the checks of its result."""
 
-    def __init__(self, world, target, recipe, findings):
-        self._world, self._findings = world, findings
+    def __init__(self, fixtures, target, recipe, findings):
+        self._fixtures, self._findings = fixtures, findings
         self._name, self._application, _, self._is_required, self._token_only, sources = target
         self._sources = sources
         self._recipe = recipe
-        self._tokens = dict(world.tokens)
-        self._scope = scope_of(recipe, target, self._tokens, world.sessions)
+        self._tokens = dict(fixtures.tokens)
+        self._scope = scope_of(recipe, target, self._tokens, fixtures.sessions)
         odd = [recipe[name] for name in ("second in path", "query", "offer")]
         odd += [recipe["second header"], recipe["more query"], recipe["subprotocols"]]
         self.is_clean = (
             not any(odd)
             and "path" in sources
             and recipe["kind"] == "good"
-            and _changed(recipe["change"], DUMMY) == DUMMY
+            and _changed(recipe["change"], PLACEHOLDER) == PLACEHOLDER
             and recipe["session"] == "mine"
             and recipe["path"] == "{prefix}{token}"
             and recipe["raw path"] == "quoted"
@@ -554,9 +559,9 @@ class Handshake:
         self.is_let_in = False
 
     async def run(self):
-        """Carry it out and return the answer."""
+        """Run the handshake and return the answer."""
         Forgetful.seen = None
-        said, lines = [], len(self._findings.lines)
+        sent, lines = [], len(self._findings.lines)
         inbox = iter(
             [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
         )
@@ -565,50 +570,50 @@ class Handshake:
             return next(inbox)
 
         async def send(message):
-            said.append(message)
+            sent.append(message)
 
         raised = None
         try:
             await asyncio.wait_for(self._application(self._scope, receive, send), LIMIT)
         except Exception as error:
             raised = error
-        spent = await self._world.spent_now()
+        redeemed = await self._fixtures.take_redeemed()
         if raised is not None:
             if self._name in ("inside", "below") and NO_ROUTE in str(raised):
                 return "no route"
             self._findings.unhandled.append(f"{raised!r:.300}, of {self._described()}")
             return "raised"
-        self._no_token_in("a frame", repr(said))
+        self._no_token_in("a message", repr(sent))
         self._no_token_in("the log", "\n".join(self._findings.lines[lines:]))
         if Forgetful.seen is None:
-            if spent:
-                self._wrong(f"refused, but spent: {spent}")
-            return said[-1].get("code", 403) if said[0]["type"] == "websocket.accept" else 403
-        return self._judge(*Forgetful.seen, spent)
+            if redeemed:
+                self._wrong(f"refused, but redeemed: {redeemed}")
+            return sent[-1].get("code", 403) if sent[0]["type"] == "websocket.accept" else 403
+        return self._check(*Forgetful.seen, redeemed)
 
-    def _judge(self, scope, is_valid, spent):
-        """Look at what the consumer has seen, and return the answer."""
+    def _check(self, scope, is_valid, redeemed):
+        """Check the scope of the consumer, and return the answer."""
         annotation = scope.get("websocket_token")
         if annotation is None:
             self._no_token_in("the scope", repr(scope))
             self._wrong("no annotation")
             return "open: naive"
         if annotation.is_valid is not is_valid:
-            self._wrong("two answers to one question")
+            self._wrong("the annotation and the validation differ")
         self._no_token_in("the scope", repr({**scope, "headers": _seen_headers(scope)}))
         if is_valid:
-            self._judge_valid(scope, spent)
+            self._check_valid(scope, redeemed)
             self.is_let_in = True
             return "open: good"
-        if spent:
-            self._wrong(f"not valid, but spent: {spent}")
+        if redeemed:
+            self._wrong(f"not valid, but redeemed: {redeemed}")
         if self._is_required:
-            self._wrong("a consumer was reached without a good token")
+            self._wrong("a consumer was called without a valid token")
         if annotation.reason == "missing" and "subprotocol" not in self._sources:
-            owner = self._world.owners.get(self._session_key())
+            owner = self._fixtures.owners.get(self._session_key())
             user = scope.get("user")
             if user is not None and user.is_authenticated and user != owner:
-                self._wrong("somebody else's scope")
+                self._wrong("another user in the scope")
             return "open: without"
         session = scope.get("session")
         if scope["user"].is_authenticated:
@@ -617,37 +622,37 @@ class Handshake:
             self._wrong(f"a session in the scope, though {annotation.reason}")
         return "open: refused"
 
-    def _judge_valid(self, scope, spent):
+    def _check_valid(self, scope, redeemed):
         places = [self._scope["path"]] if "path" in self._sources else []
         places += self._scope["subprotocols"] if "subprotocol" in self._sources else []
-        kinds = [kind for kind in spent if self._tokens[kind] in " ".join(places)]
-        if len(spent) != 1 or kinds != spent:
-            self._wrong(f"valid, and spent are {spent}")
+        kinds = [kind for kind in redeemed if self._tokens[kind] in " ".join(places)]
+        if len(redeemed) != 1 or kinds != redeemed:
+            self._wrong(f"valid, and redeemed are {redeemed}")
             return
         (kind,) = kinds
-        owner = self._world.other if kind == "another's" else self._world.user
-        signed_in = self._world.owners.get(self._session_key())
+        owner = self._fixtures.other if kind == "another's" else self._fixtures.user
+        signed_in = self._fixtures.owners.get(self._session_key())
         if scope["user"] != owner:
             self._wrong("the token of another user than in the scope")
         if self._name == "without sessions":
             signed_in = None
         if signed_in is None and not self._token_only:
-            self._wrong("let in with nobody signed in")
+            self._wrong("accepted without a signed-in user")
         if signed_in is not None and signed_in != owner:
-            self._wrong(f"the token {kind} was let in with another user signed in")
+            self._wrong(f"the token {kind} was accepted with another user signed in")
         if kind == "of another path" and "/another" not in self._scope["path"]:
-            self._wrong("let in on another path")
-        elsewhere = self._world.sessions["elsewhere"]
+            self._wrong("accepted on another path")
+        elsewhere = self._fixtures.sessions["elsewhere"]
         if kind == "of another session" and signed_in and self._session_key() != elsewhere:
-            self._wrong("let in with another session")
+            self._wrong("accepted with another session")
         places = [self._scope["path"], self._scope["query_string"].decode("latin1")]
         places += self._scope["subprotocols"]
         whole = re.findall(r"wst_[A-Za-z0-9_-]{43}", " ".join(places))
         if len(whole) != 1:
-            self._wrong("let in with two tokens")
+            self._wrong("accepted with two tokens")
 
     def _session_key(self):
-        """Return the session that the cookies name, as browsers' cookies are read."""
+        """Return the session key of the cookies, as Django parses them."""
         from django.http import parse_cookie
 
         for name, value in self._scope["headers"]:
@@ -655,10 +660,10 @@ class Handshake:
                 return parse_cookie(value.decode("latin1")).get("sessionid")
         return None
 
-    def _no_token_in(self, where, said):
-        said = f"{said} {unquote(said)}".lower()
+    def _no_token_in(self, where, text):
+        text = f"{text} {unquote(text)}".lower()
         for kind, token in self._tokens.items():
-            if token and token.lower() in said:
+            if token and token.lower() in text:
                 self._wrong(f"the token {kind} is in {where}")
 
     def _described(self):
@@ -669,18 +674,18 @@ class Handshake:
         self._findings.wrong.append(f"{what}, of {self._described()}")
 
 
-def scope_of(recipe, target, those, sessions):
-    """Return the scope of the handshake that ``recipe`` describes, with ``those`` tokens."""
+def scope_of(recipe, target, tokens, sessions):
+    """Return the scope of the handshake that ``recipe`` describes, with these ``tokens``."""
     _, _, prefix, *_ = target
 
     def other(name, is_escaped=recipe["escapes second"]):
         if recipe[name] is None:
             return ""
         kind, change = recipe[name]
-        token = _changed(change, those[kind])
+        token = _changed(change, tokens[kind])
         return "".join(f"%{byte:02x}" for byte in token.encode()) if is_escaped else token
 
-    token = _changed(recipe["change"], those[recipe["kind"]])
+    token = _changed(recipe["change"], tokens[recipe["kind"]])
     route = recipe["path"].replace("{prefix}", prefix).replace("{token}", token)
     route += other("second in path", False)
     root = recipe["root path"]
@@ -694,11 +699,11 @@ def scope_of(recipe, target, those, sessions):
             cookie(session) if session.isascii() else (b"cookie", quote(session).encode())
         )
         headers.append((cookies, mine))
-    if (said := other("second header")) != "":
-        headers.append((b"x-forwarded-uri", said.encode()))
+    if (second := other("second header")) != "":
+        headers.append((b"x-forwarded-uri", second.encode()))
     subprotocols = [*recipe["subprotocols"]]
-    if (said := other("offer")) != "":
-        subprotocols += ["websocket.token", said]
+    if (second := other("offer")) != "":
+        subprotocols += ["websocket.token", second]
     if subprotocols:
         headers.append((b"sec-websocket-protocol", ", ".join(subprotocols).encode()))
     scope = {
@@ -712,7 +717,7 @@ def scope_of(recipe, target, those, sessions):
     if raw != "absent":
         escaped = "".join(f"%{byte:02X}" for byte in route.encode())
         known = {"quoted": quoted.encode(), "escaped": escaped.encode()}
-        known["second"] = those["unknown"].encode()
+        known["second"] = tokens["unknown"].encode()
         scope["raw_path"] = known.get(raw, raw)
     if root is not None:
         scope["root_path"] = root
@@ -723,12 +728,12 @@ def _changed(change, token):
     try:
         return change(token)
     except IndexError:
-        # There is no such place in it.
+        # The token is too short for this change.
         return token
 
 
 def _seen_headers(scope):
-    """Return the headers but those with credentials of another kind, which stay as they are."""
+    """Return the headers without cookies and credentials, which the package does not mask."""
     return [
         each for each in scope["headers"] if each[0].lower() not in (b"cookie", b"authorization")
     ]

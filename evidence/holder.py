@@ -1,4 +1,4 @@
-"""Hold many sockets of one session in a process of their own: PORT COUNT SESSION."""
+"""Hold many connections of one session in a separate process: PORT COUNT SESSION."""
 
 import asyncio
 import json

@@ -1,7 +1,7 @@
 """
-Keep many sockets open in a process of their own: PORT, and their paths on the standard input.
+Keep many connections open in a separate process: PORT, and their paths on the standard input.
 
-Says ``open`` when all are, and then, for each further line, how many still are.
+Prints ``open`` when all are open. For each further line it prints how many are still open.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections import Counter
 
 from tests.support.load import LIMIT, Client, handshake
 
-# One address has ports for not many more.
+# The number of ports of one address is limited.
 PER_ADDRESS = 10_000
 AT_ONCE = 16
 

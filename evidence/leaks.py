@@ -1,21 +1,21 @@
 """
-Leaks: what is left of sockets that have gone
-=============================================
+Leaks: what remains of closed connections
+=========================================
 
-Many sockets open and go in one process, each with a token, twenty at a time, called in process
-without a server, on ``AsyncWebSocketManagerConsumer`` and ``WebSocketManagerConsumer``. In turns:
-the client closes; the client vanishes in mid-handshake (the server cancels the application within
-5 ms); the consumer raises; the token is refused; the user is disconnected. Another user's socket
-stays meanwhile, and answers; every 500 cycles it closes too, so that everything ends and begins
-anew. With an in-memory layer, and with ``channels_redis``, whose listeners then linger for 50 ms
-instead of 10 s.
+Many connections open and end in one process, each with a token, twenty at a time, without a server,
+on ``AsyncWebSocketManagerConsumer`` and ``WebSocketManagerConsumer``. They end in five ways, in
+turn: the client closes; the client disappears during the handshake (the server cancels the
+application within 5 ms); the consumer raises an exception; the token is refused; the user is
+disconnected. A connection of another user stays open meanwhile and must answer. After every 500
+cycles it closes too, so that all listeners and tasks end and start again. The rows use an in-memory
+layer and ``channels_redis``. The listeners stay 50 ms after the last connection instead of 10 s.
 
-Each figure is before / after: before is after a warm-up of 500 cycles; then, as in the end, all
-threads of the pools are there, and have let go of their database connections. *Registries* is the
-sum of what the package keeps of sockets, tasks and threads at work. *Objects* are those that the
-garbage collector knows of, *RSS* the process's memory in MiB. The consumers have no layer of their
-own: ``channels_redis`` keeps a queue for one in ten consumers that are cancelled, with this package
-or without.
+Each figure is before / after. *Before* is after a warm-up of 500 cycles. Both figures are taken
+when all threads of the pools exist and have closed their database connections. *Registries* is the
+number of connections, tasks and working threads that the package holds. *Objects* is the number of
+objects that the garbage collector tracks. *RSS* is the memory of the process in MiB. The consumers
+use no channel layer: ``channels_redis`` keeps a queue for one in ten consumers that are cancelled,
+with this package and without it.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ PACKAGES = []
 ROWS = ["memory", "Redis"]
 LANES = 20
 BATCH = 500
-# What must be back to the number.
+# These numbers must not grow.
 LASTING = ["tasks", "threads", "file descriptors", "registries"]
-# Objects: caches fill up. One that stays of each fifth cycle is 2,000 in a full run; a whole
-# socket, a hundred objects, is 4,000 in a small one.
+# Objects that may remain, because caches fill up. One object of each fifth cycle would be 2,000
+# objects in a full run. The hundred objects of a connection would be 4,000 in a small run.
 TOLERATED = 500
 
 
@@ -53,7 +53,7 @@ class Crashing(AsyncManager):
 
     async def websocket_receive(self, message):
         if message["text"] == "crash":
-            raise ZeroDivisionError("past all answers")
+            raise ZeroDivisionError("raised outside of a handler")
         await super().websocket_receive(message)
 
 
@@ -62,7 +62,7 @@ class SyncCrashing(Manager):
 
     def websocket_receive(self, message):
         if message["text"] == "crash":
-            raise ZeroDivisionError("past all answers")
+            raise ZeroDivisionError("raised outside of a handler")
         super().websocket_receive(message)
 
 
@@ -82,12 +82,12 @@ async def measure(small, is_kept):
 
 
 async def row(count):
-    *people, other = [await lab.new_user() for _ in range(LANES + 1)]
-    await cycles(BATCH, people, other)
+    *users, other = [await lab.new_user() for _ in range(LANES + 1)]
+    await cycles(BATCH, users, other)
     before = await left()
     good = others_ended = 0
     for done in range(0, count, BATCH):
-        outcomes, has_ended = await cycles(min(BATCH, count - done), people, other)
+        outcomes, has_ended = await cycles(min(BATCH, count - done), users, other)
         good += outcomes
         others_ended += has_ended
     after = await left()
@@ -95,13 +95,13 @@ async def row(count):
     cells.update({what: [before[what], after[what]] for what in before})
     broken = [f"{what} are left" for what in LASTING if after[what] > before[what]]
     if good < count or others_ended:
-        broken.append("sockets ended in another way than they should")
+        broken.append("connections ended wrongly")
     if after["objects"] - before["objects"] > TOLERATED:
         broken.append("objects are left")
     return cells, broken
 
 
-async def cycles(count, people, other):
+async def cycles(count, users, other):
     """Return how many of ``count`` cycles went as they should, and whether the other ended."""
     stays = open_socket(await aget_websocket_token(other[0]), other[1])
     numbers = iter(range(count))
@@ -109,8 +109,8 @@ async def cycles(count, people, other):
     async def lane(user, session):
         return sum([await ENDS[number % len(ENDS)](user, session) for number in numbers])
 
-    good = sum(await asyncio.gather(*(lane(*person) for person in people)))
-    # It is asked about, and stays.
+    good = sum(await asyncio.gather(*(lane(*each) for each in users)))
+    # The package re-checks this user, whose connection must stay.
     await other[0].asave()
     has_ended = not await stays.is_alive()
     await stays.leave()

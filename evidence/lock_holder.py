@@ -1,4 +1,4 @@
-"""Hold what every writer of the tokens must have, until there is no more to read."""
+"""Hold the lock that every writer of tokens needs, until the standard input ends."""
 
 import sys
 

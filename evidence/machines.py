@@ -2,23 +2,24 @@
 Machines: two processes behind nginx, with PostgreSQL and Redis
 ===============================================================
 
-What docs/performance.rst advises to sites that have outgrown one process, all of it running:
-uvicorn processes behind nginx, with the documented configuration and its access log; PostgreSQL;
-and a Redis as the channel layer. *Tokens* are rows in PostgreSQL, or are in Redis too.
-``token_only``, ``AsyncWebSocketManagerConsumer``, tokens of 100 users.
+This table measures the setup that docs/performance.rst recommends to sites that need more than one
+process: uvicorn processes behind nginx, with the documented configuration and its access log;
+PostgreSQL; and Redis as the channel layer. The *tokens* are rows of PostgreSQL or keys of Redis.
+The site uses ``token_only``, ``AsyncWebSocketManagerConsumer``, and tokens of 100 users.
 
-Everything shares the CPUs of one machine, the clients as well, and nothing has one of its own. With
-two of them a second process has nowhere to run: the figures say what it costs to be several, and
-not how many times faster several machines are.
+All processes, the clients too, share the CPUs of one machine, and none of them is pinned to a CPU.
+On two CPUs a second process gets no CPU of its own, so the figures show the cost of several
+processes and not the speed of several machines.
 
-* *Connects* through nginx, so many at once, each opened and closed; and *replies* to so many open
-  sockets, each of which asks again when it has its answer. Medians of the rounds. *CPU us* of one:
-  the site's processes / nginx / PostgreSQL / Redis.
-* *One token*: dialled four times at the same moment, twice at each process. *Once*: so many opened
-  one socket. Promised: all.
-* *Disconnected elsewhere*: from the POST that disconnects a user, at one process, until the last of
-  the user's ten sockets in the other one was closed with 4410, p50 / p99 / max. *Others ended*
-  counts sockets of another user there. Promised: 1 s.
+* *Connects* through nginx, that many at once, each opened and closed; and *replies* to that many
+  open connections, each of which calls again when it has its answer. The figures are medians of the
+  rounds. *CPU us* is the CPU time of one connect or reply: the site's processes / nginx /
+  PostgreSQL / Redis.
+* *One token*: used in four handshakes at the same moment, two at each process. *Once*: the number
+  of tokens that opened exactly one connection. Promised: all.
+* *Disconnected elsewhere*: the time from the POST that disconnects a user, at one process, until
+  the last of the user's ten connections in the other process was closed with 4410, p50 / p99 / max.
+  *Others ended* counts connections of another user there. Promised: 1 s.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ DOCS = Path(__file__).parent.parent / "docs/performance.rst"
 STORES = {"PostgreSQL": "layer", "Redis": "tokens"}
 PER_USER = 10
 PROMISED = 1.0
-# The documented configuration stands in this one.
+# The configuration around the documented one.
 AROUND = """
 daemon off;
 pid nginx.pid;
@@ -82,7 +83,7 @@ async def measure(small, is_kept):
 
 
 def rows(sizes):
-    """Return what measures each row, and what of, by the row's name."""
+    """Return the function and the arguments that measure each row, by its name."""
     made = {
         f"tokens in {store}, processes: {processes}, connections: {at_once}": (
             loading,
@@ -100,14 +101,14 @@ def rows(sizes):
 
 
 async def loading(sizes, store, processes, at_once):
-    """Measure what goes through nginx."""
+    """Measure connects and replies through nginx."""
     connects, replies = [], []
     with contextlib.ExitStack() as stack:
         site = await started(stack, store, processes)
         nginx = Nginx(site.folder / "nginx", configuration([each.port for each in site.servers]))
         await asyncio.to_thread(stack.enter_context, nginx)
         machines = [site.servers, [nginx], [site.postgresql], [site.redis]]
-        # All have served before.
+        # Warm up all processes.
         await connect_round(site, nginx.port, machines, at_once, at_once)
         for _ in range(sizes.rounds):
             connects.append(
@@ -135,32 +136,32 @@ async def loading(sizes, store, processes, at_once):
 
 async def connect_round(site, port, machines, count, at_once):
     requests = await asyncio.to_thread(site.requests, count)
-    with spending(machines, count) as spent:
+    with cpu_time(machines, count) as used:
         seconds, _ = await load.connects(port, requests, at_once)
-    return count / seconds, spent
+    return count / seconds, used
 
 
 async def reply_round(clients, machines, count):
     text = load.frame({"type": "echo", "reply_key": "r1", "text": "hello"})
-    with spending(machines, count) as spent:
+    with cpu_time(machines, count) as used:
         seconds, _ = await load.replies(clients, text, b"hello", count)
-    return count / seconds, spent
+    return count / seconds, used
 
 
 @contextlib.contextmanager
-def spending(machines, count):
-    """Yield a list that gets the microseconds of CPU that each of ``machines`` took for one."""
+def cpu_time(machines, count):
+    """Yield a list that receives the CPU time of each of ``machines``, in us of one operation."""
 
     def now():
         return [sum(cpu_seconds_of_all(process.pid) for process in machine) for machine in machines]
 
-    before, spent = now(), []
-    yield spent
-    spent += [1e6 * (after - then) / count for then, after in zip(before, now(), strict=True)]
+    before, used = now(), []
+    yield used
+    used += [1e6 * (after - then) / count for then, after in zip(before, now(), strict=True)]
 
 
 def medians(rounds):
-    return [round(median(each)) for each in zip(*(spent for _, spent in rounds), strict=True)]
+    return [round(median(each)) for each in zip(*(used for _, used in rounds), strict=True)]
 
 
 async def dialling(sizes, store):
@@ -187,31 +188,31 @@ async def dialling(sizes, store):
 
 
 async def outcome(port, request):
-    """Return ``"open"``, or the code with which a socket was closed at once."""
+    """Return ``"open"``, or the code of an immediate close."""
     loop = asyncio.get_running_loop()
-    told = loop.create_future()
+    ready = loop.create_future()
 
-    def handle_event(client, payload):
-        told.set_result("open")
+    def handle_frame(client, payload):
+        ready.set_result("open")
 
     def made():
         client = load.Client(request, loop)
-        client.on_frame = handle_event
+        client.on_frame = handle_frame
         return client
 
     _, client = await loop.create_connection(made, "127.0.0.1", port)
     await asyncio.wait_for(client.opened, LIMIT)
-    # It says that it is ready, or closes.
-    await asyncio.wait({told, client.closed}, timeout=LIMIT, return_when="FIRST_COMPLETED")
-    if not told.done():
+    # The server sends a ready message, or closes.
+    await asyncio.wait({ready, client.closed}, timeout=LIMIT, return_when="FIRST_COMPLETED")
+    if not ready.done():
         return client.closed.result()
     client.leave()
     await client.closed
-    return told.result()
+    return ready.result()
 
 
 async def ending(sizes, store):
-    """End users in one process whose sockets are in the other."""
+    """Disconnect users in one process whose connections are in the other."""
     took, ended = [], 0
     with contextlib.ExitStack() as stack:
         site = await started(stack, store, 2, users=sizes.users + 1)
@@ -237,7 +238,7 @@ async def ending(sizes, store):
     }
     broken = []
     if ended < cells["sockets"] or others_ended:
-        broken.append("somebody stayed who had to go, or the other way round")
+        broken.append("a connection stayed open or ended wrongly")
     if max(took) > TOLERANCE * PROMISED:
         broken.append(f"longer than {TOLERANCE * PROMISED} s")
     return cells, broken

@@ -1,8 +1,9 @@
 """
-Run the environments of tox.ini, one after the other, and keep what passed: ``make matrix``.
+Run the environments of tox.ini, one after the other, and store the results: ``make matrix``.
 
-What has passed in this state of the code is kept, so that a run that was interrupted goes on where
-it stopped. The table in docs/matrix.rst is written when all have passed; else the exit status is 1.
+The results that passed for this state of the code are kept in a file, so an interrupted run
+continues where it stopped. The table in docs/matrix.rst is written when all environments have
+passed; otherwise the exit status is 1.
 """
 
 import json
@@ -42,7 +43,7 @@ def tox(*arguments, **options):
 
 
 def cells(result):
-    """Return what one environment was made of, and how many tests passed in it."""
+    """Return the versions of one environment, and the number of tests that passed."""
     everything, tests = (command["output"] for command in result["test"])
     versions = json.loads(everything.splitlines()[-1])["versions"]
     return {

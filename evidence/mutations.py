@@ -1,10 +1,10 @@
 """
-Teeth: weaknesses that were put in, and the tests that saw them
-===============================================================
+Seeded weaknesses, and the tests that catch them
+================================================
 
-Each row is one weakness, put into a copy of the package; then a test file runs. *Caught by* is its
-first test that fails. The last row is the control: the copy as it is, for which all of these files
-pass.
+Each row is one weakness that is put into a copy of the package before a test file runs. *Caught by*
+is the first test of that file that fails. The last row is the control: the unchanged copy, for
+which all of these test files pass.
 """
 
 import asyncio

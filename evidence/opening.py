@@ -1,19 +1,22 @@
 """
-Opening: new sockets while slow handlers block others
-=====================================================
+Opening: new connections while slow handlers block others
+=========================================================
 
-Six sync handlers block, each in a socket of its own of one uvicorn process; meanwhile one more
-socket is opened, with a token, and timed from the TCP connect to the accepted handshake.
+Six sync handlers block, each on its own connection to one uvicorn process. Meanwhile a client opens
+one more connection with a token. The table shows the time from the TCP connect to the accepted
+handshake.
 
-* *Plain*: Channels' ``JsonWebsocketConsumer`` behind the middleware. Django and Channels run all
-  sync code of a process in one thread, so the new socket waits: the control. Each handler blocks
-  for a second.
+* *Plain*: Channels' ``JsonWebsocketConsumer`` behind the middleware, the control. Django and
+  Channels run all sync code of a process in one thread, so the new connection waits. Each handler
+  blocks for one second.
 * *Isolated*: the same with ``isolate=True``.
-* *Manager*: ``WebSocketManagerConsumer``, whose pool of ``SYNC_THREADS`` = 6 threads is full.
-* *Denied call*: no new socket, but a guarded call that a ``WebSocketManagerConsumer`` refuses.
+* *Manager*: ``WebSocketManagerConsumer``, with all ``SYNC_THREADS`` = 6 threads of its pool in use.
+* *Denied call*: instead of a new connection, a guarded call that a ``WebSocketManagerConsumer``
+  refuses.
 
-In these three the handlers block until the measurement is done: *handlers done before*, of all
-rounds, says how many the measured had waited for.
+In the last three rows the handlers block until the measurement is done. *Handlers done before*
+counts, over all rounds, the handlers that ended before the measured connection or call was
+answered.
 """
 
 import asyncio
@@ -27,7 +30,7 @@ from tests.support.lab import LIMIT, WebSocket
 PACKAGES = ["uvicorn"]
 HANDLERS = 6
 DENIED = "manager: denied call"
-# The name of a row, the route, and how many of the handlers run at once.
+# By the name of a row: the route, and how many handlers run at once.
 ROWS = {
     "plain": ("plain", 1),
     "isolated": ("isolated", HANDLERS),
@@ -45,7 +48,7 @@ async def measure(small, is_kept):
         rounds = 1 if small else 5 if is_control else 50
         time_it = time_denial if name == DENIED else time_opening
         with lab.uvicorn(threads=HANDLERS) as port:
-            # The process has served before.
+            # Warm up the process.
             await time_it(port, route)
             took, done = [], 0
             for _ in range(rounds):
@@ -63,7 +66,7 @@ async def measure(small, is_kept):
 
 @contextlib.asynccontextmanager
 async def blocked(port, route, at_once, seconds):
-    """Have ``HANDLERS`` handlers block, ``at_once`` at a time; yield a task for each."""
+    """Start ``HANDLERS`` handlers that block, ``at_once`` at a time; yield a task for each."""
     sockets = [await open_socket(port, route) for _ in range(HANDLERS)]
     began = asyncio.Queue()
     handlers = [asyncio.ensure_future(block(socket, seconds, began)) for socket in sockets]

@@ -1,30 +1,31 @@
 """
-Refusals: can a stranger tell them apart, and do they take a lock?
-==================================================================
+Refusals: can an unauthenticated client tell them apart, and do they take a lock?
+=================================================================================
 
-One token of each class is shown, in turns and in random order, to ``gate.decide()`` in this process
-(*decision*) and, each on a new connection, to a uvicorn process that serves nothing else
-(*outside*: from the request until the last byte of the answer). *Cookie* is the usual composition,
-the stranger signed in as somebody; *token only* is ``token_only=True`` without a session. The
-database is an SQLite file, and once more with ``TEST_DATABASE`` a PostgreSQL.
+One token of each class is presented, in turns and in random order, to ``gate.decide()`` in this
+process (*decision*), and each on a new connection to a uvicorn process that serves nothing else
+(*outside*: from the request to the last byte of the answer). *Cookie* is the usual composition,
+with a client that is signed in as another user. *Token only* is ``token_only=True`` without a
+session. The database is an SQLite file, or PostgreSQL with ``TEST_DATABASE``.
 
-* *Answer*: what the client hears. *Same bytes*: whether every byte that it is sent, but for the
-  date, is as for the class *unknown*.
-* *SQL* and *writes*: the statements of one decision, and those of them that are no SELECT.
+* *Answer*: the HTTP status or close code that the client receives. *Same bytes*: whether every byte
+  of it, except the date, is the same as for the class *unknown*.
+* *SQL* and *writes*: the statements of one decision, and those of them that are not a SELECT.
 * *Decision* and *outside*: median / p95 of the samples, in microseconds.
-* *Against unknown* and *against spent*: in per cent, how often a sample of this class took longer
-  than one of that class: 50 where time says nothing, 0 or 100 where one look says all; decision /
-  outside. With a ``*`` it is further from 50 than four standard errors of the rank test: who asks
-  that often can tell them apart.
-* *Under lock*: the longest of 50 decisions in ms while another process holds what every writer must
-  have (SQLite: the write lock; PostgreSQL: the table of tokens in ``SHARE`` mode). It lets go when
-  all are done; who needs it gives up after 0.5 s.
+* *Against unknown* and *against redeemed*: in how many per cent of the comparisons a sample of this
+  class took longer than a sample of that class; decision / outside. At 50 the time reveals nothing;
+  at 0 or 100 one sample reveals everything. A ``*`` means a difference to 50 of more than four
+  standard errors of the rank test: a client that asks as often can tell the classes apart.
+* *Under lock*: the longest of 50 decisions, in ms, while another process holds the lock that every
+  writer needs (SQLite: the write lock; PostgreSQL: the table of tokens in ``SHARE`` mode). The
+  other process releases the lock when all decisions are done. A writer gives up after 0.5 s.
 
-*Malformed* is refused before anything is asked, by design: it tells a stranger only what they have
-written themselves. For an *unknown* token no row is read, which is faster: so who has a token, 256
-random bits, may learn that there is such a row. *Unknown again* is the same class once more, the
-control of the rank test. Those of the lock are a good token, and *naive UPDATE*: the deciding
-statement without the SELECT before it, for an unknown token. They must wait for it.
+*Malformed* tokens are refused before any query, by design: the answer depends only on what the
+client has written itself. For an *unknown* token no row is read, which is faster. So a client that
+has a token, 256 random bits, may learn whether its row exists. *Unknown again* is the same class
+once more, the control of the rank test. The controls of the lock are a valid token, and *naive
+UPDATE*: the deciding statement without the SELECT before it, for an unknown token. Both must wait
+for the lock.
 """
 
 import asyncio
@@ -57,13 +58,12 @@ from tests.support.settings import database_url
 
 PACKAGES = ["uvicorn"]
 UNKNOWN, GOOD, NAIVE = "unknown", "control: a good token", "control: naive UPDATE"
-# All but the first are looked up.
+# All classes except the first are looked up.
 CLASSES = ["malformed", UNKNOWN, "unknown again", "redeemed", "expired", "wrong user"]
-# The site that has each set-up (see attack_site), and its classes: without a session nobody is
-# the wrong user.
+# By set-up: the site (see attack_site) and the classes. Without a session there is no wrong user.
 SETUPS = {"cookie": ("required", CLASSES), "token only": ("token", CLASSES[:-1])}
 REASONS = {"unknown again": "unknown", "wrong user": "wrong_user", GOOD: None}
-# Rounds of all classes, in this process and from outside.
+# Rounds of all classes: of the decision in this process, and from outside.
 FULL, SMALL = (4_000, 1_000), (60, 20)
 UNDER_LOCK = 50
 GIVE_UP = 0.5
@@ -74,7 +74,7 @@ async def measure(small, is_kept):
     database = await sync_to_async(database_name)()
     for setup, (mode, classes) in SETUPS.items():
         names = {kind: f"{database}, {setup}: {kind}" for kind in [*classes, GOOD, NAIVE]}
-        # They are compared with each other: all or none.
+        # The rows are compared with each other, so all of them are measured, or none.
         if all(map(is_kept, names.values())):
             continue
         rows = await compare(setup == "cookie", mode, classes, SMALL if small else FULL)
@@ -85,64 +85,64 @@ async def measure(small, is_kept):
 
 async def compare(has_cookie, mode, classes, rounds):
     """Return the rows of one set-up by class."""
-    show = await sync_to_async(Show)(has_cookie, mode)
+    client = await sync_to_async(Client)(has_cookie, mode)
     asked = classes[1:]
-    decided = await sync_to_async(show.time_decisions)(asked, rounds[0])
+    decided = await sync_to_async(client.time_decisions)(asked, rounds[0])
     with lab.serving("uvicorn", "evidence.attack_site:application", interval=3600) as port:
-        outside, heard = await asyncio.to_thread(show.time_answers, port, classes, rounds[1])
-    statements = {kind: await sync_to_async(show.statements)(kind) for kind in asked}
+        outside, answers = await asyncio.to_thread(client.time_answers, port, classes, rounds[1])
+    statements = {kind: await sync_to_async(client.statements)(kind) for kind in asked}
     locked = {}
     with lock_held():
         for kind in asked:
-            locked[kind] = await sync_to_async(show.under_lock)(kind, UNDER_LOCK)
+            locked[kind] = await sync_to_async(client.under_lock)(kind, UNDER_LOCK)
         for kind in (GOOD, NAIVE):
-            locked[kind] = await sync_to_async(show.under_lock)(kind, 1)
+            locked[kind] = await sync_to_async(client.under_lock)(kind, 1)
 
     def row(kind):
-        is_same = heard.get(kind) == heard[UNKNOWN] if kind in heard else None
+        is_same = answers.get(kind) == answers[UNKNOWN] if kind in answers else None
         sql, writes = statements.get(kind, (None, None))
         longest, has_waited = locked.get(kind, (None, None))
         cells = {
-            "answer": name_of(heard[kind]) if kind in heard else None,
+            "answer": name_of(answers[kind]) if kind in answers else None,
             "same bytes": {None: None, True: "yes", False: "no"}[is_same],
             "SQL": sql,
             "writes": writes,
             "decision": spread(decided.get(kind)),
             "outside": spread(outside.get(kind)),
             "against unknown": [rank(times, kind, UNKNOWN) for times in (decided, outside)],
-            "against spent": [rank(times, kind, "redeemed") for times in (decided, outside)],
+            "against redeemed": [rank(times, kind, "redeemed") for times in (decided, outside)],
             "under lock ms": longest,
         }
         broken = []
         if kind in (GOOD, NAIVE):
             if not has_waited:
-                broken.append("it did not wait for the lock, so the others show nothing")
+                broken.append("the control did not wait for the lock")
         elif kind in asked:
             if not is_same:
-                broken.append("its answer is another one")
+                broken.append("its answer differs")
             if (sql, writes) != (statements[UNKNOWN][0], 0):
                 broken.append("other statements than for an unknown token, or writes")
             if has_waited:
-                broken.append("it waited for the lock of writers")
+                broken.append("it waited for the lock")
         return cells, broken
 
     return {kind: row(kind) for kind in [*classes, GOOD, NAIVE]}
 
 
-class Show:
-    """A token of each class, and the ways to show it."""
+class Client:
+    """A client with a token of each class, and the ways to present it."""
 
     def __init__(self, has_cookie, mode):
         self._mode = mode
         self._owner = _new_user()
         self._session = sign_in(_new_user()) if has_cookie else None
         self._store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
-        # All before one expires: issuing deletes what has expired.
+        # Issue all tokens before one expires: issuing deletes expired rows.
         self._tokens = {kind: get_websocket_token(self._owner) for kind in [*CLASSES[3:], GOOD]}
         self._change("redeemed", used_at=clock.now())
         self._change("expired", expires_at=clock.now())
         for kind in ("redeemed", "wrong user", GOOD):
-            # Longer than this takes.
+            # They must not expire during the measurement.
             self._change(kind, expires_at=clock.now() + timedelta(hours=1))
 
     def token(self, kind):
@@ -151,7 +151,7 @@ class Show:
         return self._tokens.get(kind) or shape.TOKEN_PREFIX + secrets.token_urlsafe(32)
 
     def decide(self, kind):
-        """Return how long it took, and the reason."""
+        """Return the seconds of one decision, and its reason."""
         digest = digests.digest_of(self.token(kind))
         is_rightful = kind == GOOD
         key = None if is_rightful else self._session
@@ -175,29 +175,29 @@ class Show:
         return times
 
     def time_answers(self, port, classes, rounds):
-        """Return the times of each class from outside, and what its stranger heard."""
-        times, heard = {kind: [] for kind in classes}, {}
+        """Return the times of each class from outside, and its answer."""
+        times, answers = {kind: [] for kind in classes}, {}
         with no_collections():
             for number in range(-rounds // 20, rounds):
                 for kind in random.sample(classes, len(classes)):
                     seconds, answer = self._ask(port, kind)
-                    if heard.setdefault(kind, answer) != answer:
-                        raise RuntimeError(f"Two answers to {kind}: {heard[kind]} and {answer}")
+                    if answers.setdefault(kind, answer) != answer:
+                        raise RuntimeError(f"Two answers to {kind}: {answers[kind]} and {answer}")
                     if number >= 0:
                         times[kind].append(seconds)
-        return times, heard
+        return times, answers
 
     def statements(self, kind):
-        """Return the statements of one decision, and those of them that write."""
-        said = []
+        """Return the number of statements of one decision, and of those that write."""
+        statements = []
 
-        def handle_event(execute, sql, *args):
-            said.append(sql)
+        def note(execute, sql, *args):
+            statements.append(sql)
             return execute(sql, *args)
 
-        with connection.execute_wrapper(handle_event):
+        with connection.execute_wrapper(note):
             self.decide(kind)
-        return len(said), sum(not sql.startswith("SELECT") for sql in said)
+        return len(statements), sum(not sql.startswith("SELECT") for sql in statements)
 
     def under_lock(self, kind, count):
         """Return the longest of ``count`` decisions, and whether one waited for the lock."""
@@ -229,13 +229,13 @@ class Show:
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{cookie}\r\n"
         )
-        with socket.create_connection(("127.0.0.1", port), LIMIT) as stranger:
+        with socket.create_connection(("127.0.0.1", port), LIMIT) as client:
             began = perf_counter()
-            stranger.sendall(request.encode())
+            client.sendall(request.encode())
             answer = b""
-            # To a close frame, or to the end of an HTTP answer.
+            # Read to the close frame, or to the end of an HTTP answer.
             while not (answer.startswith(b"HTTP/1.1 101") and b"\r\n\r\n\x88\x02" in answer):
-                more = stranger.recv(4096)
+                more = client.recv(4096)
                 answer += more
                 if not more:
                     break
@@ -249,7 +249,7 @@ class Show:
 
 @contextlib.contextmanager
 def lock_held():
-    """Have another process hold what every writer must have."""
+    """Let another process hold the lock that every writer needs."""
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.support.lab_settings",
@@ -264,7 +264,7 @@ def lock_held():
     with holder:
         try:
             if holder.stdout.readline() != b"held\n":
-                raise RuntimeError("The other process does not get the lock.")
+                raise RuntimeError("The other process did not get the lock.")
             yield
         finally:
             holder.stdin.close()
@@ -283,19 +283,20 @@ def no_collections():
 
 def rank(times, kind, other):
     """
-    Say how often a sample of ``kind`` is longer than one of ``other``, with a ``*`` if it shows.
+    Return how often a sample of ``kind`` is longer than one of ``other``, in per cent.
 
-    The rank test of Mann and Whitney: its standard error is that of classes which are the same.
+    A ``*`` marks a significant difference in the rank test of Mann and Whitney. The standard error
+    is that of two equal classes.
     """
     if kind not in times or other not in times or kind == other:
         return None
-    mine, others = times[kind], times[other]
-    # Times to the nanosecond are hardly ever the same.
-    ordered = sorted([(each, 1) for each in mine] + [(each, 0) for each in others])
-    ranks = sum(place for place, (_, is_mine) in enumerate(ordered, 1) if is_mine)
-    pairs = len(mine) * len(others)
-    chance = (ranks - len(mine) * (len(mine) + 1) / 2) / pairs
-    error = math.sqrt((len(mine) + len(others) + 1) / (12 * pairs))
+    these, others = times[kind], times[other]
+    # Times in nanoseconds are almost never equal, so ties do not matter.
+    ordered = sorted([(each, 1) for each in these] + [(each, 0) for each in others])
+    ranks = sum(place for place, (_, is_this) in enumerate(ordered, 1) if is_this)
+    pairs = len(these) * len(others)
+    chance = (ranks - len(these) * (len(these) + 1) / 2) / pairs
+    error = math.sqrt((len(these) + len(others) + 1) / (12 * pairs))
     return f"{100 * chance:.1f}{'*' if abs(chance - 0.5) > STANDARD_ERRORS * error else ''}"
 
 
@@ -306,7 +307,7 @@ def spread(times):
 
 
 def name_of(answer):
-    """Return the HTTP status or the close code of what a stranger heard."""
+    """Return the HTTP status or the close code of an answer."""
     head, _, frame = answer.partition(b"\r\n\r\n")
     status = int(head.split()[1])
     return int.from_bytes(frame[2:4], "big") if status == 101 else status

@@ -1,22 +1,24 @@
 """
-Revocation: how soon a live socket ends
-=======================================
+Revocation: how soon a live connection ends
+===========================================
 
-The time from an act to the close frame at the client, and, for a permission, to the first denial
-of a guarded call; the client makes one every 5 ms. It begins when the HTTP request leaves (or
-``call_command()`` is called), so it includes the view. Two uvicorn processes serve one site: the
-socket is in the one, the act happens in the other; ``disconnect_user`` is the management command in
-a third process. Each sample has a user, a session and a socket of its own.
+This table shows the time from an act to the close frame at the client. For a permission, it shows
+the time to the first denial of a guarded call; the client makes a call every 5 ms. The time starts
+when the HTTP request is sent, or when ``call_command()`` is called, so it includes the view. Two
+uvicorn processes serve one site: the connection is in one process, and the act happens in the
+other. ``disconnect_user`` is the management command in a third process. Each sample has its own
+user, session and connection.
 
 * *Redis*: ``channels_redis`` between the processes. Promised: 1 s.
-* *drops all*: a channel layer that takes every message and delivers none. Promised:
-  ``RECHECK_INTERVAL``, here 1 s instead of 30 s, and the time of one look at the database. Acts
-  come at random moments of the interval.
+* *drops all*: a channel layer that accepts every message and delivers none. Promised:
+  ``RECHECK_INTERVAL``, here 1 s instead of 30 s, and the time of one database check. The acts
+  happen at random moments of the interval.
 * *no layer*: ``CHANNEL_LAYERS = {}``. Promised: the same.
 
-*Ended or denied* counts the samples that were closed with 4410, or denied with no guarded call
-that was sent after the act's answer allowed. *Others ended* counts the sockets that had to stay:
-of another user in the same process, and, at a logout, of another browser of the same user.
+*Ended or denied* counts the samples that were closed with 4410. For a permission, it counts the
+samples that were denied, if no guarded call that was sent after the act's answer was allowed.
+*Others ended* counts connections that must stay open and did not: those of another user in the same
+process, and after a logout those of another browser of the same user.
 """
 
 import asyncio
@@ -44,7 +46,7 @@ VIEWS = {"password change": "password", "deactivation": "deactivate", "permissio
 class SetUp:
     layer: str
     samples: int
-    # Samples at a time: where nothing but the timer counts, they do not slow each other.
+    # Samples at the same time. If only the timer matters, they do not slow each other down.
     lanes: int
     here: int = 0
     there: int = 0
@@ -91,14 +93,14 @@ async def row(set_up, act, count):
     }
     broken = []
     if good < count or others_ended:
-        broken.append("somebody stayed who had to go, or the other way round")
+        broken.append("a connection stayed open or ended wrongly")
     if max(took, default=0) > TOLERANCE * INTERVAL:
         broken.append(f"longer than {TOLERANCE * INTERVAL} s")
     return cells, broken
 
 
 async def sample(set_up, act):
-    """Return the time that it took, whether it went as promised, and how many others ended."""
+    """Return the seconds, whether the result is as promised, and how many others ended."""
     permission = await Permission.objects.aget(codename=PERM.partition(".")[2])
     user, session = await lab.new_user([permission])
     socket = await open_socket(set_up, user, session)
@@ -131,7 +133,7 @@ async def open_socket(set_up, user, session):
 
 
 async def perform(set_up, act, user, session):
-    """Do it, and return when it was done."""
+    """Perform the act, and return the time at which it was done."""
     if act == "disconnect_user":
         await sync_to_async(call_command)("disconnect_websocket_user", user.username, verbosity=0)
     elif act == "logout":
@@ -142,7 +144,7 @@ async def perform(set_up, act, user, session):
 
 
 async def is_denied(socket, acting):
-    """Call until denied; return whether each call that began after the act was."""
+    """Call until denied; return whether all calls that began after the act were denied."""
     allowed_at = 0
     deadline = monotonic() + LIMIT
     while monotonic() < deadline:

@@ -1,5 +1,5 @@
-// Clients that send requests all the time, for evidence/rolling.py: one JSON argument says where to.
-// They begin when they are all open, end with the first line of stdin, and tell what became of all.
+// Clients that send requests all the time, for evidence/rolling.py. One JSON argument has the options.
+// They start when all of them are open, end at the line "end" on stdin, and print the results.
 // node --experimental-websocket
 
 import { createRequire } from "node:module"
@@ -14,7 +14,7 @@ const { kind, port, sessions, csrfToken, every, seconds } = JSON.parse(process.a
 const site = `127.0.0.1:${port}`
 const dialled = new Map() // by URL, which ends with the token
 
-// A browser's cookies, and a look at what is dialled. A session has one manager.
+// Send a browser's cookies, and count the tokens in handshakes. A session has one manager.
 const { fetch, WebSocket } = globalThis
 const cookieOf = (session) => `sessionid=${session}; csrftoken=${csrfToken}`
 globalThis.fetch = (url, options) => {
@@ -67,7 +67,7 @@ function send(manager, name) {
 const managers = sessions.map(connect)
 await Promise.all(managers.map(watch))
 console.log("open")
-// Each at a time of its own.
+// The clients send at different times.
 const timers = managers.map((manager, number) => {
   const start = () => (timers[number] = setInterval(send, every, manager, number))
   return setTimeout(start, (every * number) / managers.length)

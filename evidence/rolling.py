@@ -1,21 +1,22 @@
 """
-Rolling restarts: nothing a caller was told is untrue, and nothing is lost
-==========================================================================
+Rolling restarts: no request is lost, and no client gets a wrong answer
+=======================================================================
 
-Two processes of one site behind nginx, with Redis between them. Twenty clients, each with a session
-of its own, send a request every 100 ms; the server writes the request's id to a file and answers
-20 ms later. Meanwhile each process is ended in turn, by ``SIGTERM`` or ``kill -9``, and started
-again; 6 s after it answers it is the next one's turn. The clients are ``WebSocketManager`` in Node,
-with the ``WebSocket`` that Node has. The controls are clients as they are usually written: they
-come back too, with a fresh token, and then forget what they had sent, or send it again.
+Two processes of one site are behind nginx, with Redis between them. Twenty clients, each with its
+own session, send a request every 100 ms. The server writes the id of the request to a file and
+answers 20 ms later. Meanwhile each process is ended in turn, by ``SIGTERM`` or ``kill -9``, and
+started again. 6 s after it answers, the next one is ended. The clients are ``WebSocketManager`` in
+Node, with Node's ``WebSocket``. The controls are clients as they are usually written: they
+reconnect too, with a new token, and then either forget the requests that they had sent, or send
+them again.
 
-* *Requests*: so many were sent; *answered* with their own id; *failed*, with the code that the
-  caller was given; *lost*: neither, 12 s after the end.
-* *Executed twice*: by the ids in the file. *Failed, yet executed*: a caller who is told
-  ``disconnected`` knows that it may be so.
-* *Tokens*: so many were dialled; *twice*: of those, how many more than once.
-* *Longest gap*: the longest that a client was without a connection, in seconds, and the median of
-  all gaps.
+* *Requests*: the number that was sent; *answered* with their own id; *failed*, with the code that
+  the caller received; *lost*: neither, 12 s after the end.
+* *Executed twice*: by the ids in the file. *Failed, yet executed*: the code ``disconnected`` means
+  that a request may have been executed.
+* *Tokens*: how many were used in a handshake; *twice*: how many of them in more than one.
+* *Longest gap*: the longest time that a client had no connection, in seconds, and the median of all
+  such times.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ PACKAGES = ["uvicorn", "daphne", "psycopg"]
 SCRIPT = ROOT / "evidence/rolling.mjs"
 EVERY = 100
 WORK = 0.02
-# Seconds. What a client waits for after its third failure in a row is 6; ten times that is never.
+# Seconds. A client waits 6 s after its third failure in a row. A gap longer than this is a failure.
 PROMISED = 30
 CONFIGURATION = """
 daemon off;
@@ -79,8 +80,8 @@ http {{
 class Sizes:
     clients: int
     rounds: int
-    # Seconds between a process that answers again and the end of the next. After 5 s a connection
-    # counts as one that stood: who lost it dials again as if for the first time.
+    # Seconds between a process that answers again and the end of the next. After 5 s a client
+    # considers its connection stable: if it is lost, the delays start again from the shortest.
     calm: float
 
 
@@ -94,7 +95,7 @@ class Row:
     how: int | None
     database: str = "sqlite"
     client: str = "manager"
-    # What the control is there to show.
+    # The column in which the control must show failures.
     shows: str = ""
 
 
@@ -106,7 +107,7 @@ ROWS = {
     "uvicorn, PostgreSQL: SIGTERM": Row("uvicorn", signal.SIGTERM, "postgresql"),
     "uvicorn, PostgreSQL: kill -9": Row("uvicorn", signal.SIGKILL, "postgresql"),
     "control that forgets: kill -9": Row("uvicorn", signal.SIGKILL, client="forgets", shows="lost"),
-    "control that sends again: kill -9": Row(
+    "control that resends: kill -9": Row(
         "uvicorn", signal.SIGKILL, client="resends", shows="executed twice"
     ),
 }
@@ -141,17 +142,17 @@ async def measured(row, sizes):
                     await asyncio.to_thread(process.start)
             await asyncio.sleep(sizes.calm)
             clients.stdin.write(b"end\n")
-            told = json.loads(await clients.stdout.readline())
+            report = json.loads(await clients.stdout.readline())
         finally:
             if clients.returncode is None:
                 clients.kill()
                 await clients.wait()
         work = Counter((site.folder / "work").read_text().split())
-    return cells(row, told, work, row.how and sizes.rounds * len(site.processes))
+    return cells(row, report, work, row.how and sizes.rounds * len(site.processes))
 
 
 async def start_clients(kind, port, sessions):
-    orders = {
+    options = {
         "kind": kind,
         "port": port,
         "sessions": sessions,
@@ -162,7 +163,7 @@ async def start_clients(kind, port, sessions):
     command = ["node", "--experimental-websocket", "--disable-warning=ExperimentalWarning"]
     pipe = asyncio.subprocess.PIPE
     clients = await asyncio.create_subprocess_exec(
-        *(shutil.which(command[0]), *command[1:], str(SCRIPT), json.dumps(orders)),
+        *(shutil.which(command[0]), *command[1:], str(SCRIPT), json.dumps(options)),
         stdin=pipe,
         stdout=pipe,
         limit=2**24,
@@ -172,37 +173,37 @@ async def start_clients(kind, port, sessions):
     return clients
 
 
-def cells(row, told, work, restarts):
-    failed = sum(told["failed"].values())
+def cells(row, report, work, restarts):
+    failed = sum(report["failed"].values())
     twice = sum(times > 1 for times in work.values())
-    gaps = told["gaps"]
+    gaps = report["gaps"]
     cells = {
         "restarts": restarts,
-        "requests": told["sent"],
-        "answered": told["answered"],
-        "failed": ", ".join(f"{code}: {count}" for code, count in told["failed"].items()) or "-",
-        "lost": told["sent"] - told["answered"] - told["wrong"] - failed,
+        "requests": report["sent"],
+        "answered": report["answered"],
+        "failed": ", ".join(f"{code}: {count}" for code, count in report["failed"].items()) or "-",
+        "lost": report["sent"] - report["answered"] - report["wrong"] - failed,
         "executed twice": twice,
-        "failed, yet executed": sum(work[id] > 0 for id in told["ids"]),
-        "tokens / twice": [told["dialled"], told["twice"]],
+        "failed, yet executed": sum(work[id] > 0 for id in report["ids"]),
+        "tokens / twice": [report["dialled"], report["twice"]],
         "longest gap / median s": [max(gaps), median(gaps)] if gaps else None,
     }
-    return cells, [*broken(row, cells, told, work)]
+    return cells, [*broken(row, cells, report, work)]
 
 
-def broken(row, cells, told, work):
+def broken(row, cells, report, work):
     if row.shows and not cells[row.shows]:
-        yield f"the control shows none that are {row.shows}"
+        yield f"the control shows no request that is {row.shows}"
     for what in ("lost", "executed twice"):
         if cells[what] and what != row.shows:
-            yield f"requests that were {what}"
-    if told["wrong"]:
-        yield f"{told['wrong']} requests got another one's answer"
-    if len(work) < told["answered"]:
-        yield "requests were answered, and not executed"
-    if told["twice"]:
-        yield "tokens were dialled twice"
-    if row.how is None and told["failed"]:
+            yield f"requests were {what}"
+    if report["wrong"]:
+        yield f"{report['wrong']} requests got the answer of another request"
+    if len(work) < report["answered"]:
+        yield "requests were answered but not executed"
+    if report["twice"]:
+        yield "tokens were used in two handshakes"
+    if row.how is None and report["failed"]:
         yield "requests failed"
-    if told["gaps"] and max(told["gaps"]) > PROMISED:
+    if report["gaps"] and max(report["gaps"]) > PROMISED:
         yield f"a client was without a connection for more than {PROMISED} s"

@@ -1,28 +1,30 @@
 """
-Scale: what is there already costs a connect nothing
-====================================================
+Scale: existing connections and tokens do not slow down a connect
+=================================================================
 
-One uvicorn process, on a CPU of its own; clients and PostgreSQL are on the others. ``token_only``,
-``AsyncWebSocketManagerConsumer``, and a token row for each connect, of as many users as are told.
-SQLite is in WAL mode. A process may hold no more sockets than it has file descriptors: where the
-machine gives it fewer than 20,000, the name of the row says how many there were.
+One uvicorn process has a CPU of its own; the clients and PostgreSQL use the others. It uses
+``token_only``, ``AsyncWebSocketManagerConsumer``, and a token row for each connect, of as many
+users as the table shows. SQLite is in WAL mode. A process cannot hold more connections than it has
+file descriptors: if the machine allows fewer than 20,000, the name of the row contains the number
+that was open.
 
-* *Sockets open*: so many idle sockets are open in the process that the others connect to, ten for
-  each user. *Token rows*: so many unused ones are in the table. Each row of the table stands
-  beside another process, with one socket and ten token rows, whose rounds are measured in between:
-  *ratio* and *CPU ratio* are the medians of what it did, or took, by what the other one did in the
-  same round. The first of each kind is such a pair without a difference, and shows the noise. *CPU
-  us*: of the server, for one connect and close, without PostgreSQL's. Promised: by neither ratio
-  more than 1.5 times the cost.
-* *Statements*: those that the gate makes for a connect with a good token, as the database plans
-  them, with so many token rows and revocations. Promised: neither table is read from end to end, as
-  by the controls, which ask for what has no index.
-* *Ending one user* of many: from the POST of an administrator until the last of the user's ten
-  sockets was closed with 4410, and a bystander's replies, 1 ms after each other, p50 / p99 / max:
-  for a while before, and while users were being ended.
-* *Clearing*: ``manage.py clear_websocket_tokens`` while 100 sockets a second connect, each when its
-  time has come, whether those before have been answered or not. *Connects*: from the TCP connect to
-  the accepted handshake, p50 / p99 / max, without it and meanwhile. Promised: none is refused.
+* *Sockets open*: the number of idle connections in the process that the other clients connect to,
+  ten for each user. *Token rows*: the number of unused tokens in the table. Each row compares a
+  process with a second one that has one connection and ten token rows. Their rounds take turns.
+  *Ratio* and *CPU ratio* are the medians, over the rounds, of the rate and of the CPU time, divided
+  by those of the second process in the same round. The first row of each kind compares two equal
+  processes and shows the noise. *CPU us* is the CPU time of the server for one connect and close,
+  without PostgreSQL's. Promised: neither ratio shows more than 1.5 times the cost.
+* *Statements*: the statements of the gate for a connect with a valid token, with the query plans of
+  the database, for that many token rows and revocations. Promised: no table is read completely. The
+  controls are statements without a matching index, which read their tables completely.
+* *Ending one user* of many: the time from the POST of an administrator until the last of the user's
+  ten connections was closed with 4410; and the replies to a client of another user, 1 ms after each
+  other, p50 / p99 / max: for some time before, and while users were ended.
+* *Clearing*: ``manage.py clear_websocket_tokens`` runs while 100 clients a second connect. Each
+  connects at its time, even if the clients before it have not been answered. *Connects*: from the
+  TCP connect to the accepted handshake, p50 / p99 / max, without the command and while it runs.
+  Promised: no connect is refused.
 """
 
 import asyncio
@@ -48,7 +50,7 @@ DATABASES = ["SQLite", "PostgreSQL"]
 AT_ONCE = 8
 PER_USER = 10
 FEW_ROWS = 10
-# Of clearing, each second.
+# Connects a second during the clearing.
 CONNECTS = 100
 
 
@@ -58,7 +60,7 @@ class Sizes:
     revocations = 10_000
     rounds, per_round = 11, 400
     ended_users = 50
-    # Seconds for which times are taken without anything happening.
+    # Seconds of the measurement without other activity.
     calm = 10
     arrivals = 40_000
     bound = 1.5
@@ -72,7 +74,7 @@ class SmallSizes(Sizes):
     ended_users = 3
     calm = 0.5
     arrivals = 3_000
-    # So few connects are no measurement.
+    # The ratio of so few connects means nothing.
     bound = 10
 
 
@@ -84,7 +86,7 @@ async def measure(small, is_kept):
 
 
 def rows(sizes):
-    """Return what measures each row, and what of, by the row's name."""
+    """Return the function and the arguments that measure each row, by its name."""
     made = {}
     for count in sizes.sockets:
         made[f"sockets open: {count:,}"] = connecting, "SQLite", FEW_ROWS, count
@@ -100,14 +102,14 @@ def rows(sizes):
 
 
 async def connecting(sizes, database, token_rows, sockets):
-    """Measure a process with so much there already beside one with next to nothing."""
+    """Compare a process with many connections or token rows to one with few."""
     users = max(100, sockets // PER_USER)
     sites = [Site(database, users) for _ in range(2)]
     with contextlib.ExitStack() as stack:
         for site, count in zip(sites, (FEW_ROWS, token_rows), strict=True):
             await asyncio.to_thread(site.start, stack)
             await asyncio.to_thread(site.fill, count)
-            await asyncio.to_thread(site.settle)
+            await asyncio.to_thread(site.optimize)
         async with contextlib.AsyncExitStack() as held:
             counts = [
                 await held.enter_async_context(idle(site.port, await paths(site, count)))
@@ -118,13 +120,13 @@ async def connecting(sizes, database, token_rows, sockets):
                 await one_round(site, sizes.per_round)
             rounds = []
             for number in range(sizes.rounds):
-                # Who is first changes each time.
+                # The first site of a round alternates.
                 order = sites if number % 2 else sites[::-1]
                 taken = {site: await one_round(site, sizes.per_round) for site in order}
                 rounds.append([taken[site] for site in sites])
             still_open = [await count() for count in counts]
             left = await asyncio.to_thread(sites[1].count)
-    of_it = [median(there[i] / base[i] for base, there in rounds) for i in range(2)]
+    ratios = [median(there[i] / base[i] for base, there in rounds) for i in range(2)]
     cells = {
         "sockets open": sockets,
         "users": users,
@@ -132,15 +134,15 @@ async def connecting(sizes, database, token_rows, sockets):
         "database": sites[1].database_text,
         "connects": f"{sizes.rounds} x {sizes.per_round}, {AT_ONCE} at once",
         "connects/s": round(median(there[0] for _, there in rounds)),
-        "ratio": f"{of_it[0]:.2f}",
+        "ratio": f"{ratios[0]:.2f}",
         "CPU us": round(median(there[1] for _, there in rounds)),
-        "CPU ratio": f"{of_it[1]:.2f}",
+        "CPU ratio": f"{ratios[1]:.2f}",
     }
     broken = []
-    if max(1 / of_it[0], of_it[1]) > sizes.bound:
-        broken.append(f"a connect costs more than {sizes.bound} times what it costs beside")
+    if max(1 / ratios[0], ratios[1]) > sizes.bound:
+        broken.append(f"a connect costs more than {sizes.bound} times the base")
     if still_open != [1, sockets]:
-        broken.append(f"idle sockets have ended: {still_open} are open")
+        broken.append(f"idle connections have ended: {still_open} are open")
     if left != token_rows:
         broken.append(f"token rows were lost: {left} are left")
     return cells, broken
@@ -152,9 +154,9 @@ async def one_round(site, count):
     server = site.servers[0]
     before = cpu_seconds_of_all(server.pid)
     seconds, _ = await load.connects(site.port, requests, AT_ONCE)
-    spent = cpu_seconds_of_all(server.pid) - before
+    used = cpu_seconds_of_all(server.pid) - before
     await asyncio.to_thread(site.forget)
-    return count / seconds, 1e6 * spent / count
+    return count / seconds, 1e6 * used / count
 
 
 async def paths(site, count):
@@ -168,7 +170,7 @@ async def planning(sizes, database):
         await asyncio.to_thread(site.start, stack)
         await asyncio.to_thread(site.fill, sizes.token_rows[-1])
         await asyncio.to_thread(site.add_revocations, sizes.revocations)
-        await asyncio.to_thread(site.settle)
+        await asyncio.to_thread(site.optimize)
         plans = await asyncio.to_thread(gate_plans, site)
         controls = await asyncio.to_thread(control_plans, site)
     text = "\n\n".join(f"{fill(sql, 96)}\n\n{plan}" for sql, plan in plans)
@@ -182,34 +184,34 @@ async def planning(sizes, database):
         "of the controls": f"{len(control_scans)} of {len(controls)}",
         "plan": text,
     }
-    broken = [f"a table is read whole: {line.strip()}" for line in scans]
+    broken = [f"a table is read completely: {line.strip()}" for line in scans]
     if [sql.split()[0] for sql, _ in plans] != ["SELECT", "UPDATE"]:
         broken.append("the gate makes other statements than a SELECT and an UPDATE")
     if len(control_scans) != len(controls):
-        broken.append("a control is not seen to read its table whole")
+        broken.append("a control does not read its table completely")
     return cells, broken
 
 
 def gate_plans(site):
-    """Return the statements by which the gate takes a good token, and the plan of each."""
+    """Return the gate's statements for a valid token, and the plan of each."""
     token = site.issue(1)[0]
 
-    def take():
+    def redeem():
         verdict = decision.decide(digests.digest_of(token), token_only=True)
         if verdict.token.reason is not None:
-            raise RuntimeError(f"A good token was refused: {verdict.token.reason}")
+            raise RuntimeError(f"A valid token was refused: {verdict.token.reason}")
 
-    return plans_of(site, take)
+    return plans_of(site, redeem)
 
 
 def control_plans(site):
-    """Return the same of statements for which there is no index."""
+    """Return the same for statements without a matching index."""
 
-    def look():
+    def query():
         WebSocketToken.objects.filter(path="/ws/").exists()
         WebSocketRevocation.objects.filter(is_final=False).exists()
 
-    return plans_of(site, look)
+    return plans_of(site, query)
 
 
 def plans_of(site, do):
@@ -219,7 +221,7 @@ def plans_of(site, do):
         made.append((sql, params))
         return execute(sql, params, many, context)
 
-    with site.at_home() as connection:
+    with site.routed() as connection:
         connection.ensure_connection()
         with connection.execute_wrapper(note):
             do()
@@ -234,10 +236,10 @@ def plan(connection, sql, params):
 
 
 def scans_of(plans):
-    """Return those lines of ``plans`` by which a table is read whole, other than that of users."""
+    """Return the lines of ``plans`` that read a table completely, except the table of users."""
     lines = [line for _, plan in plans for line in plan.splitlines()]
     scans = [line for line in lines if "Seq Scan" in line or line.startswith("SCAN")]
-    # Of few users PostgreSQL reads them all; and a plan of SQLite's has nothing but aliases.
+    # If there are few users, PostgreSQL reads the whole table. SQLite's plans contain only aliases.
     users = get_user_model()._meta.db_table
     return [line for line in scans if users not in line.split()]
 
@@ -247,7 +249,7 @@ def is_many(count):
 
 
 async def ending(sizes, count):
-    """End users among ``count`` sockets, one after the other."""
+    """Disconnect users among ``count`` connections, one after the other."""
     users = count // PER_USER
     site = Site(users=users + sizes.ended_users + 1)
     with contextlib.ExitStack() as stack:
@@ -284,7 +286,7 @@ async def ending(sizes, count):
     }
     broken = []
     if ended < PER_USER * len(to_end) or left < len(found):
-        broken.append("somebody stayed who had to go, or the other way round")
+        broken.append("a connection stayed open or ended wrongly")
     return cells, broken
 
 
@@ -294,13 +296,13 @@ async def clearing(sizes, database):
     with contextlib.ExitStack() as stack:
         await asyncio.to_thread(site.start, stack)
         await asyncio.to_thread(site.fill, count, True)
-        # To issue them later would take its time from those that connect.
+        # Tokens are issued in advance, because issuing them later would slow the clients down.
         requests = await asyncio.to_thread(site.requests, sizes.arrivals)
-        await asyncio.to_thread(site.settle)
+        await asyncio.to_thread(site.optimize)
         without = await arrivals(site, requests, after(sizes.calm))
         clearing = asyncio.ensure_future(cleared(site))
         meanwhile = await arrivals(site, requests, clearing.done)
-        seconds, told = clearing.result()
+        seconds, output = clearing.result()
     refused = sum(each is None for each in without + meanwhile)
     cells = {
         "database": site.database_text,
@@ -314,25 +316,25 @@ async def clearing(sizes, database):
         "connects meanwhile ms": lab.spread([each for each in meanwhile if each is not None]),
     }
     broken = [f"{refused} connects were refused"] if refused else []
-    if told != f"Deleted expired tokens: {count}, old revocations: 0.\n":
-        broken.append(f"the command said {told!r}")
+    if output != f"Deleted expired tokens: {count}, old revocations: 0.\n":
+        broken.append(f"the command printed {output!r}")
     return cells, broken
 
 
 async def cleared(site):
-    """Run the command, and return how many seconds it took, and what it said."""
+    """Run the command; return its seconds and its output."""
     began = perf_counter()
     command = await asyncio.create_subprocess_exec(
         *site.command("clear_websocket_tokens"),
         env={**os.environ, **site.environment},
         stdout=asyncio.subprocess.PIPE,
     )
-    told, _ = await command.communicate()
-    return perf_counter() - began, told.decode()
+    output, _ = await command.communicate()
+    return perf_counter() - began, output.decode()
 
 
 async def arrivals(site, requests, is_over):
-    """Let ``CONNECTS`` sockets a second come; return how long each waited, ``None``: refused."""
+    """Start ``CONNECTS`` connects a second; return the seconds of each, ``None`` if refused."""
     coming = []
     began = perf_counter()
     while not is_over():

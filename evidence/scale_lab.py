@@ -1,4 +1,4 @@
-"""Sites with databases of their own: servers on CPUs of their own, users, tokens, idle sockets."""
+"""Sites, each with its own database: pinned servers, users, tokens, idle connections."""
 
 import asyncio
 import contextlib
@@ -31,17 +31,17 @@ __all__ = ["Bystander", "Server", "Site", "cpu_seconds_of_all", "end", "idle", "
 ROOT = Path(__file__).parent.parent
 APPLICATION = "evidence.scale_site:application"
 BACKEND = "django.contrib.auth.backends.ModelBackend"
-# What a server needs file descriptors for beside its sockets.
+# File descriptors that a server needs in addition to those of its connections.
 SPARE = 100
 CPUS = sorted(os.sched_getaffinity(0))
-# SQLite takes no statement with many more parameters.
+# SQLite limits the number of parameters of a statement.
 BATCH = 500
-# Into so many moments the times of a table that is filled are spread.
+# The number of different times in a table that is filled.
 MOMENTS = 50
 
 
 class Server(ASGI):
-    """A uvicorn process of ``scale_site``, on a CPU of its own if it ``is_pinned``."""
+    """A uvicorn process of ``scale_site``, pinned to a CPU if ``is_pinned``."""
 
     def __init__(self, folder, environment, is_pinned):
         super().__init__(folder, "uvicorn", APPLICATION, environment)
@@ -53,7 +53,7 @@ class Server(ASGI):
             pin(self.pid, CPUS[:1])
 
     def __exit__(self, *error):
-        # It would tell thousands of sockets before it ends.
+        # A normal end would first close thousands of connections.
         self.kill()
 
 
@@ -61,8 +61,8 @@ class Site:
     """
     A database, ``"SQLite"`` or ``"PostgreSQL"``, its users, and ``processes`` that serve it.
 
-    ``redis`` says what a Redis is there for: the ``"layer"``, or the ``"tokens"`` and the layer.
-    Other processes than the site's are on the other CPUs, if it ``is_pinned``.
+    ``redis`` is the purpose of a Redis: the ``"layer"``, or the ``"tokens"`` and the layer. If
+    ``is_pinned``, the site's processes have one CPU, and all others use the other CPUs.
     """
 
     _numbers = iter(range(1_000_000))
@@ -79,12 +79,12 @@ class Site:
 
     @property
     def database_text(self):
-        """What the database is, for a cell."""
+        """Return the description of the database for a cell."""
         is_file = self.database == "SQLite"
         return f"SQLite, synchronous={self._synchronous}" if is_file else "PostgreSQL, fsync=off"
 
     def start(self, stack):
-        """Have everything running until the ``ExitStack`` is closed."""
+        """Start everything. It runs until the ``ExitStack`` is closed."""
         resource.setrlimit(resource.RLIMIT_NOFILE, [file_limit()] * 2)
         if self._is_pinned:
             stack.callback(pin, os.getpid(), os.sched_getaffinity(os.getpid()))
@@ -123,7 +123,7 @@ class Site:
         return [sys.executable, "-m", "django", *arguments]
 
     def issue(self, count, user=None):
-        """Return ``count`` tokens, for one user or for all in turn; see forget()."""
+        """Return ``count`` new tokens of one user, or of all users in turn. See ``forget()``."""
         texts = [f"wst_{secrets.token_urlsafe(32)}" for _ in range(count)]
         present = clock.now()
         rows = [
@@ -154,7 +154,7 @@ class Site:
         return [load.handshake(f"/token_only/{token}") for token in self.issue(count, user)]
 
     def forget(self):
-        """Delete the rows of all tokens that were issued here."""
+        """Delete the rows of all tokens that ``issue()`` created."""
         with self.connected():
             for start in range(0, len(self._issued), BATCH):
                 batch = self._issued[start : start + BATCH]
@@ -163,9 +163,9 @@ class Site:
 
     def fill(self, count, is_expired=False):
         """
-        Have ``count`` more rows of unused tokens, each bound to a session of its own.
+        Add ``count`` rows of unused tokens, each bound to a different session.
 
-        They have expired in the last minutes, or will in the next hours.
+        They expired in the last minutes, or expire in the next hours.
         """
         meta = WebSocketToken._meta
         with self.connected() as connection, connection.cursor() as cursor:
@@ -208,12 +208,12 @@ class Site:
                 for _ in range(count)
             )
 
-    def activate(self):
-        """Have the database know what it holds, and all of it on the disk."""
+    def optimize(self):
+        """Update the database's statistics, and write everything to the disk."""
         with self.connected() as connection, connection.cursor() as cursor:
             cursor.execute("ANALYZE")
             if connection.vendor == "sqlite":
-                # Else the first checkpoint of those that connect would wait for the disk.
+                # Otherwise a connect would wait for the first checkpoint.
                 cursor.execute("PRAGMA synchronous=NORMAL")
                 cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             else:
@@ -228,7 +228,7 @@ class Site:
 
     @contextlib.contextmanager
     def connected(self):
-        """Yield a connection to the database, for this thread, and have none left."""
+        """Yield this thread's connection to the database, and close it afterwards."""
         connection = connections[self._alias]
         try:
             yield connection
@@ -236,8 +236,8 @@ class Site:
             connection.close()
 
     @contextlib.contextmanager
-    def at_home(self):
-        """Have the package itself work with this database, and yield the connection."""
+    def routed(self):
+        """Let the package use this database in this process, and yield the connection."""
         with self.connected() as connection, override_settings(DATABASE_ROUTERS=[self]):
             yield connection
 
@@ -250,7 +250,7 @@ class Site:
         call_command("migrate", database=self._alias, verbosity=0)
         with self.connected() as connection, connection.cursor() as cursor:
             if connection.vendor == "sqlite":
-                # It stays so, and to change it takes a moment without anybody else.
+                # The file keeps this mode. Only a process without other connections can change it.
                 cursor.execute("PRAGMA journal_mode=WAL")
 
     def _add_users(self):
@@ -259,12 +259,12 @@ class Site:
             new = (model(username=f"user{number}", password="!") for number in range(self._users))
             self.rows(model).bulk_create(new)
             self.users = list(self.rows(model).order_by("pk"))
-        # That of all who have the same password.
+        # All users have the same password, so they have the same digest.
         self._auth_digest = digests.auth_digest(self.users[0])
 
 
 class Bystander:
-    """The client of a user whom nothing that happens concerns."""
+    """A client of a user whom the acts do not concern."""
 
     @classmethod
     async def open(cls, port, request):
@@ -274,7 +274,7 @@ class Bystander:
         return self
 
     async def is_alive(self):
-        """Call a method and return once it is answered; raises where it is not."""
+        """Call a method and return when it is answered. Raises an exception if it is not."""
         await load.replies([self._client], self._text, b"hello", 1)
         return True
 
@@ -285,20 +285,20 @@ class Bystander:
 
 @contextlib.asynccontextmanager
 async def idle(port, paths):
-    """Keep a socket open for each of ``paths``; yield a function that says how many still are."""
+    """Open a connection for each of ``paths``; yield a function that counts the open ones."""
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-m", "evidence.keeper", str(port)]
     keeper = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
 
     async def count():
         keeper.stdin.write(b"\n")
-        told = json.loads(await asyncio.wait_for(keeper.stdout.readline(), LIMIT))
-        return told["open"]
+        report = json.loads(await asyncio.wait_for(keeper.stdout.readline(), LIMIT))
+        return report["open"]
 
     try:
         keeper.stdin.write(json.dumps(paths).encode() + b"\n")
         if await keeper.stdout.readline() != b"open\n":
-            raise RuntimeError("The idle sockets did not open.")
+            raise RuntimeError("The idle connections did not open.")
         yield count
     finally:
         keeper.stdin.close()
@@ -307,9 +307,9 @@ async def idle(port, paths):
 
 async def end(port, user, sockets):
     """
-    Disconnect ``user`` by the process at ``port``, and wait until their ``sockets`` are closed.
+    Disconnect ``user`` at the process on ``port``, and wait until the ``sockets`` are closed.
 
-    Returns how many seconds that took, and the close codes.
+    Return the seconds, and the close codes.
     """
 
     async def closed_at(socket):
@@ -324,7 +324,7 @@ async def end(port, user, sockets):
 
 
 async def disconnect(port, user):
-    """Send the POST of an administrator who disconnects ``user``, and wait for its answer."""
+    """Send an administrator's POST that disconnects ``user``, and wait for the answer."""
 
     def send():
         http = HTTPConnection("127.0.0.1", port, timeout=LIMIT)
@@ -342,18 +342,18 @@ def file_limit():
 
 
 def most_sockets(wanted):
-    """Return ``wanted``, or how many sockets a process may hold here where those are fewer."""
+    """Return ``wanted``, or the number of connections that a process can hold, if it is less."""
     return min(wanted, (file_limit() - SPARE) // SPARE * SPARE)
 
 
 def cpu_seconds_of_all(pid):
-    """Return the time that a process and its children have had, in seconds."""
-    spent = 0
+    """Return the CPU time of a process and its children, in seconds."""
+    used = 0
     for process in [pid, *children(pid)]:
-        # What has ended meanwhile is counted with its parent's children.
+        # A child that has ended is counted in the times of its parent.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            spent += cpu_seconds(process)
-    return spent + sum(map(int, stat(pid)[13:15])) / os.sysconf("SC_CLK_TCK")
+            used += cpu_seconds(process)
+    return used + sum(map(int, stat(pid)[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def children(pid):
@@ -371,5 +371,5 @@ def stat(pid):
 
 
 def times(connection):
-    """Return the placeholders of two times: PostgreSQL takes a text for text."""
+    """Return the placeholders of two times. PostgreSQL needs a cast from text."""
     return "%s::timestamptz, %s::timestamptz" if connection.vendor == "postgresql" else "%s, %s"

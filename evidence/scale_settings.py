@@ -1,4 +1,4 @@
-"""The settings of ``scale_site``: a channel layer in Redis, wherever tokens are kept."""
+"""The settings of ``scale_site``: a channel layer in Redis, with either token store."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The site of ``contenders``, and a view that ends a user's sockets as administrators do."""
+"""The site of ``contenders``, with a view that disconnects a user as administrators do."""
 
 from channels.routing import ProtocolTypeRouter
 from django.contrib.auth import get_user_model

@@ -2,28 +2,30 @@
 Secrets: tokens in logs, tracebacks, pages and the database
 ===========================================================
 
-Canaries are tokens that are sent to a real server in every state: good, spent, unknown, expired,
-of another user, for another path; with a consumer that raises in ``connect()``; where no route
-matches, and where a path converter raises what it should not; with the prefix in upper case, cut
-short, behind percent-escapes once and twice, two in one path, in the query, among the subprotocols;
-and in a plain HTTP request. The token endpoint issues others, and once its store breaks. The site
-is in debug mode, all logs are at ``DEBUG``. Then all that was written is searched: a canary counts
-if ten characters of it in a row stand there, whatever their case, and however they are escaped.
+Canaries are tokens that are sent to a real server in many forms: valid, redeemed, unknown, expired,
+of another user, for another path; with a consumer that raises in ``connect()``; on a path without a
+route, and on one whose path converter raises an unexpected exception; with the prefix in upper
+case, cut short, with one and two levels of percent-escapes, two in one path, in the query, and
+among the subprotocols; and in a plain HTTP request. The token endpoint issues other canaries, also
+while its store fails. The site is in debug mode and logs at ``DEBUG``. Then the table's code
+searches everything that was written. A canary is found if ten consecutive characters of it occur,
+in any case and with any escapes.
 
-*Without* is the control, and shows that the search finds what is there: each server as it is.
-*With* is each server as ``docs/security.rst`` says, and must be 0. *Dummies* counts what stands
-there instead.
+*Without* is the control: each server with its own defaults. It shows that the search finds tokens.
+*With* is each server configured as ``docs/security.rst`` describes, and must be 0. *Placeholders*
+counts the placeholders that were written instead of tokens.
 
-- *access log*: what the server writes of its own accord, its error log included.
+- *access log*: what the server itself writes, including its error log.
 - *application log*: what Django, Channels and this package write.
-- *tracebacks*: each exception that leaves the sockets' application, as text and with the locals of
-  its frames, as Django's debug page prints them. With: the text and the frames of this package.
-  Without: the frames of all others, which nobody can clean, see "What remains" there.
-- *debug page*: what the endpoint answers when its store breaks. Without: a view of the site that
-  keeps a token in a local.
-- *nginx*: before a server that is away for half of the time.
-- *database*: the file, and what ``dumpdata``, ``repr()`` and ``str()`` print, after tokens were
-  issued, spent and refused. Without: the same tokens in a column of the site's own.
+- *tracebacks*: each exception that leaves the WebSocket application, as text and with the local
+  variables of its frames, as Django's debug page prints them. With: the text and the frames of this
+  package. Without: the frames of all other code, which the package cannot clean, see "What remains"
+  on that page.
+- *debug page*: the endpoint's answer when its store fails. Without: a view of the site that keeps a
+  token in a local variable.
+- *nginx*: in front of a server that is unavailable half of the time.
+- *database*: the file, and the output of ``dumpdata``, ``repr()`` and ``str()``, after tokens were
+  issued, redeemed and refused. Without: the same tokens in a column of a table of the site.
 """
 
 import asyncio
@@ -51,7 +53,7 @@ from tests.support.settings import database_url
 
 PACKAGES = ["daphne", "uvicorn", "websockets", "wsproto", "hypercorn"]
 SMALL = ["daphne", "uvicorn, websockets-sansio"]
-# Where to look, without and with.
+# The files that are searched: without, and with the documented configuration.
 PLACES = {
     "access log": [("server.log", "access.log")] * 2,
     "application log": [("application.log",)] * 2,
@@ -85,23 +87,28 @@ async def measure(small, is_kept):
 
 
 def compare(without, with_):
-    (sent, raw, _), (sent_again, leaked, dummies) = without, with_
-    cells = {"canaries": sent_again, "without": raw, "with": leaked, "dummies": dummies}
-    broken = [f"{leaked} canaries were seen"] if leaked else []
+    (sent, raw, _), (sent_again, leaked, placeholders) = without, with_
+    cells = {
+        "canaries": sent_again,
+        "without": raw,
+        "with": leaked,
+        "placeholders": placeholders,
+    }
+    broken = [f"{leaked} canaries were found"] if leaked else []
     if not raw:
-        broken.append(f"the search saw none of the control's {sent} canaries")
+        broken.append(f"the search found none of the control's {sent} canaries")
     return cells, broken
 
 
 def scan(folder, canaries, files):
-    """Return how many canaries there are, how many stand in the files, and how many dummies do."""
+    """Return the numbers of canaries, of canaries in the files, and of placeholders there."""
     texts = [(folder / name).read_text() for name in files if (folder / name).exists()]
     text = "\n".join(texts)
     return len(canaries), len(seen(canaries, text)), text.count("wst_0000") + text.count("wst_...")
 
 
 async def run(server, folder, count, *, hide):
-    """Send canaries to a server; return its folder and the secrets of all."""
+    """Send canaries to a server; return its folder and the secrets of all canaries."""
     canaries = []
     environment = {"TEST_DATABASE": database_url(connection.settings_dict)}
     with serving(server, folder, environment, hide) as port:
@@ -116,7 +123,7 @@ async def run(server, folder, count, *, hide):
 
 
 async def send(port):
-    """Send one canary of each state, and return their secrets."""
+    """Send a canary of each form, and return the secrets."""
     user, session = await lab.new_user()
     _, others = await lab.new_user()
     canaries = []
@@ -161,7 +168,7 @@ async def send(port):
 
 
 async def ask(port, method, path, outcome, body=b"", session=None):
-    """Send an HTTP request whose ``outcome`` is known."""
+    """Send an HTTP request, and check that it has this ``outcome``."""
     if session is None:
         _, session = await lab.new_user()
     expected = {"issues": 200, "breaks": 500, "is not found": 404}[outcome]
@@ -183,7 +190,7 @@ async def ask(port, method, path, outcome, body=b"", session=None):
 
 
 async def behind_nginx(folder, count, *, hide):
-    """As ``run()``, through nginx; then the server is away."""
+    """Like ``run()``, through nginx; then the server is unavailable."""
     canaries = []
     environment = {"TEST_DATABASE": database_url(connection.settings_dict)}
     folder.mkdir()
@@ -195,7 +202,7 @@ async def behind_nginx(folder, count, *, hide):
         for _ in range(count):
             canaries.append(secrets.token_urlsafe(32))
             if await knock(port, b"/ws/wst_" + canaries[-1].encode()) != 502:
-                raise RuntimeError("The server was not away")
+                raise RuntimeError("The server was available.")
     return folder, canaries
 
 

@@ -1,18 +1,19 @@
 """
-Single use: tokens that eight processes spend at once
+Single use: eight processes redeem each token at once
 =====================================================
 
-Eight processes go for each token in the same moment, behind a barrier, by the gate's own decision
-(``gate.decide()``): rows of an SQLite file and of PostgreSQL, both as ``tests/support/settings.py``
-opens them, and keys of Redis, with users in an SQLite file.
+Eight processes try to redeem each token at the same moment, behind a barrier, with the gate's own
+decision (``gate.decide()``). The tokens are rows of an SQLite file and of PostgreSQL, both with the
+settings of ``tests/support/settings.py``, and keys of Redis with the users in an SQLite file.
 
-The controls are code as it is usually written. *naive*: read the token, look whether it is used,
-save that it is. *join*: one UPDATE decides, but it looks at the user too; Django makes a subquery
-of that, and PostgreSQL does not look at the token again. *mark*: get a mark from Redis, and set it.
+The controls are code as it is usually written. *naive*: read the token, check whether it is used,
+and save that it is. *join*: one UPDATE decides, but it also checks the user. Django makes a
+subquery of that check, and PostgreSQL does not check the token again. *mark*: read a mark from
+Redis, and set it.
 
-*Once* is how many tokens were accepted exactly once, and must be all of them for the gate. *More*
-were accepted by several processes, *never* by none. *Errors* are exceptions, such as a database
-that is locked; the gate's must be 0.
+*Once* is the number of tokens that were accepted exactly once. For the gate it must be all of them.
+*More* is the number that several processes accepted, and *never* the number that no process
+accepted. *Errors* are exceptions, for example a locked database; the gate must have none.
 """
 
 import asyncio
@@ -28,11 +29,11 @@ from tests.support.race import PROCESSES, issue, race
 PACKAGES = ["psycopg", "redis"]
 TOKENS = 1000
 FEW = 50
-# By store and way: the function of tests/support/race.py that spends.
+# By store and way: the function of tests/support/race.py that redeems.
 WAYS = {
-    "SQLite": {"gate": "spend_by_gate", "naive": "spend_naively", "join": "spend_by_join"},
-    "PostgreSQL": {"gate": "spend_by_gate", "naive": "spend_naively", "join": "spend_by_join"},
-    "Redis": {"gate": "spend_by_gate", "mark": "spend_naively_in_cache"},
+    "SQLite": {"gate": "redeem_by_gate", "naive": "redeem_naively", "join": "redeem_by_join"},
+    "PostgreSQL": {"gate": "redeem_by_gate", "naive": "redeem_naively", "join": "redeem_by_join"},
+    "Redis": {"gate": "redeem_by_gate", "mark": "redeem_naively_in_cache"},
 }
 
 
@@ -56,16 +57,16 @@ class Outcome:
 async def measure(small, is_kept):
     count = FEW if small else TOKENS
     for store, ways in WAYS.items():
-        for way, spend in ways.items():
+        for way, redeem in ways.items():
             name = f"{store}: {way}"
             if not is_kept(name):
-                yield name, *await asyncio.to_thread(row, store, way, spend, count)
+                yield name, *await asyncio.to_thread(row, store, way, redeem, count)
 
 
-def row(store, way, spend, count):
+def row(store, way, redeem, count):
     with keeping(store) as environment:
         digests = issue(environment, count)
-        cells = Outcome(*race(environment, digests, spend)).cells(digests)
+        cells = Outcome(*race(environment, digests, redeem)).cells(digests)
     broken = []
     if way == "gate" and (cells["once"], cells["errors"]) != (count, 0):
         broken.append("a token was not accepted exactly once, or there were errors")
@@ -74,7 +75,7 @@ def row(store, way, spend, count):
 
 @contextlib.contextmanager
 def keeping(store):
-    """Have the servers of ``store``, and yield the environment that names them."""
+    """Start the servers of ``store``, and yield the environment that names them."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         environment = {"TEST_DATABASE": str(folder / "db.sqlite3")}

@@ -1,10 +1,10 @@
-"""A token store as it must not be."""
+"""A wrong token store, the control of the faults."""
 
 from channels_websocket_utils.stores.database import DatabaseTokenStore
 
 
 class NaiveTokenStore(DatabaseTokenStore):
-    """Says of every token that this is its first use."""
+    """A store that redeems a token any number of times."""
 
     def redeem(self, row, now):
         return True

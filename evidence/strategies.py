@@ -1,4 +1,4 @@
-"""What the fuzz is made of: frames and handshakes, as recipes that the table carries out."""
+"""The strategies of the fuzz: messages and handshakes, which ``fuzz`` then sends."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 NAMES = ["echo", "count", "guarded", "fail", "nothing"]
 RESERVED = ["key", "reply_key", "type", "error", "more", "credit", "data", "websocket.x", "value"]
 CONTROLS = ["ping", "pong", "more", "cancel", "ready", "error", "receive", "disconnect", "", "Ping"]
-# Names that are no method of a client's, or no method at all.
+# Names that clients must not call, and names that do not exist.
 OTHERS = [
     *("close", "send", "accept", "websocket_connect", "dispatch", "__class__", "_route", "scope"),
     *(
@@ -52,7 +52,7 @@ odd_keys = st.one_of(st.sampled_from(BAD_KEYS), values)
 
 
 def often(value, times):
-    """Return so many strategies of one value: of the same one ``one_of()`` would take one."""
+    """Return a list of equal strategies: ``one_of()`` ignores the repetition of one object."""
     return [st.just(value) for _ in range(times)]
 
 
@@ -75,7 +75,7 @@ controls = _call(
     credit=counts,
 )
 
-permission_cache = st.fixed_dictionaries(
+more_credit = st.fixed_dictionaries(
     {
         "type": st.sampled_from(["websocket.more", "websocket.cancel"]),
         "reply_key": keys,
@@ -86,7 +86,7 @@ permission_cache = st.fixed_dictionaries(
 
 @st.composite
 def encoded(draw, contents):
-    """JSON text of ``contents``, as different writers write it."""
+    """JSON text of ``contents``, in the styles of different encoders."""
     return json.dumps(
         draw(contents),
         ensure_ascii=draw(st.booleans()),
@@ -96,12 +96,12 @@ def encoded(draw, contents):
 
 @st.composite
 def mutated(draw):
-    """A call with something cut out, doubled, or put in."""
-    said = draw(encoded(st.one_of(calls, odd_calls, controls, streams)))
-    begin = draw(st.integers(0, len(said)))
-    end = draw(st.integers(begin, min(len(said), begin + 5)))
-    middle = draw(st.one_of(st.just(""), st.just(said[begin:end] * 2), any_text, st.just('"')))
-    return said[:begin] + middle + said[end:]
+    """A call with a part removed, doubled, or inserted."""
+    message = draw(encoded(st.one_of(calls, odd_calls, controls, streams)))
+    begin = draw(st.integers(0, len(message)))
+    end = draw(st.integers(begin, min(len(message), begin + 5)))
+    middle = draw(st.one_of(st.just(""), st.just(message[begin:end] * 2), any_text, st.just('"')))
+    return message[:begin] + middle + message[end:]
 
 
 def _in_a_call(value):
@@ -119,14 +119,14 @@ extremes = st.one_of(
     st.integers(32_700, 32_800).map(lambda size: '"' + "\u00e9" * size + '"'),
 ).map(_in_a_call)
 
-# A call of which is known what will answer it.
+# A call with a known answer.
 known = st.tuples(st.just("known"), values)
-said = st.one_of(
+texts = st.one_of(
     encoded(calls),
     encoded(controls),
     encoded(streams),
     encoded(streams),
-    encoded(st.one_of(st.just({"type": "websocket.ping"}), permission_cache)),
+    encoded(st.one_of(st.just({"type": "websocket.ping"}), more_credit)),
     encoded(odd_calls),
     encoded(odd_calls),
     encoded(values),
@@ -134,25 +134,25 @@ said = st.one_of(
     any_text,
     extremes,
 )
-frames = st.one_of(
+messages = st.one_of(
     known,
-    st.tuples(st.just("text"), said),
-    st.tuples(st.just("text"), said),
+    st.tuples(st.just("text"), texts),
+    st.tuples(st.just("text"), texts),
     st.tuples(st.just("bytes"), st.one_of(st.binary(max_size=20), encoded(calls).map(str.encode))),
 )
-# Ten in a row end a socket.
-bad_frames = st.tuples(st.just("text"), st.one_of(any_text, extremes, encoded(values)))
+# Ten in a row end a connection.
+bad_messages = st.tuples(st.just("text"), st.one_of(any_text, extremes, encoded(values)))
 runs = st.one_of(
-    st.lists(frames, min_size=1, max_size=13),
-    st.lists(frames, min_size=1, max_size=13),
-    st.lists(bad_frames, min_size=9, max_size=11),
+    st.lists(messages, min_size=1, max_size=13),
+    st.lists(messages, min_size=1, max_size=13),
+    st.lists(bad_messages, min_size=9, max_size=11),
 )
-# What one socket says: a good call stands behind each of the lists.
+# The messages of one connection. A valid call follows after each of the lists.
 conversations = st.lists(runs, min_size=1, max_size=4)
 
 
 def _at(change):
-    """A change of a token at a place that is drawn."""
+    """A change of a token at a random place."""
     return st.integers(0, 46).map(lambda place: lambda token: change(token, place))
 
 
@@ -183,7 +183,7 @@ changes = st.one_of(
     ),
 )
 kinds = st.sampled_from(TOKEN_KINDS)
-# Another token, or nothing, beside the one in its place.
+# A second token in another place, or none.
 seconds = st.one_of(*often(None, 6), st.tuples(kinds, changes))
 junk = st.binary(max_size=20)
 handshakes = st.fixed_dictionaries(

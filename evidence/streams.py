@@ -1,30 +1,32 @@
 """
-Streams: complete, no further ahead than granted, and gone with whoever asked
-=============================================================================
+Streams: complete, not ahead of the credit, and ended with their client
+=======================================================================
 
-Generators that yield as fast as they can, each in a socket of its own with a token, on a process
-of daphne or uvicorn that serves nothing else. *async* is ``AsyncWebSocketManagerConsumer`` with
-async generators, *sync-on-async* the same with sync ones; *sync* is ``WebSocketManagerConsumer``
-with sync generators, *async-on-sync* with async ones. These four are paced as our client does: a
-credit of 64 parts, then a grant of 32 for each 32 that were read. *plain-async* and *plain-sync*
-are the documented consumers, where nothing is paced and nothing can be cancelled.
+Generators yield as fast as they can. Each runs on its own connection with a token, in a process of
+daphne or uvicorn that serves nothing else. *async* is ``AsyncWebSocketManagerConsumer`` with async
+generators, and *sync-on-async* is the same with sync generators. *sync* is
+``WebSocketManagerConsumer`` with sync generators, and *async-on-sync* is the same with async
+generators. The client reads these four as the package's client does: it starts with a credit of 64
+parts and adds a credit of 32 after each 32 parts that it has read. *plain-async* and *plain-sync*
+are the documented consumers, which have neither credit nor cancel.
 
-* *In order*: whether that many small parts arrived complete and in order, with the last frame;
-  the seconds from the call on, and the parts of each second. *Another's reply*: how long a call on
-  another socket, of an ``AsyncWebSocketManagerConsumer``, took that was sent behind the first part.
-  Where it took as long as the stream: a stream of a sync consumer that is not ours keeps the one
-  thread in which Django and Channels run all sync code, and Channels asks for it at every message.
-* *Ahead*: the parts that an endless generator had made for a client that had stopped to read, and
-  for one that reads and never permission_cache, once it had made no more for a while.
-* *RSS*: the server process's memory in MiB, before and then. Parts of 10 KiB: with the credit of an
-  endless stream, for a client that had stopped to read; without credit of a stream of 125 MiB, the
-  control, and how many parts were made of it. Daphne takes and keeps all; uvicorn lets the
-  generator wait as soon as the buffers of the system are full.
-* *Until finally*: from the client's cancel, its close frame and the reset of its TCP connection in
-  the middle of an endless stream until the generator's ``finally`` ran; the longest of the samples.
-  A part takes 5 ms there.
-* *Tasks* and *threads* of the server process, before and after all of this; of the threads of the
-  pools those that are at work.
+* *In order*: whether all of the small parts arrived, in order, with the last message; the seconds
+  from the call to the end; the parts in each second. *Another's reply* is the time of a call on
+  another connection, of an ``AsyncWebSocketManagerConsumer``, that was sent after the first part.
+  Where it takes as long as the stream, the stream of a plain sync consumer uses the one thread in
+  which Django and Channels run all sync code, and Channels needs that thread for every message.
+* *Ahead*: the number of parts that an endless generator made for a client that stopped reading, and
+  for a client that reads and never adds credit. It is counted when the generator makes no more
+  parts for some time.
+* *RSS*: the memory of the server process in MiB, before and after. The parts have 10 KiB. With
+  credit: an endless stream to a client that stopped reading. Without credit, the control: a stream
+  of 125 MiB, and the number of its parts that were made. Daphne accepts and keeps all of them.
+  uvicorn lets the generator wait when the buffers of the system are full.
+* *Until finally*: the time until the generator's ``finally`` ran, after the client cancelled an
+  endless stream, sent a close frame, or reset its TCP connection; the longest of the samples. A
+  part takes 5 ms here.
+* *Tasks* and *threads*: those of the server process, before and after all measurements. Pool
+  threads count only while they work.
 """
 
 import asyncio
@@ -40,10 +42,10 @@ from tests.support.servers import COMMANDS
 from tests.support.stream_site import KINDS, OURS
 
 PACKAGES = ["daphne", "uvicorn"]
-CREDIT, GRANT = 64, 32
+CREDIT, MORE = 64, 32
 SIZE = 10 * 1024
 MIB = 2**20
-# Of what is promised to be flat: Python and the servers have their own ups and downs.
+# MiB. Memory that must stay flat may grow by this: Python and the servers vary that much.
 FLAT = 8
 PROMISED = 1.0
 SMALL_ROWS = ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
@@ -52,10 +54,10 @@ SMALL_ROWS = ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
 @dataclass
 class Sizes:
     parts: int
-    # Without credit, each of SIZE.
+    # Parts of SIZE, sent without credit.
     offered: int
     samples: int
-    # Seconds without a new part, after which none will come.
+    # Seconds without a new part after which the generator counts as waiting.
     calm: float
 
 
@@ -74,14 +76,14 @@ async def row(server, kind, sizes):
     is_paced = kind in OURS
     with lab.serving(server, "tests.support.stream_site:application") as port:
         async with Site(port, kind, sizes.calm) as site:
-            # The process has served before.
+            # Warm up the process.
             await in_order(site, 200, is_paced)
             before = await site.at_rest()
             order, seconds, reply = await in_order(site, sizes.parts, is_paced)
             stopped = waiting = None
             if is_paced:
                 stopped = await stopped_reader(site, None, credit=CREDIT)
-                waiting = await reader_that_never_grants(site)
+                waiting = await reader_without_more_credit(site)
             endings = {}
             for end in ENDINGS[0 if is_paced else 1 :]:
                 endings[end] = [
@@ -107,7 +109,7 @@ async def row(server, kind, sizes):
     if not order:
         broken.append("parts are missing, or not in order")
     if is_paced and cells["ahead"] != [CREDIT, CREDIT]:
-        broken.append("not as far ahead as the credit")
+        broken.append("the generator was not ahead by exactly the credit")
     if is_paced and stopped["rss"][1] - stopped["rss"][0] > FLAT:
         broken.append("the memory did not stay flat")
     if max(time for time in longest if time is not None) > 1000 * TOLERANCE * PROMISED:
@@ -119,7 +121,7 @@ LASTING = ["tasks", "threads"]
 
 
 class Site:
-    """A running server, with sockets of one user on its consumer ``kind``."""
+    """A running server, with connections of one user to its consumer ``kind``."""
 
     def __init__(self, port, kind, calm):
         self._port, self._kind, self._calm = port, kind, calm
@@ -128,7 +130,7 @@ class Site:
     async def __aenter__(self):
         self._user, self._session = await lab.new_user()
         self._reporting = await WebSocket.open(self._port, "/report", self._session)
-        # It stays: so does what the process has for all of its sockets.
+        # It stays open, so that the process keeps what all of its connections share.
         self.other = await self.open("async")
         await self.other.next_for("websocket.ready")
         return self
@@ -147,16 +149,16 @@ class Site:
             return await self._reporting.next()
 
     async def until(self, is_true):
-        """Wait until a report is as it should be, and return it."""
+        """Wait for a report for which ``is_true(report)``, and return it."""
         deadline = monotonic() + LIMIT
         while not is_true(present := await self.report()):
             if monotonic() > deadline:
-                raise RuntimeError(f"This was not to come: {present}")
+                raise RuntimeError(f"The last report was: {present}")
             await asyncio.sleep(0.01)
         return present
 
     async def calm(self, *counts):
-        """Return the report once these ``counts`` do not change any more."""
+        """Return the report when these ``counts`` do not change any more."""
         before, present = None, await self.report()
         while before is None or any(present[count] != before[count] for count in counts):
             await asyncio.sleep(self._calm)
@@ -168,7 +170,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def reading(self, **content):
-        """Have a client that has asked for a stream; with the block it and its stream end."""
+        """Yield a client that has requested a stream. Both end with the block."""
         before = await self.report()
         client = await self.open()
         await client.send("numbers", reply_key="s", **content)
@@ -180,30 +182,30 @@ class Site:
 
 
 async def in_order(site, count, is_paced):
-    """Return whether ``count`` parts came as they should, the seconds, and another's wait."""
+    """Return whether ``count`` parts arrived in order, the seconds, and another call's wait."""
     numbers, asking = [], None
     began = monotonic()
     async with site.reading(to=count, **({"credit": CREDIT} if is_paced else {})) as client:
-        while (frame := await client.next_for("s")).get("more"):
-            numbers.append(frame["number"])
+        while (message := await client.next_for("s")).get("more"):
+            numbers.append(message["number"])
             if asking is None:
                 asking = asyncio.ensure_future(time_reply(site.other))
-            if is_paced and len(numbers) % GRANT == 0:
-                await client.send("websocket.more", reply_key="s", parts=GRANT)
+            if is_paced and len(numbers) % MORE == 0:
+                await client.send("websocket.more", reply_key="s", parts=MORE)
         seconds = monotonic() - began
-        is_right = numbers == [*range(count)] and frame == {"key": "s", "more": False}
+        is_right = numbers == [*range(count)] and message == {"key": "s", "more": False}
     return is_right, seconds, await asking
 
 
 async def time_reply(client):
     began = monotonic()
     if not await client.is_alive():
-        raise RuntimeError("The socket of somebody else has ended.")
+        raise RuntimeError("The connection of another user has ended.")
     return monotonic() - began
 
 
 async def stopped_reader(site, count, **credit):
-    """Return how many parts were made for a client that does not read, and the memory."""
+    """Return the number of parts made for a client that does not read, and the memory."""
     before = await site.at_rest()
     async with site.reading(to=count, size=SIZE, **credit):
         await site.until(lambda present: present["made"] >= before["made"] + CREDIT)
@@ -214,8 +216,8 @@ async def stopped_reader(site, count, **credit):
     }
 
 
-async def reader_that_never_grants(site):
-    """Return how many parts were made for it."""
+async def reader_without_more_credit(site):
+    """Return the number of parts made for a client that adds no credit."""
     before = await site.at_rest()
     async with site.reading(to=None, size=SIZE, credit=CREDIT) as client:
         for _ in range(CREDIT):
@@ -224,7 +226,7 @@ async def reader_that_never_grants(site):
 
 
 async def time_ending(site, end, is_paced):
-    """Return how long the ``finally`` of an endless stream took to run."""
+    """Return the seconds until the ``finally`` of an endless stream ran."""
     before = await site.report()
     client = await site.open()
     credit = {"credit": 1_000_000} if is_paced else {}
@@ -242,5 +244,5 @@ async def cancel(client):
     await client.send("websocket.cancel", reply_key="s")
 
 
-# A plain consumer knows no cancel.
+# A plain consumer does not support cancel.
 ENDINGS = [cancel, WebSocket.close, WebSocket.reset]

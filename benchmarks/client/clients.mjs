@@ -4,16 +4,16 @@ import { gzipSync } from "node:zlib"
 
 import { build } from "esbuild"
 
-// The time in which a channel sends what it kept grows with the square of it.
+// The time to send the kept messages grows with the square of their number.
 const PHOENIX_CHANNELS = 50
 
 /*
- * The clients, each as its documentation uses it and with its default settings.
+ * The clients, each used as in its documentation and with its default settings.
  *
- * `entry` is what a site imports of it. `open(exports, page)` makes one and returns what a page does with
- * it: `send(refused)` sends a message, and `refused` is called if the client ever says that it will not;
- * `close()` is for good. `serve(connection)` is the least that its server says, and returns what hears
- * the client.
+ * `entry` is the module that a site imports. `open(exports, page)` creates a client and returns two
+ * functions: `send(refused)` sends a message, and the client calls `refused` if it cannot deliver it;
+ * `close()` closes the client permanently. `serve(connection)` sends the minimum that its server must
+ * send, and returns the handler of the client's messages.
  */
 
 const here = new URL(".", import.meta.url)
@@ -96,7 +96,7 @@ const graphqlWS = {
     const client = createClient({
       url: "wss://example.com/graphql",
       connectionParams: async () => ({ token: await token() }),
-      // Without these it dials only for a subscription, and never again after a failed dial.
+      // By default it connects only for a subscription, and does not retry after a failure.
       lazy: false,
       retryAttempts: Infinity,
       shouldRetry: () => true,
@@ -118,7 +118,7 @@ const graphqlWS = {
   },
 }
 
-/** graphql-ws with the recipe of its documentation for a server that answers no ping. */
+/** graphql-ws with the recipe of its documentation for a server that does not answer pings. */
 export const graphqlWSWithPings = {
   ...graphqlWS,
   open: (exports, page) =>
@@ -152,7 +152,7 @@ export const peers = [
   socketLike("partysocket", 'export { default } from "partysocket/ws"'),
 ]
 
-/** The client with its bundle as a script, its gzip bytes and its version. */
+/** Return the client with its bundled script, its size in gzip bytes and its version. */
 export async function load(client) {
   const folder = client.folder ?? here
   const [{ text: source }] = await bundle(client, { format: "iife", globalName: "client" })

@@ -1,28 +1,28 @@
 const BEGIN = Date.UTC(2026, 0, 1)
 const LONGEST_TIMER = 2147483647 // a browser lets a longer one fire at once
 
-/** Let every promise that can settle settle, as a browser does between two tasks. */
+/** Run all pending microtasks, as a browser does between two tasks. */
 const settled = () => new Promise((done) => setImmediate(done))
 
-/** A clock that moves only when it is told to, with the timers of one page and of its server. */
+/** A simulated clock, with the timers of one page and of its server. */
 export class Clock {
-  /** Milliseconds since the page was opened, as performance.now() tells. */
+  /** Milliseconds since the page was opened, like performance.now(). */
   now = 0
   #slept = 0
   #timers = new Map()
   #count = 0
 
-  /** Milliseconds as Date.now() tells. */
+  /** Milliseconds like Date.now(). */
   get date() {
     return BEGIN + this.now + this.#slept
   }
 
-  /** How many timers of the client are still to fire. */
+  /** The number of the client's timers that have not fired. */
   get pending() {
     return [...this.#timers.values()].filter(({ client }) => client).length
   }
 
-  /** Call `callback` in `delay` milliseconds, and `every` so many again; returns the timer's number. */
+  /** Call `callback` after `delay` ms, and then every `every` ms; return the timer's number. */
   after(delay, callback, { every, client } = {}) {
     const id = ++this.#count
     this.#timers.set(id, { at: this.now + delay, callback, every, client })
@@ -33,7 +33,7 @@ export class Clock {
     this.#timers.delete(id)
   }
 
-  /** Let `ms` pass, or less if `enough()` becomes true; returns whether it did. */
+  /** Advance the clock by `ms`, or until `enough()` is true; return whether it was. */
   async pass(ms, enough = () => false) {
     const end = this.now + ms
     await settled()
@@ -52,13 +52,13 @@ export class Clock {
     return true
   }
 
-  /** The machine sleeps: no timer fires. Afterwards they have their time still to run, or are overdue. */
+  /** Let the machine sleep: no timer fires. Afterwards timers run on, or are overdue. */
   sleep(ms, { overdue }) {
     if (overdue) this.now += ms
     else this.#slept += ms
   }
 
-  /** The globals through which a page knows the time; `guard` runs what it is called back with. */
+  /** The globals for the time on a page. `guard` runs the callbacks. */
   globals(guard) {
     const clock = this
     const set = (every) => (callback, delay, ...rest) => {
@@ -84,7 +84,7 @@ export class Clock {
     }
   }
 
-  // The first of those that are due first.
+  // The earliest timer; of several, the one that was started first.
   #next() {
     let first = []
     for (const entry of this.#timers) {

@@ -6,7 +6,7 @@ const HOUR = 60 * MINUTE
 const STEP = 10 // ms: dials that are no further apart are one dial to a server
 const MANY = 100_000
 
-/** How many pages each figure is measured in; it is that of the worst. */
+/** The number of pages for each figure. The figure is that of the worst page. */
 export const PAGES = { few: 20, outage: 100, crowd: 1000 }
 
 const worst = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity)
@@ -23,13 +23,13 @@ async function connected(client, seed) {
   return page
 }
 
-/** The time until `done()`, in ms, or Infinity if it has not come to that within the limit. */
+/** Return the time until `done()`, in ms, or Infinity after the limit. */
 async function until(clock, done, limit) {
   const from = clock.now
   return (await clock.pass(limit, done)) ? clock.now - from : Infinity
 }
 
-// The server is away
+// The server is unavailable
 
 async function outage(client) {
   const pages = await ofEach(PAGES.outage, async (seed) => {
@@ -39,7 +39,7 @@ async function outage(client) {
     await clock.pass(10 * MINUTE)
     const ended = network.sockets.slice(before - 1).map(({ endedAt }) => endedAt)
     const dials = network.dials.slice(before)
-    // Clients in step would otherwise all be in luck, or all out of it.
+    // The outage ends at different times, so that the result does not depend on one moment.
     await clock.pass(seed * 100)
     network.mode = "up"
     const back = await until(clock, () => network.isUp, 10 * MINUTE)
@@ -53,7 +53,7 @@ async function outage(client) {
   }
 }
 
-/** How many clients at most dial together three times running; 1 is nobody with anybody. */
+/** The largest number of clients that connect at the same time three times in a row; 1 is none. */
 function inStep(clients) {
   const triples = clients.flatMap((dials, client) =>
     dials.slice(2).map((_, index) => ({ client, dials: dials.slice(index, index + 3) })),
@@ -91,13 +91,13 @@ async function crowd(client) {
   return { crowdPeak: worst(inWindow) / PAGES.crowd, crowdReplays: worst(pages.map(({ again }) => again)) }
 }
 
-/** How many tokens have come to the server over more than one socket. */
+/** The number of tokens that the server received on more than one connection. */
 function replays({ sockets }) {
   const given = sockets.flatMap(({ tokens }) => [...tokens])
   return given.length - new Set(given).size
 }
 
-// The server is there, and does not do well
+// The server is available, but fails
 
 async function refusing(client, mode) {
   const dials = await ofEach(PAGES.few, async (seed) => {
@@ -118,7 +118,7 @@ async function hanging(client) {
   return worst(gaps)
 }
 
-// The link is dead, and nobody is told
+// The network drops everything without an error
 
 async function noticed(client, { moments, apart, befall }) {
   const times = await ofEach(moments, async (moment) => {
@@ -132,7 +132,7 @@ async function noticed(client, { moments, apart, befall }) {
   return worst(times)
 }
 
-// Each gives the moment from which the client could have known.
+// Each returns the time from which the client could notice it.
 
 async function halfOpen({ clock, network }) {
   network.cut()
@@ -159,7 +159,7 @@ async function offline(page) {
   return from
 }
 
-/** How long the client takes to see that its link is dead. */
+/** The time until the client notices that its link is dead. */
 export async function liveness(client) {
   const often = { moments: 30, apart: 2 * SECOND }
   const sleeps = SLEEPS.map((befall) => noticed(client, { ...often, befall }))
@@ -170,22 +170,22 @@ export async function liveness(client) {
   }
 }
 
-// What the page's own code asks for
+// Calls of the page's own code
 
 async function sending(client) {
   const { clock, network, user } = await connected(client)
-  let told = 0
+  let refused = 0
   network.drop()
   await clock.pass(SECOND)
-  for (let count = 0; count < MANY; count++) user.send(() => told++)
+  for (let count = 0; count < MANY; count++) user.send(() => refused++)
   await clock.pass(SECOND)
   network.mode = "up"
   await clock.pass(7 * SECOND, () => network.isUp)
   await clock.pass(SECOND)
-  return { kept: network.arrived, untold: Math.max(0, MANY - network.arrived - told) }
+  return { kept: network.arrived, unreported: Math.max(0, MANY - network.arrived - refused) }
 }
 
-/** The states in which close() is called, each from a connection that stands. */
+/** The states in which close() is called, each reached from an open connection. */
 const STATES = {
   async open() {},
   async cut({ network }) {
@@ -264,7 +264,7 @@ async function tokens(client) {
   }
 }
 
-/** How long it takes to be back when one call for a token has failed. */
+/** The time to reconnect if one request of a token fails. */
 async function withoutToken(client) {
   const page = await connected(client)
   const { clock, network } = page
@@ -277,7 +277,7 @@ async function withoutToken(client) {
   return until(clock, () => network.isUp, 10 * MINUTE)
 }
 
-/** All figures of `client`, as numbers. */
+/** Return all figures of `client`, as numbers. */
 export async function measure(client) {
   return {
     bytes: client.bytes,
@@ -294,7 +294,7 @@ export async function measure(client) {
   }
 }
 
-// Reading them
+// The table
 
 const whole = (number) => number.toLocaleString("en-US")
 export const seconds = (ms) => (ms === Infinity ? "never" : whole(Number((ms / SECOND).toFixed(1))))
@@ -304,7 +304,7 @@ function asks({ asksADial, asksAnOpen }) {
   return asksAnOpen === 1 ? "an open" : asksADial.toFixed(2)
 }
 
-/** The table: what a row is called, what is promised, what it shows and whether the promise is kept. */
+/** The rows: the name, the promise, the shown figure, and whether the promise is kept. */
 export const ROWS = [
   {
     name: "Gzip bytes of the bundle",
@@ -379,10 +379,10 @@ export const ROWS = [
     holds: ({ kept }) => kept <= 100,
   },
   {
-    name: "... neither kept nor told to the caller",
+    name: "... neither kept nor reported as lost",
     bar: "0",
-    show: ({ untold }) => whole(untold),
-    holds: ({ untold }) => untold === 0,
+    show: ({ unreported }) => whole(unreported),
+    holds: ({ unreported }) => unreported === 0,
   },
   {
     name: "``close()`` in any state: dials after it",

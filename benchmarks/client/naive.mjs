@@ -1,9 +1,9 @@
-// Clients as they are usually written, the controls of rolling.mjs: they come back, with a fresh token,
-// and either forget what they had sent and not heard of, or send it again.
+// Clients as they are usually written, the controls of rolling.mjs. They reconnect with a new token, and
+// then either forget the requests without an answer, or send them again.
 
 class Naive {
   #pending = new Map()
-  #tell = () => {}
+  #notify = () => {}
   #count = 0
 
   constructor(url, token, { tokenURL, csrfToken }) {
@@ -21,8 +21,8 @@ class Naive {
     setTimeout(this.dial)
   }
 
-  on(event, tell) {
-    this.#tell = tell
+  on(event, notify) {
+    this.#notify = notify
   }
 
   request(message) {
@@ -37,7 +37,7 @@ class Naive {
   #open(socket) {
     this.socket = socket
     socket.onopen = () => {
-      this.#tell({ state: "open" })
+      this.#notify({ state: "open" })
       if (this.resends) for (const { frame } of this.#pending.values()) socket.send(frame)
     }
     socket.onmessage = ({ data }) => {
@@ -46,7 +46,7 @@ class Naive {
       this.#pending.delete(key)
     }
     socket.onclose = () => {
-      this.#tell({ state: "waiting" })
+      this.#notify({ state: "waiting" })
       setTimeout(this.dial, 200)
     }
   }

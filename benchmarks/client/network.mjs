@@ -7,17 +7,17 @@ const CLOSING_LIMIT = 60_000 // ms that a browser waits for the other side to ag
 const [CONNECTING, OPEN, CLOSING, CLOSED] = [0, 1, 2, 3]
 
 /**
- * What lies between one page and its server, and the server's end of it.
+ * The simulated network between one page and its server, and the server.
  *
- * `mode` says what becomes of a dial: "up" (accepted), "down" (refused), "hanging" (no answer),
- * "dropping" (accepted, and dropped at once) or "greeting" (accepted, greeted and then dropped).
+ * `mode` is the result of a connection attempt: "up" (accepted), "down" (refused), "hanging" (no answer),
+ * "dropping" (accepted and closed at once) or "greeting" (accepted, sent a first message and then closed).
  */
 export class Network {
   mode = "up"
   sockets = []
-  /** How many of the application's messages have reached the server. */
+  /** The number of the application's messages that have reached the server. */
   arrived = 0
-  /** When the client gave up a socket whose link was cut, or dialled anew. */
+  /** The time at which the client gave up a socket whose link was cut, or reconnected. */
   noticedAt = null
   #wasCut = false
   #clock
@@ -37,24 +37,24 @@ export class Network {
     return this.sockets.filter(({ readyState }) => readyState < CLOSING)
   }
 
-  /** Whether the client is connected, and the server knows as whom. */
+  /** Whether the client is connected and authenticated. */
   get isUp() {
     return this.held.some(({ readyState, tokens }) => readyState === OPEN && tokens.size)
   }
 
-  /** The server goes away, and every socket with it. */
+  /** Stop the server, and close every socket. */
   drop() {
     this.mode = "down"
     for (const socket of this.held) this.#end(socket)
   }
 
-  /** From here on nothing gets through on the present sockets, and nobody is told. */
+  /** Drop all later data of the present sockets, without an error. */
   cut() {
     this.#wasCut = true
     for (const socket of this.held) socket.isCut = true
   }
 
-  /** The page's WebSocket; `guard` runs what the client has given it. */
+  /** The page's WebSocket class. `guard` runs the client's handlers. */
   socketClass(guard) {
     const network = this
     return class WebSocket extends Target {
@@ -77,7 +77,7 @@ export class Network {
 
       send(text) {
         if (this.readyState === CONNECTING) throw new DOMException("Still connecting", "InvalidStateError")
-        if (this.readyState === OPEN && !this.isCut) network.#heard(this, text)
+        if (this.readyState === OPEN && !this.isCut) network.#handle(this, text)
       }
 
       close(code = 1005) {
@@ -110,7 +110,7 @@ export class Network {
     const timers = []
     const after = (ms, callback, options) => timers.push(this.#clock.after(ms, whileOpen(callback), options))
     socket.release = () => timers.forEach((timer) => this.#clock.cancel(timer))
-    socket.hear = this.#serve({
+    socket.handle = this.#serve({
       say: (data) => after(TRIP, () => socket.emit("message", { data })),
       after,
       every: (ms, callback) => after(ms, callback, { every: ms }),
@@ -118,10 +118,10 @@ export class Network {
     })
   }
 
-  #heard(socket, text) {
+  #handle(socket, text) {
     note(socket, text)
     if (text.includes("figure")) this.arrived++
-    else socket.hear?.(text)
+    else socket.handle?.(text)
   }
 
   #closed(socket, code) {
@@ -137,7 +137,7 @@ export class Network {
     this.noticedAt ??= this.#clock.now
   }
 
-  // A dial that failed is an error and then a close; a connection that is lost is only a close.
+  // A failed attempt is an error and then a close. A lost connection is only a close.
   #end(socket, { failed, code = 1006 } = {}) {
     if (socket.readyState === CLOSED) return
     socket.release?.()

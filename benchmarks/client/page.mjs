@@ -19,14 +19,14 @@ const SHARED = {
   btoa,
   queueMicrotask,
 }
-// A client that warns must not fill the terminal of whoever measures it.
+// Warnings of the clients are not printed.
 const SILENT = { log() {}, info() {}, debug() {}, warn() {}, error() {} }
 
-/** A page of its own for one client: its globals, its clock, its network, its seeded Math.random(). */
+/** The page of one client: its globals, clock, network and seeded Math.random(). */
 export class Page {
   clock = new Clock()
   tokensAsked = 0
-  /** What becomes of the calls for a token: "given", "failing" or "hanging". */
+  /** The result of requests for a token: "given", "failing" or "hanging". */
   tokens = "given"
   #window
   #document
@@ -51,34 +51,34 @@ export class Page {
     globals.window = globals.self = globals
     runInContext("Math", globals).random = random(seed)
     script.runInContext(globals)
-    /** What the page's own code holds of the client: send() and close(). */
+    /** The page's interface to the client: send() and close(). */
     this.user = open(globals.client, this)
   }
 
-  /** What the page's scripts see. */
+  /** The globals of the page's scripts. */
   get globals() {
     return this.#globals
   }
 
-  /** How many listeners the client has on window and document. */
+  /** The number of listeners of the client on window and document. */
   get listening() {
     return this.#window.listening + this.#document.listening
   }
 
-  /** What the page gives a client that asks for a token. */
+  /** Answer the client's request for a token. */
   token = () => {
     this.tokensAsked++
     if (this.tokens === "failing") throw new Error("No token")
     return this.tokens === "hanging" ? new Promise(() => {}) : `token-${this.tokensAsked}`
   }
 
-  /** The page goes to the background, and may be frozen there. */
+  /** Move the page to the background, and freeze it if requested. */
   hide({ frozen = false } = {}) {
     this.#show("hidden")
     if (frozen) this.#document.emit("freeze")
   }
 
-  /** The page is looked at again. */
+  /** Show the page again. */
   wake({ frozen = false } = {}) {
     if (frozen) this.#document.emit("resume")
     this.#show("visible")
@@ -95,7 +95,7 @@ export class Page {
     this.#window.emit("online")
   }
 
-  /** Everything that a browser may say when a page comes back, in one moment. */
+  /** Dispatch all events of a page that becomes visible again, at once. */
   wakeInEveryWay() {
     this.goOnline()
     this.wake({ frozen: true })
@@ -109,7 +109,7 @@ export class Page {
   }
 }
 
-// A browser reports what a handler or a timer throws, and goes on.
+// A browser reports exceptions of handlers and timers, and continues.
 function guard(callback, ...args) {
   try {
     callback(...args)

@@ -1,5 +1,5 @@
-// Measure our client and its peers, print the table and keep it in docs/client.rst: `make figures`.
-// The exit status is 1 if ours does not reach what is promised.
+// Measure the package's client and others, print the table and write it to docs/client.rst: `make figures`.
+// The exit status is 1 if the package's client does not keep a promise.
 
 import { execFileSync } from "node:child_process"
 import { readFile, writeFile } from "node:fs/promises"
@@ -12,7 +12,7 @@ const page = new URL("docs/client.rst", root)
 const MEASURED = ["benchmarks/client", "channels_websocket_utils/static/websocket_utils"]
 const [BEGIN, END] = [".. The figures begin; ``make figures`` writes them.", ".. The figures end."]
 
-// A peer that leaves a rejected promise to nobody must not end the run.
+// An unhandled rejection in another client must not end the run.
 process.on("unhandledRejection", () => {})
 
 const clients = []
@@ -57,9 +57,9 @@ function table([head, ...lines]) {
   return [rule, row(head), rule, ...lines.map(row), rule]
 }
 
-/** The commit, and whether the code is as it was committed. */
+/** Return the commit, with a note if the code has local changes. */
 function commit() {
-  // Others may be at work in the same repository.
+  // Other commands may use the same repository.
   const git = (...args) => execFileSync("git", ["--no-optional-locks", ...args], { cwd: root, encoding: "utf8" }).trim()
   try {
     const changed = git("status", "--porcelain", "--", ...MEASURED)

@@ -7,7 +7,7 @@ class FakeEvent extends Event {
   }
 }
 
-/** What has listeners. Unlike Node's EventTarget it knows how many, and survives what they throw. */
+/** An EventTarget. Unlike Node's, it counts its listeners and survives their exceptions. */
 export class Target {
   #guard
   #listeners = new Map()

@@ -17,7 +17,7 @@ SHOWN_NOTES = 50
 
 class BoardConsumer(AsyncWebSocketManagerConsumer):
     """
-    The board's end of a page's socket.
+    The consumer of the board's pages.
 
     Pages call the decorated methods. The ``board_...`` handlers are not decorated, so only the
     channel layer calls them.
@@ -27,11 +27,11 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
 
     async def connect(self):
         await super().connect()
-        await self.tell_board("people", await self.keep_presence())
+        await self.send_to_board("people", await self.keep_presence())
 
     async def disconnect(self, code):
         leave = database_sync_to_async(Presence.objects.leave)
-        await self.tell_board("people", {"people": await leave(self.channel_name)})
+        await self.send_to_board("people", {"people": await leave(self.channel_name)})
 
     @auto_route
     async def board(self):
@@ -44,30 +44,30 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
     @auto_route
     async def post_note(self, event):
         note = await self.write(Note, event)
-        await self.tell_board("note", note)
+        await self.send_to_board("note", note)
         return note
 
     @auto_route
     async def mark_done(self, event):
         note = await database_sync_to_async(mark_done)(event.get("id"), event.get("is_done"))
-        await self.tell_board("note", note)
+        await self.send_to_board("note", note)
         return note
 
     @auto_route
     @require_perms("board.publish_announcement")
     async def publish_announcement(self, event):
         announcement = await self.write(Announcement, event)
-        await self.tell_board("announcement", announcement)
+        await self.send_to_board("announcement", announcement)
         return announcement
 
     @auto_route
     async def handover_report(self):
-        """How far it is, after each hour that is counted, and at last the report."""
+        """Yield the progress after each counted hour, and then the report."""
         until, count = timezone.now(), 0
         for hours in range(1, HOURS + 1):
             count += await database_sync_to_async(count_notes)(until, hours)
             yield {"hours": hours, "of": HOURS, "count": count}
-            # As long as a real one would take, with more to count.
+            # A real report would count more notes and take longer.
             await asyncio.sleep(0.15)
         yield {"report": await database_sync_to_async(handover_report)(until)}
 
@@ -80,8 +80,8 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
     async def board_people(self, event):
         await self.push("people", event["payload"])
 
-    async def tell_board(self, what, payload):
-        """Tell every page, this one included."""
+    async def send_to_board(self, what, payload):
+        """Send ``payload`` to every page, including this one."""
         await self.channel_layer.group_send("board", {"type": f"board.{what}", "payload": payload})
 
     async def keep_presence(self):

@@ -1,4 +1,4 @@
-"""Whom the login page suggests and ``manage.py create_demo_users`` creates."""
+"""The users that the login page lists and ``manage.py create_demo_users`` creates."""
 
 __all__ = ["DEMO_USERS", "STAFF_MAY"]
 
@@ -8,7 +8,7 @@ DEMO_USERS = [
         "name": "Ada",
         "password": "ada-demo-1",
         "is_staff": True,
-        "may": "staff: may announce, end live sockets at /sockets/, and enter /admin/",
+        "may": "staff: may publish announcements, end live sockets at /sockets/, and use /admin/",
     },
     {
         "username": "ben",
@@ -19,7 +19,7 @@ DEMO_USERS = [
     },
 ]
 
-# Django's admin asks for the last four: to see tokens and users, and to act on them.
+# Django's admin needs the last four, to show tokens and users and to run actions on them.
 STAFF_MAY = [
     "publish_announcement",
     "view_websockettoken",

@@ -1,5 +1,5 @@
 class ContentSecurityPolicyMiddleware:
-    """Allow a page what comes from this site in files of its own, sockets included; no more."""
+    """Allow a page only files and WebSockets of this site, and no inline code."""
 
     policy = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 

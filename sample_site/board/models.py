@@ -10,18 +10,18 @@ from .sessions import Session
 
 __all__ = ["Announcement", "Note", "Presence", "Session"]
 
-# The page says "still here" every 25 seconds, but browsers let a hidden tab's timers run only
-# once a minute: who has said nothing for longer than that is gone.
+# The page calls "still_here" every 25 seconds. Browsers run the timers of a hidden tab only once a
+# minute, so a user counts as absent after a longer time without a call.
 PRESENT_FOR = timedelta(seconds=75)
 
 
-def told(user):
-    """Return what pages are told of ``user``."""
+def public_fields(user):
+    """Return the fields of ``user`` that pages receive."""
     return {"username": user.get_username(), "name": user.get_full_name() or user.get_username()}
 
 
 class Message(models.Model):
-    """What a note and an announcement have in common: somebody wrote it."""
+    """The common fields of a note and an announcement."""
 
     author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
     text = models.TextField(
@@ -41,7 +41,7 @@ class Message(models.Model):
 
     @classmethod
     def write(cls, author, text):
-        """Save and return a new message. Raises ``ValidationError`` for a text that is not one."""
+        """Save and return a new message. Raises ``ValidationError`` for an invalid text."""
         text = text.strip() if isinstance(text, str) else ""
         message = cls(author=author, text=text)
         message.clean_fields(exclude={"author"})
@@ -49,14 +49,14 @@ class Message(models.Model):
         return message
 
     def as_json(self):
-        # Text, not a datetime: this also travels through channel layers.
+        # Text instead of a datetime, because channel layers must be able to send it.
         created_at = self.created_at.isoformat()
-        author = told(self.author)
+        author = public_fields(self.author)
         return {"id": self.pk, "author": author, "text": self.text, "created_at": created_at}
 
 
 class Note(Message):
-    """Something the shift should know; open until somebody has dealt with it."""
+    """A note for the shift. It is open until a user marks it as done."""
 
     done_at = models.DateTimeField(null=True, blank=True)
 
@@ -68,7 +68,7 @@ class Note(Message):
 
 
 class Announcement(Message):
-    """What everyone should see. The newest one stands above the board."""
+    """A message to all users. The page shows the newest one above the board."""
 
     class Meta:
         default_permissions = ()
@@ -77,7 +77,7 @@ class Announcement(Message):
 
 class PresenceManager(models.Manager):
     def keep(self, user, channel):
-        """Remember that this socket of ``user`` is open now, and forget those that fell silent."""
+        """Record that this connection of ``user`` is open, and delete old records."""
         now = timezone.now()
         self.filter(seen_at__lt=now - PRESENT_FOR).delete()
         self.update_or_create(channel=channel, defaults={"user": user, "seen_at": now})
@@ -88,18 +88,18 @@ class PresenceManager(models.Manager):
         return self.people()
 
     def people(self):
-        """Return who is there, each user once however many tabs are open."""
+        """Return the present users, each once, even with several open tabs."""
         since = timezone.now() - PRESENT_FOR
         users = get_user_model().objects.filter(presence__seen_at__gte=since)
-        return [told(user) for user in users.distinct().order_by("username")]
+        return [public_fields(user) for user in users.distinct().order_by("username")]
 
 
 class Presence(models.Model):
     """
-    An open socket: whose it is, and when its page was last heard of.
+    An open connection: its user, and the time of its page's last call.
 
-    In the database, so it is true for all processes, and a process that was killed leaves
-    nobody behind for long.
+    It is in the database, so all processes share it. If a process is killed, its records expire
+    after ``PRESENT_FOR``.
     """
 
     channel = models.CharField(max_length=255, unique=True)

@@ -11,14 +11,14 @@ HOURS = 24
 
 
 def count_notes(until, hours):
-    """Return how many notes were written in one hour, the one ``hours`` before ``until``."""
+    """Return the number of notes of one hour, which begins ``hours`` before ``until``."""
     begin = until - timedelta(hours=hours)
     hour = Note.objects.filter(created_at__gt=begin, created_at__lte=begin + timedelta(hours=1))
     return hour.count()
 
 
 def handover_report(until):
-    """Return what the next shift has to know, from the notes of the 24 hours before ``until``."""
+    """Return the report for the next shift on the notes of the 24 hours before ``until``."""
     notes = Note.objects.filter(
         created_at__gt=until - timedelta(hours=HOURS), created_at__lte=until
     )

@@ -1,4 +1,4 @@
-"""Sessions that say whose they are, so that a user can end all of their own."""
+"""Sessions that store their user, so that users can end all of their sessions."""
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
@@ -10,7 +10,7 @@ __all__ = ["Session", "SessionStore"]
 
 
 class Session(AbstractBaseSession):
-    """A row for each browser; its ``user`` is ``None`` until somebody signs in there."""
+    """A row for each browser. Its ``user`` is ``None`` until a user signs in."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True)
 
@@ -23,7 +23,7 @@ class Session(AbstractBaseSession):
 
 
 class SessionStore(db.SessionStore):
-    """What ``SESSION_ENGINE`` names: Django's own sessions, and the user beside their data."""
+    """The class for ``SESSION_ENGINE``: Django's session store, which also stores the user."""
 
     @classmethod
     def get_model_class(cls):

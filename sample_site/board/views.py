@@ -21,7 +21,7 @@ __all__ = ["SignInView", "account", "board", "sign_out_everywhere", "sockets"]
 
 
 def staff_only(view):
-    """Send a stranger to the login page, and refuse who is signed in but not staff."""
+    """Redirect anonymous users to the login page, and refuse users who are not staff."""
 
     @login_required
     @wraps(view)
@@ -33,7 +33,7 @@ def staff_only(view):
     return wrapper
 
 
-# Nothing for the browser's back button to show after signing out.
+# The browser's back button must not show the page after the user has signed out.
 @never_cache
 @login_required
 def board(request):
@@ -43,7 +43,7 @@ def board(request):
 @never_cache
 @staff_only
 def sockets(request):
-    """Show this process's live sockets; a POST ends one of them, or all of one user's."""
+    """Show the live connections of this process. A POST ends one, or all of a user."""
     if request.method != "POST":
         return render(request, "board/sockets.html", {"owners": live_sockets()})
     username, socket_id = request.POST.get("user"), request.POST.get("socket")
@@ -60,7 +60,7 @@ def sockets(request):
 @never_cache
 @login_required
 def account(request):
-    """Show in how many browsers the user is signed in, with a button that signs out in all."""
+    """Show the number of browsers with a session of the user, and a button to end them all."""
     sessions = Session.objects.filter(user=request.user, expire_date__gt=timezone.now())
     return render(request, "board/account.html", {"browsers": sessions.count()})
 
@@ -68,10 +68,10 @@ def account(request):
 @require_POST
 @login_required
 def sign_out_everywhere(request):
-    """End all sessions of the user, this one included, and the sockets that they opened."""
+    """End all sessions of the user, including this one, and their connections."""
     with transaction.atomic():
         Session.objects.filter(user=request.user).delete()
-        # When this is committed: a page that asks for a token after that has no session.
+        # It takes effect at the commit. After that, a page has no session and gets no token.
         disconnect_user(request.user)
     logout(request)
     messages.success(request, "You were signed out in all browsers.")
@@ -83,6 +83,6 @@ class SignInView(LoginView):
     redirect_authenticated_user = True
 
     def get_context_data(self, **kwargs):
-        # Their passwords are public, so they are in no other place than a demo.
+        # The passwords are public, so only a demo has these users.
         demo_users = DEMO_USERS if settings.DEBUG else []
         return super().get_context_data(demo_users=demo_users, **kwargs)

@@ -5,7 +5,7 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-# Before the imports below: this loads the apps, and consumers import models.
+# This call loads the apps, so it must come before the imports of consumers and their models.
 http = get_asgi_application()
 
 from board.routing import websocket_urlpatterns  # noqa: E402

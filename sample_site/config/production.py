@@ -1,9 +1,9 @@
 """
-The settings of a board on the internet: PostgreSQL, Redis, any number of processes behind nginx.
+The settings of a public board: PostgreSQL, Redis, any number of processes behind nginx.
 
-What differs from place to place comes from the environment: ``SECRET_KEY``, ``ALLOWED_HOSTS`` (with
-spaces between them), ``REDIS_URL``, ``STATIC_ROOT``, and of PostgreSQL what its own programs read,
-such as ``PGHOST`` and ``PGPASSWORD``. What nginx and uvicorn are told is in ``deploy/``.
+The values of an installation are environment variables: ``SECRET_KEY``, ``ALLOWED_HOSTS``
+(separated by spaces), ``REDIS_URL``, ``STATIC_ROOT``, and PostgreSQL's own variables such as
+``PGHOST`` and ``PGPASSWORD``. The configurations of nginx and uvicorn are in ``deploy/``.
 """
 
 import os
@@ -13,11 +13,11 @@ from .settings import BASE_DIR, INSTALLED_APPS, MIDDLEWARE
 
 DEBUG = False
 SECRET_KEY = os.environ["SECRET_KEY"]
-# While the key is changed: the old ones, with spaces between them.
+# Old keys during a change of the key, separated by spaces.
 SECRET_KEY_FALLBACKS = os.environ.get("SECRET_KEY_FALLBACKS", "").split()
 ALLOWED_HOSTS = os.environ["ALLOWED_HOSTS"].split()
 
-# It is there for runserver alone.
+# Only runserver needs daphne.
 INSTALLED_APPS = [name for name in INSTALLED_APPS if name != "daphne"]
 MIDDLEWARE = [*MIDDLEWARE, "django.middleware.clickjacking.XFrameOptionsMiddleware"]
 
@@ -30,7 +30,7 @@ DATABASES = {
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.core.RedisChannelLayer",
-        # Without the None redis-py 8 ends every consumer that is idle for some seconds.
+        # Without this setting redis-py 8 ends every consumer that is idle for some seconds.
         "CONFIG": {"hosts": [{"address": os.environ["REDIS_URL"], "socket_timeout": None}]},
     }
 }
@@ -41,11 +41,11 @@ STORAGES = {
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"},
 }
 
-# nginx speaks TLS and says so; it must not let a client say it.
+# nginx terminates TLS and sets this header. It must replace the header of a client.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = True
 SECURE_HSTS_SECONDS = 365 * 24 * 3600
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 
-# No token in a log, whatever the server writes: deploy/logging.json.
+# deploy/logging.json keeps tokens out of the logs of Django and the server.

@@ -1,4 +1,4 @@
-"""The settings of a demo that runs on your own machine: not for a site on the internet."""
+"""The settings of a demo on your own machine. Do not use them for a public site."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 SECRET_KEY = "a demo, and no secret at all"
 DEBUG = True
-# Also the origins whose pages may open sockets, see asgi.py.
+# Also the allowed origins of WebSockets, see asgi.py.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
 
 INSTALLED_APPS = [
@@ -51,7 +51,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("SAMPLE_SITE_DATABASE", BASE_DIR / "db.sqlite3"),
-        # So that several processes can share the file: who writes waits for its turn.
+        # Several processes can share the file: a writer waits until the file is free.
         "OPTIONS": {
             "init_command": "PRAGMA journal_mode=WAL",
             "transaction_mode": "IMMEDIATE",
@@ -60,8 +60,8 @@ DATABASES = {
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-# One process needs no more. With several, a shared layer such as channels_redis carries the
-# notes from one to the other; who is present comes from the database and is true without it.
+# This layer works within one process. Several processes need a shared layer such as channels_redis
+# for the notes. The list of present users is read from the database and needs no shared layer.
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 SESSION_ENGINE = "board.sessions"

@@ -303,7 +303,7 @@ def test_page_that_goes_offline_notices_and_comes_back_at_once(site, page):
 
 def since(page, event, state):
     """Return the milliseconds from the last such event of the page to the next such state."""
-    [*_, event] = [each for each in page.evaluate("heard") if each["type"] == event]
+    [*_, event] = [each for each in page.evaluate("events") if each["type"] == event]
     states = [each for each in page.evaluate("states") if each["at"] >= event["at"]]
     return next(each["at"] for each in states if each["state"] == state) - event["at"]
 
@@ -371,7 +371,7 @@ def test_page_that_was_frozen_comes_back(site, open_page, window):
         expect_event(page, "resume")
 
     expect_state(page, "open")
-    assert [each["type"] for each in page.evaluate("heard")][-4:] == [
+    assert [each["type"] for each in page.evaluate("events")][-4:] == [
         "visibilitychange",
         "freeze",
         "resume",
@@ -393,7 +393,7 @@ def test_page_from_the_back_forward_cache_comes_back(site, open_page, window):
 
     expect_state(page, "open")
     assert page.evaluate("window.kept") == "kept"
-    [*_, shown] = page.evaluate("heard")
+    [*_, shown] = page.evaluate("events")
     assert (shown["type"], shown["persisted"]) == ("pageshow", True)
     assert len(page.watched.urls) == 2
     assert ask(page, "note", text="back") == ["answered", "back"]
@@ -410,7 +410,7 @@ def shown_instead(page):
 
 
 def expect_event(page, name):
-    wait_until(lambda: page.evaluate("heard.at(-1).type") == name)
+    wait_until(lambda: page.evaluate("events.at(-1).type") == name)
 
 
 # Whose page it is

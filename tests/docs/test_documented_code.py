@@ -16,7 +16,7 @@ from channels_websocket_utils.testing import CallError, WebSocketCommunicator
 from channels_websocket_utils.utils import get_websocket_token
 
 from ..support.helpers import UNKNOWN_TOKEN, actions_on_users, documented, stack
-from ..support.pages import Anyone, deaf_afterwards, executed, named
+from ..support.pages import SiteConsumer, executed, named, signals_restored
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def module(monkeypatch):
     return make
 
 
-def opened(user, path="/ws/{token}", consumer=Anyone):
+def opened(user, path="/ws/{token}", consumer=SiteConsumer):
     return WebSocketCommunicator(stack(consumer), path, user=user)
 
 
@@ -139,7 +139,7 @@ def test_urls_for_who_comes_from_0_1_have_the_endpoint(user, settings, module):
 
 
 async def test_closed_connection_is_counted(user, capsys):
-    with deaf_afterwards():
+    with signals_restored():
         names = named("docs/signals.rst", "connection_closed")
         async with opened(user) as socket:
             await socket.disconnect(3999)
@@ -151,7 +151,7 @@ async def test_closed_connection_is_counted(user, capsys):
 
 
 async def test_refusals_are_counted_by_reason(user):
-    with deaf_afterwards():
+    with signals_restored():
         names = named("docs/gate.rst", "token_refused")
         await opened(user, f"/ws/{UNKNOWN_TOKEN}").assert_refused(4401)
 

@@ -21,7 +21,7 @@ from django.urls import path
 
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
 
-from ..support.asgi import tell_client
+from ..support.asgi import report_client
 from ..support.helpers import OPEN, ended, stack
 from ..support.pages import PACKAGE, ROOT, TRUSTING, executed, of_kind, proxy
 from ..support.servers import ALL_COMMANDS, LIMIT, free_port, knock, running
@@ -263,7 +263,7 @@ async def test_server_believes_who_the_client_is_as_the_docs_say(
     name, options, is_believed, tmp_path
 ):
     headers = [b"X-Forwarded-For: 192.0.2.7"]
-    serve = server(name, tmp_path, {}, *options, application="tests.support.asgi:tell_client")
+    serve = server(name, tmp_path, {}, *options, application="tests.support.asgi:report_client")
     with serve as port:
         client = await knock(port, b"/", headers=headers)
 
@@ -271,7 +271,7 @@ async def test_server_believes_who_the_client_is_as_the_docs_say(
 
 
 async def test_documented_middleware_of_hypercorn_believes_it(open_socket, db):
-    application = await sync_to_async(executed)(NGINX_PAGE, application=tell_client)
+    application = await sync_to_async(executed)(NGINX_PAGE, application=report_client)
     headers = [(b"x-forwarded-for", b"192.0.2.7")]
     socket = open_socket(application["application"], "/", headers=headers, client=["127.0.0.1", 1])
     await socket.connect()

@@ -74,7 +74,7 @@ test("each of them is missed by a naive client or by a careless one", async () =
   const [naive, careless] = [await reached("Naive"), await reached("Careless")]
   assert.deepEqual(naive, [
     "10 minutes down: longest wait, s",
-    "... neither kept nor told to the caller",
+    "... neither kept nor reported as lost",
     "Tokens: one call for",
   ])
   assert.deepEqual(naive.filter((name) => careless.includes(name)), [])

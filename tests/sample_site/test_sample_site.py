@@ -30,14 +30,14 @@ def nobody_is_left(site):
 @pytest.fixture
 def ada(visitors):
     with visitors["ada"].open_board() as socket:
-        socket.handle_event("people")
+        socket.next_push("people")
         yield socket
 
 
 @pytest.fixture
 def ben(visitors):
     with visitors["ben"].open_board() as socket:
-        socket.handle_event("people")
+        socket.next_push("people")
         yield socket
 
 
@@ -55,7 +55,7 @@ def new_socket(staff, visitor):
     """A socket of ``visitor`` on the board, and its id on the page of live sockets."""
     before = socket_ids(staff)
     with visitor.open_board() as socket:
-        socket.handle_event("people")
+        socket.next_push("people")
         (socket_id,) = socket_ids(staff) - before
         yield socket, socket_id
 
@@ -63,7 +63,7 @@ def new_socket(staff, visitor):
 def close_code(socket):
     """Wait until the server closes a socket, and return with what."""
     with pytest.raises(ConnectionClosed) as closed:
-        socket.handle_event("what nobody says")
+        socket.next_push("no such key")
     return closed.value.rcvd.code
 
 
@@ -133,7 +133,7 @@ def test_token_of_ada_is_no_use_to_ben(visitors):
 def test_note_reaches_everyone(ada, ben):
     reply = ada.ask("post_note", text="  Gate 4 <b>sticks</b>  ")
 
-    heard = ben.handle_event("note")
+    heard = ben.next_push("note")
     assert heard["text"] == reply["text"] == "Gate 4 <b>sticks</b>"
     assert heard["author"] == {"username": "ada", "name": "Ada"}
     assert ben.ask("board")["notes"][0]["id"] == reply["id"]
@@ -165,7 +165,7 @@ def test_note_is_marked_done_for_everyone(ada, ben):
     note = ada.ask("post_note", text="Lamp in hall 2")
 
     assert ben.ask("mark_done", id=note["id"], is_done=True)["is_done"]
-    ada.handle_event("note", lambda heard: heard["id"] == note["id"] and heard["is_done"])
+    ada.next_push("note", lambda heard: heard["id"] == note["id"] and heard["is_done"])
     assert not ben.ask("mark_done", id=note["id"], is_done=False)["is_done"]
 
 
@@ -180,7 +180,7 @@ def test_announcement_needs_the_permission(site, ada, ben):
 
     ada.ask("publish_announcement", text="Fire drill at 03:00")
 
-    assert ben.handle_event("announcement")["text"] == "Fire drill at 03:00"
+    assert ben.next_push("announcement")["text"] == "Fire drill at 03:00"
     assert ben.ask("board")["announcement"]["text"] == "Fire drill at 03:00"
 
 
@@ -199,7 +199,7 @@ def test_permission_taken_away_is_gone_at_once(site, ada):
 
 
 @pytest.mark.parametrize(
-    "name", ["board_note", "board.note", "board_people", "push", "write", "tell_board", "close"]
+    "name", ["board_note", "board.note", "board_people", "push", "write", "send_to_board", "close"]
 )
 def test_what_is_not_marked_cannot_be_called(ada, name):
     assert ada.ask(name, payload={"text": "forged"})["error"]["code"] == "unknown_type"
@@ -238,33 +238,33 @@ def test_report_of_no_notes(site, ada):
 def test_two_tabs_are_one_person(visitors, ada):
     """A user stays until the last tab has left."""
     with visitors["ben"].open_board() as first:
-        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
         with visitors["ben"].open_board() as second:
             assert names(second.ask("still_here")) == ["Ada", "Ben"]
         # Its own coming, the second's, and the second's going.
-        assert [names(first.handle_event("people")) for _ in range(3)] == [["Ada", "Ben"]] * 3
+        assert [names(first.next_push("people")) for _ in range(3)] == [["Ada", "Ben"]] * 3
         assert names(ada.ask("still_here")) == ["Ada", "Ben"]
         ada.pushes.clear()
 
-    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+    ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
 def test_two_tabs_closed_together_both_leave(visitors, ada):
     """What is said to one that has just gone does not keep the other's presence."""
     with visitors["ben"].open_board(), visitors["ben"].open_board() as second:
         assert names(second.ask("still_here")) == ["Ada", "Ben"]
-        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
         ada.pushes.clear()
 
-    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+    ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
 def test_page_that_leaves_before_its_answer_has_left(visitors, ada):
     with visitors["ben"].open_board() as socket:
-        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
         socket.connection.send('{"type": "handover_report", "reply_key": "k"}')
 
-    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+    ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
 def test_silent_page_is_forgotten_until_it_speaks(site, ada, ben):
@@ -280,7 +280,7 @@ def test_presence_is_true_with_a_second_process(site, ada, tmp_path):
     second.start()
     try:
         with Visitor(second).sign_in("ben").open_board() as socket:
-            assert names(socket.handle_event("people")) == ["Ada", "Ben"]
+            assert names(socket.next_push("people")) == ["Ada", "Ben"]
             assert names(ada.ask("still_here")) == ["Ada", "Ben"]
             second.stop(kill=True)
     finally:
@@ -296,12 +296,12 @@ def test_presence_is_true_with_a_second_process(site, ada, tmp_path):
 def test_who_signs_out_is_gone(site, ada):
     visitor = Visitor(site).sign_in("ben")
     with visitor.open_board():
-        ada.handle_event("people", lambda frame: names(frame) == ["Ada", "Ben"])
+        ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
 
     assert visitor.post("/logout/").url == f"{site.url}/login/"
 
     assert visitor.ask_for_token().status == 401
-    ada.handle_event("people", lambda frame: names(frame) == ["Ada"])
+    ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
 def test_signing_out_takes_a_post(visitors):
@@ -311,7 +311,7 @@ def test_signing_out_takes_a_post(visitors):
 def test_staff_see_the_live_sockets(site, visitors):
     token = json.loads(visitors["ben"].ask_for_token().text)["token"]
     with visitors["ben"].open_board(token) as socket:
-        socket.handle_event("people")
+        socket.next_push("people")
         text = visitors["ada"].get("/sockets/").text
 
     assert '">Ben</h2>' in text
@@ -380,7 +380,7 @@ def test_socket_that_has_gone_is_told(visitors, ada):
 def test_staff_end_all_sockets_of_a_user(visitors, ada):
     with visitors["ben"].open_board() as first, visitors["ben"].open_board() as second:
         for socket in (first, second):
-            socket.handle_event("people")
+            socket.next_push("people")
 
         page = visitors["ada"].post("/sockets/", user="ben")
 
@@ -395,7 +395,7 @@ def test_staff_end_all_sockets_of_a_user(visitors, ada):
 def test_sign_out_ends_the_sockets_of_that_browser_alone(site, visitors, ben):
     visitor = Visitor(site).sign_in("ben")
     with visitor.open_board() as socket:
-        socket.handle_event("people")
+        socket.next_push("people")
 
         visitor.post("/logout/")
 

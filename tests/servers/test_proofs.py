@@ -115,7 +115,7 @@ def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
         assert row["with"] == 0, name
         assert 0 < row["without"] <= row["canaries"], name
     for server in ("daphne", "uvicorn, websockets-sansio"):
-        assert rows[f"{server}: access log"]["dummies"] >= 20
+        assert rows[f"{server}: access log"]["placeholders"] >= 20
 
 
 @pytest.mark.postgresql
@@ -145,7 +145,7 @@ def test_faults_end_sockets_with_a_code_let_nobody_in_and_pass(prove):
     """The control, a store that calls every token unused, lets somebody in."""
     rows = prove("faults", "^(?!.*PostgreSQL)")
 
-    control = rows.pop("control: nothing is spent")
+    control = rows.pop("control: no token is redeemed")
     assert not control["wrongly accepted"].startswith("0 of ")
     check_faults(rows)
     assert rows["Redis layer: stopped"]["connects"].startswith("open: ")
@@ -153,7 +153,7 @@ def test_faults_end_sockets_with_a_code_let_nobody_in_and_pass(prove):
     assert rows["Redis tokens: stopped"]["token endpoint"].startswith("503: ")
     assert rows["uvicorn: kill -9"]["open sockets"].startswith("1006: 6")
     assert "internal: " in rows["uvicorn: async handlers raise"]["open sockets"]
-    assert "4410 (told to go)" in rows["clock set back"]["open sockets"]
+    assert "4410 (disconnected)" in rows["clock set back"]["open sockets"]
 
 
 @pytest.mark.postgresql
@@ -217,7 +217,7 @@ def test_fuzz_finds_nothing(prove):
     """But in the control, naive code, it does."""
     rows = prove("fuzz")
 
-    for name in ("frames, async, 1", "frames, sync, 1", "handshakes, 1"):
+    for name in ("messages, async, 1", "messages, sync, 1", "handshakes, 1"):
         row = rows.pop(name)
         assert row["tried"] >= 300, name
         assert (row["unhandled"], row["wrong"]) == (0, 0), name
@@ -304,7 +304,7 @@ def test_connect_costs_the_statements_that_are_told(prove):
     assert len(rows) == 5
     for name, row in rows.items():
         in_redis = "Redis" in name
-        assert row["floor"]["sql"] == 0, name
+        assert row["baseline"]["sql"] == 0, name
         assert row["token_only"]["sql"] == (1 if in_redis else 2), name
         # A session, the user, and whether that session is over.
         assert row["stack"]["sql"] == 3, name
@@ -334,5 +334,5 @@ def test_memory_and_wrapping_are_measured(prove):
     memory = prove("memory", promised=False)["0"]
     wrapping = prove("wrapping", promised=False)["0"]
 
-    assert memory["floor"]["bytes"] > 1000
+    assert memory["baseline"]["bytes"] > 1000
     assert wrapping["wrapping"] < wrapping["message"]

@@ -23,13 +23,13 @@ async def test_push_to_a_group_reaches_the_sockets_of_another_process(
             port = stack.enter_context(serves)
             token = await aget_websocket_token(user)
             connects = websockets.connect(
-                f"ws://127.0.0.1:{port}/required/room/{token}",
+                f"ws://127.0.0.1:{port}/required/group/{token}",
                 additional_headers={"Cookie": f"sessionid={session}"},
             )
             sockets.append(await stack.enter_async_context(connects))
             assert json.loads(await sockets[-1].recv())["key"] == "websocket.ready"
 
-        await sockets[0].send('{"type": "tell", "text": "hello"}')
+        await sockets[0].send('{"type": "broadcast", "text": "hello"}')
 
         for socket in sockets:
-            assert json.loads(await socket.recv()) == {"key": "told", "text": "hello"}
+            assert json.loads(await socket.recv()) == {"key": "news", "text": "hello"}

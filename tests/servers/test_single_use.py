@@ -31,21 +31,21 @@ def digests(issued):
 
 
 def test_each_token_is_accepted_exactly_once_by_8_processes(digests, database_environment):
-    accepted, errors = race(database_environment, digests, "spend_by_gate")
+    accepted, errors = race(database_environment, digests, "redeem_by_gate")
 
     assert errors == []
     assert accepted == dict.fromkeys(digests, 1)
 
 
 def test_naive_read_check_save_lets_tokens_in_twice(digests, database_environment):
-    accepted, _ = race(database_environment, digests, "spend_naively")
+    accepted, _ = race(database_environment, digests, "redeem_naively")
 
     assert [digest for digest in digests if accepted[digest] > 1]
 
 
 def test_update_with_a_join_lets_tokens_in_twice_on_postgresql(digests, database_environment):
     """It looks the user up first, and not again at the token. SQLite has one writer at a time."""
-    accepted, _ = race(database_environment, digests, "spend_by_join")
+    accepted, _ = race(database_environment, digests, "redeem_by_join")
 
     twice = [digest for digest in digests if accepted[digest] > 1]
     assert bool(twice) == (connection.vendor == "postgresql")
@@ -56,7 +56,7 @@ def test_each_token_in_redis_is_accepted_exactly_once(issued, redis_store, datab
     environment = {**database_environment, "TEST_CACHE_URL": redis_store}
 
     digests = issued()
-    accepted, errors = race(environment, digests, "spend_by_gate")
+    accepted, errors = race(environment, digests, "redeem_by_gate")
 
     assert errors == []
     assert accepted == dict.fromkeys(digests, 1)
@@ -67,6 +67,6 @@ def test_naive_mark_in_redis_lets_tokens_in_twice(issued, redis_store, database_
     environment = {**database_environment, "TEST_CACHE_URL": redis_store}
 
     digests = issued()
-    accepted, _ = race(environment, digests, "spend_naively_in_cache")
+    accepted, _ = race(environment, digests, "redeem_naively_in_cache")
 
     assert [digest for digest in digests if accepted[digest] > 1]

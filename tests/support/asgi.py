@@ -12,13 +12,13 @@ from . import client_site, consumers  # noqa: E402
 
 
 def gate(**options):
-    """The same routes, each time behind a gate of another kind."""
+    """Return the routes of this site behind a gate with these options."""
     routes = [
         path("plain/<str:token>", consumers.PlainJson),
         path("manager/<str:token>", consumers.Manager.as_asgi()),
         path("async/<str:token>", consumers.AsyncManager.as_asgi()),
         path("slow/<str:token>", consumers.Slow.as_asgi()),
-        path("room/<str:token>", consumers.Room.as_asgi()),
+        path("group/<str:token>", consumers.Group.as_asgi()),
     ]
     return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
 
@@ -31,7 +31,7 @@ MODES = {
 
 
 async def by_mode(scope, receive, send):
-    """Serve each mode below its own root path, as if it were a site of its own."""
+    """Serve each mode below its own root path, like a separate site."""
     mode = scope["path"].split("/")[1]
     scope = {**scope, "root_path": f"/{mode}"}
     await MODES.get(mode, MODES["required"])(scope, receive, send)
@@ -39,16 +39,16 @@ async def by_mode(scope, receive, send):
 
 application = ProtocolTypeRouter({"http": http, "websocket": by_mode})
 
-# At the root path that the server names.
+# Served at the root path of the server.
 plain = ProtocolTypeRouter({"http": http, "websocket": MODES["required"]})
 
 
-async def tell_client(scope, receive, send):
-    """Say where the connection is from, as the server has it."""
+async def report_client(scope, receive, send):
+    """Send the client's address as the server passes it."""
     await receive()
     await send({"type": "websocket.accept"})
     await send({"type": "websocket.send", "text": scope["client"][0]})
 
 
-# The site of the browser's tests: see client_site.
+# The site of the tests in a browser, see client_site.
 client = ProtocolTypeRouter({"http": http, "websocket": client_site.websocket})

@@ -1,4 +1,4 @@
-"""The pages of the sample site, each in every state that somebody can see it in."""
+"""The pages of the sample site, in every state that a user can see."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from .sample_site_fixtures import LIMIT, PASSWORDS, Visitor
 
 __all__ = ["STATES", "Stage"]
 
-# By whom, how many minutes ago, whether it is done, and what.
+# Author, age in minutes, whether it is done, and text.
 NOTES = [
     ("ben", 405, True, "Delivery at gate 3 was two pallets short. The driver signed for it."),
     ("ada", 312, True, "Cold store 2 showed -14 °C. Door seal pressed back, -18 °C since 01:20."),
@@ -27,11 +27,11 @@ ANNOUNCEMENT = "Fire drill at 03:00. Nobody has to leave the cold store."
 
 
 class Stage:
-    """The running sample site and a browser; what it opens is closed when its block ends."""
+    """The running sample site and a browser. All pages are closed when the block ends."""
 
     def __init__(self, site, browser, **options):
         self.site, self._browser = site, browser
-        # Nothing moves: colours are what they are, at any moment.
+        # Without animations, so that colours do not change while a test reads them.
         self._options = {"locale": "en-GB", "reduced_motion": "reduce", **options}
         self._visitors, self._stack = {}, contextlib.ExitStack()
 
@@ -42,13 +42,13 @@ class Stage:
         self._stack.close()
 
     def visitor(self, username):
-        """Return the user's session, the same one each time."""
+        """Return the session of a user. Each call returns the same one."""
         if username not in self._visitors:
             self._visitors[username] = Visitor(self.site).sign_in(username)
         return self._visitors[username]
 
     def open(self, username=None, path="/"):
-        """Return a page at ``path``, in a browser where the user is signed in, or nobody."""
+        """Return a page at ``path`` in a new browser context, signed in if a user is named."""
         context = self._browser.new_context(**self._options)
         self._stack.callback(context.close)
         context.set_default_timeout(LIMIT * 1000)
@@ -62,19 +62,19 @@ class Stage:
         return page
 
     def board(self, username, path="/"):
-        """As open(), and wait until the board is there."""
+        """Like ``open()``, and wait until the board is shown."""
         page = self.open(username, path)
         expect_state(page, "Live")
         expect(page.locator("#people .person").first).to_be_visible()
         return page
 
     def clear(self):
-        """Take away what is on the board."""
+        """Delete everything from the board."""
         for table in ("note", "announcement", "presence"):
             self.site.sql(f"DELETE FROM board_{table}")
 
     def fill(self):
-        """Put on the board what a shift would have written, and nothing else."""
+        """Replace the contents of the board by the notes of a shift."""
         self.clear()
         user_id = "(SELECT id FROM auth_user WHERE username = ?)"
         for author, minutes, is_done, text in NOTES:
@@ -176,7 +176,7 @@ def report_done(stage):
 
 
 def waiting(stage):
-    """The socket is lost, the server says later, and the page counts down to then."""
+    """The connection is lost, the server answers 503, and the page shows a countdown."""
     page = full_board(stage)
     later = {"status": 503, "headers": {"Retry-After": "30"}}
     page.route("**/websocket/token/", lambda route: route.fulfill(**later))
@@ -199,8 +199,8 @@ def _session_key(page):
     return next(each["value"] for each in page.context.cookies() if each["name"] == "sessionid")
 
 
-def somebody_else(stage):
-    """The page is Ben's, and Ada has signed in in another tab since."""
+def user_changed(stage):
+    """The page belongs to Ben. Then Ada has signed in in another tab."""
     page = stage.board("ben")
     (cookie,) = (each for each in stage.visitor("ada").cookies if each.name == "sessionid")
     page.context.add_cookies([{"name": cookie.name, "value": cookie.value, "url": stage.site.url}])
@@ -262,7 +262,7 @@ STATES = {
         report_done,
         waiting,
         signed_out,
-        somebody_else,
+        user_changed,
         refused_page,
         live_sockets,
         ended_socket,

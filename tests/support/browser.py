@@ -1,4 +1,4 @@
-"""A real browser for the tests that speak of one."""
+"""A real browser for the tests."""
 
 import contextlib
 import shutil

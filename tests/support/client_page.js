@@ -1,14 +1,14 @@
 "use strict"
 
 /*
- * The page of client_site.py, as a classic script and as a module: one manager on the path that the
- * URL's query or the page itself names, and what happens kept where a test can see it.
+ * The page of client_site.py, as a classic script and as a module. It has one manager, for the path
+ * in the URL's query or in the page, and keeps all events in global variables for the tests.
  */
 {
   const path = location.search.slice(1)
   const tokenSource = path === "/client/offered/" ? "subprotocol" : "path"
-  const isTold = document.querySelector("[data-socket-path]")
-  const manager = isTold
+  const isTagged = document.querySelector("[data-socket-path]")
+  const manager = isTagged
     ? new WebSocketManager()
     : new WebSocketManager(path, null, { tokenURL: "/websocket/token/", tokenSource })
   const LIMIT = 20000
@@ -16,7 +16,7 @@
   const now = () => Math.round(performance.now())
   const shown = document.getElementById("state")
 
-  const kept = { manager, states: [], errors: [], heard: [] }
+  const kept = { manager, states: [], errors: [], events: [] }
   Object.assign(window, kept)
 
   manager.on("state", ({ state, reason }) => {
@@ -25,11 +25,11 @@
   })
   manager.on("error", ({ code }) => kept.errors.push(code))
 
-  const hear = ({ type, persisted }) => kept.heard.push({ type, persisted, at: now() })
-  for (const type of ["freeze", "resume", "visibilitychange"]) document.addEventListener(type, hear)
-  for (const type of ["pagehide", "pageshow", "online", "offline"]) addEventListener(type, hear)
+  const record = ({ type, persisted }) => kept.events.push({ type, persisted, at: now() })
+  for (const type of ["freeze", "resume", "visibilitychange"]) document.addEventListener(type, record)
+  for (const type of ["pagehide", "pageshow", "online", "offline"]) addEventListener(type, record)
 
-  /** What becomes of a promise: its value, its error's code, or that it hangs. */
+  /** Return the result of a promise: its value, its error's code, or "hangs". */
   window.outcome = (promise) =>
     Promise.race([
       promise.then(
@@ -41,7 +41,7 @@
 
   window.ask = (message, options) => outcome(manager.request(message, options))
 
-  /** Open a URL by hand; returns the close code, or the first frame if one comes before. */
+  /** Open a URL without the manager; return the close code, or the first message before it. */
   window.dial = (url, offers = []) =>
     new Promise((resolve) => {
       const socket = new WebSocket(url, offers)
@@ -49,7 +49,7 @@
       socket.onclose = ({ code }) => resolve(code)
     })
 
-  /** Take parts of a stream: at most `most`, and how it ended if it did. */
+  /** Read at most `most` parts of a stream; return them, and how the stream ended if it did. */
   window.take = async (stream, most = Infinity) => {
     const numbers = []
     try {

@@ -1,8 +1,8 @@
 """
-A site whose pages are nothing but a ``WebSocketManager``, and whose server tells what it saw.
+A site whose pages contain only a ``WebSocketManager``, and whose server keeps a log.
 
-``/client/log/`` answers with what came in on the sockets and what the consumers did, until it is
-told to forget. A server that is started again has forgotten too.
+``/client/log/`` answers with the messages of the connections and the actions of the consumers.
+``/client/log/forget/`` and a restart of the server empty the log.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Client(AsyncWebSocketManagerConsumer):
 
     @auto_route
     async def numbers(self, event):
-        """Yield numbers as fast as may be; then end, or ``hold`` on without a word."""
+        """Yield numbers as fast as possible; then end, or wait for ever if ``hold`` is set."""
         try:
             for number in range(event["to"]):
                 log("made", number)
@@ -64,7 +64,7 @@ CONSUMERS = {"managed": Client, "plain": PlainJson, "async-plain": AsyncPlainJso
 
 
 def recorded(application):
-    """Log every socket, and every frame that comes in, whatever becomes of it."""
+    """Log every connection, and every message that arrives."""
 
     async def recorder(scope, receive, send):
         name = scope["path"].split("/")[2]
@@ -87,7 +87,7 @@ def recorded(application):
 routes = [
     path(f"client/{name}/<str:token>", consumer.as_asgi()) for name, consumer in CONSUMERS.items()
 ]
-# Here the token is offered as a subprotocol.
+# On this route the token is offered as a subprotocol.
 routes.append(path("client/offered/", Client.as_asgi()))
 websocket = recorded(
     WebSocketTokenAuthMiddlewareStack(
@@ -95,7 +95,7 @@ websocket = recorded(
     )
 )
 
-# The client needs no more.
+# The strictest policy under which the client works.
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self';"
     " require-trusted-types-for 'script'; trusted-types 'none'"
@@ -122,7 +122,7 @@ TAGGED = """{% load websocket_utils %}{% websocket_manager path token=token %}""
 
 
 def tagged(request):
-    """A page that is told everything by the template tag."""
+    """A page whose template tag passes all options to the client."""
     context = {"path": request.META["QUERY_STRING"], "token": get_websocket_token(request.user)}
     tag = engines["django"].from_string(TAGGED).render(context, request)
     scripts = f'{tag}<script src="../page.js"></script>'
@@ -139,7 +139,7 @@ def script(request, name):
     return HttpResponse(text, content_type="text/javascript")
 
 
-def tell(request):
+def report(request):
     return JsonResponse(LOG, safe=False)
 
 
@@ -163,7 +163,7 @@ urlpatterns = [
     path("classic/", page, {"kind": "classic"}),
     path("module/", page, {"kind": "module"}),
     path("tagged/", tagged),
-    path("log/", tell),
+    path("log/", report),
     path("log/forget/", forget),
     path("sign-in/<str:username>/", sign_in),
     path("sign-out/", sign_out),

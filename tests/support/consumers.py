@@ -1,4 +1,4 @@
-"""Consumers of the test site: one of each kind, with the same methods."""
+"""Consumers of the test site: one of each kind, all with the same methods."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.utils import avalidate_websocket_token, validate_websocket_token
 
 PERM = "auth.change_user"
-# Of a site without layers, whose messages go another way; those that need one say "default".
+# Without a channel layer unless TEST_LAYER is set. A consumer that needs one uses "default".
 ALIAS = os.environ.get("TEST_LAYER", "none")
 ERRORS = {
     "value": lambda: ValueError("a secret of the server"),
@@ -74,7 +74,7 @@ class Methods:
 
 
 class AsyncMethods(Methods):
-    """The same as async methods where it matters, for the async consumers."""
+    """The same for the async consumers, with async methods where the difference matters."""
 
     @auto_route
     async def echo(self, event):
@@ -104,21 +104,21 @@ class MixedManager(Methods, AsyncWebSocketManagerConsumer):
 
 
 class OpenManager(AsyncManager):
-    """Accepts everybody, for routes without a token."""
+    """A consumer that accepts every client, for routes without a token."""
 
     async def connect(self):
         await self.accept()
 
 
 class ForgetfulManager(AsyncManager):
-    """Forgets to ask whether the token is good."""
+    """A consumer that does not check the token."""
 
     async def connect(self):
         await self.accept()
 
 
 class Slow(AsyncWebSocketManagerConsumer):
-    """Answers when its client may have gone, and says in the server's log that it ended."""
+    """A consumer that answers late, and writes its end to the server's log."""
 
     @auto_route
     async def answer_late(self):
@@ -129,22 +129,22 @@ class Slow(AsyncWebSocketManagerConsumer):
         print("Slow.disconnect() ran", file=sys.stderr, flush=True)
 
 
-class Room(AsyncWebSocketManagerConsumer):
-    """What is told in one process is heard in all of them."""
+class Group(AsyncWebSocketManagerConsumer):
+    """A consumer that broadcasts messages to a group, in all processes."""
 
-    groups = ["room"]
+    groups = ["news"]
 
     @auto_route
-    async def tell(self, event):
-        message = {"type": "told", "text": event["text"]}
-        await self.channel_layer.group_send("room", message)
+    async def broadcast(self, event):
+        message = {"type": "news", "text": event["text"]}
+        await self.channel_layer.group_send("news", message)
 
-    async def told(self, event):
-        await self.push("told", {"text": event["text"]})
+    async def news(self, event):
+        await self.push("news", {"text": event["text"]})
 
 
 class PlainJson(Methods, JsonWebsocketConsumer):
-    """The documented pattern, word for word."""
+    """The documented pattern, verbatim."""
 
     def connect(self):
         if validate_websocket_token(self.scope):

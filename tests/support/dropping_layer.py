@@ -1,4 +1,4 @@
-"""A channel layer at its worst."""
+"""A channel layer that loses every message."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from channels.layers import BaseChannelLayer
 
 
 class DroppingLayer(BaseChannelLayer):
-    """Takes every message without an error, and delivers none."""
+    """A layer that accepts every message without an error, and delivers none."""
 
     extensions = ["groups"]
 

@@ -1,8 +1,9 @@
 """
-Import every module of the package that is installed, and run Django's checks.
+Import every module of the installed package, and run Django's checks.
 
-Run as a script where there may be no tests, no pytest and no server; prints what was imported, and
-the versions of all that is installed. With ``--no-admin``: in a site without Django's admin.
+This script also runs in an environment without the tests, pytest or a server. It prints the
+imported modules, and the versions of all installed packages. ``--no-admin`` leaves Django's admin
+out of the site.
 """
 
 import json
@@ -53,7 +54,7 @@ def main():
     )
     django.setup()
     found = [module.name for module in walk_packages(package.__path__, f"{package.__name__}.")]
-    # What they are for, without which they cannot be imported.
+    # These modules need a package that is not installed.
     left_out = {f"{package.__name__}.admin"} if not apps else set()
     if util.find_spec("pytest") is None:
         left_out.add(f"{package.__name__}.pytest_plugin")

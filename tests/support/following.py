@@ -1,4 +1,4 @@
-"""Pages of the documentation, followed as a reader follows them."""
+"""Run the steps of documentation pages in the order in which a reader follows them."""
 
 import contextlib
 import json
@@ -11,16 +11,16 @@ from .helpers import ROOT
 from .servers import free_port, running
 
 LIMIT = 300
-# These run for ever: a test starts them itself, on a port of its own.
+# These commands do not end: a test starts them itself, on a free port.
 RUNSERVER, UVICORN = "python manage.py runserver", "uvicorn "
 
 
 class Block(NamedTuple):
     """
-    A code block: its language, the file named last before it, its code, and where that goes.
+    A code block: its language, the last file named before it, its code, and the place of the code.
 
-    ``place`` is what the text says before the file's name: "At the end of", "At the top of",
-    "Add to", or nothing where the block is the whole file.
+    ``place`` is the text before the file's name: "At the end of", "At the top of", "Add to", or
+    empty if the block is the whole file.
     """
 
     kind: str
@@ -53,13 +53,13 @@ def blocks(page, section=None):
         place, name = named[-1] if named else ("", None)
         code = re.sub(r"^    ", "", code, flags=re.M).rstrip("\n") + "\n"
         found.append(Block(kind, name, code, place.strip()))
-    # Of an indented one nobody would see that nothing runs it.
+    # An indented block would be skipped without an error.
     assert len(found) == len(re.findall(r"^ *\.\. code-block::", body, re.M))
     return found
 
 
 def placed(block, before):
-    """Return the file that was ``before``, with the block where its text says."""
+    """Return the contents ``before``, with the block at its place."""
     if block.place == "At the end of":
         return before + block.code
     if block.place == "At the top of":
@@ -81,10 +81,10 @@ def placed(block, before):
 
 def follow(found, folder, environment):
     """
-    Do what code blocks say; what runs for ever is left to the test.
+    Run the commands of code blocks and write their files, except commands that do not end.
 
-    Returns the folder that the commands have led to, and the lines that were written by hand:
-    what ``startproject`` has written already is nobody's own.
+    Return the folder after the last ``cd``, and the lines that the reader writes, without those
+    that ``startproject`` has generated.
     """
     written = []
     for block in found:
@@ -101,7 +101,7 @@ def follow(found, folder, environment):
             if command.startswith("cd "):
                 folder = folder / command[3:]
             elif command != RUNSERVER and not command.startswith(UVICORN):
-                # What is asked at the prompt is answered by the environment.
+                # The environment contains the answers to the prompts.
                 command += " --noinput" if "createsuperuser" in command else ""
                 run = {"shell": True, "cwd": folder, "env": environment, "check": True}
                 subprocess.run(command, timeout=LIMIT, **run)
@@ -110,7 +110,7 @@ def follow(found, folder, environment):
 
 @contextlib.contextmanager
 def runserver(folder, environment, log, port=None):
-    """Run the reader's site, with its words in the file ``log``; yield its URL."""
+    """Run the reader's site, with its output in the file ``log``; yield its URL."""
     port = port or free_port()
     command = [*RUNSERVER.split(), "--noreload", f"127.0.0.1:{port}"]
     run = {"cwd": folder, "env": {**environment, "PYTHONUNBUFFERED": "1"}}
@@ -119,7 +119,7 @@ def runserver(folder, environment, log, port=None):
 
 
 def sign_in(page, url, username="ada", password="a long password"):
-    """Fill in the form of Django's admin, to which ``url`` leads who is not signed in."""
+    """Sign in with the form of Django's admin, to which ``url`` redirects."""
     page.goto(url)
     page.fill("[name=username]", username)
     page.fill("[name=password]", password)
@@ -132,12 +132,17 @@ def commands(block):
 
 
 def type_in(block, folder, environment):
-    """Give the lines of a block to one shell; return the environment in which they leave it."""
-    # By "set -e" alone a first part of "a && b" may fail.
+    """Run the lines of a block in one shell; return its environment afterwards."""
+    # "set -e" does not stop if the first part of "a && b" fails.
     lines = [f"{line.removeprefix('$ ')} || exit" for line in commands(block)]
-    tell = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
-    run = {"cwd": folder, "env": environment, "timeout": LIMIT, "check": True}
-    said = subprocess.run(
-        ["bash", "-c", "\n".join([*lines, tell])], stdout=subprocess.PIPE, text=True, **run
+    print_environment = (
+        f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
     )
-    return json.loads(said.stdout.splitlines()[-1])
+    run = {"cwd": folder, "env": environment, "timeout": LIMIT, "check": True}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join([*lines, print_environment])],
+        stdout=subprocess.PIPE,
+        text=True,
+        **run,
+    )
+    return json.loads(done.stdout.splitlines()[-1])

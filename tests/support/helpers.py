@@ -1,4 +1,4 @@
-"""What the tests share: a socket on an application, and the ways in which one can be refused."""
+"""Shared code of the tests: applications, sessions, and a client of an application."""
 
 import asyncio
 import itertools
@@ -20,15 +20,15 @@ from channels_websocket_utils.middleware import (
 from .servers import LIMIT
 
 ROOT = Path(__file__).parents[2]
-# The timer asks at once, and a machine that is slow for a moment is no database that is away.
+# The timer checks often. The long grace keeps a slow machine from looking like a database outage.
 FAST = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
 OPEN = "open"
-# A token's shape, never issued.
+# A text in the form of a token that was never issued.
 UNKNOWN_TOKEN = "wst_" + "u" * 43
 
 
 def routed(consumer, route="ws/<str:token>"):
-    """The documented router: one consumer behind one route."""
+    """Return the documented router, with one consumer behind one route."""
     return URLRouter([path(route, consumer.as_asgi())])
 
 
@@ -37,12 +37,12 @@ def stack(consumer, route="ws/<str:token>", **options):
 
 
 def documented(consumer, route="ws/<str:token>", **options):
-    """The composition of the documentation, out of Channels' parts and ours."""
+    """Return the documented composition of Channels' middleware and the package's."""
     return AuthMiddlewareStack(WebSocketTokenAuthMiddleware(routed(consumer, route), **options))
 
 
 def bare(consumer, route="ws/<str:token>"):
-    """Without our middleware."""
+    """Return the consumer without the package's middleware."""
     return AuthMiddlewareStack(routed(consumer, route))
 
 
@@ -54,7 +54,7 @@ def sign_in(user):
 
 
 def scope_for(path, headers=(), **scope):
-    """The connection scope of a handshake, as servers build it."""
+    """Return the connection scope of a handshake, as servers build it."""
     return {
         "type": "websocket",
         "path": path,
@@ -81,16 +81,14 @@ async def until(is_true):
 
 
 async def ended(socket):
-    """Wait until the socket is closed, and return the code."""
-    while not isinstance(frame := await socket.next(), int):
+    """Wait until the connection is closed, and return the code."""
+    while not isinstance(message := await socket.next(), int):
         pass
-    return frame
+    return message
 
 
 class Socket(ApplicationCommunicator):
-    """
-    A client's end of one WebSocket. ``session`` is a session key to send as the cookie.
-    """
+    """The client of one connection. ``session`` is a session key, sent as the cookie."""
 
     def __init__(self, application, path, *, session=None, headers=(), **scope):
         headers = [*headers]
@@ -100,7 +98,7 @@ class Socket(ApplicationCommunicator):
         self._keys = itertools.count()
 
     async def receive_output(self, timeout=LIMIT):
-        """As asgiref's, but an application that ends without an answer is noticed at once."""
+        """Like asgiref's method, but fail at once if the application ends without an answer."""
         answer = asyncio.ensure_future(self.output_queue.get())
         await asyncio.wait({answer, self.future}, timeout=timeout, return_when="FIRST_COMPLETED")
         if answer.done():
@@ -108,16 +106,16 @@ class Socket(ApplicationCommunicator):
         answer.cancel()
         if self.future.done():
             self.future.result()
-            raise AssertionError("The application has ended and said nothing more.")
-        raise TimeoutError("The application said nothing.")
+            raise AssertionError("The application has ended without another message.")
+        raise TimeoutError("The application sent no message.")
 
     async def connect(self):
-        """Connect and return the server's answer, an ASGI message."""
+        """Connect, and return the answer of the application, an ASGI message."""
         await self.send_input({"type": "websocket.connect"})
         return await self.receive_output()
 
     async def outcome(self, probe=True):
-        """Connect and return ``OPEN``, 403, or the code the socket was closed with."""
+        """Connect, and return ``OPEN``, 403, or the close code."""
         answer = await self.connect()
         if answer["type"] == "websocket.close":
             return 403
@@ -133,34 +131,34 @@ class Socket(ApplicationCommunicator):
         await self.send_text(json.dumps({"type": name, **content}))
 
     async def next(self):
-        """Return the next frame as JSON, or the close code."""
+        """Return the next message as JSON, or the close code."""
         answer = await self.receive_output()
         if answer["type"] == "websocket.close":
             return answer["code"]
         return json.loads(answer["text"])
 
     async def next_for(self, key):
-        """Return the next frame with this ``key``, passing over all others."""
+        """Return the next message with this ``key``; skip all others."""
         while True:
-            frame = await self.next()
-            if not isinstance(frame, dict) or frame["key"] == key:
-                return frame
+            message = await self.next()
+            if not isinstance(message, dict) or message["key"] == key:
+                return message
 
     async def call(self, name, **content):
-        """Call the method ``name`` and return the frame that answers."""
+        """Call the method ``name``, and return the answer."""
         key = f"r{next(self._keys)}"
         await self.send(name, reply_key=key, **content)
         return await self.next_for(key)
 
     async def bye(self):
-        """Disconnect, and wait until the application has gone."""
+        """Disconnect, and wait until the application has ended."""
         if not self.future.done():
             await self.send_input({"type": "websocket.disconnect", "code": 1000})
             await self.wait(LIMIT)
 
 
 def actions_on_users(site, user):
-    """Build the URLs of an admin site, as a URLconf does; return what ``user`` may do to users."""
+    """Build the URLs of an admin site as a URLconf does; return the actions on users by name."""
     assert site.urls
     assert site.urls
     request = RequestFactory().get("/")

@@ -1,4 +1,4 @@
-"""What the proofs share: a database, servers, users, and clients that notice when things happen."""
+"""Shared code of the proofs: a database, servers, users, and clients that measure times."""
 
 import asyncio
 import contextlib
@@ -28,12 +28,12 @@ from .lab_settings import layers
 from .servers import ALL_COMMANDS, COMMANDS, free_port, redis_command, running
 from .settings import database_url
 
-# Seconds: far more than anything here takes, so that what never comes is noticed.
+# Seconds. Nothing here takes nearly as long, so a timeout means that an event does not happen.
 LIMIT = 60
-# Of the figure that is promised; more than that is a broken promise on any machine.
+# A figure may exceed the promise by this factor, because machines differ.
 TOLERANCE = 10
 CSRF_TOKEN = "c" * 32
-# Between a reply and the next call.
+# Seconds between a reply and the next call.
 PAUSE = 0.001
 
 _numbers = itertools.count(1)
@@ -41,7 +41,7 @@ _numbers = itertools.count(1)
 
 @contextlib.contextmanager
 def database():
-    """Have a database of our own, in a file or where ``TEST_DATABASE`` says."""
+    """Create a test database, in a file or at ``TEST_DATABASE``."""
     name = connection.settings_dict["NAME"]
     connection.creation.create_test_db(verbosity=0, autoclobber=True)
     try:
@@ -60,10 +60,10 @@ def redis():
         yield f"redis://127.0.0.1:{port}/0"
 
 
-# Our clients read when they have something to wait for, and answer no ping meanwhile.
+# The clients read only while they wait for a message, and answer no pings.
 SERVER_OPTIONS = {
     "daphne": ["-v", "0", "--ping-interval", "3600"],
-    # What it is without extras, whatever else is installed here.
+    # uvicorn without its extras, even if they are installed.
     "uvicorn": [
         "--log-level",
         "warning",
@@ -88,7 +88,7 @@ def serving(server, application, layer="none", interval=30, threads=16, rate="",
     """
     Start a process of ``server``, one of ``ALL_COMMANDS`` or ``COMMANDS``, and yield its port.
 
-    What it says goes to the file ``log``, if it is to be kept.
+    Its output goes to the file ``log``, if one is given.
     """
     port = free_port()
     command = {**ALL_COMMANDS, **COMMANDS}[server].format(port=port, application=application)
@@ -109,19 +109,19 @@ def serving(server, application, layer="none", interval=30, threads=16, rate="",
 
 
 def layer(name):
-    """Have this process use the channel layer ``name``, see ``settings.layers()``."""
+    """Let this process use the channel layer ``name``, see ``lab_settings.layers()``."""
     return override_settings(CHANNEL_LAYERS=layers(name))
 
 
 async def new_user(permissions=()):
-    """Return a new user, and the key of a session in which they are signed in."""
+    """Return a new user, and the key of a session in which the user is signed in."""
     user = await get_user_model().objects.acreate(username=f"user{next(_numbers)}")
     await user.user_permissions.aset(permissions)
     return user, await sync_to_async(sign_in)(user)
 
 
 async def post(port, path, session=""):
-    """Send a browser's POST."""
+    """Send a POST as a browser does."""
 
     def send():
         http = HTTPConnection("127.0.0.1", port, timeout=LIMIT)
@@ -136,38 +136,38 @@ async def post(port, path, session=""):
 
 
 class _Client:
-    """One end of a WebSocket: frames as dictionaries, and a close as its code."""
+    """A client: messages are dictionaries, and a close is its code."""
 
     def __init__(self):
         self._keys = itertools.count()
 
     async def next(self, limit=LIMIT):
-        """Return the next frame, or the code of the close, or ``None`` after ``limit`` seconds."""
+        """Return the next message, or the close code, or ``None`` after ``limit`` seconds."""
         try:
             return await asyncio.wait_for(self._next(), limit)
         except asyncio.TimeoutError:
             return None
 
     async def next_for(self, key):
-        """Return the next frame with this ``key``, or what ended the socket before."""
-        while isinstance(frame := await self.next(), dict) and frame["key"] != key:
+        """Return the next message with this ``key``, or the close code, or ``None``."""
+        while isinstance(message := await self.next(), dict) and message["key"] != key:
             pass
-        return frame
+        return message
 
     async def send(self, name, **content):
         await self.send_text(json.dumps({"type": name, **content}))
 
     async def call(self, name, **content):
-        """Call the method ``name`` and return the frame that answers."""
+        """Call the method ``name``, and return the answer."""
         key = f"r{next(self._keys)}"
         await self.send(name, reply_key=key, **content)
         return await self.next_for(key)
 
     async def closed(self, limit=LIMIT):
         """Wait for the close, and return its code, or ``None`` after ``limit`` seconds."""
-        while isinstance(frame := await self.next(limit), dict):
+        while isinstance(message := await self.next(limit), dict):
             pass
-        return frame
+        return message
 
     async def is_alive(self):
         answer = await self.call("echo", value=7)
@@ -175,7 +175,7 @@ class _Client:
 
 
 class Refused(RuntimeError):
-    """A handshake that was answered with another ``status`` than 101."""
+    """A handshake whose ``status`` was not 101."""
 
     def __init__(self, name, status):
         super().__init__(f"{name} was answered with {status}")
@@ -183,18 +183,18 @@ class Refused(RuntimeError):
 
 
 class WebSocket(_Client):
-    """A client of a real server: RFC 6455 with short frames, and nothing that costs time."""
+    """A client of a real server: RFC 6455 with unfragmented frames, as fast as possible."""
 
     @classmethod
     async def open(cls, port, path, session):
-        """Open a socket; raises ``Refused`` where the answer is another."""
+        """Open a connection. Raises ``Refused`` if the status is not 101."""
         self = await cls.begin(port, path, session)
         await asyncio.wait_for(self.opened(), LIMIT)
         return self
 
     @classmethod
     async def begin(cls, port, path, session):
-        """Send the handshake, and do not wait for its answer."""
+        """Send the handshake without waiting for the answer."""
         self = cls()
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
         self._writer.write(
@@ -207,7 +207,7 @@ class WebSocket(_Client):
         return self
 
     async def opened(self):
-        """Wait for the answer to ``begin()``; raises ``Refused`` where it is another."""
+        """Wait for the answer to ``begin()``. Raises ``Refused`` if the status is not 101."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         if head.split()[1] != b"101":
             raise Refused(self._name, int(head.split()[1]))
@@ -216,7 +216,7 @@ class WebSocket(_Client):
         await self.send_frame(0x81, text.encode())
 
     async def send_frame(self, first, payload):
-        """Send a frame, whatever its ``first`` byte (0x81: a whole text) and its ``payload``."""
+        """Send a frame with any ``first`` byte (0x81: a complete text) and ``payload``."""
         size = len(payload)
         if size < 126:
             length = bytes([0x80 | size])
@@ -224,17 +224,17 @@ class WebSocket(_Client):
             length = b"\xfe" + size.to_bytes(2, "big")
         else:
             length = b"\xff" + size.to_bytes(8, "big")
-        # Masked with zeros.
+        # The mask is all zeros.
         self._writer.write(bytes([first]) + length + bytes(4) + payload)
 
     async def reset(self):
-        """Vanish, without a close of the WebSocket or of the TCP connection."""
+        """Reset the TCP connection, without a close frame."""
         tcp = self._writer.get_extra_info("socket")
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
     async def close(self):
-        """Say the close of a client that has done its work."""
+        """Send a close frame with the code 1000."""
         payload = (1000).to_bytes(2, "big")
         self._writer.write(bytes([0x88, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
 
@@ -257,7 +257,7 @@ class WebSocket(_Client):
 
 
 class InProcess(_Client):
-    """A client of ``application`` in this process: the lightest server there can be."""
+    """A client of ``application`` in this process, without a server."""
 
     def __init__(self, application, path, session):
         super().__init__()
@@ -265,17 +265,17 @@ class InProcess(_Client):
         self._inbox, self._outbox = asyncio.Queue(), asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         scope = scope_for(path, [cookie(session)])
-        self.task = asyncio.ensure_future(application(scope, self._inbox.get, self._hear))
+        self.task = asyncio.ensure_future(application(scope, self._inbox.get, self._receive))
 
     async def send_text(self, text):
         self._inbox.put_nowait({"type": "websocket.receive", "text": text})
 
     async def leave(self):
-        """Disconnect, and wait until the application has gone."""
+        """Disconnect, and wait until the application has ended."""
         self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
         await asyncio.wait({self.task}, timeout=LIMIT)
 
-    async def _hear(self, message):
+    async def _receive(self, message):
         if message["type"] == "websocket.close":
             self.close_code, self.closed_at = message["code"], monotonic()
         if message["type"] != "websocket.accept":
@@ -289,7 +289,7 @@ class InProcess(_Client):
 
 
 async def rest():
-    """Have all threads of the pools there, and none with a connection to the database."""
+    """Start all threads of the pools, and close the database connections of all threads."""
 
     def meet(barrier):
         barrier.wait(LIMIT)
@@ -303,7 +303,7 @@ async def rest():
 
 
 async def in_groups(make, count, size=50):
-    """Return what ``count`` calls of the coroutine function ``make`` return, ``size`` at a time."""
+    """Return the results of ``count`` calls of the async function ``make``, ``size`` at a time."""
     made = []
     while len(made) < count:
         made += await asyncio.gather(*(make() for _ in range(min(size, count - len(made)))))
@@ -311,43 +311,43 @@ async def in_groups(make, count, size=50):
 
 
 async def reply_times(client, is_over):
-    """Call ``client`` again and again until ``is_over()``; return how long each reply took."""
+    """Call ``client`` repeatedly until ``is_over()``; return the seconds of each reply."""
     times = []
     while not is_over():
-        # A process that stands still while we pause would keep us waiting too.
+        # The time starts before the pause ends: a blocked process would delay this client too.
         due = monotonic() + PAUSE
         await asyncio.sleep(PAUSE)
         if not await client.is_alive():
-            raise RuntimeError("The socket of somebody else has ended.")
+            raise RuntimeError("The connection of another user has ended.")
         times.append(monotonic() - due)
     return times
 
 
 @contextlib.contextmanager
 def collections():
-    """Yield a list that gets the time that each garbage collection took, in seconds."""
+    """Yield a list that receives the seconds of each garbage collection."""
     began, times = [], []
 
-    def handle_event(phase, info):
+    def note(phase, info):
         if phase == "start":
             began.append(monotonic())
         elif began:
             times.append(monotonic() - began.pop())
 
-    gc.callbacks.append(handle_event)
+    gc.callbacks.append(note)
     try:
         yield times
     finally:
-        gc.callbacks.remove(handle_event)
+        gc.callbacks.remove(note)
 
 
 def percentile(times, share):
-    """Return, in ms, what ``share`` of ``times``, in seconds, do not exceed; ``None`` of none."""
+    """Return the percentile ``share`` of ``times`` (seconds) in ms, or ``None`` without times."""
     if not times:
         return None
     return 1000 * sorted(times)[math.ceil(share * len(times)) - 1]
 
 
 def spread(times):
-    """Return p50, p99 and maximum of ``times``, in ms."""
+    """Return p50, p99 and the maximum of ``times``, in ms."""
     return [percentile(times, share) for share in (0.5, 0.99, 1)]

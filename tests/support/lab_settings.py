@@ -1,4 +1,4 @@
-"""The test site, with its layer and its limits from the environment: for several processes."""
+"""The settings of the test site in several processes: layer and limits are in the environment."""
 
 import os
 
@@ -11,7 +11,7 @@ ROOT_URLCONF = "tests.support.lab_site"
 LOGOUT_REDIRECT_URL = "/"
 
 if "sqlite3" not in DATABASES["default"]["ENGINE"]:
-    # Beside the tests' own, which may be at work.
+    # Not the database of the tests, which may run at the same time.
     DATABASES["default"]["TEST"] = {"NAME": f"proof_{os.getpid()}"}
 
 

@@ -1,4 +1,4 @@
-"""The site whose sockets are measured: its views do to users what administrators do."""
+"""The measured site. Its views change users as administrators do."""
 
 import threading
 
@@ -55,7 +55,7 @@ def act(request, name, pk):
 @csrf_exempt
 @require_POST
 def release(request):
-    """Let the blocked handlers go on."""
+    """Let the blocked handlers continue."""
     released.set()
     return HttpResponse("done")
 
@@ -70,7 +70,7 @@ urlpatterns = [
 class Blocks:
     @auto_route
     def block(self, event):
-        """Keep this thread until ``release()``, or for ``seconds``."""
+        """Block this thread until ``release()``, or for ``seconds``."""
         released.clear()
         self.send_json({"key": "began"})
         released.wait(event["seconds"])
@@ -81,14 +81,14 @@ class BlockingManager(Blocks, Manager):
 
 
 class OpenSyncManager(Manager):
-    """As ``OpenManager``: accepts everybody, for routes without a token."""
+    """Like ``OpenManager``: accepts every client, for routes without a token."""
 
     def connect(self):
         self.accept()
 
 
 class Plain(Blocks, PlainJson):
-    """Channels' own consumer, and the documented pattern."""
+    """Channels' consumer with the documented pattern."""
 
 
 SOCKETS = {

@@ -1,4 +1,4 @@
-"""A channel layer that claims to be shared, and does whatever a test wants of it."""
+"""A channel layer that a test can control, and that the package treats as shared."""
 
 import asyncio
 
@@ -7,10 +7,10 @@ from channels.layers import InMemoryChannelLayer
 
 class SharedLayer:
     """
-    An in-memory layer that others take for one between processes.
+    An in-memory layer that the package treats as a layer between processes.
 
-    ``calls`` names each operation; ``fails`` and ``hangs`` are the names of those that raise, or
-    do not answer until ``goes_on`` is set.
+    ``calls`` lists the names of all operations. ``fails`` and ``hangs`` are the names of operations
+    that raise, or wait until ``goes_on`` is set.
     """
 
     group_expiry = 86400
@@ -26,7 +26,7 @@ class SharedLayer:
         if name in self.hangs:
             await self.goes_on.wait()
         if name in self.fails:
-            raise ConnectionError(f"{name}: the layer is away")
+            raise ConnectionError(f"{name}: the layer is unavailable")
         return await getattr(self._inner, name)(*args, **kwargs)
 
     async def new_channel(self, prefix="specific"):
@@ -48,5 +48,5 @@ class SharedLayer:
         return await self._do("receive", channel)
 
     def lose(self):
-        """Forget all groups, as a Redis that was flushed."""
+        """Delete all groups, like a flushed Redis."""
         self._inner.groups.clear()

@@ -1,7 +1,7 @@
 """
-The other end of the measured sockets: RFC 6455 with nothing that costs time.
+The client of the measured connections: a minimal and fast implementation of RFC 6455.
 
-A client on one CPU must keep a server on another one busy, so it parses what it needs, no more.
+One client on one CPU must keep a server on another CPU busy, so it parses only what it needs.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from time import perf_counter
 __all__ = ["Client", "Refused", "connects", "handshake", "leave", "opened", "replies"]
 
 LIMIT = 60
-# What Chromium sends along, less what differs by machine.
+# The headers of Chromium, without those that depend on the machine.
 HEADERS = (
     "GET {path} HTTP/1.1\r\n"
     "Host: 127.0.0.1\r\n"
@@ -33,7 +33,7 @@ CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
 
 
 class Refused(RuntimeError):
-    """A handshake that was not answered with 101, or a socket that was closed by its server."""
+    """A handshake that was not answered with 101, or a connection that the server closed."""
 
 
 def handshake(path, session=""):
@@ -50,9 +50,7 @@ def frame(content):
 
 
 class Client(asyncio.Protocol):
-    """
-    One socket. ``on_frame``, if there is one, is called with the payload of each text frame.
-    """
+    """One connection. Calls ``on_frame(client, payload)``, if set, for each text frame."""
 
     __slots__ = ("_buffer", "_request", "closed", "on_frame", "opened", "transport")
 
@@ -88,7 +86,7 @@ class Client(asyncio.Protocol):
             if opcode == 1 and self.on_frame is not None:
                 self.on_frame(self, payload)
             elif opcode == 8:
-                self._hear_close(payload)
+                self._handle_close(payload)
         self._buffer = data
 
     def connection_lost(self, error):
@@ -98,10 +96,10 @@ class Client(asyncio.Protocol):
             self.closed.set_result(1006)
 
     def leave(self):
-        """Say the close of a client that has done its work."""
+        """Send a close frame with the code 1000."""
         self.transport.write(CLOSE)
 
-    def _hear_close(self, payload):
+    def _handle_close(self, payload):
         if not self.closed.done():
             self.closed.set_result(int.from_bytes(payload[:2], "big"))
         self.transport.close()
@@ -116,7 +114,7 @@ async def opened(port, request, host="127.0.0.1"):
 
 
 async def leave(clients):
-    """Close ``clients``, and wait until their server has."""
+    """Close ``clients``, and wait until the server has closed them too."""
     for client in clients:
         client.leave()
     for client in clients:
@@ -125,9 +123,9 @@ async def leave(clients):
 
 async def connects(port, requests, at_once):
     """
-    Open and close a socket for each of ``requests``, ``at_once`` of them at a time.
+    Open and close a connection for each of ``requests``, ``at_once`` of them at a time.
 
-    Returns how many seconds all took, and how long each waited for its answer.
+    Return the seconds of all, and the seconds that each waited for its answer.
     """
     requests, times = iter(requests), []
 
@@ -147,17 +145,17 @@ async def connects(port, requests, at_once):
 
 async def replies(clients, text, expected, count):
     """
-    Have ``count`` calls answered, each client sending ``text`` again once it has its answer.
+    Send ``text`` from each client, again after each answer, until ``count`` calls are answered.
 
-    Each answer must hold the bytes ``expected``.
+    Each answer must contain the bytes ``expected``.
 
-    Returns how many seconds all took, and how long each call waited.
+    Return the seconds of all, and the seconds that each call waited.
     """
     done = asyncio.get_running_loop().create_future()
     began_at, times = {}, []
     left = count - len(clients)
 
-    def handle_event(client, payload):
+    def handle_frame(client, payload):
         nonlocal left
         if b"websocket.ready" in payload:
             return
@@ -174,7 +172,7 @@ async def replies(clients, text, expected, count):
 
     began = perf_counter()
     for client in clients:
-        client.on_frame = handle_event
+        client.on_frame = handle_frame
         began_at[client] = perf_counter()
         client.transport.write(text)
     try:

@@ -1,4 +1,4 @@
-"""The pages that people read: their code blocks, and what runs these as a site would."""
+"""The pages of the documentation: their code blocks, and a site that can run them."""
 
 import ast
 import contextlib
@@ -24,7 +24,7 @@ from .secret_servers import NGINX_USER, nginx_command
 from .servers import free_port, make_certificate, running
 
 PACKAGE = Path(channels_websocket_utils.__file__).parent
-# Those of which a test runs every block.
+# The pages of which the tests run every block.
 PARTS = (
     "admin checks client existing_consumers gate howto_behind_nginx howto_from_0_1 "
     "howto_from_own_token howto_several_servers javascript live_sockets messages middleware "
@@ -35,7 +35,7 @@ NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}
 
 
-# A project of its own, and the test of it: see test_readme.
+# The reader's project, and its test, see test_readme.
 FIRST = blocks("README.rst", "In your own project")
 OWN_PROJECT = [block.code for block in [*FIRST, *blocks("docs/revocation.rst", "Test it")]]
 # The Python of these pages continues that project.
@@ -47,8 +47,8 @@ def of_kind(name, kind):
     return [block.code for block in blocks(name) if block.kind == kind]
 
 
-class Anyone(AsyncWebSocketManagerConsumer):
-    """In the place of the site's own consumers."""
+class SiteConsumer(AsyncWebSocketManagerConsumer):
+    """A consumer that stands for the site's own consumers."""
 
     @auto_route
     async def greet(self, event):
@@ -56,12 +56,12 @@ class Anyone(AsyncWebSocketManagerConsumer):
 
 
 def site(name):
-    """Return the names that the code of a page takes for granted: a site's own."""
-    browsers = stack(Anyone)
+    """Return the names that the code of a page uses without defining them."""
+    browsers = stack(SiteConsumer)
     names = {
         "BASE_DIR": ROOT,
-        "ChatConsumer": Anyone,
-        "YourConsumer": Anyone,
+        "ChatConsumer": SiteConsumer,
+        "YourConsumer": SiteConsumer,
         "ProtocolTypeRouter": ProtocolTypeRouter,
         "URLRouter": URLRouter,
         "UserAdmin": UserAdmin,
@@ -72,7 +72,7 @@ def site(name):
         "path": path,
         "user": None,
         "your_site": AdminSite(),
-        "websocket_urlpatterns": [path("ws/chat/<str:token>", Anyone.as_asgi())],
+        "websocket_urlpatterns": [path("ws/chat/<str:token>", SiteConsumer.as_asgi())],
     }
     if name in CONTINUED:
         for block in FIRST:
@@ -82,9 +82,9 @@ def site(name):
 
 
 def executed(name, **given):
-    """Execute the Python blocks of a page one after the other, and return what they have named."""
+    """Execute the Python blocks of a page one after the other, and return their names."""
     names = {**site(name), **given}
-    with deaf_afterwards():
+    with signals_restored():
         for code in of_kind(name, "python"):
             if code not in OWN_PROJECT and not awaits(code):
                 exec(code, names)
@@ -92,36 +92,34 @@ def executed(name, **given):
 
 
 @contextlib.contextmanager
-def deaf_afterwards():
-    """Let receivers that are connected meanwhile hear nothing of other tests."""
-    told = [getattr(signals, name) for name in signals.__all__]
-    before = [[*signal.receivers] for signal in told]
+def signals_restored():
+    """Disconnect, after the block, the receivers that were connected in it."""
+    all_signals = [getattr(signals, name) for name in signals.__all__]
+    before = [[*signal.receivers] for signal in all_signals]
     try:
         yield
     finally:
-        for signal, receivers in zip(told, before, strict=True):
+        for signal, receivers in zip(all_signals, before, strict=True):
             signal.receivers = receivers
             signal.sender_receivers_cache.clear()
 
 
 def awaits(code):
-    """Whether the code awaits something outside of a function: a server, which it then needs."""
+    """Return whether the code uses ``await`` outside of a function, so that it needs a server."""
     tree = compile(code, "<docs>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     return bool(tree.co_flags & inspect.CO_COROUTINE)
 
 
-def named(page, words, **given):
-    """Execute the one Python block of a page that has these ``words``; return what it names."""
-    (code,) = (
-        code for code in of_kind(page, "python") if words in code and code not in OWN_PROJECT
-    )
+def named(page, text, **given):
+    """Execute the one Python block of a page that contains ``text``; return its names."""
+    (code,) = (code for code in of_kind(page, "python") if text in code and code not in OWN_PROJECT)
     names = {**site(page), **given}
     exec(code, names)
     return names
 
 
 def nginx_parts(code, port, certificates):
-    """Return what of a block stands in ``http``, and what beside it, for this machine."""
+    """Return the parts of a block inside and outside of ``http``, adapted to this machine."""
     code = code.replace("/etc/ssl/example.org.pem", f"{certificates}/fullchain.pem")
     code = code.replace("/etc/ssl/example.org.key", f"{certificates}/privkey.pem")
     code = code.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
@@ -132,14 +130,14 @@ def nginx_parts(code, port, certificates):
     return ("", code) if "events {" in code else (code, "events {}")
 
 
-# For who asks a server whose certificate is our own.
+# For clients of a server with a self-signed certificate.
 TRUSTING = ssl.create_default_context()
 TRUSTING.check_hostname, TRUSTING.verify_mode = False, ssl.CERT_NONE
 
 
 @contextlib.contextmanager
 def proxy(upstream, folder, code):
-    """Have nginx with the block ``code`` before the port ``upstream``; yield its own port."""
+    """Run nginx with the block ``code`` in front of the port ``upstream``; yield its port."""
     port = free_port()
     folder = folder / f"nginx-{port}"
     folder.mkdir()

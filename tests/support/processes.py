@@ -1,4 +1,4 @@
-"""Server processes that can be stopped, killed, held still and started again."""
+"""Server processes that can be stopped, killed, suspended and started again."""
 
 import contextlib
 import getpass
@@ -19,9 +19,9 @@ __all__ = ["ASGI", "Nginx", "PostgreSQL", "Process", "Redis", "cpu_seconds", "pi
 
 class Process:
     """
-    A server on ``port``, in a ``folder`` of its own, whose starts all add to one log.
+    A server on ``port`` with its own ``folder``. All of its starts write to one log.
 
-    The block of ``with`` has it running. The methods block until what they say is true.
+    The server runs during a ``with`` block. Methods return when their effect has happened.
     """
 
     name = None
@@ -72,7 +72,7 @@ class Process:
         self.wait_for(self.port)
 
     def wait_for(self, port):
-        """Wait until something answers on ``port``, and no longer than the process lives."""
+        """Wait until the process answers on ``port``; fail if it ends."""
         wait_for(self._process, port, self._log)
 
     def stop(self, how=None):
@@ -83,7 +83,7 @@ class Process:
         self.stop(signal.SIGKILL)
 
     def hold(self):
-        """Let it stand still: its port takes connections, and nobody answers."""
+        """Suspend the process: the port accepts connections, but nothing answers."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self):
@@ -103,7 +103,7 @@ class ASGI(Process):
 
 
 class Redis(Process):
-    """A Redis that keeps nothing when it is stopped."""
+    """A Redis without persistence."""
 
     @property
     def url(self):
@@ -114,13 +114,13 @@ class Redis(Process):
 
 
 class PostgreSQL(Process):
-    """A cluster of its own, which no power cut will meet."""
+    """A PostgreSQL cluster without protection against power failures."""
 
-    # Fast: sessions are ended, not waited for.
+    # A fast shutdown ends the sessions and does not wait for them.
     stops_by = signal.SIGINT
 
     def __init__(self, folder):
-        # It does not run as root.
+        # PostgreSQL does not run as root.
         owner = {"user": "postgres"} if os.getuid() == 0 else {}
         super().__init__(folder, **owner)
         self._bin = postgresql_folder()
@@ -144,17 +144,17 @@ class PostgreSQL(Process):
 
     def start(self):
         super().start()
-        # It takes connections before it lets anybody in.
+        # The port accepts connections before the database does.
         ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         deadline = time.monotonic() + LIMIT
         while subprocess.run(ready).returncode:
             if time.monotonic() > deadline:
-                raise AssertionError(f"PostgreSQL lets nobody in:\n{self.log}")
+                raise AssertionError(f"PostgreSQL does not get ready:\n{self.log}")
             time.sleep(0.05)
 
 
 class Nginx(Process):
-    """A proxy with a ``configuration``, in which ``{port}`` and the ``values`` are filled in."""
+    """An nginx with a ``configuration``, in which ``{port}`` and the ``values`` are replaced."""
 
     def __init__(self, folder, configuration, port=None, **values):
         super().__init__(folder, port)
@@ -167,12 +167,12 @@ class Nginx(Process):
 
 
 def pin(pid, cpus):
-    """Let all threads of a process run on ``cpus`` alone."""
+    """Let all threads of a process run on ``cpus`` only."""
     for task in os.listdir(f"/proc/{pid}/task"):
         os.sched_setaffinity(int(task), cpus)
 
 
 def cpu_seconds(pid):
-    """Return the time that the threads of a process have had, in seconds."""
+    """Return the CPU time of all threads of a process, in seconds."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

@@ -1,9 +1,9 @@
 """
-A race for tokens: operating-system processes that all try to spend each token at once.
+A race for tokens: operating-system processes that all try to redeem each token at once.
 
-``race()`` counts how often each token was accepted. The controls: ``spend_naively`` and
-``spend_naively_in_cache`` read, check and save, as it is usually written; ``spend_by_join`` decides
-by one UPDATE, but looks at the user in it too.
+``race()`` counts how often each token was accepted. The controls: ``redeem_naively`` and
+``redeem_naively_in_cache`` read, check and save, as it is usually written. ``redeem_by_join``
+decides with one UPDATE that also checks the user.
 """
 
 import multiprocessing
@@ -14,26 +14,26 @@ PROCESSES = 8
 LIMIT = 120
 
 
-def race(environment, digests, spend, processes=PROCESSES):
+def race(environment, digests, redeem, processes=PROCESSES):
     """
     Let ``processes`` processes race for each of ``digests``; return the pair (accepted, errors).
 
-    ``environment`` names the database to ``tests.support.settings``. ``accepted`` counts by digest,
-    ``errors`` lists what was raised. ``spend`` is the name of a function here.
+    ``environment`` names the database for ``tests.support.settings``. ``accepted`` counts by
+    digest, ``errors`` lists the exceptions. ``redeem`` is the name of a function in this module.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     outcomes = context.Queue()
     runners = [
-        context.Process(target=_run, args=(environment, digests, spend, barrier, outcomes))
+        context.Process(target=_run, args=(environment, digests, redeem, barrier, outcomes))
         for _ in range(processes)
     ]
     for runner in runners:
         runner.start()
     accepted, errors = Counter(), []
     for _ in runners:
-        mine, raised = outcomes.get(timeout=LIMIT)
-        accepted.update(mine)
+        found, raised = outcomes.get(timeout=LIMIT)
+        accepted.update(found)
         errors += raised
     for runner in runners:
         runner.join(LIMIT)
@@ -41,7 +41,7 @@ def race(environment, digests, spend, processes=PROCESSES):
 
 
 def issue(environment, count):
-    """Return the digests of ``count`` tokens of a user, in an empty database, by a process."""
+    """Issue ``count`` tokens in an empty database, in another process; return the digests."""
     context = multiprocessing.get_context("spawn")
     digests = context.Queue()
     process = context.Process(target=_issue, args=(environment, count, digests))
@@ -52,17 +52,17 @@ def issue(environment, count):
         process.join(LIMIT)
 
 
-def spend_by_gate(digest):
-    """Return whether the gate let a socket with this token in."""
+def redeem_by_gate(digest):
+    """Return whether the gate accepts a connection with this token."""
     from channels_websocket_utils.gate import decision
 
     verdict = decision.decide(digest, token_only=True)
-    # In a cache what is spent is gone.
+    # A cache deletes redeemed tokens, so they are unknown.
     assert verdict.token.reason in (None, "redeemed", "unknown"), verdict.token.reason
     return verdict.token.is_valid
 
 
-def spend_naively(digest):
+def redeem_naively(digest):
     from channels_websocket_utils.models import WebSocketToken
     from channels_websocket_utils.tokens import clock
 
@@ -74,7 +74,7 @@ def spend_naively(digest):
     return True
 
 
-def spend_by_join(digest):
+def redeem_by_join(digest):
     from channels_websocket_utils.models import WebSocketToken
     from channels_websocket_utils.tokens import clock
 
@@ -82,12 +82,12 @@ def spend_by_join(digest):
     return rows.update(used_at=clock.now()) == 1
 
 
-def spend_naively_in_cache(digest):
+def redeem_naively_in_cache(digest):
     from django.core.cache import cache
 
-    if cache.get(f"spent.{digest}"):
+    if cache.get(f"redeemed.{digest}"):
         return False
-    cache.set(f"spent.{digest}", True, 600)
+    cache.set(f"redeemed.{digest}", True, 600)
     return True
 
 
@@ -114,13 +114,13 @@ def _issue(environment, count, digests):
     digests.put([digest_of(get_websocket_token(user)) for _ in range(count)])
 
 
-def _run(environment, digests, spend, barrier, outcomes):
+def _run(environment, digests, redeem, barrier, outcomes):
     _set_up(environment)
     accepted, errors = [], []
     for digest in digests:
         barrier.wait(LIMIT)
         try:
-            if globals()[spend](digest):
+            if globals()[redeem](digest):
                 accepted.append(digest)
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}")

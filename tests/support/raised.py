@@ -1,4 +1,4 @@
-"""What a handler can raise: one of each kind, and methods that raise it."""
+"""Exceptions that a handler can raise, and methods that raise them."""
 
 import asyncio
 import builtins
@@ -8,10 +8,10 @@ from channels_websocket_utils.decorators import auto_route
 
 
 class NotAnError(BaseException):
-    """As the libraries have them that mean to get past ``except Exception``."""
+    """An exception that ``except Exception`` does not catch, as some libraries define them."""
 
 
-# By name: functions that raise.
+# By name: functions that create the exception.
 RAISED = {
     "Exception": lambda: Exception("raised"),
     "RecursionError": lambda: RecursionError("raised"),
@@ -25,14 +25,14 @@ RAISED = {
     "SystemExit": lambda: SystemExit("raised"),
 }
 if sys.version_info >= (3, 11):
-    # By another way than their names, which Python 3.10 does not know.
+    # Through builtins, because Python 3.10 does not have these names.
     _group, _base_group = builtins.ExceptionGroup, builtins.BaseExceptionGroup
     RAISED["ExceptionGroup"] = lambda: _group("raised", [ValueError("in it")])
     RAISED["BaseExceptionGroup"] = lambda: _base_group("raised", [NotAnError("in it")])
 
 
 class Raising:
-    """For consumers: the event says what ``kind`` is raised."""
+    """A mixin for consumers. The message contains the ``kind`` of exception to raise."""
 
     @auto_route
     def fail_in_thread(self, event):

@@ -1,4 +1,4 @@
-"""The sample site as a real process, and visitors with their own cookies."""
+"""The sample site as a real process, and clients with their own cookies."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ LIMIT = 20
 
 
 class Site:
-    """``manage.py`` of the sample site, with a database of its own."""
+    """``manage.py`` of the sample site, with its own database."""
 
     def __init__(self, database, log):
         self.database = database
@@ -37,7 +37,7 @@ class Site:
 
     @property
     def environment(self):
-        # pytest-django has set the settings of the package's own tests.
+        # pytest-django has set DJANGO_SETTINGS_MODULE for the package's tests.
         return {
             **os.environ,
             "DJANGO_SETTINGS_MODULE": "config.settings",
@@ -46,7 +46,7 @@ class Site:
         }
 
     def manage(self, *args):
-        """Run a command and return what it printed."""
+        """Run a command, and return its output."""
         done = subprocess.run(
             [sys.executable, "manage.py", *args],
             cwd=SAMPLE_SITE,
@@ -88,7 +88,7 @@ class Site:
 
 
 class Visitor:
-    """Somebody's browser, without a window: cookies, forms and sockets."""
+    """A simulated browser: cookies, forms and connections."""
 
     def __init__(self, site):
         self.site = site
@@ -103,7 +103,7 @@ class Visitor:
         try:
             response = self.opener.open(request, timeout=LIMIT)
         except urllib.error.HTTPError as error:
-            # Not followed, and an answer all the same.
+            # A response with an error status is a result too.
             response = error
         with response:
             return Page(response.status, response.url, response.headers, response.read().decode())
@@ -127,7 +127,7 @@ class Visitor:
 
     @contextlib.contextmanager
     def open_board(self, token=None, origin=None):
-        """A ``Socket`` on the board. Raises ``InvalidStatus`` when it is refused."""
+        """Yield a ``Socket`` on the board. Raises ``InvalidStatus`` if it is refused."""
         token = token or json.loads(self.ask_for_token().text)["token"]
         cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.cookies)
         with connect(
@@ -149,7 +149,7 @@ class Page:
 
 
 class Socket:
-    """A socket on the board that remembers pushes until they are asked for."""
+    """A connection to the board. It keeps pushes until a test reads them."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -161,35 +161,35 @@ class Socket:
         self.count += 1
         reply_key = f"ask.{self.count}"
         self.connection.send(json.dumps({"type": type, "reply_key": reply_key, **payload}))
-        return self._until(lambda frame: frame["key"] == reply_key)
+        return self._until(lambda message: message["key"] == reply_key)
 
     def ask_all(self, type, **payload):
-        """Return the parts that a stream answers with."""
+        """Return all parts of a stream."""
         parts = [self.ask(type, **payload)]
         while parts[-1].get("more"):
-            parts.append(self.handle_event(parts[0]["key"]))
+            parts.append(self.next_push(parts[0]["key"]))
         return parts[:-1]
 
-    def handle_event(self, key, test=lambda frame: True):
+    def next_push(self, key, test=lambda message: True):
         """Return the first push under ``key`` that passes the ``test``."""
-        return self._until(lambda frame: frame["key"] == key and test(frame))
+        return self._until(lambda message: message["key"] == key and test(message))
 
     def _until(self, test):
-        for frame in self.pushes:
-            if test(frame):
-                self.pushes.remove(frame)
-                return frame
+        for message in self.pushes:
+            if test(message):
+                self.pushes.remove(message)
+                return message
         deadline = time.monotonic() + LIMIT
         while True:
-            frame = json.loads(self.connection.recv(max(0, deadline - time.monotonic())))
-            if test(frame):
-                return frame
-            self.pushes.append(frame)
+            message = json.loads(self.connection.recv(max(0, deadline - time.monotonic())))
+            if test(message):
+                return message
+            self.pushes.append(message)
 
 
 @contextlib.contextmanager
 def running_site(folder):
-    """The sample site with its demo users, on a free port and with its database in ``folder``."""
+    """Run the sample site with its demo users, on a free port, with its database in ``folder``."""
     site = Site(folder / "db.sqlite3", folder / "log.txt")
     site.database.write_bytes(_new_database())
     site.start()
@@ -201,7 +201,7 @@ def running_site(folder):
 
 @functools.cache
 def _new_database():
-    """Return the database of a new site, with its demo users, as bytes; made once in a process."""
+    """Return the database of a new site with its demo users, as bytes. A process makes it once."""
     with tempfile.TemporaryDirectory() as folder:
         site = Site(Path(folder, "db.sqlite3"), Path(folder, "log.txt"))
         site.manage("migrate")

@@ -1,5 +1,5 @@
 """
-Servers of ``secret_site`` with their logs in a folder: as they are, and as docs/security.rst says.
+Servers of ``secret_site`` with their logs in a folder: with defaults, or as in docs/security.rst.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from urllib.parse import unquote
 from .servers import LIMIT, free_port, running
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-# Its workers would not be allowed into folders of ours, nor to the Unix sockets there.
+# Otherwise its workers cannot read the tests' folders, or the Unix sockets in them.
 NGINX_USER = "user root;" if os.getuid() == 0 else ""
 DOCS = Path(__file__).parents[2] / "docs/security.rst"
 APPLICATION = "tests.support.secret_site:application"
 _UVICORN = "uvicorn --host 127.0.0.1 --port {port} --lifespan off --log-level debug {site} --ws "
-# Of each: the command as it is, and what the documentation adds.
+# For each server: the command, and the options that the documentation adds.
 SERVERS = {
     "daphne": (
         "daphne -v 2 -b 127.0.0.1 -p {port} --access-log {folder}/access.log {site}",
@@ -40,7 +40,7 @@ SERVERS = {
 
 
 def recipe(kind, number=0, docs=DOCS):
-    """Return the code block ``number`` of this kind in ``docs``, docs/security.rst."""
+    """Return the code block ``number`` of this kind in the file ``docs``."""
     blocks = re.findall(rf"\.\. code-block:: {kind}\n\n((?:    .*\n|\n)+)", docs.read_text())
     return re.sub(r"^    ", "", blocks[number], flags=re.M).strip() + "\n"
 
@@ -50,8 +50,8 @@ def serving(server, folder, environment, hide):
     """
     Serve the site with ``server``, one of ``SERVERS``, and yield the port.
 
-    ``folder`` holds what the server said in ``server.log`` and ``access.log``, and what the site
-    kept. ``hide``: with the documented filters.
+    ``folder`` contains the server's output in ``server.log`` and ``access.log``, and the files of
+    the site. ``hide`` adds the documented filters.
     """
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -59,7 +59,7 @@ def serving(server, folder, environment, hide):
     command = command.format(port=port, folder=folder, site=APPLICATION).split()
     if hide and addition:
         log_config = json.loads(recipe("json"))
-        # All that there is to hide.
+        # Log everything that the filters must hide.
         log_config["root"]["level"] = "DEBUG"
         Path(folder, "logging.json").write_text(json.dumps(log_config))
         command += addition.format(folder=folder).split()
@@ -76,10 +76,10 @@ def serving(server, folder, environment, hide):
     }
     with running(command, port, folder / "server.log", env=environment) as process:
         yield port
-        # The servers finish their lines. A process started in the background ignores SIGINT.
+        # Let the server complete its log. A process in the background ignores SIGINT.
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # Daphne may not end while a thread of Channels waits for its loop: then it is killed.
+            # Daphne may not end while a thread of Channels waits for the event loop; it is killed.
             process.wait(LIMIT)
 
 
@@ -92,9 +92,9 @@ def _through_sed(folder, command):
 
 def nginx_command(http, folder, main="events {}"):
     """
-    Return the command of an nginx with this configuration, all of whose files are in ``folder``.
+    Return the command of an nginx with this configuration and all of its files in ``folder``.
 
-    ``http`` is what stands in its block of that name, ``main`` what stands beside that.
+    ``http`` is the content of the ``http`` block, ``main`` the text outside of it.
     """
     temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = "".join(f"{name}_temp_path {folder}/{name};\n" for name in temporary)
@@ -107,9 +107,9 @@ def nginx_command(http, folder, main="events {}"):
 @contextlib.contextmanager
 def proxying(upstream, folder, hide=True, number=0):
     """
-    Have nginx before the port ``upstream``, by the recipe ``number``, and yield its port.
+    Run nginx in front of the port ``upstream``, with the recipe ``number``, and yield its port.
 
-    What it said is in ``access.log`` and ``error.log`` of ``folder``.
+    It writes to ``access.log`` and ``error.log`` in ``folder``.
     """
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -121,17 +121,17 @@ def proxying(upstream, folder, hide=True, number=0):
     command = nginx_command(f"access_log off;\n{site}", folder)
     with running(command, port, folder / "nginx.log") as process:
         yield port
-        # It logs a socket when that has ended.
+        # nginx logs a connection when it has ended.
         process.send_signal(signal.SIGQUIT)
         process.wait(LIMIT)
 
 
 def seen(secrets, text):
     """
-    Return those of ``secrets`` of which ten characters in a row stand in ``text``.
+    Return the ``secrets`` of which ten consecutive characters occur in ``text``.
 
-    However they were escaped: every run of ten is looked for in the text as it is, and in what
-    is left of it when it is unquoted.
+    Every ten consecutive characters are searched in the text, and in each form of the text with
+    one more level of percent-escapes removed.
     """
     texts = [text]
     while (plain := unquote(texts[-1], encoding="latin1")) != texts[-1]:

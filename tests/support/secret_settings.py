@@ -1,4 +1,4 @@
-"""The site of ``secret_site``: in debug mode, and with every logger that there is at DEBUG."""
+"""The settings of ``secret_site``: debug mode, and every logger at DEBUG."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ LOGGING = {
     },
 }
 if os.environ.get("SECRETS_ROOT"):
-    # Of servers that leave the root logger to Django.
+    # For servers that do not configure the root logger.
     LOGGING["root"] = {"handlers": ["console"], "level": "DEBUG"}
 if os.environ.get("SECRETS_DOCUMENTED"):
     documented = {}

@@ -1,9 +1,9 @@
 """
-A site that breaks in every way, and keeps what it says in ``SECRETS_FOLDER``.
+A site that fails in many ways, and writes its output to files in ``SECRETS_FOLDER``.
 
-``issued``: the tokens that the endpoint has made. ``ours`` and ``others``: the locals, as Django's
-debug page prints them, of the frames of this package and of all others, for exceptions that went
-through the sockets' application. ``pages``: what the endpoint answered when it broke.
+``issued``: the tokens that the endpoint has issued. ``ours`` and ``others``: for exceptions that
+leave the WebSocket application, the local variables of the package's frames and of all other
+frames, as Django's debug page prints them. ``pages``: the error pages of the endpoint.
 """
 
 import secrets
@@ -41,14 +41,14 @@ def keep(name, text):
         print(text, file=file)
 
 
-def make_and_remember(size):
+def issue_and_keep(size):
     secret = secrets.token_urlsafe(size)
     keep("issued", shape.TOKEN_PREFIX + secret)
     return secret
 
 
 class BreakingStore(DatabaseTokenStore):
-    """Fails in a way that nobody expects, where a token is asked for the path /break."""
+    """A store that raises an unexpected exception for a token with the path /break."""
 
     def add(self, now, max_unused, **fields):
         super().add(now, max_unused, **fields)
@@ -71,7 +71,7 @@ if "unexpected" not in get_converters():
 
 
 class Reported:
-    """Keep the locals of each exception's frames, as an error tracker would."""
+    """Write the local variables of an exception's frames to files, like an error tracker."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -93,7 +93,7 @@ def report(error):
 
 
 def keep_error_page(get_response):
-    """Middleware: keep the page that is answered where something broke."""
+    """Return a middleware that writes error pages to a file."""
 
     def middleware(request):
         response = get_response(request)
@@ -105,12 +105,12 @@ def keep_error_page(get_response):
 
 
 def careless(request):
-    """The control: a view that keeps a token in a local and then breaks."""
+    """Raise an exception with a token in a local variable: the control."""
     token = get_websocket_token(request.user)
     raise ZeroDivisionError(f"broken with {len(token)} characters")
 
 
-issuing.secrets = SimpleNamespace(token_urlsafe=make_and_remember)
+issuing.secrets = SimpleNamespace(token_urlsafe=issue_and_keep)
 urlpatterns = [
     path("websocket/", include("channels_websocket_utils.urls")),
     path("careless/", careless),

@@ -1,4 +1,4 @@
-"""Real servers as processes, and a client so small that it can send what no library would."""
+"""Real servers as processes, and a minimal client that can send malformed handshakes."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-# Far more than anything here takes; waiting ends with the event, not with the time.
+# Seconds. Nothing here takes nearly as long, because waiting ends with the event.
 LIMIT = 30
 COMMANDS = {
     "daphne": "daphne -b 127.0.0.1 -p {port} {application}",
     "uvicorn": "uvicorn --host 127.0.0.1 --port {port} --lifespan off {application}",
 }
-# Every implementation of the protocol that people run.
+# Every implementation of WebSocket in common use.
 ALL_COMMANDS = {
     "daphne": COMMANDS["daphne"],
     **{
@@ -26,7 +26,7 @@ ALL_COMMANDS = {
     "hypercorn": "hypercorn --bind 127.0.0.1:{port} {application}",
 }
 
-# What stands around a file that Debian's nginx would find in conf.d.
+# The configuration around a file that Debian's nginx would include from conf.d.
 NGINX_AROUND = """
 daemon off;
 pid nginx.pid;
@@ -46,40 +46,41 @@ http {{
 
 
 def postgresql_folder():
-    """Return the folder of PostgreSQL's programs, or ``None``: Debian has them beside the path."""
+    """Return the folder of PostgreSQL's programs, or ``None``. On Debian it is not in PATH."""
     found = shutil.which("initdb")
     found = [found] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return Path(found[-1]).resolve().parent if found else None
 
 
 def redis_command(port, *options):
-    """Return the command of a Redis on ``port`` that keeps nothing when it ends."""
+    """Return the command of a Redis on ``port`` without persistence."""
     return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
 
 
 def make_certificate(folder):
-    """Put ``fullchain.pem`` and ``privkey.pem`` into ``folder``; nobody trusts them."""
+    """Write a self-signed ``fullchain.pem`` and its ``privkey.pem`` to ``folder``."""
     files = ["-keyout", "privkey.pem", "-out", "fullchain.pem"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a", *files]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
-# Each worker has a half of them: what one has been given and does not use yet, none else is.
+# Each worker uses half of the ports, so that two workers never choose the same one.
 _HALF = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
 _given_ports = set()
 
 
 def free_port():
     """
-    Return a port nobody listens on, another each time.
+    Return a free port, a different one each time.
 
-    The system may name one twice, and a proxy on the port of what is behind it asks itself.
+    The system may return the same port twice before it is used: then a proxy and its upstream would
+    get the same port.
     """
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        # Not by the lowest bit: Linux names even ones or odd ones, as it likes.
+        # Not the lowest bit: Linux prefers ports of one parity.
         if port not in _given_ports and port // 2 % 2 == _HALF:
             _given_ports.add(port)
             return port
@@ -87,7 +88,7 @@ def free_port():
 
 @contextlib.contextmanager
 def running(command, port, log, **options):
-    """Run ``command`` as a server until the block ends; yield once it answers on ``port``."""
+    """Run ``command`` as a server until the block ends; yield when it answers on ``port``."""
     with open(log, "ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
     try:
@@ -133,16 +134,16 @@ def serving(server, log, environment, application="tests.support.asgi:applicatio
 
 async def knock(port, path, **options):
     """
-    Open a socket with the raw ``path`` and return the HTTP status, or the close code if it opened.
+    Open a connection with the raw ``path``; return the HTTP status, or the close code if it opens.
 
-    ``session`` is a session's key. ``path``, more ``headers`` and the text frames go out as they
-    are: those in ``early`` along with the handshake, those in ``frames`` once it is answered.
-    ``tls`` is an ``SSLContext``. Returns the first text frame instead where the server sends one
-    before it closes, 1006 where it twice sends nothing more once the socket is open, and ``None``
-    where it hangs up without an answer.
+    ``session`` is a session key. ``path``, additional ``headers`` and the text frames are sent
+    unchanged: the frames in ``early`` with the handshake, those in ``frames`` after its answer.
+    ``tls`` is an ``SSLContext``. Returns the first text frame if the server sends one before it
+    closes, 1006 if it sends nothing after the handshake, twice, and ``None`` if it ends the
+    connection without an answer.
     """
     answer = await _knock(port, path, **options)
-    # Daphne loses one close in thousands: docs/proofs/attacks.rst counts them.
+    # Daphne loses one close in thousands, see docs/proofs/attacks.rst.
     return await _knock(port, path, **options) if answer == 1006 else answer
 
 
@@ -183,7 +184,7 @@ async def _knock(port, path, *, session=None, headers=(), early=(), frames=(), t
 
 
 def _masked(text):
-    """A client's text frame of up to 125 bytes, RFC 6455 section 5.2, with a mask of zeros."""
+    """Return a client's text frame of up to 125 bytes (RFC 6455, section 5.2), mask all zeros."""
     payload = text.encode()
     return bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload
 

@@ -1,4 +1,4 @@
-"""The site that the tests run in; also served by real servers, with its database from outside."""
+"""The settings of the tests, also for real servers. The environment names the database."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STATIC_URL = "static/"
 
 
 def database(url: str) -> dict[str, Any]:
-    """Return Django's settings of a PostgreSQL URL, or of the path of an SQLite file."""
+    """Return Django's settings for a PostgreSQL URL or the path of an SQLite file."""
     if not url.startswith("postgresql://"):
-        # The tests' own is a file too, one a run: in-memory databases are not shared as files are.
+        # The test database is a file, one for each run: in-memory databases are not shared.
         test = {"NAME": f"{tempfile.gettempdir()}/websocket_utils_{os.getpid()}.sqlite3"}
-        # What a power cut would leave is not among the claims, and waiting for the disk is slow.
+        # The tests do not cover power failures, and waiting for the disk is slow.
         options = {"init_command": "PRAGMA synchronous=OFF"}
         engine = "django.db.backends.sqlite3"
         return {"ENGINE": engine, "NAME": url, "TEST": test, "OPTIONS": options}
@@ -38,7 +38,7 @@ def database(url: str) -> dict[str, Any]:
 
 
 def database_url(settings_dict: dict[str, Any]) -> str:
-    """Return what ``database()`` was made from, for another process."""
+    """Return the argument of ``database()``, for another process."""
     if "sqlite3" in settings_dict["ENGINE"]:
         return str(settings_dict["NAME"])
     return "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**settings_dict)
@@ -47,7 +47,7 @@ def database_url(settings_dict: dict[str, Any]) -> str:
 def channel_layer(url: str | None) -> dict[str, Any]:
     if not url:
         return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
-    # Without this redis-py 8 ends every consumer that is idle for 10 seconds.
+    # Without this setting redis-py 8 ends every consumer that is idle for 10 seconds.
     host = {"address": url, "socket_timeout": None}
     return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
 
@@ -60,7 +60,7 @@ def cache(url: str | None) -> dict[str, Any]:
 
 DATABASES = {"default": database(os.environ.get("TEST_DATABASE", ":memory:"))}
 CHANNEL_LAYERS = {"default": channel_layer(os.environ.get("TEST_REDIS_URL"))}
-# Where it is named, tokens are kept there.
+# If the URL is set, tokens are stored there.
 CACHES = {"default": cache(os.environ.get("TEST_CACHE_URL"))}
 if "TEST_CACHE_URL" in os.environ:
     WEBSOCKET_UTILS = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
@@ -94,5 +94,5 @@ TEMPLATES = [
         },
     }
 ]
-# Passwords of test users are no secret; hashing them well would only cost time.
+# Passwords of test users are not secret, and this hasher is fast.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -1,4 +1,4 @@
-"""A site of streams that says what has become of its generators, for the real servers."""
+"""A site of streams that reports the states of its generators, for the real servers."""
 
 import asyncio
 import itertools
@@ -22,18 +22,18 @@ from .consumers import AsyncManager, AsyncPlainJson, Manager, PlainJson  # noqa:
 
 
 class Generators:
-    """What the generators of this process have done."""
+    """The counters of the generators of this process."""
 
     def __init__(self):
         self.made = self.closed = 0
         self.closed_at = None
 
     def numbers(self, event):
-        """Yield the parts that ``event`` asks for: ``to`` so many of ``size`` characters."""
+        """Yield ``to`` parts of ``size`` characters, endlessly if ``to`` is ``None``."""
         try:
             for number in itertools.count() if event["to"] is None else range(event["to"]):
                 self.made += 1
-                # A text of its own for each, as nothing would be kept of one that they share.
+                # Each part has its own text: a shared one would not use memory.
                 yield {"number": number, "text": "x" * event.get("size", 0)}
         finally:
             self.closed += 1
@@ -66,9 +66,9 @@ class AsyncStreaming:
 
 async def report(scope, receive, send):
     """
-    Answer each message with what the generators have done, and what there is in this process now.
+    Answer each message with the counters of the generators and of this process.
 
-    Past Channels and us, whose tasks it counts, and whom nothing of it waits for.
+    This application uses neither Channels nor the package, so it adds none of the tasks it counts.
     """
     await receive()
     await send({"type": "websocket.accept"})
@@ -78,7 +78,7 @@ async def report(scope, receive, send):
         present = {
             **vars(generators),
             "tasks": len(asyncio.all_tasks()),
-            # Those of the pools stay; but at work they should not be.
+            # Threads of the pools stay, so only working ones are counted.
             "threads": len(others) + sum(threads._at_work.values()),
             "rss": pages * os.sysconf("SC_PAGE_SIZE"),
         }

@@ -1,7 +1,7 @@
 """
-Measure one table, print it, and insert it in the docs: what ``benchmarks`` and ``evidence`` share.
+Measure one table, print it, and insert it in the docs, for ``benchmarks`` and ``evidence``.
 
-The rows measured of one state of the code are kept in a file, so an interrupted run continues where
+The measured rows of one state of the code are kept in a file, so an interrupted run continues where
 it stopped.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import django
 
 ROOT = Path(__file__).parents[2]
-# What the figures depend on.
+# The folders that the figures depend on.
 MEASURED = ["channels_websocket_utils", "benchmarks", "evidence", "tests"]
 
 
@@ -34,9 +34,11 @@ def measure(package, tables, settings, make, keep):
     """
     parser = argparse.ArgumentParser(prog=f"python -m {package}")
     parser.add_argument("table", choices=[*tables])
-    parser.add_argument("--small", action="store_true", help="a few samples; nothing in docs")
-    parser.add_argument("--rows", default="", metavar="PATTERN", help="only rows with such a name")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--small", action="store_true", help="few samples; do not change docs")
+    parser.add_argument(
+        "--rows", default="", metavar="PATTERN", help="only rows whose name matches"
+    )
+    parser.add_argument("--fresh", action="store_true", help="discard earlier measurements")
     parser.add_argument("--keep", type=Path, default=ROOT / "build/proof", metavar="FOLDER")
     options = parser.parse_args()
 
@@ -49,7 +51,7 @@ def measure(package, tables, settings, make, keep):
     kept = Kept(options.keep / f"{options.table}.jsonl", options.small, options.fresh)
     with lab.database():
         asyncio.run(fill(table, options, kept, lab.rest))
-        # One of speed keeps its rounds, and shows what they come to.
+        # A table of speed stores rounds, and shows a summary of them.
         rows = table.summary(kept.rows) if hasattr(table, "summary") else kept.rows
         command = f"make {make} TABLE={options.table}"
         command += " OPTIONS=--small" * options.small
@@ -72,7 +74,7 @@ async def fill(table, options, kept, rest):
 
 
 class Kept:
-    """The rows of a table that were measured of this state of the code, in a file."""
+    """A file with the measured rows of a table, for this state of the code."""
 
     def __init__(self, file, small, fresh):
         self._file = file
@@ -98,7 +100,7 @@ class Kept:
 
 
 def insert(page, name, text):
-    """Keep a finished table in a page of the docs, where the last one of its name stands."""
+    """Write a finished table to a page of the docs, in place of its previous version."""
     begin, end = f".. begin {name}\n", f".. end {name}\n"
     before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
@@ -107,9 +109,9 @@ def insert(page, name, text):
 
 def page(table, command, rows, last):
     """
-    Return the reStructuredText of a finished table: of several, where the columns differ.
+    Return the reStructuredText of a finished table, or of several if the columns differ.
 
-    ``last`` is what was measured last.
+    ``last`` is the row that was measured last.
     """
     groups = {}
     for row in rows:
@@ -135,7 +137,7 @@ def page(table, command, rows, last):
 
 
 def lines(rows):
-    """Return the lines of one table; what has lines of its own stands below, as it is."""
+    """Return the lines of one table. Cells with several lines follow below it."""
     long = [name for name, value in rows[0]["cells"].items() if _is_long(value)]
     columns = [name for name in rows[0]["cells"] if name not in long]
     cells = [[row["name"], *(_text(row["cells"][name]) for name in columns)] for row in rows]
@@ -175,7 +177,7 @@ def versions(table):
 
 
 def commit():
-    """Return the commit, and say when the code is not as it was committed."""
+    """Return the commit, with a note if the code has local changes."""
     try:
         name = _git("rev-parse", "--short", "HEAD")
     except (OSError, subprocess.CalledProcessError):
@@ -184,7 +186,7 @@ def commit():
 
 
 def code():
-    """Return a digest of the code that is measured."""
+    """Return a digest of the measured code."""
     found = hashlib.sha256()
     for folder in MEASURED:
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -193,7 +195,7 @@ def code():
 
 
 def _git(*arguments):
-    # Others may be at work in the same repository.
+    # Other commands may use the same repository.
     command = ["git", "--no-optional-locks", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -13,7 +13,7 @@ def change_password(request):
     user = request.user
     user.set_password(request.POST["password"])
     user.save()
-    # Here another tab would come back too early, were it told by now.
+    # Another tab would reconnect too early if its connection ended here.
     live = sum(not connection.ended for connection in live_connections())
     update_session_auth_hash(request, user)
     return JsonResponse({"live": live})

@@ -1,9 +1,9 @@
 "use strict"
 
 /*
- * The board's page: one WebSocketManager, and what it hears shown.
+ * The board's page: one WebSocketManager, and the display of its messages.
  *
- * All text goes into the page as text nodes, so what people write is never read as HTML.
+ * All text is inserted as text nodes, so the text of a note is never parsed as HTML.
  */
 {
   const STILL_HERE_EVERY = 25000
@@ -13,7 +13,7 @@
   const byId = (id) => document.getElementById(id)
   const { username } = byId("board").dataset
 
-  // Where it connects and where it asks for tokens is in its script's tag.
+  // The script's tag contains the path and the URL of the token endpoint.
   const manager = new WebSocketManager()
 
   function make(tag, attributes, ...children) {
@@ -59,7 +59,7 @@
     byId("try-now").hidden = state !== "waiting" && state !== "closed"
   }
 
-  /** Show nothing but how it ended: whoever sits here now need not be the one whose board it was. */
+  /** Hide the board and show only the reason: the present user may be another one. */
   function leaveBoard(ending) {
     byId("board").hidden = byId("who").hidden = byId("try-now").hidden = true
     ending.hidden = false
@@ -68,7 +68,7 @@
 
   function countDown(until) {
     showState("waiting", "Reconnecting")
-    // A page that nobody sees waits until somebody does.
+    // A hidden page waits until it is visible.
     if (until === Infinity) return
     const show = () => {
       byId("countdown").textContent = `in ${Math.max(1, Math.ceil((until - Date.now()) / 1000))} s`
@@ -81,14 +81,14 @@
 
   function stillHere() {
     if (manager.state !== "open") return
-    // A lost answer is no news: the next one comes soon.
+    // Ignore errors: the next call follows soon.
     manager.request({ type: "still_here" }).then(showPeople, () => {})
   }
 
   setInterval(stillHere, STILL_HERE_EVERY)
   document.addEventListener("visibilitychange", () => document.hidden || stillHere())
 
-  // What the server tells
+  // Messages of the server
 
   async function loadBoard() {
     try {
@@ -126,7 +126,7 @@
     byId("announcement").hidden = false
   }
 
-  /** Show a note, new or changed; true if it is new. */
+  /** Show a new or changed note; return whether it is new. */
   function showNote(note) {
     const list = byId("notes")
     const shown = list.querySelector(`[data-id="${Number(note.id)}"]`)
@@ -137,7 +137,7 @@
       if (hadFocus) element.querySelector("button").focus()
       return false
     }
-    // Notes of different processes may arrive in another order than they were written in.
+    // Notes of different processes may arrive in the wrong order.
     const older = [...list.children].find((item) => Number(item.dataset.id) < note.id) || null
     if (!older && list.children.length >= SHOWN_NOTES) return false
     element.classList.add("new")
@@ -166,7 +166,7 @@
     return make("li", { class: is_done ? "note done" : "note", "data-id": id }, avatar(author), body)
   }
 
-  // What the user asks
+  // Actions of the user
 
   function onSubmit(name, ask) {
     const form = byId(`${name}-form`)
@@ -202,7 +202,7 @@
   }
 
   function count() {
-    // By characters, as the server counts, not by UTF-16 units.
+    // Count characters, as the server does, and not UTF-16 units.
     const length = [...byId("note-text").value.trim()].length
     byId("note-count").textContent = `${length} / ${MAX_LENGTH}`
     byId("note-count").classList.toggle("over", length > MAX_LENGTH)
@@ -211,7 +211,7 @@
   async function send(type, box, show) {
     const sent = box.value
     show(await manager.request({ type, text: sent }))
-    // What was typed meanwhile stays.
+    // Keep a text that was typed meanwhile.
     if (box.value === sent) box.value = ""
     count()
   }
@@ -234,10 +234,10 @@
         else showProgress(part)
       }
     } catch (error) {
-      // Whoever cancels knows.
+      // The user has cancelled: show no error.
       if (error.code !== "aborted") throw error
     } finally {
-      // The button is about to go, and the focus with it.
+      // The cancel button is hidden next: move its focus to the form.
       if (byId("report-progress").contains(document.activeElement)) byId("report-form").querySelector("button").focus()
       byId("report-progress").hidden = true
     }
@@ -269,11 +269,11 @@
     return [make("dl", {}, ...rows), make("ul", { class: "list bars", "aria-label": "Notes by author" }, ...bars)]
   }
 
-  // Small things
+  // Helpers
 
   const isBusy = (button) => button.getAttribute("aria-disabled") === "true"
 
-  /** Not by the disabled attribute: the button would lose the keyboard's focus. */
+  /** Use aria-disabled, because a disabled button would lose the keyboard focus. */
   function setBusy(button, busy) {
     button.setAttribute("aria-disabled", busy)
   }
