@@ -25,6 +25,7 @@ from channels_websocket_utils.testing import (
     WebSocketCommunicator,
     committed,
 )
+from channels_websocket_utils.testing import sign_in as kit
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -208,7 +209,7 @@ async def test_stream_that_is_left_is_cancelled(user, base):
         assert await socket.call("echo", value="still here") == "still here"
 
         await until(lambda: consumer.closed)
-        assert len(socket._frames) < 100
+        assert len(socket._run.messages) < 100
 
 
 @pytest.mark.parametrize("base", MANAGED)
@@ -382,7 +383,7 @@ async def test_refusal_is_raised_with_its_code(transactional_db, application, co
 async def test_close_that_comes_with_the_accept_is_a_refusal(user):
     socket = open_(stack(Picky), user=user, subprotocols=["first", "second"])
 
-    with pytest.raises(ClosedError, match=r"refused with 4403\. Not asked for: .*sorry"):
+    with pytest.raises(ClosedError, match=r"refused with 4403\. Messages not read: .*sorry"):
         await socket.connect()
     assert socket.subprotocol == "second"
 
@@ -501,7 +502,7 @@ async def test_waiting_ends_with_the_socket(user):
     [
         (lambda socket: socket.call("silent"), "reply to 'silent'"),
         (lambda socket: socket.receive_push("told"), "push 'told'"),
-        (lambda socket: socket.receive_json(), "frame"),
+        (lambda socket: socket.receive_json(), "message"),
     ],
 )
 async def test_timeout_says_what_was_waited_for(user, wait, what):
@@ -520,7 +521,7 @@ async def test_timeout_says_what_was_waited_for(user, wait, what):
 async def test_timeout_shows_what_came_instead(user):
     async with open_(stack(Chatty), user=user) as socket:
         await socket.call("announce", text="hello")
-        shown = "Not asked for: .*before.*hello.*again"
+        shown = "Messages not read: .*before.*hello.*again"
         with impatient(socket), pytest.raises(TimeoutError, match=shown):
             await socket.receive_push("tolt")
 
@@ -631,7 +632,7 @@ def test_forgotten_socket_holds_nothing_when_the_loop_has_ended(user):
 
     socket = forget()
 
-    assert socket._communicator.future.done()
+    assert socket._run._communicator.future.done()
     assert not holds_single_thread()
 
 
@@ -780,7 +781,7 @@ async def test_consumer_that_forgets_to_ask_is_open_to_nobody(transactional_db):
 
 
 def test_sign_in_is_what_login_makes(user):
-    ours, djangos = testing._sign_in(user), testing._session_store(sign_in(user))
+    ours, djangos = kit.sign_in(user), kit.session_store(sign_in(user))
 
     assert {**ours.load()} == {**djangos.load()}
 
