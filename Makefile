@@ -1,26 +1,26 @@
-# Everything runs in .venv, which each target makes for itself.
+# Everything runs in .venv, which each target creates.
 PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
 .PHONY: demo test test-all python-test js-test lint docs clean
 
-# The sample site on http://127.0.0.1:8000
+# Run the sample site on http://127.0.0.1:8000.
 demo: .venv/demo
 	cd sample_site && ../$(BIN)/python manage.py migrate --verbosity 0
 	cd sample_site && ../$(BIN)/python manage.py create_demo_users
 	@echo "at http://127.0.0.1:$(PORT)/"
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
-# The tests of a few minutes, and with test-all those that take longer. Each lists at the end which
-# tests need a program that is not installed. Two files run at a time: half of the tests mostly wait.
+# Run the tests that take some minutes together; test-all runs the others. Each lists at its end the
+# tests that it skips because a program is missing. Two files run at a time, because many tests wait.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: js-test python-test
 
 python-test: .venv/test node_modules programs
 	$(PYTEST) $(or $(TESTS),-m "not slow")
 
-# Compilers, bundlers, and the package as npm installs it.
+# Tests with compilers, bundlers and the npm package.
 SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs
 js-test: node_modules
 	JS_TESTS="$(filter-out $(SLOW_JS),$(wildcard tests/js/*.test.mjs))" npm test --silent
@@ -30,25 +30,25 @@ test-all: .venv/test node_modules programs
 	JS_TESTS="$(SLOW_JS)" npm test --silent
 	$(PYTEST) -m slow
 
-# One table of docs/proofs, measured in full: make proof TABLE=revocation (or OPTIONS=--small)
+# Measure one table of docs/proofs in full: make proof TABLE=revocation (or OPTIONS=--small).
 .PHONY: proof
 proof: .venv/test
 	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
-# The tables of speed in docs/performance.rst, one after the other, or one: make bench TABLE=replies
+# Measure the tables of docs/performance.rst, or one of them: make bench TABLE=replies.
 TABLES = connects replies handlers memory wrapping parts
 .PHONY: bench
 bench: .venv/test
 	@.ci/install redis-server postgresql
 	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
 
-# The tests under each Python of tox.ini with the oldest and the newest that go with it; for docs/matrix.rst.
+# Run the tests with each Python and Django of tox.ini, for docs/matrix.rst.
 .PHONY: matrix
 matrix: .venv/matrix
 	$(BIN)/python -m evidence.matrix
 
-# The sdist and the wheel of the last commit, in dist/: the same to the byte wherever they are built.
+# Build the sdist and the wheel of the last commit in dist/. Every machine builds the same bytes.
 .PHONY: dist
 dist: .venv/test
 	rm -rf build/source dist && mkdir -p build/source
@@ -56,7 +56,7 @@ dist: .venv/test
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
 	$(BIN)/twine check --strict dist/*
 
-# The client's table in docs/client.rst, beside those of other clients.
+# Measure the table of docs/client.rst, which compares the client with others.
 .PHONY: figures
 figures: benchmarks/client/node_modules
 	node benchmarks/client/run.mjs
@@ -67,17 +67,18 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.support.settings
 
-# The house of CONTRIBUTING.rst, after the imports have changed.
+# Draw the package for CONTRIBUTING.rst. Run it after the imports have changed.
 .PHONY: drawings
 drawings: .venv/test
-	$(BIN)/python -m docs.draw_house
+	$(BIN)/python -m docs.draw_package
 
-# The pictures in docs/images/sample_site, after its pages or those of the admin have changed.
+# Take the screenshots in docs/images/sample_site. Run it after its pages or the admin have changed.
 .PHONY: screenshots
 screenshots: .venv/test .venv/docs docs
 	$(BIN)/python -m docs.screenshots
 
-# The pages of docs/, in build/docs; a warning is an error. All anew: each names the others beside it.
+# Build the pages of docs/ in build/docs. A warning is an error. Every page is built, because each
+# lists the others in its sidebar.
 docs: .venv/docs
 	$(BIN)/sphinx-build -q -W --keep-going -a -E -b html docs build/docs
 
@@ -92,7 +93,7 @@ node_modules benchmarks/client/node_modules: %node_modules: %package.json
 	cd ./$* && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
 
-# Chromium, nginx, openssl, Redis and systemd, which some tests need, where this user may install them.
+# Install the programs that some tests need, if this user may install programs.
 .PHONY: programs
 programs:
 	@.ci/install chromium nginx openssl redis-server systemd

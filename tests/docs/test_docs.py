@@ -24,7 +24,7 @@ from channels_websocket_utils.utils import (
     aget_websocket_token,
     get_websocket_token,
 )
-from docs.draw_house import HOUSE, draw
+from docs.draw_package import DRAWING, draw
 
 from ..support.following import blocks
 from ..support.helpers import LIMIT, ROOT, ended, stack
@@ -246,9 +246,9 @@ def test_map_of_contributing_names_what_is_there():
     assert missing == {"Cookie", "Authorization"}
 
 
-def test_house_is_drawn_as_it_is():
-    """After a change of the imports: ``make drawings``."""
-    assert HOUSE.read_text() == draw()
+def test_drawing_of_the_package_is_current():
+    """If it fails after a change of the imports: ``make drawings``."""
+    assert DRAWING.read_text() == draw()
 
 
 # The pages themselves
