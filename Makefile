@@ -1,26 +1,26 @@
-# Everything runs in .venv, which each target creates.
+# Everything runs in .venv. Each target creates it if necessary.
 PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
 .PHONY: demo test test-all python-test js-test lint docs clean
 
-# Run the sample site on http://127.0.0.1:8000.
+# The sample site on http://127.0.0.1:8000
 demo: .venv/demo
 	cd sample_site && ../$(BIN)/python manage.py migrate --verbosity 0
 	cd sample_site && ../$(BIN)/python manage.py create_demo_users
 	@echo "at http://127.0.0.1:$(PORT)/"
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
-# Run the tests that take some minutes together; test-all runs the others. Each lists at its end the
-# tests that it skips because a program is missing. Two files run at a time, because many tests wait.
+# "make test" runs the fast tests in a few minutes, "make test-all" the slow ones. Both list at the
+# end the tests that need a program that is not installed. Two files run at a time.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: js-test python-test
 
 python-test: .venv/test node_modules programs
 	$(PYTEST) $(or $(TESTS),-m "not slow")
 
-# Tests with compilers, bundlers and the npm package.
+# Tests with compilers, bundlers, and the package as npm installs it.
 SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs
 js-test: node_modules
 	JS_TESTS="$(filter-out $(SLOW_JS),$(wildcard tests/js/*.test.mjs))" npm test --silent
@@ -30,25 +30,25 @@ test-all: .venv/test node_modules programs
 	JS_TESTS="$(SLOW_JS)" npm test --silent
 	$(PYTEST) -m slow
 
-# Measure one table of docs/proofs in full: make proof TABLE=revocation (or OPTIONS=--small).
+# Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
 proof: .venv/test
 	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
-# Measure the tables of docs/performance.rst, or one of them: make bench TABLE=replies.
+# Measure all tables of docs/performance.rst, or one of them: make bench TABLE=replies
 TABLES = connects replies handlers memory wrapping parts
 .PHONY: bench
 bench: .venv/test
 	@.ci/install redis-server postgresql
 	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
 
-# Run the tests with each Python and Django of tox.ini, for docs/matrix.rst.
+# Run the tests with each Python of tox.ini, with the oldest and newest dependencies, for docs/matrix.rst.
 .PHONY: matrix
 matrix: .venv/matrix
 	$(BIN)/python -m evidence.matrix
 
-# Build the sdist and the wheel of the last commit in dist/. Every machine builds the same bytes.
+# Build the sdist and the wheel of the last commit in dist/. The builds are reproducible.
 .PHONY: dist
 dist: .venv/test
 	rm -rf build/source dist && mkdir -p build/source
@@ -56,7 +56,7 @@ dist: .venv/test
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
 	$(BIN)/twine check --strict dist/*
 
-# Measure the table of docs/client.rst, which compares the client with others.
+# Measure the tables of the clients in docs/client.rst.
 .PHONY: figures
 figures: benchmarks/client/node_modules
 	node benchmarks/client/run.mjs
@@ -67,18 +67,18 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.support.settings
 
-# Draw the package for CONTRIBUTING.rst. Run it after the imports have changed.
+# Draw the layers of CONTRIBUTING.rst again after a change of the imports.
 .PHONY: drawings
 drawings: .venv/test
 	$(BIN)/python -m docs.draw_package
 
-# Take the screenshots in docs/images/sample_site. Run it after its pages or the admin have changed.
+# Take the pictures in docs/images/sample_site again after a change of its pages or the admin's.
 .PHONY: screenshots
 screenshots: .venv/test .venv/docs docs
 	$(BIN)/python -m docs.screenshots
 
-# Build the pages of docs/ in build/docs. A warning is an error. Every page is built, because each
-# lists the others in its sidebar.
+# Build the pages of docs/ in build/docs. A warning is an error. All pages are built again, because
+# each of them lists the others.
 docs: .venv/docs
 	$(BIN)/sphinx-build -q -W --keep-going -a -E -b html docs build/docs
 
@@ -93,7 +93,7 @@ node_modules benchmarks/client/node_modules: %node_modules: %package.json
 	cd ./$* && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
 
-# Install the programs that some tests need, if this user may install programs.
+# Install the programs that some tests need, if this user may install them.
 .PHONY: programs
 programs:
 	@.ci/install chromium nginx openssl redis-server systemd
