@@ -70,7 +70,7 @@ lint: .venv/test
 # Draw the layers of CONTRIBUTING.rst again after a change of the imports.
 .PHONY: drawings
 drawings: .venv/test
-	$(BIN)/python -m docs.draw_house
+	$(BIN)/python -m docs.draw_package
 
 # Take the pictures in docs/images/sample_site again after a change of its pages or the admin's.
 .PHONY: screenshots

@@ -1,3 +1,3 @@
-"""One-time WebSocket tokens, live revocation and message routing for Django Channels."""
+"""WebSocket utilities for Django Channels: one-time tokens, live revocation, routed messages."""
 
 __version__ = "1.0.0"

@@ -1,4 +1,4 @@
-"""Django's admin: the tokens of the site, read-only, and actions that end what is open."""
+"""Django's admin: a list of the tokens, and actions that revoke tokens and disconnect users."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ __all__ = ["WebSocketTokenAdmin", "disconnect_users"]
 @admin.action(description="Disconnect: end all live WebSockets", permissions=["change"])
 def disconnect_users(user_admin: _Admin, request: HttpRequest, queryset: QuerySet[Any]) -> None:
     """
-    End all live sockets of the selected users and kill their unused tokens.
+    End all live connections of the selected users and revoke their unused tokens.
 
-    An action for the admin of the user model. It passes over users whom ``request.user`` may not
-    change.
+    An action for the admin of the user model. It skips users that ``request.user`` may not change.
     """
     _disconnect(user_admin, request, queryset, user_admin.has_change_permission)
 
@@ -61,7 +60,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class CreatedFilter(admin.SimpleListFilter):
-    """By the clock of the tokens: Django's filter of dates has local days, which is not theirs."""
+    """By time since creation, because Django's filter of dates uses local days."""
 
     title = "created"
     parameter_name = "created"
@@ -79,16 +78,16 @@ class CreatedFilter(admin.SimpleListFilter):
 
 
 def _moment(name: str) -> Callable[[WebSocketTokenAdmin, WebSocketToken], str]:
-    """Return a column of the time ``name``, to the second: a token lives for a minute."""
+    """Return a column for the field ``name``, a time, that shows seconds."""
 
     @admin.display(description=name.removesuffix("_at"), ordering=name)
     def show(self: WebSocketTokenAdmin, token: WebSocketToken) -> str:
         moment = getattr(token, name)
         if moment is None:
             return self.get_empty_value_display()
-        # Without USE_TZ they are naive, and UTC all the same.
+        # Without USE_TZ the times are naive, but still UTC.
         aware = moment if is_aware(moment) else moment.replace(tzinfo=timezone.utc)
-        # No-break spaces, so that a narrow column has the date above the time.
+        # With no-break spaces a narrow column shows the date above the time.
         return date_format(localtime(aware), "j\u00a0M\u00a0Y H:i:s")
 
     return show
@@ -97,9 +96,10 @@ def _moment(name: str) -> Callable[[WebSocketTokenAdmin, WebSocketToken], str]:
 @admin.register(WebSocketToken)
 class WebSocketTokenAdmin(_TokenAdmin):
     """
-    The rows of tokens, to look at; what can be done is to revoke them.
+    A read-only list of the tokens in the database, with actions that revoke them.
 
-    Where it is registered, ``disconnect_users`` is an action of the user model's admin as well.
+    An admin site that registers it adds the action ``disconnect_users`` to its admin of the user
+    model.
     """
 
     list_display = ["digest_prefix", "user", "state", "created", "expires", "used"]
@@ -126,15 +126,14 @@ class WebSocketTokenAdmin(_TokenAdmin):
         return bool(token.session_digest)
 
     def get_queryset(self, request: HttpRequest) -> _Rows:
-        # As the stores do: a replica that lags would call a spent token unused.
+        # As the stores do, because on a replica a redeemed token may still be unused.
         return super().get_queryset(request).using(router.db_for_write(WebSocketToken))
 
     def get_search_fields(self, request: HttpRequest) -> list[str]:
         return [f"user__{get_user_model().USERNAME_FIELD}", "digest__startswith"]
 
     def get_urls(self) -> list[URLPattern]:
-        # Not in ready(): when URLs are built every app has registered its models, in whatever
-        # order they are installed.
+        # Not in ready(): Django builds the URLs after every app has registered its models.
         _add_to_users(self.admin_site)
         return super().get_urls()
 
@@ -144,8 +143,8 @@ class WebSocketTokenAdmin(_TokenAdmin):
         if request.method == "GET" and (alias := cache_alias()):
             messages.warning(
                 request,
-                f"This site keeps its tokens in CACHES[{alias!r}]. Rows that are listed here are "
-                "from before and open nothing.",
+                f"This site keeps its tokens in CACHES[{alias!r}]. The tokens that are listed here "
+                "are older and are not valid.",
             )
         return super().changelist_view(request, extra_context)
 
@@ -154,12 +153,12 @@ class WebSocketTokenAdmin(_TokenAdmin):
         unused = [token for token in queryset if redeeming.state_of(token) == "unused"]
         store = DatabaseTokenStore()
         with transaction.atomic(using=router.db_for_write(WebSocketToken)):
-            # One after the other: each is asked whether a socket was faster.
+            # One at a time, because a connection may redeem a token meanwhile.
             revoked = [token for token in unused if store.revoke(digest=token.digest)]
-            _log(request, revoked, DELETION, "Revoked before it was used.")
+            _log(request, revoked, DELETION, "Revoked before it was redeemed.")
         text = f"Revoked {_count(revoked, 'token')}."
         if left := len(queryset) - len(revoked):
-            text += f" {left} had been spent or had expired."
+            text += f" {left} were already redeemed or expired."
         self.message_user(request, text, messages.SUCCESS if revoked else messages.WARNING)
 
     @admin.action(
@@ -169,9 +168,9 @@ class WebSocketTokenAdmin(_TokenAdmin):
         users = {token.user_id: token.user for token in queryset}
         model = get_user_model()
         if self.admin_site.is_registered(model):
-            # Whom somebody does not see on the page of users is not theirs.
-            seen = self.admin_site.get_model_admin(model).get_queryset(request)
-            users = {user.pk: user for user in seen.filter(pk__in=users)}
+            # Only users that the list of users shows to this request.
+            visible = self.admin_site.get_model_admin(model).get_queryset(request)
+            users = {user.pk: user for user in visible.filter(pk__in=users)}
         _disconnect(self, request, users.values(), self.has_disconnect_permission)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -181,8 +180,8 @@ class WebSocketTokenAdmin(_TokenAdmin):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        # Django asks it of every row that goes along with a deleted user: who may delete the user
-        # may. On the pages of tokens themselves nobody deletes.
+        # Django checks this for each token of a user that is deleted, and then it is allowed. The
+        # pages of tokens offer no deletion.
         page = (request.resolver_match and request.resolver_match.url_name) or ""
         own = f"{self.opts.app_label}_{self.opts.model_name}_"
         return obj is not None and not page.startswith(own)
@@ -205,13 +204,13 @@ def _disconnect(
     may_change: Callable[[HttpRequest, Any], bool],
 ) -> None:
     allowed = [user for user in users if may_change(request, user)]
-    # Told when it is committed, and then somebody is named for it.
+    # One transaction: no user is disconnected without a log entry. The events follow its commit.
     with transaction.atomic(using=router.db_for_write(WebSocketRevocation)):
         for user in allowed:
             disconnect_user(user)
         _log(request, allowed, CHANGE, "Ended all live WebSockets.")
     if not allowed:
-        text = "Nobody was disconnected"
+        text = "No user was disconnected"
     elif broadcast.shared_layer() is not None:
         text = f"All live WebSockets of {_count(allowed, 'user')} end now"
     else:
@@ -238,7 +237,7 @@ def _add_to_users(admin_site: admin.AdminSite) -> None:
     if not admin_site.is_registered(model):
         return
     user_admin = admin_site.get_model_admin(model)
-    # None: there the site wants no actions.
+    # None disables all actions.
     if user_admin.actions is None:
         return
     names = [getattr(action, "__name__", action) for action in user_admin.actions]

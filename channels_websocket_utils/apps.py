@@ -1,4 +1,8 @@
+"""The app's configuration: registers the system checks and connects the signal receivers."""
+
 from django.apps import AppConfig
+
+__all__ = ["ChannelsWebSocketUtilsConfig"]
 
 
 class ChannelsWebSocketUtilsConfig(AppConfig):

@@ -1,11 +1,8 @@
 """
-The settings: one dictionary, ``settings.WEBSOCKET_UTILS``, read at the moment of use.
+The settings in ``settings.WEBSOCKET_UTILS``: their defaults, the reasons, and their validation.
 
-How long a token lives, how large a message may be, how many threads there are: their defaults, and
-the reasons. A number that is not here is a constant of the module that uses it.
-
-Another dictionary in its place is noticed by Django's ``setting_changed``, which
-``override_settings`` and the ``settings`` of pytest-django send.
+The package reads a setting whenever it uses it. A number that is not here is a constant of the
+module that uses it.
 """
 
 from __future__ import annotations
@@ -27,35 +24,124 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULTS", "get_setting", "read_rate", "require_installed", "setting_problems"]
 
 DEFAULTS = {
-    # Long enough for a page to load and open its socket, short enough that
-    # a leaked access log is of no use.
+    # Seconds. A page has time to load and to connect. An access log that leaks later contains
+    # expired tokens only.
     "TOKEN_MAX_AGE": 60,
-    # The database every Django site has; nothing else to install or start.
+    # Every Django site has a database, so nothing else must be installed or started.
     "TOKEN_STORE": "channels_websocket_utils.stores.database.DatabaseTokenStore",
-    # A person with twenty tabs that load in the same minute is served; a script
-    # that asks for tokens in a loop does not grow the table.
+    # A user can load twenty tabs in the same minute. A script that requests tokens in a loop does
+    # not grow the table.
     "MAX_TOKENS_PER_USER": 20,
-    # Far above any hand-written message, and far below what hurts to parse.
+    # Bytes. Messages that people write are much shorter, and parsing a message of this size takes
+    # about a millisecond.
     "MAX_MESSAGE_SIZE": 64 * 1024,
-    # The longest that a socket outlives its user's session where no channel layer tells of it.
-    # Three short queries each time: a person has hardly left the room by then.
+    # Seconds. Without a channel layer a connection outlives its user's session for this time at
+    # most. Each re-check takes three short queries.
     "RECHECK_INTERVAL": 30,
-    # In intervals: a database that restarts cuts nobody off, one that stays away proves nothing.
+    # Intervals. A restart of the database ends no connections. If the database stays unavailable,
+    # nothing proves that the users are still valid.
     "RECHECK_GRACE": 3,
-    # Every guarded call sees the present. A cached answer is the site's choice.
+    # Seconds. By default each guarded call queries the permissions, so a change takes effect at
+    # once. A site may choose to keep answers.
     "PERMISSION_MAX_AGE": 0,
-    # What a site allows is the site's to say: none of these four is guessed.
+    # The package cannot guess how many connections and messages a site allows.
     "MAX_CONNECTIONS_PER_USER": None,
     "WHEN_TOO_MANY": "refuse",
     "MAX_CONNECTION_AGE": None,
     "RATE_LIMIT": None,
-    # Several slow handlers at once, and in few processes fewer connections than PostgreSQL's 100.
+    # Threads in each process. Several slow handlers run at once, and a few processes together
+    # open fewer connections than the 100 that PostgreSQL allows by default.
     "SYNC_THREADS": 16,
-    # The layer that consumers use unless they name another one.
+    # Channels' consumers use this alias too, unless they name another one.
     "CHANNEL_LAYER": "default",
 }
 
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+def get_setting(name: str) -> Any:
+    """
+    Return the setting ``name``: the site's value, or the default.
+
+    Raises ``ImproperlyConfigured`` if the site's value breaks the rule of the setting, and
+    ``KeyError`` if this package has no setting ``name``.
+    """
+    given = _given()
+    if name not in given:
+        return DEFAULTS[name]
+    value = given[name]
+    # Each message reads settings, nearly always the same object, so validate each object once.
+    if name not in _valid_values or _valid_values[name] is not value:
+        problem = _problem(name, value)
+        if problem:
+            raise ImproperlyConfigured(problem)
+        _valid_values[name] = value
+    return value
+
+
+def setting_problems() -> list[str]:
+    """Return what is wrong with ``settings.WEBSOCKET_UTILS``, one sentence for each problem."""
+    try:
+        given = _given()
+    except ImproperlyConfigured as error:
+        return [str(error)]
+    return [problem for name in given if (problem := _problem(name, given[name]))]
+
+
+@lru_cache
+def read_rate(text: str) -> tuple[int, int]:
+    """
+    Return the ``RATE_LIMIT`` ``text``, such as ``"20/s"``, as messages and seconds.
+
+    The units are ``s``, ``m`` and ``h``. Raises ``ValueError`` for any other text.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,8})/([smh])", text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f"Not a rate: {text!r}")
+    return int(found[1]), _UNITS[found[2]]
+
+
+def require_installed(caller: str) -> None:
+    """
+    Raise ``ImproperlyConfigured`` if this app is missing from ``INSTALLED_APPS``.
+
+    ``caller`` is its name for the message. Before Django has loaded its apps this function does
+    nothing, because Django itself then raises.
+    """
+    if apps.apps_ready and not apps.is_installed("channels_websocket_utils"):
+        raise ImproperlyConfigured(
+            f"{caller} needs its database table, but 'channels_websocket_utils' is not in "
+            "INSTALLED_APPS. Add it, then run 'manage.py migrate'."
+        )
+
+
+# The last valid value of each setting.
+_valid_values: dict[str, object] = {}
+
+
+# An access to Django's settings is slow, and each message needs several.
+@cache
+def _given() -> dict[str, Any]:
+    given = getattr(settings, "WEBSOCKET_UTILS", {})
+    if not isinstance(given, dict):
+        raise ImproperlyConfigured(f"WEBSOCKET_UTILS must be a dictionary, not {given!r}.")
+    return given
+
+
+# override_settings and the settings fixture of pytest-django send this signal.
+@receiver(setting_changed)
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting == "WEBSOCKET_UTILS":
+        _given.cache_clear()
+
+
+def _problem(name: str, value: object) -> str | None:
+    if name not in DEFAULTS:
+        near = get_close_matches(str(name).upper(), DEFAULTS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"WEBSOCKET_UTILS has no setting {name!r}.{hint}"
+    is_valid, description = _RULES[name]
+    if not is_valid(value):
+        return f"WEBSOCKET_UTILS[{name!r}] must be {description}, not {value!r}."
+    return None
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -67,21 +153,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_span(value: object) -> bool:
-    # The upper bound only keeps "now + age" inside the calendar.
+    # With this limit "now + value" is a valid datetime.
     return _is_number(value) and 0 < value <= 10**9
-
-
-@lru_cache
-def read_rate(text: str) -> tuple[int, int]:
-    """
-    Return the ``RATE_LIMIT`` ``text``, such as ``"20/s"``, as messages and seconds.
-
-    The units are ``s``, ``m`` and ``h``. Raises ``ValueError`` for anything else.
-    """
-    found = re.fullmatch(r"([1-9][0-9]{0,8})/([smh])", text) if isinstance(text, str) else None
-    if found is None:
-        raise ValueError(f"Not a rate: {text!r}")
-    return int(found[1]), _UNITS[found[2]]
 
 
 def _is_rate(value: Any) -> bool:
@@ -92,7 +165,9 @@ def _is_rate(value: Any) -> bool:
     return True
 
 
-# What each setting must be: a test, and the same in words for the error.
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+# What each setting must be: a test, and its description for the error.
 _RULES = {
     "TOKEN_MAX_AGE": (
         _is_span,
@@ -147,76 +222,3 @@ _RULES = {
         "the alias of a channel layer",
     ),
 }
-
-
-# The last value of each setting that broke no rule.
-_found_right: dict[str, object] = {}
-
-
-def get_setting(name: str) -> Any:
-    """
-    Return the setting ``name``: the site's value, or the default.
-
-    Raises ``ImproperlyConfigured`` when the site's value is of the wrong type, and
-    ``KeyError`` for a name that is not a setting of this package.
-    """
-    given = _given()
-    if name not in given:
-        return DEFAULTS[name]
-    value = given[name]
-    # Read for every message, and the same object nearly always.
-    if name not in _found_right or _found_right[name] is not value:
-        problem = _problem(name, value)
-        if problem:
-            raise ImproperlyConfigured(problem)
-        _found_right[name] = value
-    return value
-
-
-def setting_problems() -> list[str]:
-    """Return what is wrong with ``settings.WEBSOCKET_UTILS``, a sentence each."""
-    try:
-        given = _given()
-    except ImproperlyConfigured as error:
-        return [str(error)]
-    return [problem for name in given if (problem := _problem(name, given[name]))]
-
-
-def require_installed(who: str) -> None:
-    """
-    Raise ``ImproperlyConfigured`` when this app is missing from ``INSTALLED_APPS``.
-
-    ``who`` is the name of what was called, for the message. Says nothing before Django has
-    loaded its apps: then Django itself does.
-    """
-    if apps.apps_ready and not apps.is_installed("channels_websocket_utils"):
-        raise ImproperlyConfigured(
-            f"{who} needs its database table, but 'channels_websocket_utils' is not in "
-            "INSTALLED_APPS. Add it, then run 'manage.py migrate'."
-        )
-
-
-# Django's settings answer slowly, and are asked several times for every message.
-@cache
-def _given() -> dict[str, Any]:
-    given = getattr(settings, "WEBSOCKET_UTILS", {})
-    if not isinstance(given, dict):
-        raise ImproperlyConfigured(f"WEBSOCKET_UTILS must be a dictionary, not {given!r}.")
-    return given
-
-
-@receiver(setting_changed)
-def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting == "WEBSOCKET_UTILS":
-        _given.cache_clear()
-
-
-def _problem(name: str, value: object) -> str | None:
-    if name not in DEFAULTS:
-        near = get_close_matches(str(name).upper(), DEFAULTS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"WEBSOCKET_UTILS has no setting {name!r}.{hint}"
-    is_right, what = _RULES[name]
-    if not is_right(value):
-        return f"WEBSOCKET_UTILS[{name!r}] must be {what}, not {value!r}."
-    return None

@@ -1,5 +1,5 @@
 """
-A filter for ``logging`` that hides tokens in whatever is logged: servers log every path.
+A filter for ``logging`` that masks the tokens in log records, such as the paths that servers log.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ _format_exception = logging.Formatter().formatException
 
 class HideTokens(logging.Filter):
     """
-    Put a dummy in the place of every token of a log record, and let every record pass.
+    Replace every token of a log record by a placeholder. No record is dropped.
 
-    On a handler it sees all that the handler writes; on a logger not the records of that logger's
-    children. Message, arguments, extra attributes, exception and stack are looked through. The
-    arguments keep their number and kinds, for formatters that take them apart, as uvicorn's does.
+    A handler's filter receives all records that the handler writes; a logger's filter does not
+    receive the records of that logger's children. The filter masks the message, the arguments,
+    extra attributes, the exception and the stack. The arguments keep their number and types,
+    because formatters such as uvicorn's use them one by one.
 
-    An exception whose text shows a token is kept as text only: a formatter that formats it anew, or
-    prints the locals of its frames, would show the token again.
+    An exception whose text contains a token is kept as text only: a formatter that formats it
+    again, or prints its local variables, would show the token.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # A log line must not be lost, nor an application fail, because of something odd in it.
+        # An object that raises when it is printed must neither lose the line nor raise here.
         for name, value in [*vars(record).items()]:
             with contextlib.suppress(Exception):
                 setattr(record, name, _hide(value))
@@ -44,7 +45,7 @@ class HideTokens(logging.Filter):
 
 
 def _hide(value: Any) -> Any:
-    """Return ``value`` with dummies for tokens, the very object where there are none."""
+    """Return ``value`` with placeholders for tokens, or the same object if it has no token."""
     masked: Any
     if isinstance(value, str):
         masked = mask(value)
@@ -54,7 +55,7 @@ def _hide(value: Any) -> Any:
         masked = value
         hidden = {key: _hide(each) for key, each in value.items()}
         if any(hidden[key] is not each for key, each in value.items()):
-            # Not a plain dict: hypercorn's answers for keys that it has not got.
+            # A copy of the same class: hypercorn's dictionary has values for missing keys.
             masked = copy.copy(value)
             masked.update(hidden)
         return masked
@@ -69,7 +70,7 @@ def _hide(value: Any) -> Any:
 
 
 def _hide_message(record: logging.LogRecord) -> None:
-    # An object that is printed with a token in it, an exception for example.
+    # An argument may show a token only when it is formatted, as an exception does.
     message = record.getMessage()
     masked = mask(message)
     if masked != message:

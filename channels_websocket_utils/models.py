@@ -1,4 +1,6 @@
-"""The rows that are kept: digests of tokens and session keys, never these themselves."""
+"""
+The database tables: issued tokens and revocations. They store digests, no tokens or session keys.
+"""
 
 from django.conf import settings
 from django.db import models
@@ -8,12 +10,13 @@ __all__ = ["WebSocketRevocation", "WebSocketToken"]
 
 class WebSocketToken(models.Model):
     """
-    One issued token: who may open a socket with it, where, and until when.
+    One issued token: its user, the path where it is valid, and the time until which it is valid.
 
-    Times are UTC, aware or naive as ``USE_TZ`` says. ``backend`` is the dotted path of the
-    authentication backend that vouches for the user, empty where only the session knows it.
-    ``auth_digest`` and ``session_digest`` are SHA-256 digests of the user's session-auth hash
-    and of the session key that the token is bound to; empty means not bound.
+    Times are UTC, aware if ``USE_TZ`` is set, else naive. ``backend`` is the dotted path of the
+    user's authentication backend, empty if only the session contains it. ``auth_digest`` and
+    ``session_digest`` are SHA-256 digests of the user's session-auth hash and of the session key
+    that the token is bound to; empty means not bound. ``path`` is empty if the token is valid on
+    every path. ``used_at`` is the time at which the token was redeemed.
     """
 
     digest = models.CharField(max_length=64, primary_key=True, editable=False)
@@ -38,14 +41,15 @@ class WebSocketToken(models.Model):
 
 class WebSocketRevocation(models.Model):
     """
-    What cannot be derived from the state of users and sessions: somebody was disconnected.
+    One call of ``disconnect_user()`` or ``disconnect_session()``, or one logout.
 
-    Either all live sockets of ``user``, or those of the session whose key has this
-    ``session_digest``, SHA-256. ``is_final`` says that the session is over, logged out, and never
-    comes back; else who is still signed in may. Every process reads these rows at its re-check.
+    It ends all live connections of ``user``, or those of the session whose key has this SHA-256
+    ``session_digest``. ``is_final`` means that the session was logged out and no connection of it
+    is accepted again; otherwise a user who is still signed in may connect again. Every process
+    reads these rows at its re-check, because the tables of users and sessions do not contain them.
     """
 
-    # Without a constraint: a user may be deleted while they are told to go.
+    # Without a constraint, because a user may be deleted while the row is inserted.
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         on_delete=models.CASCADE,

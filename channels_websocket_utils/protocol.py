@@ -1,5 +1,8 @@
 """
-The messages of the wire: their form, and the codes of errors and closes.
+The wire protocol: the form of every message, the error codes and the close codes.
+
+``docs/wire.rst`` documents it for clients. Nothing here encodes or decodes JSON: see
+``strict_json``.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ __all__ = [
 ]
 
 
-# Close codes of the private range, RFC 6455 section 7.4.2. Only these and 1000 are sent:
-# Daphne turns 1008, 1011 and 1013 into an error.
+# Close codes of the range for private use, RFC 6455 section 7.4.2. The package sends only these
+# and 1000, because Daphne turns 1008, 1011 and 1013 into an error.
 CLOSE_BAD_MESSAGES = 4400
 CLOSE_TOKEN_REFUSED = 4401
 CLOSE_TOO_OLD = 4408
@@ -51,26 +54,35 @@ CLOSE_REPLACED = 4409
 CLOSE_SESSION_ENDED = 4410
 CLOSE_TOO_MANY = 4429
 CLOSE_TRY_LATER = 4490
-# One bad frame is a slip of a client, and so is one too many; ten in a row are no client at all.
+
+# Unreadable messages in a row until the connection closes. A client with a bug sends a few; a
+# program that is not a client of this protocol sends nothing else.
 MAX_BAD_MESSAGES = 10
+
+# Control messages of the client: their ``type``.
 PING = "websocket.ping"
 CANCEL = "websocket.cancel"
 MORE = "websocket.more"
+
+# Messages of the server: their ``key``.
 PONG = {"key": "websocket.pong"}
 ERROR_KEY = "websocket.error"
 READY_KEY = "websocket.ready"
+
+# Names that results and pushes cannot use at the top level of a message.
 _RESERVED = frozenset({"key", "reply_key", "type", "error", "more", "credit"})
 _RESERVED_PREFIX = "websocket."
-# "__proto__" is a key of every JavaScript object: no client may route by it.
+
+# Every JavaScript object has the key "__proto__", so no client can use it in a table of calls.
 _REPLY_KEY = re.compile(r"(?!__proto__\Z)[A-Za-z0-9_.:-]{1,64}\Z")
 
 
 class MessageError(Exception):
     """
-    A refusal that the client is told: an error ``code`` of the wire and a ``message`` for people.
+    An error that is sent to the client: a ``code`` of the wire and a ``message`` for people.
 
-    ``reply_key`` and ``type`` say which call it answers, as far as they could be read;
-    ``id`` is in the server's log too, for the code ``internal``.
+    ``reply_key`` and ``type`` name the call that it answers, as far as they could be read.
+    ``id`` is set for the code ``internal``: the server's log contains it too.
     """
 
     def __init__(
@@ -92,16 +104,17 @@ class MessageError(Exception):
 
 def check_text(text: str | None, max_size: int) -> None:
     """
-    Raise ``MessageError`` for a frame that is not to be parsed at all.
+    Check the text of a WebSocket message before it is parsed.
 
-    ``text`` is the frame's text, or ``None`` for a binary frame; ``max_size`` is in bytes of
-    UTF-8. The codes are ``bad_message`` (binary, empty, not Unicode) and ``too_large``.
+    ``text`` is ``None`` for a binary message (RFC 6455 section 5.6). ``max_size`` is the limit in
+    bytes of UTF-8. Raises ``MessageError`` with the code ``bad_message`` (binary, empty, not
+    Unicode) or ``too_large``.
     """
     if text is None:
         raise MessageError("bad_message", "Messages are text frames, this one is binary.")
     if not text:
         raise MessageError("bad_message", "The message is empty.")
-    # A character is at least one byte: most oversized frames end here, without a copy.
+    # A character is at least one byte: this finds most oversized messages without a copy.
     if len(text) > max_size:
         raise _too_large(max_size)
     try:
@@ -112,12 +125,16 @@ def check_text(text: str | None, max_size: int) -> None:
         raise _too_large(max_size)
 
 
+def _too_large(max_size: int) -> MessageError:
+    return MessageError("too_large", f"The message is larger than {max_size} bytes.")
+
+
 def read_call(content: object) -> str | None:
     """
-    Return the ``reply_key`` (or ``None``) of a decoded call after checking the call's form.
+    Check the form of ``content``, a decoded call, and return its ``reply_key`` or ``None``.
 
-    Raises ``MessageError`` with the code ``bad_message``. The error carries the reply key where
-    that could be read, so the function that asked hears of it.
+    Raises ``MessageError`` with the code ``bad_message``. If the reply key could be read, the
+    error carries it, so that the client can reject the call that waits for the reply.
     """
     if not isinstance(content, dict):
         raise MessageError("bad_message", "A message is a JSON object.")
@@ -132,10 +149,10 @@ def read_call(content: object) -> str | None:
 
 def read_reply_key(content: object) -> str | None:
     """
-    Return the valid ``reply_key`` of ``content``, or ``None`` when it has none.
+    Return the valid ``reply_key`` of ``content``, or ``None`` if it has none.
 
     Raises ``MessageError`` with the code ``bad_message`` for a reply key of another type,
-    length or alphabet. Such a key is never echoed.
+    length or alphabet. No message repeats such a key.
     """
     if not isinstance(content, dict) or "reply_key" not in content:
         return None
@@ -152,7 +169,7 @@ def read_reply_key(content: object) -> str | None:
 
 def read_credit(content: Mapping[str, object]) -> int | None:
     """
-    Return how many parts ahead of its client a stream may be, ``None`` if the call does not say.
+    Return how many parts a stream may be ahead of its client, or ``None`` without a ``credit``.
 
     Raises ``MessageError`` with the code ``bad_message`` for anything but a whole number above 0.
     """
@@ -160,49 +177,76 @@ def read_credit(content: Mapping[str, object]) -> int | None:
 
 
 def read_parts(content: Mapping[str, object]) -> int:
-    """Return how many ``parts`` a ``websocket.more`` grants; see read_credit()."""
+    """
+    Return how many ``parts`` of credit a ``websocket.more`` adds.
+
+    Raises ``MessageError`` with the code ``bad_message`` for anything but a whole number above 0.
+    """
     return _read_count(content, "parts")
+
+
+def _read_count(content: Mapping[str, object], name: str) -> int:
+    count = content.get(name)
+    # JSON's true is decoded to a bool, and bool is a subclass of int.
+    if type(count) is int and count > 0:
+        return count
+    raise MessageError("bad_message", f'"{name}" is a whole number above 0.')
+
+
+def build_ready(identity: str | None) -> JSONObject:
+    """
+    Return the ready message, the first of a connection.
+
+    ``identity`` is the opaque identity of the user, ``None`` for an anonymous user.
+    """
+    return {"key": READY_KEY, "identity": identity}
 
 
 def build_reply(reply_key: str | None, result: object) -> JSONObject:
     """
-    Return the frame that carries ``result`` to the function that waits for ``reply_key``.
+    Return the message that carries ``result`` to the call that waits for ``reply_key``.
 
-    A dictionary travels as itself with ``key`` added. Everything else, a dictionary that holds
-    a reserved key and one whose only key is ``data`` travel under ``data`` and are unwrapped by
-    the client, so a result can neither be mistaken nor choose where it goes.
+    A dictionary is sent as it is, with ``key`` added. Any other value is sent under ``data``, and
+    so is a dictionary that contains a reserved name or only the key ``data``. The client unwraps
+    ``data``. So no result can look like another kind of message or go to another call.
     """
     if isinstance(result, dict) and not _is_ambiguous(result):
         return {"key": reply_key, **result}
     return {"key": reply_key, "data": result}
 
 
+def _is_ambiguous(result: Mapping[object, object]) -> bool:
+    if len(result) == 1 and "data" in result:
+        return True
+    return any(map(_is_reserved, result))
+
+
 def build_part(reply_key: str | None, value: object) -> JSONObject:
-    """Return the frame that carries ``value`` as one part of a stream; see build_reply()."""
+    """Return the message that carries ``value`` as one part of a stream; see build_reply()."""
     return {**build_reply(reply_key, value), "more": True}
 
 
 def build_end(reply_key: str) -> JSONObject:
-    """Return the last frame of a stream."""
+    """Return the last message of a stream, which carries no part."""
     return {"key": reply_key, "more": False}
 
 
 def build_error(error: MessageError) -> JSONObject:
-    """Return the frame that tells the client of ``error``, a ``MessageError``."""
-    told = {"code": error.code, "message": error.message}
+    """Return the message that reports ``error`` to the call it belongs to, or to the client."""
+    content = {"code": error.code, "message": error.message}
     if error.id is not None:
-        told["id"] = error.id
+        content["id"] = error.id
     if error.reply_key is not None:
-        return {"key": error.reply_key, "error": told}
-    return {"key": ERROR_KEY, "type": error.type, "error": told}
+        return {"key": error.reply_key, "error": content}
+    return {"key": ERROR_KEY, "type": error.type, "error": content}
 
 
 def build_push(key: str, payload: Payload) -> JSONObject:
     """
-    Return the frame that ``addMessageListener(key, ...)`` hears.
+    Return the message that the client passes to the listeners of ``key``.
 
-    Raises ``TypeError`` when ``key`` is not a string or ``payload`` not a dictionary, and
-    ``ValueError`` when the key is empty or reserved, or the payload holds a reserved key.
+    Raises ``TypeError`` if ``key`` is not a string or ``payload`` is not a dictionary, and
+    ``ValueError`` if the key is empty or reserved, or the payload contains a reserved name.
     """
     if not isinstance(key, str):
         raise TypeError(f"push() needs a key that is a string, not {key!r}.")
@@ -218,28 +262,5 @@ def build_push(key: str, payload: Payload) -> JSONObject:
     return {"key": key, **payload}
 
 
-def build_ready(identity: str | None) -> JSONObject:
-    """Return the server's hello, which tells the client whose socket it is."""
-    return {"key": READY_KEY, "identity": identity}
-
-
-def _read_count(content: Mapping[str, object], name: str) -> int:
-    count = content.get(name)
-    # JSON's true is a bool, and in Python a bool is an int.
-    if type(count) is int and count > 0:
-        return count
-    raise MessageError("bad_message", f'"{name}" is a whole number above 0.')
-
-
-def _is_ambiguous(result: Mapping[object, object]) -> bool:
-    if len(result) == 1 and "data" in result:
-        return True
-    return any(map(_is_reserved, result))
-
-
 def _is_reserved(name: object) -> bool:
     return name in _RESERVED or (isinstance(name, str) and name.startswith(_RESERVED_PREFIX))
-
-
-def _too_large(max_size: int) -> MessageError:
-    return MessageError("too_large", f"The message is larger than {max_size} bytes.")

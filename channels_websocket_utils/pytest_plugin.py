@@ -1,5 +1,5 @@
 """
-Fixtures for pytest and pytest-django: there as soon as the package is installed.
+Fixtures of the test kit for pytest and pytest-django. pytest loads this file as a plugin.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["open_websocket", "websocket_application"]
 
 @pytest.fixture
 def websocket_application() -> Application:
-    """The ASGI application that sockets are opened to, the site's own; override it for another."""
-    # Not before a test asks: every pytest on this machine loads this file, of whatever project.
+    """The ASGI application to connect to, by default the site's; override it to use another."""
+    # Imported here, because pytest loads this file in projects without Django settings too.
     from django.conf import settings
     from django.utils.module_loading import import_string
 
@@ -34,9 +34,9 @@ def open_websocket(
     transactional_db: None, websocket_application: Application
 ) -> Callable[..., WebSocketCommunicator]:
     """
-    A function that opens a socket, for async tests: ``testing.WebSocketCommunicator``.
+    A function that creates a ``testing.WebSocketCommunicator``, for async tests.
 
-    Takes what that takes, but for the application::
+    It takes the same arguments, except for the application::
 
         async def test_greeting(open_websocket, admin_user):
             async with open_websocket("/ws/chat/{token}", user=admin_user) as socket:

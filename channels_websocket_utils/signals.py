@@ -1,18 +1,19 @@
 """
-What the package tells, as Django signals.
+The Django signals that the package sends: tokens, connections, disconnected users.
 
-Receivers run where the thing happened, in a view's thread or one of our pool's, and the connection
-waits for them. What they raise is logged and changes nothing. No signal carries a token.
+Receivers run in the thread that sends the signal, a view's or one of the package's pools, and the
+connection waits for them. An exception of a receiver is logged and changes nothing. No signal
+carries a token.
 
 ``token_issued``: ``user_id``.
 ``token_redeemed``: ``user_id``.
-``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id``, whose
-token it was, ``None`` where that is not known.
-``connection_opened``: ``connection``, a ``connections.Connection``; sent when it was accepted.
-``connection_closed``: ``connection`` and ``code``, the close code: ours, or the client's (1005
-where it sent none, 1006 where it has just gone, RFC 6455 section 7.4.1).
-``user_disconnected``: ``user_id``, or ``session_digest`` where one session was; the other is
-``None``. Sent where ``disconnect_user()`` or ``disconnect_session()`` was called.
+``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id``, the user
+of the token, ``None`` if it is not known.
+``connection_opened``: ``connection``, a ``connections.Connection``; sent after the accept.
+``connection_closed``: ``connection`` and ``code``, the close code of the package or of the client
+(1005 if the client sent none, 1006 if it disconnected without a close, RFC 6455 section 7.4.1).
+``user_disconnected``: ``user_id``, or ``session_digest`` for one session; the other is ``None``.
+Sent in the process that called ``disconnect_user()`` or ``disconnect_session()``.
 """
 
 from django.dispatch import Signal

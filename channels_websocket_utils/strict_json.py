@@ -1,5 +1,5 @@
 """
-JSON text (RFC 8259) in and out, stricter than the ``json`` module.
+Decode and encode JSON text (RFC 8259), more strictly than the ``json`` module.
 """
 
 from __future__ import annotations
@@ -19,39 +19,30 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DEPTH", "decode", "encode"]
 
 
-# Deeper than any message people write, shallower than any recursion limit of ours or theirs.
+# Levels. Messages that people design have fewer, and every recursion limit is higher.
 MAX_DEPTH = 100
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def decode(text: str) -> Any:
     """
-    Return the value of the JSON ``text``.
+    Return the value of the JSON ``text``, which can be encoded as JSON again.
 
-    Stricter than ``json.loads()``: ``NaN``, infinite and overlong numbers, duplicate keys, lone
-    surrogates and more than 100 levels raise ``MessageError`` with the code ``bad_message``,
-    as broken JSON does, so whatever comes back can be sent on as JSON again.
+    Raises ``MessageError`` with the code ``bad_message`` for invalid JSON, and also for what
+    ``json.loads()`` accepts: ``NaN``, infinite and overlong numbers, duplicate keys, lone
+    surrogates and more than ``MAX_DEPTH`` levels.
     """
     try:
         value = _DECODER.decode(text)
         if text.count("[") + text.count("{") > MAX_DEPTH:
             _check_depth(value)
         if _SURROGATE_ESCAPE.search(text):
-            # A pair has become one character by now; what cannot be encoded was alone.
+            # The decoder has joined each pair to one character. Encoding fails for a lone one.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        # Not chained: the exception of the json module holds the whole text.
+        # Without a chain, because the exception of the json module contains the whole text.
         raise MessageError("bad_message", "The message is not valid JSON.") from None
     return value
-
-
-def encode(content: object) -> str:
-    """
-    Return ``content`` as JSON text; dates, decimals and UUIDs as Django writes them.
-
-    Raises ``TypeError`` for what JSON cannot say and ``ValueError`` for NaN and infinity.
-    """
-    return _ENCODER.encode(content)
 
 
 def _check_depth(value: object) -> None:
@@ -66,6 +57,16 @@ def _check_depth(value: object) -> None:
         if not level:
             return
     raise ValueError("nested too deeply")
+
+
+def encode(content: object) -> str:
+    """
+    Return ``content`` as JSON text; dates, decimals and UUIDs as Django encodes them.
+
+    Raises ``TypeError`` for a value that JSON cannot represent, and ``ValueError`` for NaN and
+    infinity.
+    """
+    return _ENCODER.encode(content)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

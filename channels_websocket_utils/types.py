@@ -1,5 +1,5 @@
 """
-Type aliases of ASGI and of this package.
+Type aliases for annotations: ASGI's scope and callables, users, messages, the permission cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
-    # ASGI's. Any application on the way may add keys to a scope.
+    # Of ASGI. Each middleware may add keys to a scope.
     Scope: TypeAlias = dict[str, Any]
     Message: TypeAlias = dict[str, Any]
     Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     User: TypeAlias = AbstractBaseUser | AnonymousUser
 
-    # A consumer of any class, with the attributes that Channels sets and does not document.
+    # A consumer of any class, with attributes that Channels sets but does not document.
     Consumer: TypeAlias = Any
 
-    # A message of the wire, decoded.
+    # A decoded message of the wire protocol.
     JSONObject: TypeAlias = dict[str, Any]
-    # A TypedDict is a dictionary too, but for a type checker only a Mapping.
+    # Type checkers accept a TypedDict as a Mapping, but not as a dict.
     Payload: TypeAlias = Mapping[str, object]
 
-    # By permissions: the code of a denial, the user's primary key, and when it was asked for.
+    # By permissions: the code of a denial or None, the user's primary key, the time of the query.
     PermissionCache: TypeAlias = dict[tuple[str, ...], tuple[str | None, Any, float]]

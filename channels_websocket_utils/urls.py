@@ -1,4 +1,8 @@
-"""``path("websocket/", include("channels_websocket_utils.urls"))``"""
+"""
+The URL of the token endpoint, for a site's ``urls.py``.
+
+``path("websocket/", include("channels_websocket_utils.urls"))``
+"""
 
 from django.urls import path
 

@@ -1,5 +1,5 @@
 """
-``{% load websocket_utils %}``: the client's script and all it needs to know, none of it inline.
+The template tag ``{% websocket_manager %}``: the client's ``<script>`` with its configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["websocket_manager"]
 
 SCRIPT = "websocket_utils/WebSocketManager.js"
-# What Django's template has for a token where no request is at hand.
+# Django's placeholder for the CSRF token in a template without a request.
 NOT_PROVIDED = "NOTPROVIDED"
 
 register = template.Library()
@@ -41,27 +41,28 @@ def websocket_manager(
     **attributes: Any,
 ) -> SafeString:
     """
-    Return the ``<script>`` of the client, with all that ``new WebSocketManager()`` needs to know.
+    Return the ``<script>`` of the client, with the configuration of ``new WebSocketManager()``.
 
-    ``path`` is the socket's, without the token. ``token`` is one for the first connection;
-    ``token_url`` is where the page asks for those after it: the token endpoint, if the site's URLs
-    have it, and ``""`` for none. ``token_source`` is ``"subprotocol"`` where the gate's is.
-    All else becomes an attribute of the tag: ``defer=True``. A ``csp_nonce`` in the context is its
-    ``nonce``.
+    ``path`` is the path of the WebSocket, without the token. ``token`` is a token for the first
+    connection. The page requests later tokens from ``token_url``: by default the token endpoint,
+    if the site's URLs contain it; ``""`` means none. ``token_source`` is ``"subprotocol"`` if the
+    gate uses that source. All other arguments become attributes of the tag, such as
+    ``defer=True``. A ``csp_nonce`` in the context becomes its ``nonce``.
 
-    What it renders is for one user and one answer: it holds the CSRF token, and ``token``. Raises
-    ``ImproperlyConfigured`` for a path that is none, such as a misspelt variable.
+    The result is for one user and one response, because it contains the CSRF token and ``token``.
+    Raises ``ImproperlyConfigured`` if ``path`` is empty or not a string, such as the value of a
+    misspelt variable.
 
-    In Jinja2, a global: ``jinja2.pass_context(websocket_manager)``.
+    In Jinja2 it is a global: ``jinja2.pass_context(websocket_manager)``.
     """
     if not isinstance(path, str) or not path:
         raise ImproperlyConfigured(
             f"websocket_manager needs the path of a socket, such as '/ws/chat/', not {path!r}."
         )
     if token_url is None:
-        token_url = _endpoint()
+        token_url = _token_endpoint()
     csrf_token = str(context.get("csrf_token") or "")
-    # Django's is made when it is first written, and false until then.
+    # Django creates its nonce when it is first converted to a string; until then it is false.
     nonce = context.get("csp_nonce")
     found = {
         "nonce": "" if nonce is None else str(nonce),
@@ -77,7 +78,7 @@ def websocket_manager(
     return format_html("<script{}></script>", flatatt(given))
 
 
-def _endpoint() -> str:
+def _token_endpoint() -> str:
     try:
         return reverse("websocket_token")
     except NoReverseMatch:

@@ -24,7 +24,7 @@ from channels_websocket_utils.utils import (
     aget_websocket_token,
     get_websocket_token,
 )
-from docs.draw_house import HOUSE, draw
+from docs.draw_package import DRAWING, draw
 
 from ..support.following import blocks
 from ..support.helpers import LIMIT, ROOT, ended, stack
@@ -244,11 +244,29 @@ def test_map_of_contributing_names_what_is_there():
 
     assert len(paths) > 15
     assert missing == {"Cookie", "Authorization"}
+    assert len(re.findall(r'^"', body, re.M)) == 20
 
 
-def test_house_is_drawn_as_it_is():
-    """After a change of the imports: ``make drawings``."""
-    assert HOUSE.read_text() == draw()
+def test_table_of_contributing_lists_every_module_and_no_other():
+    page = (ROOT / "CONTRIBUTING.rst").read_text()
+    body = re.search(r"\nThe package\n=+\n(.*?)\nWhat is where\n", page, re.S)[1]
+    table = body[body.index("\n====") :]
+
+    listed = set(re.findall(r"``([\w/]+(?:\.py|/))``", table))
+    modules = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")}
+    folders = tuple(name for name in listed if name.endswith("/"))
+
+    assert {name for name in listed if not (PACKAGE / name).exists()} == set()
+    assert {
+        name
+        for name in modules - listed
+        if not name.startswith(folders) and not name.endswith("__init__.py")
+    } == set()
+
+
+def test_drawing_of_the_package_is_current():
+    """If it fails after a change of the imports: ``make drawings``."""
+    assert DRAWING.read_text() == draw()
 
 
 # The pages themselves

@@ -1,4 +1,4 @@
-"""No token in any log: records of all shapes, and the servers that people run."""
+"""No log contains a token: records of all forms, and the logs of real servers."""
 
 import io
 import logging
@@ -36,7 +36,7 @@ class Broken:
 
 
 def record_of(message, *args, **attributes):
-    """A record as ``Logger`` makes it."""
+    """Return a record as ``Logger`` creates it."""
     record = logging.LogRecord("name", logging.INFO, "file.py", 1, message, args, None)
     vars(record).update(attributes)
     return record
@@ -84,7 +84,7 @@ RECORDS = {
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_token_is_in_no_line(name):
-    """The control, the same record without the filter, shows it."""
+    """The same record without the filter shows the token."""
     naive = logging.Formatter().format(RECORDS[name]())
 
     line = written(RECORDS[name]())
@@ -94,14 +94,14 @@ def test_token_is_in_no_line(name):
     assert "wst_0000" in line
 
 
-def test_line_is_otherwise_as_it_was():
+def test_rest_of_the_line_is_unchanged():
     for name in ("uvicorn", "runserver", "hypercorn", "bytes", "object"):
         naive = logging.Formatter().format(RECORDS[name]())
 
         assert written(RECORDS[name]()) == naive.replace(TOKEN, DUMMY) + "\n"
 
 
-def test_record_without_a_token_is_left_as_it_is():
+def test_record_without_a_token_is_unchanged():
     class Odd:
         pass
 
@@ -118,7 +118,7 @@ def test_record_without_a_token_is_left_as_it_is():
     assert all(now is then for now, then in zip(record.args, args, strict=True))
 
 
-def test_access_formatter_of_uvicorn_takes_the_arguments_apart():
+def test_access_formatter_of_uvicorn_reads_the_arguments_one_by_one():
     args = ("1.2.3.4:5", "GET", f"/ws/{TOKEN}", "1.1", 404)
     formatter = AccessFormatter("%(client_addr)s %(request_line)s %(status_code)s")
 
@@ -127,7 +127,7 @@ def test_access_formatter_of_uvicorn_takes_the_arguments_apart():
     assert line == f"1.2.3.4:5 GET /ws/{DUMMY} HTTP/1.1 404 Not Found\n"
 
 
-def test_arguments_that_others_hold_are_not_changed():
+def test_arguments_of_the_caller_are_not_changed():
     details = {"path": f"/ws/{TOKEN}"}
 
     written(record_of("%(path)s", details))
@@ -135,7 +135,7 @@ def test_arguments_that_others_hold_are_not_changed():
     assert details == {"path": f"/ws/{TOKEN}"}
 
 
-def test_extra_attributes_are_looked_through():
+def test_extra_attributes_are_masked():
     record = record_of("Not found", path=f"/ws/{TOKEN}", details={"all": [f"/ws/{TOKEN}"]})
 
     line = written(record, logging.Formatter("%(path)s %(details)s"))
@@ -145,7 +145,7 @@ def test_extra_attributes_are_looked_through():
 
 @pytest.mark.parametrize("is_formatted", [False, True])
 def test_exception_that_shows_a_token_is_kept_as_masked_text(is_formatted):
-    """Also where another handler has formatted it before, and for who formats it anew."""
+    """Also if another handler has formatted it before, or formats it again."""
     try:
         raise ValueError(f"No route found for path '/ws/{TOKEN}'.")
     except ValueError as error:
@@ -186,15 +186,15 @@ def itself():
     ],
     ids=["unprintable", "wrong arguments", "unprintable message", "itself", "key", "nothing"],
 )
-def test_odd_record_passes_and_nothing_is_raised(message, args):
+def test_invalid_record_passes_without_an_exception(message, args):
     record = record_of(message, *args, path=f"/ws/{TOKEN}", exc_info=(1, 2, 3))
 
     assert HideTokens().filter(record) is True
     assert record.path == f"/ws/{DUMMY}"
 
 
-def test_filter_of_a_handler_sees_what_child_loggers_log_and_one_of_a_logger_does_not():
-    """So the documentation puts it on handlers."""
+def test_filter_of_a_handler_masks_records_of_child_loggers_and_one_of_a_logger_does_not():
+    """Therefore the documentation adds it to handlers."""
     parent, child = logging.getLogger("hide"), logging.getLogger("hide.child")
     output = io.StringIO()
     handler, filter_ = logging.StreamHandler(output), HideTokens()
@@ -213,7 +213,7 @@ def test_filter_of_a_handler_sees_what_child_loggers_log_and_one_of_a_logger_doe
     assert output.getvalue() == f"{TOKEN}\n{DUMMY}\n"
 
 
-# What becomes of a handshake, by its path.
+# The result of a handshake, by its path.
 HANDSHAKES = {
     "/ws/wst_{}": 4401,
     "/nowhere/wst_{}": 403,
@@ -234,7 +234,7 @@ async def knock_with_canaries(port, expected=HANDSHAKES):
 
 
 def logs(folder):
-    """Return all that was written, without the locals of frames that are not ours."""
+    """Return all output, without the local variables of other packages' frames."""
     files = [file for file in folder.iterdir() if file.suffix == ".log" or file.name == "ours"]
     return "\n".join(file.read_text() for file in files)
 
@@ -248,14 +248,14 @@ def environment(transactional_db):
 async def test_documented_recipe_hides_tokens_in_the_logs_of_a_server(
     server, environment, tmp_path
 ):
-    """The control, the server as it is, shows them all."""
+    """The server without the filter shows all of them."""
     with serving(server, tmp_path / "naive", environment, hide=False) as port:
         naive = await knock_with_canaries(port)
     with serving(server, tmp_path / "hidden", environment, hide=True) as port:
         hidden = await knock_with_canaries(port)
 
     shown = logs(tmp_path / "naive")
-    # At the level DEBUG uvicorn says nothing of a handshake that raised, with wsproto.
+    # With wsproto and level DEBUG, uvicorn does not log a handshake that raised an exception.
     assert len(seen(naive, shown)) >= len(HANDSHAKES) - (server == "uvicorn, wsproto")
     masked = logs(tmp_path / "hidden")
     assert seen(hidden, masked) == []
@@ -264,7 +264,7 @@ async def test_documented_recipe_hides_tokens_in_the_logs_of_a_server(
 
 @pytest.mark.parametrize("server", ["daphne", "runserver"])
 async def test_documented_logging_of_django_hides_tokens(server, environment, tmp_path):
-    """Word for word, but at the level DEBUG."""
+    """As documented, but at the level DEBUG."""
     environment["SECRETS_DOCUMENTED"] = "1"
     with serving(server, tmp_path / "hidden", environment, hide=True) as port:
         hidden = await knock_with_canaries(port)
@@ -276,7 +276,7 @@ async def test_documented_logging_of_django_hides_tokens(server, environment, tm
 
 @pytest.mark.nginx
 async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, tmp_path):
-    """Also when the server behind it is away, which nginx tells in its error log."""
+    """Also if the server behind it is down, which nginx writes to its error log."""
     away = dict.fromkeys(HANDSHAKES, 502)
     found = {}
     for hide in (False, True):
@@ -298,7 +298,7 @@ async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, 
 
 @pytest.mark.nginx
 def test_documented_limits_of_nginx_are_by_address_and_for_all(tmp_path):
-    """Whatever is behind it: here nothing is, and 502 is what was let through."""
+    """Without a server behind it: a request that passes the limit is answered with 502."""
 
     def ask(path):
         try:

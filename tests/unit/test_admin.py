@@ -39,7 +39,7 @@ def root(transactional_db):
 
 @pytest.fixture
 def staff(transactional_db, django_user_model):
-    """A function: a client in which somebody is signed in who has just these permissions."""
+    """A function that returns a client of a new staff user with only these permissions."""
 
     def make(*codenames):
         user = django_user_model.objects.create_user("staff", is_staff=True)
@@ -51,16 +51,16 @@ def staff(transactional_db, django_user_model):
 
 
 @pytest.fixture
-def told():
-    """The ids of the users of whom it was told that they are disconnected."""
+def disconnected():
+    """The ids of the users that the signal user_disconnected has named."""
     user_ids = []
 
-    def note(sender, user_id, **kwargs):
+    def append(sender, user_id, **kwargs):
         user_ids.append(user_id)
 
-    user_disconnected.connect(note)
+    user_disconnected.connect(append)
     yield user_ids
-    user_disconnected.disconnect(note)
+    user_disconnected.disconnect(append)
 
 
 def signed_in(user):
@@ -70,7 +70,7 @@ def signed_in(user):
 
 
 def add_token(user, *, created=timedelta(0), used_at=None, **fields):
-    """Keep a token of ``user`` that was created so long ago, and return its row."""
+    """Add a token of ``user`` that was created ``created`` ago, and return its row."""
     created_at = clock.now() - created
     return WebSocketToken.objects.create(
         digest=digests.digest_of(f"{WebSocketToken.objects.count()}"),
@@ -87,7 +87,7 @@ def page_of(token):
 
 
 def text_of(response):
-    """Return what a page says, without its tags and what is in them."""
+    """Return the text of a page without its tags."""
     assert response.status_code == 200
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", response.content.decode()))
 
@@ -120,7 +120,7 @@ def log():
     ]
 
 
-def test_list_shows_whose_token_and_in_what_state(root, user, other, settings):
+def test_list_shows_user_and_state_of_each_token(root, user, other, settings):
     settings.TIME_ZONE = "UTC"
     add_token(user)
     add_token(other, used_at=datetime(2031, 5, 4, 13, 2, 1, tzinfo=timezone.utc))
@@ -135,8 +135,8 @@ def test_list_shows_whose_token_and_in_what_state(root, user, other, settings):
     assert re.search(r"\bd4735e3a265e .*\bada .*expired ", shown[2])
 
 
-def test_pages_say_no_whole_digest(root, user, session):
-    """Of the token's own it is in addresses alone, the other two are nowhere."""
+def test_pages_contain_no_whole_digest(root, user, session):
+    """Except for the token's own digest in addresses."""
     get_websocket_token(user, session=session)
     token = WebSocketToken.objects.get()
     assert token.auth_digest
@@ -151,7 +151,7 @@ def test_pages_say_no_whole_digest(root, user, session):
     assert "wst_" not in response.content.decode()
 
 
-def test_page_of_a_token_shows_everything_else(root, user):
+def test_page_of_a_token_shows_the_other_fields(root, user):
     shown = text_of(root.get(page_of(add_token(user, path="/ws/x", backend="some.Backend"))))
 
     for text in ("User: ada", "State: unused", "Used: -", "Backend: some.Backend", "Path: /ws/x"):
@@ -173,7 +173,7 @@ def test_nobody_adds_changes_or_deletes_a_token(root, user):
 
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_filter_and_column_agree_with_the_gate(root, user, settings, monkeypatch, use_tz):
-    """To the microsecond, and with a clock that was set back."""
+    """To the microsecond, also after the clock was set back."""
     settings.USE_TZ = use_tz
     present = clock.now()
     monkeypatch.setattr(clock, "now", lambda: present)
@@ -188,13 +188,13 @@ def test_filter_and_column_agree_with_the_gate(root, user, settings, monkeypatch
         expected = {digest for digest in rule if rule[digest] == state}
         assert listed(root, state=state) == expected
     assert listed(root) == set(rule)
-    # Spelt wrong, it is no filter.
+    # A misspelt value filters nothing.
     assert listed(root, state="lost", created="never") == set(rule)
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
-def test_tokens_are_filtered_and_shown_by_when_they_were_created(root, user, settings, use_tz):
-    """In the zone of the site, which without USE_TZ is not that of the rows."""
+def test_tokens_are_filtered_and_shown_by_time_of_creation(root, user, settings, use_tz):
+    """In the site's time zone, which without USE_TZ is not that of the rows."""
     settings.USE_TZ, settings.TIME_ZONE = use_tz, "America/Chicago"
     young, older = add_token(user), add_token(user, created=59 * MINUTE)
     oldest = add_token(user, created=timedelta(days=6))
@@ -207,7 +207,7 @@ def test_tokens_are_filtered_and_shown_by_when_they_were_created(root, user, set
     assert shown.replace("\xa0", " ") == f"31 Jan {oldest.created_at.year} 17:05:06"
 
 
-def test_tokens_are_found_by_user_and_by_the_beginning_of_the_digest(root, user, other):
+def test_tokens_are_found_by_user_and_by_prefix_of_the_digest(root, user, other):
     first, second = add_token(user), add_token(other)
 
     assert listed(root, q="ADA") == {first.digest}
@@ -216,7 +216,7 @@ def test_tokens_are_found_by_user_and_by_the_beginning_of_the_digest(root, user,
     assert listed(root, q=second.digest[1:12]) == set()
 
 
-def test_list_of_fifty_takes_as_many_queries_as_that_of_one(root, django_user_model):
+def test_list_of_fifty_tokens_needs_as_many_queries_as_a_list_of_one(root, django_user_model):
     def count():
         with CaptureQueriesContext(
             connection,
@@ -232,8 +232,8 @@ def test_list_of_fifty_takes_as_many_queries_as_that_of_one(root, django_user_mo
     assert count() == one
 
 
-def test_list_is_read_where_tokens_are_written(settings):
-    """A replica that lags would call a spent token unused."""
+def test_list_is_read_from_the_database_of_the_writes(settings):
+    """On a replica a redeemed token may still be unused."""
 
     class Router:
         def db_for_read(self, model, **hints):
@@ -247,49 +247,51 @@ def test_list_is_read_where_tokens_are_written(settings):
     assert token_admin.get_queryset(RequestFactory().get("/")).db == "default"
 
 
-def test_revoked_token_opens_nothing(root, user, session, run):
-    """The one beside it does."""
+def test_revoked_token_is_not_valid(root, user, session, run):
+    """The other token of the user is."""
     revoked, kept = get_websocket_token(user), get_websocket_token(user)
     row = WebSocketToken.objects.get(digest=digests.digest_of(revoked))
 
-    told = act(root, "revoke_tokens", [row])
+    shown = act(root, "revoke_tokens", [row])
 
     application = stack(AsyncManager, required=True)
-    assert told == ["Revoked 1 token."]
+    assert shown == ["Revoked 1 token."]
     assert run(application, f"/ws/{revoked}", session=session) == 4401
     assert run(application, f"/ws/{kept}", session=session) == "open"
     assert log() == [("root", str(row), "Deletion", f"Deleted “{row}.”")]
-    assert LogEntry.objects.get().change_message == "Revoked before it was used."
+    assert LogEntry.objects.get().change_message == "Revoked before it was redeemed."
 
 
-def test_what_is_spent_or_expired_is_left_and_told(root, user):
-    unused, spent, expired = rows = [
+def test_redeemed_and_expired_tokens_are_not_revoked_but_counted(root, user):
+    unused, redeemed, expired = rows = [
         add_token(user),
         add_token(user, used_at=clock.now()),
         add_token(user, created=MINUTE),
     ]
 
-    assert act(root, "revoke_tokens", rows) == ["Revoked 1 token. 2 had been spent or had expired."]
-    assert set(WebSocketToken.objects.all()) == {spent, expired}
+    assert act(root, "revoke_tokens", rows) == [
+        "Revoked 1 token. 2 were already redeemed or expired."
+    ]
+    assert set(WebSocketToken.objects.all()) == {redeemed, expired}
     assert [entry.object_id for entry in LogEntry.objects.all()] == [unused.digest]
-    assert act(root, "revoke_tokens", [spent]) == [
-        "Revoked 0 tokens. 1 had been spent or had expired."
+    assert act(root, "revoke_tokens", [redeemed]) == [
+        "Revoked 0 tokens. 1 were already redeemed or expired."
     ]
 
 
-def test_token_that_a_socket_spends_meanwhile_is_not_called_revoked(root, user, monkeypatch):
+def test_token_that_is_redeemed_meanwhile_is_not_reported_as_revoked(root, user, monkeypatch):
     token, state_of = add_token(user), redeeming.state_of
 
-    def spend_then(row):
+    def redeem_then(row):
         state = state_of(row)
         WebSocketToken.objects.update(used_at=clock.now())
         return state
 
-    monkeypatch.setattr(redeeming, "state_of", spend_then)
+    monkeypatch.setattr(redeeming, "state_of", redeem_then)
 
-    told = act(root, "revoke_tokens", [token])
+    shown = act(root, "revoke_tokens", [token])
 
-    assert told == ["Revoked 0 tokens. 1 had been spent or had expired."]
+    assert shown == ["Revoked 0 tokens. 1 were already redeemed or expired."]
     assert WebSocketToken.objects.get() == token
     assert log() == []
 
@@ -311,7 +313,7 @@ def test_token_that_a_socket_spends_meanwhile_is_not_called_revoked(root, user, 
         ),
     ],
 )
-def test_actions_are_for_those_who_may(staff, user, told, codenames, offered, offered_on_users):
+def test_actions_need_permissions(staff, user, disconnected, codenames, offered, offered_on_users):
     client, token = staff(*codenames), add_token(user)
 
     assert actions(client) == offered
@@ -324,10 +326,10 @@ def test_actions_are_for_those_who_may(staff, user, told, codenames, offered, of
         if name not in offered + offered_on_users:
             act(client, name, [row], page)
             assert WebSocketToken.objects.exists()
-            assert told == []
+            assert disconnected == []
 
 
-def test_token_is_for_staff_to_see_who_may(staff, user):
+def test_tokens_are_visible_with_a_permission_only(staff, user):
     client = staff("view_user")
 
     assert client.get(TOKENS).status_code == 403
@@ -335,7 +337,9 @@ def test_token_is_for_staff_to_see_who_may(staff, user):
 
 
 @pytest.mark.parametrize("page", [TOKENS, USERS])
-async def test_disconnected_user_is_gone_and_may_come_back(root, user, other, page):
+async def test_disconnected_user_loses_the_connection_and_can_connect_again(
+    root, user, other, page
+):
     application = stack(AsyncManager)
     row, action = user, "disconnect_users"
     if page == TOKENS:
@@ -344,11 +348,11 @@ async def test_disconnected_user_is_gone_and_may_come_back(root, user, other, pa
         WebSocketCommunicator(application, "/ws/{token}", user=user) as socket,
         WebSocketCommunicator(application, "/ws/{token}", user=other) as another,
     ):
-        told = await sync_to_async(act)(root, action, [row], page)
+        shown = await sync_to_async(act)(root, action, [row], page)
 
         await socket.assert_closes(4410)
         assert await another.call("who") == {"user": "ben"}
-    assert told == ["All live WebSockets of 1 user end now, those of other processes within 30 s."]
+    assert shown == ["All live WebSockets of 1 user end now, those of other processes within 30 s."]
     assert await sync_to_async(log)() == [
         ("root", "ada", "Change", "Changed “ada” — Ended all live WebSockets.")
     ]
@@ -357,16 +361,16 @@ async def test_disconnected_user_is_gone_and_may_come_back(root, user, other, pa
         assert await socket.call("who") == {"user": "ada"}
 
 
-def test_user_of_several_tokens_is_disconnected_once(root, user, other, told):
+def test_user_of_several_tokens_is_disconnected_once(root, user, other, disconnected):
     rows = [add_token(user), add_token(user), add_token(other)]
 
     (text,) = act(root, "disconnect_users_of_tokens", rows)
 
     assert text.startswith("All live WebSockets of 2 users end now")
-    assert sorted(told) == [user.pk, other.pk]
+    assert sorted(disconnected) == [user.pk, other.pk]
 
 
-def test_shared_layer_makes_it_now_everywhere(root, user, monkeypatch):
+def test_message_with_a_shared_layer_names_no_delay(root, user, monkeypatch):
     monkeypatch.setattr(broadcast, "shared_layer", lambda: object())
     monkeypatch.setattr(broadcast, "send", lambda group, event: None)
 
@@ -375,12 +379,12 @@ def test_shared_layer_makes_it_now_everywhere(root, user, monkeypatch):
     ]
 
 
-def test_nobody_is_disconnected_without_a_name_for_it(root, user, told, monkeypatch):
-    """What is logged and what is done are one transaction, and it is told on commit."""
+def test_no_user_is_disconnected_without_a_log_entry(root, user, disconnected, monkeypatch):
+    """Both are one transaction, and the event is sent on commit."""
 
     def fail(*args, **kwargs):
         assert WebSocketRevocation.objects.filter(user=user).exists()
-        assert told == []
+        assert disconnected == []
         raise RuntimeError("The log cannot be written.")
 
     monkeypatch.setattr(LogEntry.objects, "log_actions", fail)
@@ -388,11 +392,11 @@ def test_nobody_is_disconnected_without_a_name_for_it(root, user, told, monkeypa
     with pytest.raises(RuntimeError, match="cannot be written"):
         act(root, "disconnect_users", [user], USERS)
 
-    assert told == []
+    assert disconnected == []
     assert not WebSocketRevocation.objects.exists()
 
 
-def test_nothing_is_revoked_without_a_name_for_it(root, user, monkeypatch):
+def test_no_token_is_revoked_without_a_log_entry(root, user, monkeypatch):
     def fail(*args, **kwargs):
         assert not WebSocketToken.objects.exists()
         raise RuntimeError("The log cannot be written.")
@@ -405,8 +409,10 @@ def test_nothing_is_revoked_without_a_name_for_it(root, user, monkeypatch):
     assert WebSocketToken.objects.exists()
 
 
-def test_whom_staff_do_not_see_they_do_not_disconnect(staff, user, other, told, monkeypatch):
-    """A site may show its staff the users of their tenant alone."""
+def test_staff_cannot_disconnect_users_that_their_list_hides(
+    staff, user, other, disconnected, monkeypatch
+):
+    """A site may show its staff only the users of their tenant."""
     for each in (user, other):
         add_token(each)
     own = admin.site.get_model_admin(get_user_model())
@@ -419,8 +425,8 @@ def test_whom_staff_do_not_see_they_do_not_disconnect(staff, user, other, told, 
     assert [each.user_id for each in WebSocketRevocation.objects.all()] == [user.pk]
 
 
-def test_who_may_not_be_changed_is_passed_over(root, user, other, told, monkeypatch):
-    """The site's own rule for single users holds, on both pages."""
+def test_users_that_staff_may_not_change_are_skipped(root, user, other, disconnected, monkeypatch):
+    """The site's rule for single users applies on both pages."""
 
     def may_change(self, request, obj=None):
         return obj is None or obj.username != "ben"
@@ -433,16 +439,16 @@ def test_who_may_not_be_changed_is_passed_over(root, user, other, told, monkeypa
 
     assert on_users == on_tokens
     assert on_users[0].endswith("within 30 s; 1 you may not change.")
-    assert told == [user.pk] * 2
+    assert disconnected == [user.pk] * 2
     assert act(root, "disconnect_users", [other], USERS) == [
-        "Nobody was disconnected; 1 you may not change."
+        "No user was disconnected; 1 you may not change."
     ]
 
 
 @pytest.mark.parametrize("way", ["page", "action"])
 @pytest.mark.parametrize("codenames", [None, ["delete_user", "view_user"]])
 def test_user_with_tokens_can_be_deleted(root, staff, user, way, codenames):
-    """By a superuser, and by staff who may delete users and know nothing of tokens."""
+    """By a superuser, and by staff who may delete users but not tokens."""
     client = staff(*codenames) if codenames else root
     add_token(user)
     act(root, "disconnect_users", [user], USERS)
@@ -458,24 +464,24 @@ def test_user_with_tokens_can_be_deleted(root, staff, user, way, codenames):
     assert not WebSocketToken.objects.exists()
 
 
-def test_site_that_keeps_tokens_in_a_cache_is_told_so(root, user, settings):
+def test_list_warns_if_the_site_keeps_tokens_in_a_cache(root, user, settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     get_websocket_token(user)
 
     response = root.get(TOKENS)
 
     assert [str(message) for message in response.context["messages"]] == [
-        "This site keeps its tokens in CACHES['default']. Rows that are listed here are from "
-        "before and open nothing."
+        "This site keeps its tokens in CACHES['default']. The tokens that are listed here are "
+        "older and are not valid."
     ]
-    # After an action, once as well.
+    # After an action the warning is shown once too.
     assert len(act(root, "revoke_tokens", [add_token(user)])) == 2
     settings.WEBSOCKET_UTILS = {}
     assert not root.get(TOKENS).context["messages"]
 
 
 class Site(admin.AdminSite):
-    """A site's own, with users and tokens, in either order."""
+    """An admin site with tokens and, if given, users."""
 
     def __init__(self, user_admin):
         super().__init__()
@@ -484,8 +490,8 @@ class Site(admin.AdminSite):
             self.register(get_user_model(), user_admin)
 
 
-def test_admin_site_of_its_own_has_the_action_too(root):
-    """Once, however often the URLs are built; a subclass keeps what it has."""
+def test_another_admin_site_has_the_action_too(root):
+    """Once, also if the URLs are built again. A subclass keeps its own actions."""
 
     class Own(UserAdmin):
         actions = ["greet"]
@@ -503,8 +509,7 @@ def test_admin_site_of_its_own_has_the_action_too(root):
     assert Own.actions == ["greet"]
 
 
-def test_site_has_the_last_word(root):
-    """An action of the same name stays the site's, and who wants none gets none."""
+def test_site_can_replace_the_action_and_disable_all_actions(root):
 
     class Named(UserAdmin):
         actions = ["disconnect_users"]
@@ -549,7 +554,7 @@ from django.core.management import call_command
 
 
 def alone(script, folder, apps, **more):
-    """Run ``script`` in a project of its own and return what it prints."""
+    """Run ``script`` in a separate project and return its output."""
     needed = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
     head = ALONE.format(apps=[*needed, *apps], more=more)
     done = subprocess.run(
@@ -563,7 +568,7 @@ def alone(script, folder, apps, **more):
     return done.stdout
 
 
-def test_site_without_the_admin_never_hears_of_it(tmp_path):
+def test_site_without_the_admin_does_not_import_it(tmp_path):
     script = """
 call_command("check")
 print([name for name in sys.modules if "admin" in name and "websocket" in name])
@@ -623,8 +628,8 @@ print(Member.objects.values_list("email", flat=True))
 
 
 @pytest.mark.parametrize("is_last", [True, False])
-def test_user_model_of_the_sites_own(tmp_path, is_last):
-    """Without a username, with a plain admin; our app may stand above Django's admin or below."""
+def test_admin_works_with_a_custom_user_model(tmp_path, is_last):
+    """Without a username, with a plain admin, and with either order of the installed apps."""
     app = tmp_path / "members"
     app.mkdir()
     for name, source in {

@@ -25,7 +25,7 @@ def ids():
 
 @pytest.fixture
 def serve(settings, monkeypatch):
-    """A function that makes an application the site's ASGI_APPLICATION."""
+    """A function that sets the site's ASGI_APPLICATION."""
 
     def serve(websocket):
         module = types.ModuleType("served")
@@ -36,16 +36,18 @@ def serve(settings, monkeypatch):
     return serve
 
 
-def test_docs_have_every_check_and_no_other():
-    page = (Path(checks.__file__).parent.parent / "docs/checks.rst").read_text()
+def test_docs_list_every_check_and_no_other():
+    package = Path(checks.__file__).parent
+    page = (package.parent.parent / "docs/checks.rst").read_text()
+    source = "\n".join(file.read_text() for file in package.glob("*.py"))
     known = re.compile(r"channels_websocket_utils\.([EW]\d+)")
 
     documented = re.findall(rf"^``{known.pattern}``$", page, re.M)
 
-    assert sorted(documented) == sorted({*known.findall(Path(checks.__file__).read_text())})
+    assert sorted(documented) == sorted({*known.findall(source)})
 
 
-def test_site_in_order_is_silent(serve):
+def test_correct_site_has_no_findings(serve):
     serve(AllowedHostsOriginValidator(stack(AsyncManager)))
 
     assert ids() == []
@@ -68,7 +70,7 @@ CACHES = "django.core.cache.backends"
 
 @pytest.fixture
 def kept_in(settings):
-    """A function that has tokens kept in a cache of this kind."""
+    """A function that keeps the tokens in a cache of this kind."""
 
     def kept_in(backend, **more):
         settings.CACHES = {"default": {"BACKEND": backend, **more}}
@@ -102,7 +104,7 @@ def test_cache_that_can_keep_tokens_is_fine(kept_in, backend, location):
     ],
 )
 def test_cache_that_cannot_keep_tokens_is_found(kept_in, backend, location):
-    """One that keeps nothing, and one that reads from replicas."""
+    """One that stores nothing, and one that reads from replicas."""
     kept_in(f"{CACHES}.{backend}", LOCATION=location)
 
     assert ids() == ["channels_websocket_utils.E006"]
@@ -110,7 +112,7 @@ def test_cache_that_cannot_keep_tokens_is_found(kept_in, backend, location):
 
 def test_missing_redis_package_is_found(kept_in, monkeypatch):
     kept_in(f"{CACHES}.redis.RedisCache", LOCATION="redis://127.0.0.1:6379/0")
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.tokens, "find_spec", lambda name: None)
 
     assert ids() == ["channels_websocket_utils.E006"]
 
@@ -122,17 +124,17 @@ def test_store_whose_cache_does_not_exist_is_found(settings):
 
 
 class FoundElsewhere(BaseCache):
-    """A cache of which nobody knows how it deletes."""
+    """A cache whose delete() may not be atomic."""
 
     def __init__(self, location, params):
         super().__init__(params)
 
 
 class Derived(LocMemCache):
-    """A site's own, of a known kind."""
+    """A subclass of a known cache."""
 
 
-def test_cache_that_is_not_known_is_found_and_a_derived_one_is_known(kept_in):
+def test_unknown_cache_is_found_and_a_subclass_of_a_known_one_is_not(kept_in):
     kept_in("tests.unit.test_checks.FoundElsewhere")
     assert ids() == ["channels_websocket_utils.W004"]
 
@@ -155,7 +157,7 @@ def _deploy_ids(settings):
 
 @pytest.mark.parametrize("compose", [stack, documented])
 def test_missing_origin_validator_is_found(serve, deploy_ids, compose):
-    """In deployment alone; a validator anywhere around the gate will do."""
+    """Only with --deploy. A validator may be anywhere around the gate."""
     serve(compose(AsyncManager))
     assert deploy_ids() == ["channels_websocket_utils.W005"]
     assert ids() == []
@@ -165,7 +167,7 @@ def test_missing_origin_validator_is_found(serve, deploy_ids, compose):
 
 
 def test_gate_that_trusts_no_cookie_needs_no_origin_validator(serve, deploy_ids):
-    """A page of another site brings no token; without ``required`` it would be let through."""
+    """A page of another site has no token, so ``required`` refuses it."""
     serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True, required=True))
     assert deploy_ids() == []
 
@@ -173,7 +175,7 @@ def test_gate_that_trusts_no_cookie_needs_no_origin_validator(serve, deploy_ids)
     assert deploy_ids() == ["channels_websocket_utils.W005"]
 
 
-def test_layer_in_memory_is_found_where_it_is_deployed(settings, deploy_ids):
+def test_layer_in_memory_is_found_in_deployment(settings, deploy_ids):
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
     assert deploy_ids() == ["channels_websocket_utils.W007"]
@@ -188,7 +190,7 @@ def test_site_without_a_layer_may_be_deployed(settings, deploy_ids):
     assert deploy_ids() == []
 
 
-def test_tokens_in_the_memory_of_one_process_are_found_where_it_is_deployed(kept_in, deploy_ids):
+def test_tokens_in_the_memory_of_one_process_are_found_in_deployment(kept_in, deploy_ids):
     kept_in(f"{CACHES}.locmem.LocMemCache")
     assert deploy_ids() == ["channels_websocket_utils.W008"]
 
@@ -207,7 +209,7 @@ SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
 
 
 class OwnSessionMiddleware:
-    """Another package's, which derives from nothing of Django's sessions."""
+    """Another package's, not derived from Django's."""
 
 
 def test_endpoint_without_sessions_is_found(settings):
@@ -229,14 +231,14 @@ def test_site_without_the_endpoint_needs_no_session_middleware(settings, monkeyp
 
 
 class PutsUser:
-    """A site's own middleware: who knows what it puts into the scope."""
+    """A site's own middleware, which may put a user into the scope."""
 
     def __init__(self, inner):
         self.inner = inner
 
 
 class PutsUserInRouter(ProtocolTypeRouter):
-    """And in another place."""
+    """A subclass of a router, which may do the same."""
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ class PutsUserInRouter(ProtocolTypeRouter):
         (lambda gate: PutsUserInRouter({"websocket": gate}), []),
     ],
 )
-def test_gate_that_is_told_no_user_is_found(serve, build, found):
+def test_gate_without_a_user_in_its_scope_is_found(serve, build, found):
     serve(build(WebSocketTokenAuthMiddleware(routed(AsyncManager))))
 
     assert ids() == found
@@ -294,7 +296,7 @@ def test_application_that_cannot_be_built_is_found_with_the_remedy(settings, mon
 
 
 @pytest.mark.parametrize("application", [None, "nowhere.application"])
-def test_application_that_is_not_there_is_left_to_the_server(settings, application):
+def test_missing_application_is_not_reported(settings, application):
     settings.ASGI_APPLICATION = application
 
     assert ids() == []
@@ -309,9 +311,7 @@ def test_application_that_is_not_there_is_left_to_the_server(settings, applicati
         (["old key"], lambda consumer: AuthMiddlewareStack(routed(consumer)), []),
     ],
 )
-def test_key_rotation_under_authmiddlewarestack_is_warned_of(
-    serve, settings, fallbacks, build, found
-):
+def test_old_keys_with_authmiddlewarestack_are_found(serve, settings, fallbacks, build, found):
     settings.SECRET_KEY_FALLBACKS = fallbacks
     serve(AllowedHostsOriginValidator(build(AsyncManager)))
 
@@ -346,20 +346,20 @@ def test_redis_layer_that_ends_idle_consumers_is_found(settings, layer):
         redis_layer([{"address": "redis://127.0.0.1:6379/0", "socket_timeout": None}]),
     ],
 )
-def test_layer_in_order_is_silent(settings, layer):
+def test_correct_layer_has_no_findings(settings, layer):
     settings.CHANNEL_LAYERS = {"default": layer}
 
     assert ids() == []
 
 
 def test_redis_py_without_a_limit_of_its_own_needs_no_warning(settings, monkeypatch):
-    monkeypatch.setattr(checks, "_redis_times_out", lambda: False)
+    monkeypatch.setattr(checks.settings, "_redis_times_out", lambda: False)
     settings.CHANNEL_LAYERS = {"default": redis_layer(["redis://127.0.0.1:6379/0"])}
 
     assert ids() == []
 
 
-def test_channel_layer_that_is_not_there_is_found(settings):
+def test_missing_channel_layer_is_found(settings):
     settings.WEBSOCKET_UTILS = {"CHANNEL_LAYER": "sockets"}
 
     assert ids() == ["channels_websocket_utils.E005"]
@@ -375,7 +375,7 @@ def test_channel_layer_that_is_not_there_is_found(settings):
         ("signed_cookies", ["channels_websocket_utils.W003"]),
     ],
 )
-def test_sessions_whose_end_is_not_seen_are_found(settings, engine, found):
+def test_sessions_that_the_recheck_cannot_query_are_found(settings, engine, found):
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
 
     assert ids() == found

@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 
 def call(name, *args, stdout=None, **options):
-    """Run a command and return what it prints."""
+    """Run a command and return its output."""
     stdout = stdout or io.StringIO()
     call_command(name, *args, stdout=stdout, **options)
     return stdout.getvalue()
@@ -52,12 +52,12 @@ def add_expired(user, count):
 
 
 def add_revocation(user, age):
-    """Keep a revocation that is ``age`` seconds older than the youngest that is of no use."""
+    """Add a revocation that has been unneeded for ``age`` seconds."""
     created_at = revocations.kept_since(clock.now()) - timedelta(seconds=age)
     return WebSocketRevocation.objects.create(user=user, created_at=created_at)
 
 
-def test_old_rows_are_deleted_and_no_others(user):
+def test_only_old_rows_are_deleted(user):
     get_websocket_token(user)
     young = add_revocation(user, -60)
     add_revocation(user, 0)
@@ -69,7 +69,7 @@ def test_old_rows_are_deleted_and_no_others(user):
     assert clear() == "Deleted expired tokens: 0, old revocations: 0.\n"
 
 
-def test_spent_token_is_deleted_when_it_has_expired(user):
+def test_redeemed_token_is_deleted_when_it_has_expired(user):
     get_websocket_token(user)
     WebSocketToken.objects.update(used_at=clock.now())
 
@@ -90,10 +90,10 @@ def test_dry_run_counts_and_changes_nothing(user):
 
 
 def test_every_batch_is_a_transaction_of_its_own(user):
-    """Between two batches another connection can write, and sees what is deleted so far."""
+    """Between two batches another connection can write, and sees the deletions so far."""
 
     class Watched(Terminal):
-        """Sees each step, since progress is shown after each."""
+        """Counts the rows after each batch, because each batch shows its progress."""
 
         def flush(self):
             assert not connection.in_atomic_block
@@ -103,7 +103,7 @@ def test_every_batch_is_a_transaction_of_its_own(user):
         other = connection.copy()
         try:
             with other.cursor() as cursor:
-                # Its lock would make this fail, or wait.
+                # With the lock of a batch this would fail or wait.
                 cursor.execute("UPDATE auth_user SET first_name = 'x'")
                 cursor.execute("SELECT count(*) FROM channels_websocket_utils_websockettoken")
                 return cursor.fetchone()[0]
@@ -118,7 +118,7 @@ def test_every_batch_is_a_transaction_of_its_own(user):
     assert counts[:3] == [3, 1, 0]
 
 
-def test_between_two_batches_others_have_as_long_as_the_first_took(user, monkeypatch):
+def test_pause_after_a_batch_is_as_long_as_the_batch(user, monkeypatch):
     moments = iter([0, 3, 10, 14, 20, 30])
     pauses = []
     clock = SimpleNamespace(monotonic=lambda: next(moments), sleep=pauses.append)
@@ -131,7 +131,7 @@ def test_between_two_batches_others_have_as_long_as_the_first_took(user, monkeyp
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 5000])
-def test_all_rows_go_whatever_the_size_of_the_batches(user, batch_size):
+def test_all_old_rows_are_deleted_with_any_batch_size(user, batch_size):
     add_expired(user, 5)
 
     clear(batch_size=batch_size)
@@ -139,7 +139,7 @@ def test_all_rows_go_whatever_the_size_of_the_batches(user, batch_size):
     assert not WebSocketToken.objects.exists()
 
 
-def test_batch_is_never_more_than_the_database_takes(user, monkeypatch):
+def test_batch_never_exceeds_the_parameter_limit_of_the_database(user, monkeypatch):
     monkeypatch.setattr(type(connection.features), "max_query_params", 3)
     screen = Terminal()
     add_expired(user, 5)
@@ -150,7 +150,7 @@ def test_batch_is_never_more_than_the_database_takes(user, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_size_of_a_batch_is_above_0(transactional_db, batch_size):
+def test_batch_size_must_be_above_0(transactional_db, batch_size):
     with pytest.raises(CommandError, match=f"--batch-size must be 1 or more, not {batch_size}"):
         clear(batch_size=batch_size)
 
@@ -170,14 +170,14 @@ def test_progress_takes_one_line_of_a_terminal(user):
 
 
 @pytest.mark.parametrize("stdout", [io.StringIO, Terminal])
-def test_nothing_is_said_when_nothing_is_asked_for(user, stdout):
+def test_nothing_is_printed_with_verbosity_0(user, stdout):
     add_expired(user, 3)
 
     assert clear(verbosity=0, stdout=stdout()) == ""
     assert not WebSocketToken.objects.exists()
 
 
-def test_table_is_cleared_whatever_store_is_used_now(user, settings):
+def test_table_is_cleared_with_any_token_store(user, settings):
     add_expired(user, 3)
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
 
@@ -188,19 +188,19 @@ def test_table_is_cleared_whatever_store_is_used_now(user, settings):
 
 @pytest.mark.parametrize("by_pk", [False, True])
 async def test_user_is_disconnected(user, other, by_pk):
-    who = str(user.pk) if by_pk else "ada"
+    argument = str(user.pk) if by_pk else "ada"
     application = stack(AsyncManager)
     async with (
         WebSocketCommunicator(application, "/ws/{token}", user=user) as socket,
         WebSocketCommunicator(application, "/ws/{token}", user=other) as another,
     ):
-        await sync_to_async(call)("disconnect_websocket_user", who, pk=by_pk)
+        await sync_to_async(call)("disconnect_websocket_user", argument, pk=by_pk)
 
         await socket.assert_closes(4410)
         assert await another.call("who") == {"user": "ben"}
 
 
-def test_unspent_tokens_are_killed_too(user):
+def test_unused_tokens_are_revoked_too(user):
     get_websocket_token(user)
 
     assert call("disconnect_websocket_user", "ada", verbosity=0) == ""
@@ -208,19 +208,19 @@ def test_unspent_tokens_are_killed_too(user):
 
 
 @pytest.mark.parametrize(("layer", "when"), [(object(), "now"), (None, "within 30 s")])
-def test_end_comes_at_once_over_a_shared_layer(user, monkeypatch, layer, when):
-    said = []
+def test_output_names_when_the_connections_end(user, monkeypatch, layer, when):
+    sent = []
     monkeypatch.setattr(broadcast, "shared_layer", lambda: layer)
-    monkeypatch.setattr(broadcast, "send", lambda group, event: said.append(event["user"]))
+    monkeypatch.setattr(broadcast, "send", lambda group, event: sent.append(event["user"]))
 
-    told = call("disconnect_websocket_user", "ada")
+    output = call("disconnect_websocket_user", "ada")
 
-    assert told == f"All live sockets of ada end {when}.\n"
-    assert said == [str(user.pk)]
+    assert output == f"All live connections of ada end {when}.\n"
+    assert sent == [str(user.pk)]
 
 
 @pytest.mark.parametrize(
-    ("who", "by_pk", "message"),
+    ("argument", "by_pk", "message"),
     [
         ("carla", False, "no user with the name 'carla'"),
         ("", False, "no user with the name ''"),
@@ -228,16 +228,16 @@ def test_end_comes_at_once_over_a_shared_layer(user, monkeypatch, layer, when):
         ("ada", True, "no user with the primary key 'ada'"),
     ],
 )
-def test_unknown_user_is_named(user, who, by_pk, message):
+def test_unknown_user_is_named(user, argument, by_pk, message):
     with pytest.raises(CommandError, match=message) as caught:
-        call("disconnect_websocket_user", who, pk=by_pk)
+        call("disconnect_websocket_user", argument, pk=by_pk)
 
     assert caught.value.returncode == 1
     assert not WebSocketRevocation.objects.exists()
 
 
-def test_primary_key_of_another_form_is_nobodys(user, monkeypatch):
-    """Fields say so in two ways; a UUID's is this one."""
+def test_primary_key_of_another_form_names_no_user(user, monkeypatch):
+    """Fields raise one of two exceptions; a UUID field raises this one."""
 
     def get(self, **kwargs):
         raise ValidationError("not a UUID")

@@ -4,7 +4,7 @@ from django.core.exceptions import ImproperlyConfigured
 from channels_websocket_utils.conf import DEFAULTS, get_setting, setting_problems
 
 
-def test_default_is_used_where_the_site_says_nothing(settings):
+def test_setting_that_the_site_leaves_out_has_its_default(settings):
     assert get_setting("TOKEN_MAX_AGE") == 60
 
     settings.WEBSOCKET_UTILS = {"MAX_MESSAGE_SIZE": 10}
@@ -54,7 +54,7 @@ def test_wrong_type_is_named(settings, name, value):
     assert name in setting_problems()[0]
 
 
-def test_misspelt_setting_is_told_with_the_right_one(settings):
+def test_error_about_a_misspelt_setting_suggests_the_right_one(settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGES": 60}
 
     assert setting_problems() == [
@@ -62,7 +62,7 @@ def test_misspelt_setting_is_told_with_the_right_one(settings):
     ]
 
 
-def test_settings_that_are_no_dictionary_are_named(settings):
+def test_settings_that_are_not_a_dictionary_are_named(settings):
     settings.WEBSOCKET_UTILS = ["TOKEN_MAX_AGE"]
 
     with pytest.raises(ImproperlyConfigured, match="must be a dictionary"):

@@ -20,7 +20,8 @@ from channels_websocket_utils.utils import aget_websocket_token
 from ..support.consumers import MANAGED, AsyncManager, Manager, PlainJson
 from ..support.helpers import LIMIT, bare, stack, until
 from ..support.raised import RAISED, Raising
-from .test_messages import BAD_FORM, BAD_JSON, BAD_REPLY_KEYS
+from .test_protocol import BAD_FORM, BAD_REPLY_KEYS
+from .test_strict_json import BAD_JSON
 
 BOTH = pytest.mark.parametrize("consumer", [Manager, AsyncManager])
 CALLABLE = {

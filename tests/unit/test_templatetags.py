@@ -22,7 +22,7 @@ def request_(rf):
     return request
 
 
-def test_script_has_all_that_the_manager_reads(request_):
+def test_script_has_all_attributes_that_the_manager_reads(request_):
     html = render('{% websocket_manager "/ws/chat/" %}', request_)
 
     assert html.startswith("<script ")
@@ -30,13 +30,13 @@ def test_script_has_all_that_the_manager_reads(request_):
     assert ' src="/static/websocket_utils/WebSocketManager.js"' in html
     assert ' data-socket-path="/ws/chat/"' in html
     assert ' data-token-url="/websocket/token/"' in html
-    # As Django's own tag would write it, masked anew each time.
+    # Masked with a new mask each time, as Django's own tag renders it.
     assert len(html.split('data-csrf-token="')[1].split('"')[0]) == 64
     assert "data-token=" not in html
     assert "nonce" not in html
 
 
-def test_token_and_its_source_are_told():
+def test_token_and_its_source_are_rendered():
     tag = '{% websocket_manager "/ws/" token=token token_source="subprotocol" %}'
     html = render(tag, token="wst_a")
 
@@ -44,7 +44,7 @@ def test_token_and_its_source_are_told():
     assert ' data-token-source="subprotocol"' in html
 
 
-def test_other_endpoint_or_none_is_told():
+def test_another_endpoint_or_none_is_rendered():
     other = render('{% websocket_manager "/ws/" token_url="/api/token/" %}')
     none = render('{% websocket_manager "/ws/" token_url="" %}')
 
@@ -52,13 +52,13 @@ def test_other_endpoint_or_none_is_told():
     assert "data-token-url" not in none
 
 
-def test_site_without_the_endpoint_tells_none(settings):
+def test_site_without_the_endpoint_renders_none(settings):
     settings.ROOT_URLCONF = "tests.support.client_site"
 
     assert "data-token-url" not in render('{% websocket_manager "/ws/" %}')
 
 
-def test_endpoint_of_a_site_below_a_prefix_is_told_with_it(settings):
+def test_endpoint_of_a_site_below_a_prefix_is_rendered_with_it(settings):
     from django.urls import set_script_prefix
 
     set_script_prefix("/app/")
@@ -70,7 +70,7 @@ def test_endpoint_of_a_site_below_a_prefix_is_told_with_it(settings):
     assert ' data-token-url="/app/websocket/token/"' in html
 
 
-def test_other_attributes_are_the_scripts_own():
+def test_other_arguments_become_attributes_of_the_script():
     html = render('{% websocket_manager "/ws/" defer=True id="manager" async=False %}')
 
     assert " defer" in html
@@ -78,13 +78,13 @@ def test_other_attributes_are_the_scripts_own():
     assert "async" not in html
 
 
-def test_nonce_of_the_policy_is_the_scripts():
+def test_nonce_of_the_policy_becomes_the_nonce_of_the_script():
     assert ' nonce="abc"' in render('{% websocket_manager "/ws/" %}', csp_nonce="abc")
     assert ' nonce="own"' in render('{% websocket_manager "/ws/" nonce="own" %}', csp_nonce="abc")
 
 
 class Lazy:
-    """As the nonce of Django's own policy: made when it is first written."""
+    """As the nonce of Django's own policy: created when it is first written."""
 
     written = False
 
@@ -96,11 +96,11 @@ class Lazy:
         return "made"
 
 
-def test_nonce_that_is_made_when_it_is_written_is_written():
+def test_nonce_that_is_created_when_it_is_written_is_rendered():
     assert ' nonce="made"' in render('{% websocket_manager "/ws/" %}', csp_nonce=Lazy())
 
 
-def test_nothing_breaks_out_of_an_attribute():
+def test_values_are_escaped_in_attributes():
     html = render("{% websocket_manager path token=path %}", path='"><script>alert(1)</script>')
 
     assert html.count("<script") == 1
@@ -108,7 +108,7 @@ def test_nothing_breaks_out_of_an_attribute():
 
 
 @pytest.mark.parametrize("path", ["missing", "number"])
-def test_path_that_is_none_is_an_error_that_says_so(path):
+def test_missing_path_is_an_error_that_names_it(path):
     with pytest.raises(ImproperlyConfigured, match="needs the path of a socket"):
         render(f"{{% websocket_manager {path} %}}", number=7)
 
@@ -121,7 +121,7 @@ def test_template_without_a_request_has_no_csrf_token():
 
 
 @override_settings(STATIC_URL="https://cdn.example.org/")
-def test_script_comes_from_where_static_files_are():
+def test_script_has_the_url_of_the_static_files():
     html = render('{% websocket_manager "/ws/" %}')
 
     assert 'src="https://cdn.example.org/websocket_utils/WebSocketManager.js"' in html

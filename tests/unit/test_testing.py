@@ -25,6 +25,7 @@ from channels_websocket_utils.testing import (
     WebSocketCommunicator,
     committed,
 )
+from channels_websocket_utils.testing import sign_in as kit
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -48,13 +49,13 @@ PATH = "/ws/{token}"
 
 
 class Chatty(AsyncManager):
-    """Says more than it is asked for."""
+    """Sends pushes besides its replies."""
 
     @auto_route
     async def announce(self, event):
         await self.push("before", {"number": 1})
-        await self.push("told", {"text": event["text"]})
-        await self.push("told", {"text": "again"})
+        await self.push("said", {"text": event["text"]})
+        await self.push("said", {"text": "again"})
         return event["text"]
 
     @auto_route
@@ -68,7 +69,7 @@ class Explosive(AsyncPlainJson):
 
 
 class Stubborn(AsyncManager):
-    """Does not end when its client has gone."""
+    """Does not end when its client disconnects."""
 
     has_ended = False
 
@@ -80,7 +81,7 @@ class Stubborn(AsyncManager):
 
 
 class Picky(AsyncManager):
-    """Accepts, and then thinks better of it."""
+    """Accepts, and closes at once."""
 
     async def connect(self):
         await self.accept("second")
@@ -94,7 +95,7 @@ def open_(application, path=PATH, **kwargs):
 
 @contextlib.contextmanager
 def impatient(socket):
-    """For what never comes."""
+    """Shorten the timeout of ``socket``, for messages that never arrive."""
     usual, socket.timeout = socket.timeout, 0.01
     try:
         yield
@@ -102,13 +103,13 @@ def impatient(socket):
         socket.timeout = usual
 
 
-def holds_single_thread():
+def is_single_threaded():
     return threads._single_threads > 0
 
 
 @pytest.mark.parametrize("application", [stack, documented])
 @pytest.mark.parametrize("consumer", MANAGED)
-async def test_socket_is_opened_as_the_user(user, application, consumer):
+async def test_connection_has_the_user(user, application, consumer):
     async with open_(application(consumer), user=user) as socket:
         assert await socket.call("who") == {"user": "ada"}
     assert socket.close_code is None
@@ -120,7 +121,7 @@ async def test_plain_consumers_are_called_in_the_same_way(user, consumer):
         assert await socket.call("who") == {"user": "ada"}
 
 
-async def test_gate_is_the_real_one(user):
+async def test_connection_redeems_a_real_token(user):
     async with open_(stack(AsyncManager), user=user) as socket:
         row = await WebSocketToken.objects.aget()
 
@@ -132,7 +133,7 @@ async def test_gate_is_the_real_one(user):
 @pytest.mark.parametrize(
     "value", ["x", 1.5, None, [], {}, {"data": 1}, {"key": 1}, {"a": {"b": 2}}]
 )
-async def test_call_returns_what_the_method_returned(user, value):
+async def test_call_returns_the_result_of_the_method(user, value):
     async with open_(stack(AsyncManager), user=user) as socket:
         assert await socket.call("echo", value=value) == value
 
@@ -155,7 +156,7 @@ async def test_error_reply_is_raised(user, name, payload, code):
     assert str(caught.value) == f"{code}: {caught.value.message}"
 
 
-async def test_internal_error_leads_to_the_log(user, caplog):
+async def test_internal_error_has_the_id_of_its_log_entry(user, caplog):
     async with open_(stack(AsyncManager), user=user) as socket:
         with pytest.raises(CallError, match=r"internal: .* in the log") as caught:
             await socket.call("fail", error="value")
@@ -165,7 +166,7 @@ async def test_internal_error_leads_to_the_log(user, caplog):
 
 
 @pytest.mark.parametrize("reserved", ["type", "reply_key"])
-async def test_payload_cannot_name_what_call_gives(user, reserved):
+async def test_payload_cannot_contain_a_key_that_call_sets(user, reserved):
     async with open_(stack(AsyncManager), user=user) as socket:
         with pytest.raises(ValueError, match=reserved):
             await socket.call("echo", **{reserved: "x"})
@@ -198,7 +199,7 @@ async def test_stream_yields_the_parts(user, base):
 
 
 @pytest.mark.parametrize("base", MANAGED)
-async def test_stream_that_is_left_is_cancelled(user, base):
+async def test_stream_is_cancelled_when_the_loop_ends_early(user, base):
     consumer = type("Consumer", (Counting, base), {})
     async with open_(stack(consumer), user=user) as socket:
         async with contextlib.aclosing(socket.stream("numbers", to=1000)) as parts:
@@ -208,34 +209,34 @@ async def test_stream_that_is_left_is_cancelled(user, base):
         assert await socket.call("echo", value="still here") == "still here"
 
         await until(lambda: consumer.closed)
-        assert len(socket._frames) < 100
+        assert len(socket._run.messages) < 100
 
 
 @pytest.mark.parametrize("base", MANAGED)
-async def test_call_of_a_stream_names_the_remedy(user, base):
+async def test_error_of_call_for_a_stream_names_the_remedy(user, base):
     consumer = type("Consumer", (Counting, base), {})
     with pytest.raises(AssertionError, match=r"'numbers' answers with a stream: stream\(\)"):
         async with open_(stack(consumer), user=user) as socket:
             await socket.call("numbers", to=2)
 
 
-async def test_pushes_are_kept_until_somebody_asks(user):
+async def test_pushes_are_kept_until_they_are_received(user):
     async with open_(stack(Chatty), user=user) as socket:
         assert await socket.call("announce", text="hello") == "hello"
-        assert await socket.receive_push("told") == {"text": "hello"}
-        assert await socket.receive_push("told") == {"text": "again"}
+        assert await socket.receive_push("said") == {"text": "hello"}
+        assert await socket.receive_push("said") == {"text": "again"}
         assert await socket.receive_json() == {"key": "before", "number": 1}
         assert await socket.receive_nothing(0)
 
 
-async def test_push_from_outside_is_received(user):
+async def test_push_of_another_function_is_received(user):
     async with open_(stack(AsyncManager), user=user) as socket:
-        await apush_to_user(user, "told", {"text": "hello"})
+        await apush_to_user(user, "said", {"text": "hello"})
 
-        assert await socket.receive_push("told") == {"text": "hello"}
+        assert await socket.receive_push("said") == {"text": "hello"}
 
 
-async def test_frames_are_received_as_they_are(user):
+async def test_messages_are_received_unchanged(user):
     class Loud(AsyncWebsocketConsumer):
         async def receive(self, text_data=None, bytes_data=None):
             await self.send(text_data=text_data, bytes_data=bytes_data)
@@ -250,21 +251,21 @@ async def test_frames_are_received_as_they_are(user):
         assert await socket.receive_json() == {"type": "x"}
 
 
-async def test_nothing_is_not_there_while_a_frame_waits(user):
+async def test_receive_nothing_is_false_while_a_message_waits(user):
     async with open_(stack(Chatty), user=user) as socket:
         await socket.call("announce", text="hello")
 
         assert not await socket.receive_nothing(0)
 
 
-async def test_nobody_has_a_token_that_never_validates(transactional_db):
+async def test_token_without_a_user_is_never_valid(transactional_db):
     await open_(stack(AsyncManager, required=True)).assert_refused(4401)
     await open_(stack(AsyncManager, required=True), user=AnonymousUser()).assert_refused(4401)
 
     assert not await Session.objects.aexists()
 
 
-async def test_nobody_can_open_what_is_open(transactional_db):
+async def test_open_route_needs_no_user(transactional_db):
     async with open_(stack(OpenManager, "ws/"), "/ws/") as socket:
         with pytest.raises(CallError, match="unauthenticated"):
             await socket.call("guarded")
@@ -276,18 +277,18 @@ async def test_path_without_a_token_opens_as_the_user(user):
     assert not await WebSocketToken.objects.aexists()
 
 
-async def test_session_alone_says_who_it_is(user, session):
+async def test_user_is_taken_from_the_session(user, session):
     async with open_(stack(AsyncManager), session=session) as socket:
         assert await socket.call("who") == {"user": "ada"}
     assert socket.session.session_key == session
     assert await Session.objects.acount() == 1
 
 
-async def test_session_of_somebody_else_is_refused(user, other, session):
+async def test_session_of_another_user_is_refused(user, other, session):
     await open_(stack(AsyncManager), user=other, session=session).assert_refused(4401)
 
 
-async def test_session_that_is_over_is_refused(user, client):
+async def test_session_that_has_ended_is_refused(user, client):
     await client.aforce_login(user)
     session = await client.asession()
     await sync_to_async(client.logout)()
@@ -308,7 +309,7 @@ async def test_two_sockets_can_share_a_session(user, client):
         await second.assert_closes(4410)
 
 
-async def test_token_of_ones_own_is_sent_without_a_cookie(user):
+async def test_token_in_the_path_is_sent_without_a_cookie(user):
     token = await aget_websocket_token(user)
     application = stack(AsyncManager, token_only=True)
 
@@ -320,7 +321,7 @@ async def test_token_of_ones_own_is_sent_without_a_cookie(user):
 @pytest.mark.parametrize(
     "engine", ["cache", "cached_db", "signed_cookies", "db"], ids=lambda engine: engine
 )
-async def test_every_kind_of_session_signs_in(user, engine, settings):
+async def test_every_session_engine_signs_in(user, engine, settings):
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
     settings.SESSION_COOKIE_NAME = "other_name"
 
@@ -328,7 +329,7 @@ async def test_every_kind_of_session_signs_in(user, engine, settings):
         assert await socket.call("who") == {"user": "ada"}
 
 
-async def test_backend_is_the_one_that_knows_users(user, settings):
+async def test_backend_of_the_session_is_one_that_has_users(user, settings):
     settings.AUTHENTICATION_BACKENDS = [
         "tests.unit.test_testing.OnlyPermissions",
         "django.contrib.auth.backends.ModelBackend",
@@ -343,16 +344,16 @@ class OnlyPermissions:
         return False
 
 
-@pytest.mark.parametrize("nobody", ["ada", 5])
-def test_what_is_no_user_is_named(nobody):
-    with pytest.raises(TypeError, match=type(nobody).__name__):
-        open_(stack(AsyncManager), user=nobody)
+@pytest.mark.parametrize("value", ["ada", 5])
+def test_value_that_is_not_a_user_is_named(value):
+    with pytest.raises(TypeError, match=type(value).__name__):
+        open_(stack(AsyncManager), user=value)
 
 
 async def test_user_must_be_saved(transactional_db):
     with pytest.raises(ValueError, match="saved"):
         await open_(stack(AsyncManager), user=get_user_model()(username="new")).connect()
-    assert not holds_single_thread()
+    assert not is_single_threaded()
 
 
 @pytest.mark.parametrize(
@@ -376,21 +377,21 @@ async def test_refusal_is_raised_with_its_code(transactional_db, application, co
     if isinstance(code, int):
         assert caught.value.code == socket.close_code == code
         assert f"The socket was refused with {code}." in str(caught.value)
-    assert not holds_single_thread()
+    assert not is_single_threaded()
 
 
-async def test_close_that_comes_with_the_accept_is_a_refusal(user):
+async def test_close_right_after_the_accept_is_a_refusal(user):
     socket = open_(stack(Picky), user=user, subprotocols=["first", "second"])
 
-    with pytest.raises(ClosedError, match=r"refused with 4403\. Not asked for: .*sorry"):
+    with pytest.raises(ClosedError, match=r"refused with 4403\. Messages not read: .*sorry"):
         await socket.connect()
     assert socket.subprotocol == "second"
 
 
-async def test_consumer_that_never_ends_its_connect_is_open(user):
+async def test_connection_is_open_while_connect_does_not_return(user):
     class Ticker(AsyncManager):
         async def connect(self):
-            # From here on it is waited for.
+            # Later waits are short.
             socket.timeout = 0.01
             await self.accept()
             await self.push("tick", {})
@@ -404,15 +405,15 @@ async def test_consumer_that_never_ends_its_connect_is_open(user):
         await socket.disconnect()
 
 
-async def test_refusal_is_asserted_with_its_code(user):
+async def test_assert_refused_compares_the_code(user):
     with pytest.raises(AssertionError, match="refused with 4401, not with 403"):
         await open_(stack(AsyncManager)).assert_refused(403)
     with pytest.raises(AssertionError, match="was opened, and not refused with 4401"):
         await open_(stack(AsyncManager), user=user).assert_refused(4401)
-    assert not holds_single_thread()
+    assert not is_single_threaded()
 
 
-async def test_site_is_the_origin_unless_told_otherwise(user):
+async def test_default_origin_is_the_site(user):
     application = ProtocolTypeRouter(
         {"websocket": OriginValidator(stack(AsyncManager), ["http://testserver"])}
     )
@@ -463,7 +464,7 @@ async def test_scope_can_be_changed_before_it_connects(user):
         assert await socket.call("where") == ["192.0.2.1", 1]
 
 
-async def test_close_is_asserted_with_its_code(user):
+async def test_assert_closes_compares_the_code(user):
     async with open_(stack(Chatty), user=user) as socket:
         await adisconnect_user(user)
 
@@ -474,13 +475,13 @@ async def test_close_is_asserted_with_its_code(user):
     assert socket.close_code == 4410
 
 
-async def test_close_that_does_not_come_fails_the_test(user):
+async def test_assert_closes_fails_without_a_close(user):
     async with open_(stack(Chatty), user=user) as socket:
         with impatient(socket), pytest.raises(AssertionError, match="No close with 4410 within 0"):
             await socket.assert_closes(4410)
 
 
-async def test_waiting_ends_with_the_socket(user):
+async def test_wait_ends_when_the_socket_closes(user):
     async with open_(stack(Chatty), user=user) as socket:
         waiting = asyncio.ensure_future(socket.receive_push("x"))
         with pytest.raises(ClosedError, match="closed with 4444, and there was no reply"):
@@ -500,11 +501,11 @@ async def test_waiting_ends_with_the_socket(user):
     ("wait", "what"),
     [
         (lambda socket: socket.call("silent"), "reply to 'silent'"),
-        (lambda socket: socket.receive_push("told"), "push 'told'"),
-        (lambda socket: socket.receive_json(), "frame"),
+        (lambda socket: socket.receive_push("said"), "push 'said'"),
+        (lambda socket: socket.receive_json(), "message"),
     ],
 )
-async def test_timeout_says_what_was_waited_for(user, wait, what):
+async def test_timeout_names_the_expected_message(user, wait, what):
     class Silent(Chatty):
         @auto_route
         async def silent(self):
@@ -517,19 +518,19 @@ async def test_timeout_says_what_was_waited_for(user, wait, what):
         end.set()
 
 
-async def test_timeout_shows_what_came_instead(user):
+async def test_timeout_shows_the_messages_that_were_not_read(user):
     async with open_(stack(Chatty), user=user) as socket:
         await socket.call("announce", text="hello")
-        shown = "Not asked for: .*before.*hello.*again"
+        shown = "Messages not read: .*before.*hello.*again"
         with impatient(socket), pytest.raises(TimeoutError, match=shown):
-            await socket.receive_push("tolt")
+            await socket.receive_push("sayd")
 
 
 @pytest.mark.parametrize(
     ("application", "how"),
     [(documented, "socket was closed with 4490"), (bare, "ication has ended")],
 )
-async def test_exception_of_the_application_surfaces_once(user, application, how):
+async def test_exception_of_the_application_is_raised_once(user, application, how):
     async with open_(application(Explosive), user=user) as socket:
         with pytest.raises(ZeroDivisionError, match="a bug of the site"):
             await socket.call("who")
@@ -537,13 +538,13 @@ async def test_exception_of_the_application_surfaces_once(user, application, how
             await socket.call("who")
 
 
-async def test_exception_of_the_application_surfaces_at_the_end(user):
+async def test_exception_of_the_application_is_raised_at_the_end(user):
     with pytest.raises(ZeroDivisionError):
         async with open_(documented(Explosive), user=user) as socket:
             await socket.send_json({"type": "who"})
 
 
-async def test_exception_of_connect_surfaces(user):
+async def test_exception_of_connect_is_raised(user):
     class Broken(AsyncManager):
         async def connect(self):
             await self.accept()
@@ -553,7 +554,7 @@ async def test_exception_of_connect_surfaces(user):
         await open_(stack(Broken), user=user).connect()
 
 
-async def test_application_that_says_nothing_is_named(transactional_db):
+async def test_application_that_sends_nothing_is_an_error(transactional_db):
     async def silent(scope, receive, send):
         await receive()
 
@@ -561,7 +562,7 @@ async def test_application_that_says_nothing_is_named(transactional_db):
         await open_(silent).connect()
 
 
-async def test_failure_of_the_test_is_what_is_told(user):
+async def test_exception_of_the_test_is_raised_unchanged(user):
     async def fail():
         async with open_(stack(Stubborn), user=user) as socket:
             socket.timeout = 0.01
@@ -571,7 +572,7 @@ async def test_failure_of_the_test_is_what_is_told(user):
         await fail()
 
 
-async def test_application_that_goes_on_is_cancelled(user):
+async def test_application_that_does_not_end_is_cancelled(user):
     Stubborn.has_ended = False
     socket = open_(stack(Stubborn), user=user)
     await socket.connect()
@@ -580,10 +581,10 @@ async def test_application_that_goes_on_is_cancelled(user):
     with pytest.raises(TimeoutError, match=r"did not end within 0.01 s of its disconnect"):
         await socket.disconnect()
     assert Stubborn.has_ended
-    assert not holds_single_thread()
+    assert not is_single_threaded()
 
 
-async def test_close_code_of_the_client_is_told(user):
+async def test_consumer_receives_the_close_code_of_the_client(user):
     class Listener(AsyncManager):
         async def disconnect(self, code):
             codes.append(code)
@@ -597,7 +598,7 @@ async def test_close_code_of_the_client_is_told(user):
     assert codes == [4321]
 
 
-async def test_one_communicator_is_one_socket(user):
+async def test_communicator_opens_one_socket_only(user):
     socket = open_(stack(AsyncManager), user=user)
     await socket.disconnect()
     for use in (socket.receive_json, socket.receive_nothing, lambda: socket.send_text("x")):
@@ -609,7 +610,7 @@ async def test_one_communicator_is_one_socket(user):
 
 
 @pytest.mark.parametrize("consumer", [Manager, AsyncManager, PlainJson])
-async def test_all_work_is_done_in_one_thread_while_it_is_open(user, consumer):
+async def test_all_work_runs_in_one_thread_while_the_socket_is_open(user, consumer):
     class Where(consumer):
         @auto_route
         def thread(self):
@@ -617,12 +618,12 @@ async def test_all_work_is_done_in_one_thread_while_it_is_open(user, consumer):
 
     here = await sync_to_async(threads.threading.get_ident)()
     async with open_(stack(Where), user=user) as socket:
-        assert holds_single_thread()
+        assert is_single_threaded()
         assert await socket.call("thread") == here
-    assert not holds_single_thread()
+    assert not is_single_threaded()
 
 
-def test_forgotten_socket_holds_nothing_when_the_loop_has_ended(user):
+def test_socket_without_disconnect_ends_with_its_loop(user):
     @async_to_sync
     async def forget():
         socket = open_(stack(AsyncManager), user=user)
@@ -631,11 +632,11 @@ def test_forgotten_socket_holds_nothing_when_the_loop_has_ended(user):
 
     socket = forget()
 
-    assert socket._communicator.future.done()
-    assert not holds_single_thread()
+    assert socket._run._communicator.future.done()
+    assert not is_single_threaded()
 
 
-def test_channels_closes_old_connections_again_afterwards():
+def test_channels_closes_old_connections_again_after_the_block():
     with testing.single_thread():
         with testing.single_thread():
             pass
@@ -657,7 +658,7 @@ async def test_database_connection_is_not_left_open(user):
 
 
 def test_neither_daphne_nor_channels_testing_is_needed():
-    """The kit is imported where an import of Daphne or Twisted fails."""
+    """The kit can be imported if an import of Daphne or Twisted fails."""
     code = """
 import sys
 sys.modules |= {"daphne": None, "twisted": None}
@@ -677,7 +678,7 @@ assert not [name for name in sys.modules if name.startswith("channels.testing")]
 
 
 class InTestCase(TestCase):
-    """The rows of these tests are in a transaction that no other thread can see."""
+    """The rows of these tests are in a transaction that other threads cannot see."""
 
     @classmethod
     def setUpTestData(cls):
@@ -713,7 +714,7 @@ class InTestCase(TestCase):
             await socket.assert_closes(4410)
         await open_(stack(AsyncManager), session=session).assert_refused(4401)
 
-    async def test_disconnected_user_may_come_back(self):
+    async def test_disconnected_user_can_connect_again(self):
         async with open_(stack(AsyncManager), user=self.ada) as socket:
             async with committed():
                 await adisconnect_user(self.ada)
@@ -722,7 +723,7 @@ class InTestCase(TestCase):
         async with open_(stack(AsyncManager), user=self.ada, session=socket.session):
             pass
 
-    async def test_deactivated_user_is_ended(self):
+    async def test_connection_of_a_deactivated_user_ends(self):
         async with open_(stack(AsyncManager), user=self.ada) as socket:
             async with committed():
                 self.ada.is_active = False
@@ -730,13 +731,13 @@ class InTestCase(TestCase):
 
             await socket.assert_closes(4410)
 
-    async def test_what_is_not_committed_is_not_told(self):
+    async def test_disconnect_without_a_commit_ends_no_connection(self):
         async with open_(stack(AsyncManager), user=self.ada) as socket:
             await adisconnect_user(self.ada)
 
             assert await socket.call("who") == {"user": "ada"}
 
-    async def test_committed_runs_what_waits_when_its_block_fails(self):
+    async def test_committed_runs_the_callbacks_when_its_block_fails(self):
         async with open_(stack(AsyncManager), user=self.ada) as socket:
             with contextlib.suppress(KeyError):
                 async with committed():
@@ -764,29 +765,29 @@ class InTestCase(TestCase):
             assert await first.call("who") == {"user": "ada"}
 
     def tearDown(self):
-        assert not holds_single_thread()
+        assert not is_single_threaded()
 
 
-async def test_committed_changes_nothing_where_tests_commit(user):
+async def test_committed_changes_nothing_in_tests_that_commit(user):
     async with open_(stack(AsyncManager), user=user) as socket, committed():
         await adisconnect_user(user)
         await socket.assert_closes(4410)
 
 
-async def test_consumer_that_forgets_to_ask_is_open_to_nobody(transactional_db):
+async def test_consumer_without_its_own_check_is_guarded(transactional_db):
     async with open_(stack(ForgetfulManager)) as socket:
         with pytest.raises(CallError, match="unauthenticated"):
             await socket.call("guarded")
 
 
-def test_sign_in_is_what_login_makes(user):
-    ours, djangos = testing._sign_in(user), testing._session_store(sign_in(user))
+def test_session_is_the_same_as_that_of_login(user):
+    session, expected = kit.sign_in(user), kit.session_store(sign_in(user))
 
-    assert {**ours.load()} == {**djangos.load()}
+    assert {**session.load()} == {**expected.load()}
 
 
 async def test_fixture_opens_sockets_to_the_sites_application(open_websocket, django_user_model):
-    """And brings the database along that they need."""
+    """It includes the fixture for the database."""
     ada = await django_user_model.objects.acreate_user("ada")
 
     async with open_websocket("/required/async/{token}", user=ada) as socket:

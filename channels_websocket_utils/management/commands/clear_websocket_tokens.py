@@ -1,3 +1,5 @@
+"""The command that deletes expired tokens and old revocations."""
+
 from __future__ import annotations
 
 import time
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 class Command(BaseCommand):
     help = (
-        "Delete expired WebSocket tokens, and revocations that no process needs any more. Safe at "
-        "any time, and sockets go on connecting meanwhile."
+        "Delete expired WebSocket tokens, and revocations that no process needs any more. You can "
+        "run it at any time. Clients can connect while it runs."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -29,20 +31,20 @@ class Command(BaseCommand):
             "--batch-size",
             type=int,
             default=250,
-            help="rows to delete in one transaction, 250 by default",
+            help="the number of rows to delete in one transaction, 250 by default",
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="only count them, and delete nothing"
+            "--dry-run", action="store_true", help="only count the rows, and delete nothing"
         )
 
     def handle(self, *, batch_size: int, dry_run: bool, verbosity: int, **options: Any) -> None:
         if batch_size < 1:
             raise CommandError(f"--batch-size must be 1 or more, not {batch_size}.")
         self._shows_progress = verbosity > 0 and self.stdout.isatty()
-        present = clock.now()
+        now = clock.now()
         old: dict[type[WebSocketToken] | type[WebSocketRevocation], dict[str, datetime]] = {
-            WebSocketToken: {"expires_at__lte": present},
-            WebSocketRevocation: {"created_at__lte": revocations.kept_since(present)},
+            WebSocketToken: {"expires_at__lte": now},
+            WebSocketRevocation: {"created_at__lte": revocations.kept_since(now)},
         }
         counts, so_far = [], 0
         for model, condition in old.items():
@@ -53,17 +55,17 @@ class Command(BaseCommand):
         if verbosity > 0:
             done = "Would delete" if dry_run else "Deleted"
             line = "{} expired tokens: {}, old revocations: {}.".format(done, *counts)
-            # Longer than the progress, which it takes the place of.
+            # This line overwrites the progress, which is shorter.
             self.stdout.write(f"\r{line}" if self._shows_progress else line)
 
     def _delete(self, rows: QuerySet[Any], batch_size: int, so_far: int) -> int:
-        """Delete ``rows``, a batch after the other, and return how many there were."""
+        """Delete ``rows`` in batches, and return their number."""
         limit = connections[rows.db].features.max_query_params
         size = min(batch_size, limit or batch_size)
         deleted: int = 0
         while True:
-            # By key and without a join: a DELETE with a limit is not for every database, and a
-            # short one holds up nobody who is connecting.
+            # By key, because not every database has DELETE with a limit. A short DELETE does not
+            # delay clients that connect.
             keys = list(rows.values_list("pk", flat=True)[:size])
             began = time.monotonic()
             deleted += rows.model.objects.using(rows.db).filter(pk__in=keys).delete()[0]
@@ -72,6 +74,6 @@ class Command(BaseCommand):
                 self.stdout.flush()
             if len(keys) < size:
                 return deleted
-            # Who waits for SQLite's lock looks for it only now and then, ever less often: let it
-            # be free for as long as it was held.
+            # A connection that waits for SQLite's lock tries again only after pauses that grow.
+            # Leave the lock free for as long as the batch held it.
             time.sleep(time.monotonic() - began)

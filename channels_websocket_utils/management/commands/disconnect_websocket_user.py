@@ -1,3 +1,5 @@
+"""The command that ends all live connections of one user."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
 
 class Command(BaseCommand):
     help = (
-        "End all live WebSockets of a user, in every process, and kill their unused tokens. Who "
-        "is still signed in may come back: deactivate them, or end their sessions, first."
+        "End all live WebSockets of a user, in every process, and revoke their unused tokens. A "
+        "user who is still signed in can connect again: first deactivate the user, or end the "
+        "user's sessions."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("user", help="the name that the user signs in with")
+        parser.add_argument("user", help="the name with which the user signs in")
         parser.add_argument(
             "--pk", action="store_true", help="the argument is the user's primary key instead"
         )
@@ -37,8 +40,8 @@ class Command(BaseCommand):
             raise CommandError(f"There is no user with the {what} {user!r}.") from None
         disconnect_user(found)
         if verbosity > 0:
-            # This process has no sockets itself: the others hear it, or read it.
+            # The connections are in other processes, which receive the event or read the row.
             when = (
                 "now" if broadcast.shared_layer() else f"within {get_setting('RECHECK_INTERVAL')} s"
             )
-            self.stdout.write(f"All live sockets of {found.get_username()} end {when}.")
+            self.stdout.write(f"All live connections of {found.get_username()} end {when}.")

@@ -1,0 +1,20 @@
+"""System checks (``manage.py check``): report configurations that cannot work or are not safe."""
+
+from .application import check_application, check_user
+from .deployment import check_origin, check_processes
+from .settings import check_channel_layer, check_installed_apps, check_sessions, check_settings
+from .tokens import check_endpoint, check_token_age, check_token_cache
+
+__all__ = [
+    "check_application",
+    "check_channel_layer",
+    "check_endpoint",
+    "check_installed_apps",
+    "check_origin",
+    "check_processes",
+    "check_sessions",
+    "check_settings",
+    "check_token_age",
+    "check_token_cache",
+    "check_user",
+]

@@ -1,0 +1,93 @@
+"""Checks of the ASGI application: can it be built, and does the gate find a user?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from channels.auth import AuthMiddleware
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import OriginValidator
+from django.conf import settings
+from django.core.checks import Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from ..middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
+from .chains import chains_of, site_chains
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from django.core.checks import CheckMessage
+
+    from .chains import Chain
+
+__all__ = ["check_application", "check_user"]
+
+
+@register
+def check_application(**kwargs: Any) -> list[CheckMessage]:
+    """Report an application that cannot be built (E004), and a stack without old keys (W001)."""
+    if not getattr(settings, "ASGI_APPLICATION", None):
+        return []
+    try:
+        application = import_string(settings.ASGI_APPLICATION)
+    except ImproperlyConfigured as error:
+        return [
+            Error(
+                f"The ASGI application cannot be built: {error}",
+                hint="The message contains the remedy. settings.ASGI_APPLICATION names the "
+                "application.",
+                id="channels_websocket_utils.E004",
+            )
+        ]
+    except Exception:
+        # Commands such as migrate must run without the application. The server reports this.
+        return []
+    has_old_keys = bool(getattr(settings, "SECRET_KEY_FALLBACKS", None))
+    if not has_old_keys or not any(map(_has_auth_above_gate, chains_of(application))):
+        return []
+    return [
+        Warning(
+            "AuthMiddlewareStack ignores SECRET_KEY_FALLBACKS: it signs out each user whose "
+            "session was signed with an old key, and deletes the session.",
+            hint="Use WebSocketTokenAuthMiddlewareStack instead of AuthMiddlewareStack.",
+            id="channels_websocket_utils.W001",
+        )
+    ]
+
+
+def _has_auth_above_gate(chain: Chain) -> bool:
+    kinds = [type(layer) for layer in chain]
+    gates = [i for i, kind in enumerate(kinds) if issubclass(kind, WebSocketTokenAuthMiddleware)]
+    return bool(gates) and any(issubclass(kind, AuthMiddleware) for kind in kinds[: gates[0]])
+
+
+@register
+def check_user(**kwargs: Any) -> list[CheckMessage]:
+    """Report a gate without a middleware that puts a user into the scope (E008)."""
+    if not any(map(_lacks_user, site_chains())):
+        return []
+    return [
+        Error(
+            "WebSocketTokenAuthMiddleware has nothing around it that puts a user into the scope: "
+            "every connection with a token would fail.",
+            hint="Use WebSocketTokenAuthMiddlewareStack, or put AuthMiddlewareStack around it. For "
+            "clients without a session pass token_only=True.",
+            id="channels_websocket_utils.E008",
+        )
+    ]
+
+
+def _lacks_user(chain: Chain) -> bool:
+    gates = [i for i, layer in enumerate(chain) if isinstance(layer, WebSocketTokenAuthMiddleware)]
+    if not gates:
+        return False
+    gate = chain[gates[0]]
+    # Any other class above the gate may put a user into the scope, also a subclass of these.
+    known = (ProtocolTypeRouter, OriginValidator, URLRouter)
+    return (
+        not isinstance(gate, WebSocketTokenAuthMiddlewareStack)
+        and not gate.token_only
+        and all(type(layer) in known for layer in chain[: gates[0]])
+    )

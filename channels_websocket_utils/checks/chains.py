@@ -1,0 +1,46 @@
+"""The chains of an ASGI application: each way down to a consumer, as a list of layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from ..gate.routing import layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, TypeAlias
+
+    # The layers of one way through the application, outermost first.
+    Chain: TypeAlias = list[Any]
+
+__all__ = ["chains_of", "site_chains"]
+
+
+def site_chains() -> list[Chain]:
+    """Return the chains of ``settings.ASGI_APPLICATION``, or none if it cannot be imported."""
+    try:
+        return [*chains_of(import_string(settings.ASGI_APPLICATION))]
+    except Exception:
+        # E004 reports this, or the server that needs the application.
+        return []
+
+
+def chains_of(application: Any, above: Sequence[Any] = ()) -> Iterator[Chain]:
+    """Yield the chains of ``application``. Each begins with the layers ``above``."""
+    chain = [*above, *layers(application)]
+    last: Any = chain[-1]
+    if isinstance(last, ProtocolTypeRouter):
+        below = list(last.application_mapping.values())
+    elif isinstance(last, URLRouter):
+        routes: list[Any] = last.routes
+        below = [route.callback for route in routes]
+    else:
+        below = []
+    if not below:
+        yield chain
+    for child in below:
+        yield from chains_of(child, chain)
