@@ -30,7 +30,7 @@ from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 from django.test import TestCase
 
 from . import protocol, strict_json, threads
-from .gate import decision
+from .gate.decision import ConnectionRequest, decide_one
 from .utils import get_websocket_token
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class WebSocketCommunicator:
             self.session = _session_store(self.session)
         user: Any = self.user
         if user is None:
-            user = decision.decide(None, session=self.session).user
+            user = decide_one(ConnectionRequest(None, session=self.session)).user
         if self.session is None and user.is_authenticated:
             self.session = _sign_in(user)
         path, names = self.path, self.scope["subprotocols"]

@@ -56,7 +56,7 @@ def spend_by_gate(digest):
     """Return whether the gate let a socket with this token in."""
     from channels_websocket_utils.gate import decision
 
-    verdict = decision.decide(digest, token_only=True)
+    verdict = decision.decide_one(decision.ConnectionRequest(digest, token_only=True))
     # In a cache what is spent is gone.
     assert verdict.token.reason in (None, "redeemed", "unknown"), verdict.token.reason
     return verdict.token.is_valid

@@ -17,7 +17,8 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from channels_websocket_utils.gate import decision, revocations
+from channels_websocket_utils.gate import revocations
+from channels_websocket_utils.gate.decision import ConnectionRequest, decide_one
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.signals import token_refused
 from channels_websocket_utils.stores import StoreUnavailable
@@ -74,7 +75,8 @@ def store(request, settings, tmp_path):
 
 
 def decide(token, **options):
-    return decision.decide(digest_of(token), **{"token_only": True, **options}).token
+    request = ConnectionRequest(digest_of(token), **{"token_only": True, **options})
+    return decide_one(request).token
 
 
 def test_token_opens_once_and_no_row_is_written(store, user):
@@ -397,16 +399,16 @@ def test_revocations_in_another_database_are_asked_for_there(user, session, monk
 
     digest = digests.digest_of(issue(user))
     session_digest = digests.session_digest(session)
-    assert redeeming.find(digest, session_digest=session_digest).is_session_over is False
+    assert redeeming.find(digest, session_digest=session_digest).is_session_ended is False
 
     monkeypatch.setattr(database_store, "router", Router)
-    assert redeeming.find(digest, session_digest=session_digest).is_session_over is None
+    assert redeeming.find(digest, session_digest=session_digest).is_session_ended is None
 
     asked = []
     monkeypatch.setattr(
         revocations, "is_session_ended", lambda digest: asked.append(digest) or True
     )
-    verdict = decision.decide(digest, session=SessionStore(session))
+    verdict = decide_one(ConnectionRequest(digest, session=SessionStore(session)))
     assert verdict.token.reason == "wrong_session"
     assert asked == [session_digest]
 

@@ -129,7 +129,7 @@ def test_database_that_is_away_is_no_refusal(client, monkeypatch):
     def away(*args):
         raise OperationalError("the database is away")
 
-    monkeypatch.setattr(decision, "_signed_in", away)
+    monkeypatch.setattr(decision, "read_sign_in", away)
 
     assert client.post(URL).status_code == 503
 
