@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
 from django.core.cache import caches
+from django.db import router
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare, salted_hmac
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from django.core.cache.backends.base import BaseCache
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, Model
+    from django.dispatch import Signal
 
     # The SQL, its parameters, and by column the functions that convert its values.
     _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], dict[int, tuple[list[Any], Any]]]
@@ -38,6 +40,7 @@ __all__ = [
     "constant_time_compare",
     "field_names",
     "has_own_queries",
+    "has_receivers",
     "is_consumer_application",
     "load_backend",
     "match_route",
@@ -47,6 +50,7 @@ __all__ = [
     "quoted_column",
     "quoted_table",
     "replace_application",
+    "router",
     "routes_of",
     "salted_hmac",
 ]
@@ -55,7 +59,8 @@ __all__ = [
 #
 # Imported above: the session keys under which login() stores the user, the backend and the
 # session-auth hash; load_backend(), which makes a backend from its dotted path; parse_cookie(),
-# which reads a Cookie header; constant_time_compare() and salted_hmac().
+# which reads a Cookie header; router, which asks all DATABASE_ROUTERS; constant_time_compare() and
+# salted_hmac().
 
 
 def primary_key(model: type[Model]) -> Field[Any, Any]:
@@ -99,6 +104,11 @@ def compile_query(queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper)
 def new_cache(alias: str) -> BaseCache:
     """Return a new object for the cache ``alias``; ``caches`` keeps one for each task."""
     return caches.create_connection(alias)
+
+
+def has_receivers(signal: Signal) -> bool:
+    """Return whether a receiver is connected to ``signal``."""
+    return signal.has_listeners()
 
 
 def match_route(route: Any, path: str) -> tuple[str, dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import Resolver404
 
 from . import protocol
-from .compat import REMAINING_PATH, announce_routes
+from .compat import REMAINING_PATH, announce_routes, has_receivers
 from .conf import require_installed
 from .gate import admission, decision, routing
 from .gate.handshake import SOURCES
@@ -259,7 +259,7 @@ def _check_options(who: str, flags: dict[str, bool], token_kwarg: object, source
 
 async def _annotate_form(reason: Any) -> TokenAnnotation:
     """Return the annotation of a handshake without a token to look up."""
-    if reason == "missing" or not token_refused.has_listeners():
+    if reason == "missing" or not has_receivers(token_refused):
         # Without a receiver of the signal, a flood of malformed tokens costs no thread.
         return annotate(reason)
     return await in_our_pool(refuse)(reason)

@@ -14,10 +14,9 @@ from django.contrib.sessions.backends import cache
 from django.contrib.sessions.backends import db as db_sessions
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
-from django.db import router
 from django.utils import timezone
 
-from ..compat import load_backend
+from ..compat import load_backend, router
 from ..tokens import digests
 from .sign_in import (
     MODEL_BACKEND,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import router, transaction
+from django.db import transaction
 from django.utils.timezone import is_aware
 
-from ..compat import primary_key
+from ..compat import primary_key, router
 from ..conf import get_setting
 from ..models import WebSocketRevocation
 from ..tokens import clock, redeeming

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from django import db
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import router
 from django.utils.module_loading import import_string
 
-from ..compat import new_cache
+from ..compat import new_cache, router
 from ..conf import get_setting
 from .store import StoreUnavailable, TokenRow
 

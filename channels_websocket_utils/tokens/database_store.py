@@ -10,11 +10,11 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import get_user_model
-from django.db import connections, router, transaction
+from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Value
 from django.db.models.functions import NullIf
 
-from ..compat import field_names, quoted_column, quoted_table
+from ..compat import field_names, quoted_column, quoted_table, router
 from ..models import WebSocketRevocation, WebSocketToken
 from .queries import CompiledQuery, parameter
 from .store import TokenRow
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
-    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
 
 __all__ = ["DatabaseTokenStore"]
@@ -83,11 +82,8 @@ class DatabaseTokenStore:
 
     def redeem(self, row: TokenRow, now: datetime) -> bool:
         """Mark the row as used, and return whether this call was the first."""
-        connection = connections[router.db_for_write(WebSocketToken)]
-        used_at = quoted_column(connection, WebSocketToken, "used_at")
-        values = {"now": _field("used_at").get_db_prep_save(now, connection)}
-        statement = f"UPDATE {{table}} SET {used_at} = %(now)s"  # noqa: S608
-        return _change_unused(connection, statement, values, digest=row.digest) == 1
+        statement = "UPDATE {table} SET {used_at} = %(now)s"
+        return _change_unused(statement, now, digest=row.digest) == 1
 
     def revoke(self, **owner: Any) -> int:
         """
@@ -95,8 +91,7 @@ class DatabaseTokenStore:
 
         ``owner`` is ``user_id=...`` or ``session_digest=...``, or the ``digest=...`` of one row.
         """
-        connection = connections[router.db_for_write(WebSocketToken)]
-        return _change_unused(connection, "DELETE FROM {table}", {}, **owner)
+        return _change_unused("DELETE FROM {table}", **owner)
 
 
 def _token_query(with_user: bool, with_revocations: bool) -> QuerySet[Any, Any]:
@@ -118,9 +113,7 @@ _queries = {
 }
 
 
-def _change_unused(
-    connection: BaseDatabaseWrapper, statement: str, values: dict[str, Any], **owner: Any
-) -> int:
+def _change_unused(statement: str, now: datetime | None = None, **owner: Any) -> int:
     """
     Run ``statement`` on the unused rows of ``owner`` and return how many there were.
 
@@ -130,14 +123,18 @@ def _change_unused(
     a receiver of ``post_delete`` it reads the rows first, and deletes those that were redeemed
     meanwhile.
     """
+    alias = router.db_for_write(WebSocketToken)
+    connection = connections[alias]
     ((name, value),) = owner.items()
-    column = quoted_column(connection, WebSocketToken, name)
-    used_at = quoted_column(connection, WebSocketToken, "used_at")
-    sql = statement.format(table=quoted_table(connection, WebSocketToken))
-    sql += f" WHERE {column} = %(owner)s AND {used_at} IS NULL"
-    values["owner"] = _field(name).get_db_prep_save(value, connection)
-    # In the caller's transaction an error marks it for rollback; alone, the statement needs none.
-    alias = connection.alias
+    sql = (statement + " WHERE {owner} = %(owner)s AND {used_at} IS NULL").format(
+        table=quoted_table(connection, WebSocketToken),
+        owner=quoted_column(connection, WebSocketToken, name),
+        used_at=quoted_column(connection, WebSocketToken, "used_at"),
+    )
+    values = {"owner": _field(name).get_db_prep_save(value, connection)}
+    if now is not None:
+        values["now"] = _field("used_at").get_db_prep_save(now, connection)
+    # Inside a transaction, an error must mark it for rollback. Alone, the statement needs none.
     is_alone = transaction.get_autocommit(alias)
     guard = nullcontext() if is_alone else transaction.atomic(alias, savepoint=False)
     with guard, connection.cursor() as cursor:
