@@ -1,8 +1,10 @@
 """Tokens in a cache, and what a store must do whatever keeps it."""
 
 import asyncio
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -11,12 +13,14 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.db.models.signals import pre_delete
 from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from redis import exceptions as redis_errors
 
+import channels_websocket_utils
 from channels_websocket_utils.gate import revocations
 from channels_websocket_utils.gate.decision import ConnectionRequest, decide_one
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
@@ -36,7 +40,7 @@ from channels_websocket_utils.utils import (
 
 from ..conftest import CACHE_STORE
 from ..support.consumers import AsyncManager
-from ..support.helpers import OPEN, UNKNOWN_TOKEN, sign_in, stack
+from ..support.helpers import LIMIT, OPEN, UNKNOWN_TOKEN, sign_in, stack
 from ..support.servers import free_port, redis_command, running
 from ..support.settings import cache
 
@@ -344,18 +348,127 @@ def test_redis_that_is_away_ends_in_try_later_and_comes_back(
     assert token not in caplog.text
 
 
-@pytest.mark.parametrize("call", ["get", "delete", "get_many"])
-def test_cache_that_fails_at_any_point_lets_nobody_in(user, settings, monkeypatch, run, call):
+@pytest.fixture
+def local_store(settings):
+    """Tokens are kept in the memory of this process."""
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache"}}
-    token = get_websocket_token(user)
 
+
+def make_fail(monkeypatch, call, error):
     def fail(*args, **kwargs):
-        raise OSError("gone")
+        raise error
 
     monkeypatch.setattr(LocMemCache, call, fail)
 
+
+@pytest.mark.parametrize("call", ["get", "delete", "get_many"])
+def test_cache_that_fails_at_any_point_lets_nobody_in(user, local_store, monkeypatch, run, call):
+    token = get_websocket_token(user)
+    make_fail(monkeypatch, call, OSError("gone"))
+
     assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4490
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError("down"),
+        TimeoutError("hangs"),
+        redis_errors.ConnectionError("down"),
+        redis_errors.TimeoutError("hangs"),
+        redis_errors.OutOfMemoryError("full"),
+        redis_errors.BusyLoadingError("starts"),
+        OperationalError("the table of DatabaseCache is locked"),
+    ],
+    ids=repr,
+)
+def test_error_of_a_cache_that_is_away_is_one_line_and_try_later(
+    user, local_store, monkeypatch, run, client, caplog, error
+):
+    token = get_websocket_token(user)
+    client.force_login(user)
+    make_fail(monkeypatch, "get", error)
+
+    outcome = run(stack(AsyncManager), f"/ws/{token}", session=client.session.session_key)
+
+    assert outcome == 4490
+    assert client.post(reverse("websocket_token")).status_code == 503
+    errors = [each for each in caplog.records if each.name == "channels_websocket_utils"]
+    assert [each.exc_info for each in errors if each.levelname == "ERROR"] == [None, None]
+
+
+async def test_programming_error_of_a_cache_ends_its_connection_and_keeps_its_traceback(
+    user, local_store, session, monkeypatch, open_socket
+):
+    token = await aget_websocket_token(user)
+    make_fail(monkeypatch, "get", ZeroDivisionError("a bug"))
+    socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == 4490
+    with pytest.raises(ZeroDivisionError, match="a bug") as caught:
+        await socket.wait(LIMIT)
+    assert caught.traceback[-1].name == "fail"
+    assert token not in repr([entry.frame.f_locals for entry in package_frames(caught)])
+
+
+def package_frames(caught):
+    folder = Path(channels_websocket_utils.__file__).parent
+    found = [entry for entry in caught.traceback if folder in Path(entry.path).parents]
+    assert found
+    return found
+
+
+def test_programming_error_of_a_cache_is_no_reason_to_keep_a_users_connections(
+    user, local_store, monkeypatch, caplog
+):
+    """The revocation is stored although the unused tokens could not be revoked."""
+    make_fail(monkeypatch, "delete_many", ZeroDivisionError("a bug"))
+
+    disconnect_user(user)
+
+    assert WebSocketRevocation.objects.get().user_id == user.pk
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_redis_that_hangs_ends_in_try_later(user, settings, run, caplog):
+    """The server accepts the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hanging = cache(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        hanging["OPTIONS"] = {"socket_timeout": 0.2}
+        settings.CACHES = {"default": hanging}
+        settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+
+        outcome = run(stack(AsyncManager), f"/ws/{UNKNOWN_TOKEN}", session=sign_in(user))
+        with pytest.raises(StoreUnavailable):
+            get_websocket_token(user)
+
+    assert outcome == 4490
+    assert [each.exc_info for each in caplog.records if each.levelname == "ERROR"] == [None]
+
+
+@pytest.mark.redis
+def test_redis_that_is_full_issues_no_token_and_opens_those_it_has(
+    user, redis_store, run, client, caplog
+):
+    session = sign_in(user)
+    client.force_login(user)
+    token = get_websocket_token(user)
+    server = caches["default"]._cache.get_client()
+    limit = server.config_get("maxmemory")["maxmemory"]
+    server.config_set("maxmemory", 1)
+    try:
+        answer = client.post(reverse("websocket_token"))
+        with pytest.raises(StoreUnavailable, match="OutOfMemory"):
+            get_websocket_token(user)
+        outcome = run(stack(AsyncManager), f"/ws/{token}", session=session)
+    finally:
+        server.config_set("maxmemory", limit)
+
+    assert (answer.status_code, outcome) == (503, OPEN)
+    errors = [each for each in caplog.records if each.name == "channels_websocket_utils"]
+    assert [each.exc_info for each in errors if each.levelname == "ERROR"] == [None]
 
 
 def test_store_of_another_alias(user, settings):
