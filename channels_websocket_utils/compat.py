@@ -7,6 +7,7 @@ and a test in ``test_compat.py`` that fails when a new version changes it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
@@ -85,6 +86,7 @@ def quoted_column(connection: BaseDatabaseWrapper, model: type[Model], name: str
     return connection.ops.quote_name(field.column)
 
 
+@lru_cache(maxsize=8)
 def has_own_queries(manager: Any) -> bool:
     """Return whether a site's class changes which rows ``manager`` returns, or how."""
     is_plain = all(

@@ -16,13 +16,14 @@ from django.db.models.functions import NullIf
 
 from ..compat import field_names, quoted_column, quoted_table, router
 from ..models import WebSocketRevocation, WebSocketToken
-from .queries import CompiledQuery, parameter
+from .queries import CompiledQuery, compiled_for, parameter
 from .store import TokenRow
 
 if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
 
 __all__ = ["DatabaseTokenStore"]
@@ -126,11 +127,9 @@ def _change_unused(statement: str, now: datetime | None = None, **owner: Any) ->
     alias = router.db_for_write(WebSocketToken)
     connection = connections[alias]
     ((name, value),) = owner.items()
-    sql = (statement + " WHERE {owner} = %(owner)s AND {used_at} IS NULL").format(
-        table=quoted_table(connection, WebSocketToken),
-        owner=quoted_column(connection, WebSocketToken, name),
-        used_at=quoted_column(connection, WebSocketToken, "used_at"),
-    )
+    compiled = compiled_for(connection)
+    if (statement, name) not in compiled:
+        compiled[statement, name] = _sql(statement, name, connection)
     values = {"owner": _field(name).get_db_prep_save(value, connection)}
     if now is not None:
         values["now"] = _field("used_at").get_db_prep_save(now, connection)
@@ -138,9 +137,17 @@ def _change_unused(statement: str, now: datetime | None = None, **owner: Any) ->
     is_alone = transaction.get_autocommit(alias)
     guard = nullcontext() if is_alone else transaction.atomic(alias, savepoint=False)
     with guard, connection.cursor() as cursor:
-        cursor.execute(sql, values)
+        cursor.execute(compiled[statement, name], values)
         count: int = cursor.rowcount
         return count
+
+
+def _sql(statement: str, name: str, connection: BaseDatabaseWrapper) -> str:
+    return (statement + " WHERE {owner} = %(owner)s AND {used_at} IS NULL").format(
+        table=quoted_table(connection, WebSocketToken),
+        owner=quoted_column(connection, WebSocketToken, name),
+        used_at=quoted_column(connection, WebSocketToken, "used_at"),
+    )
 
 
 def _field(name: str) -> Any:

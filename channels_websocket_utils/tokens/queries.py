@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # The SQL, its constants, and the functions that convert its columns.
     _Compiled: TypeAlias = tuple[str, dict[str, Any], dict[int, tuple[list[Any], Any]]]
 
-__all__ = ["CompiledQuery", "parameter"]
+__all__ = ["CompiledQuery", "compiled_for", "parameter"]
 
 
 _PLACEHOLDER = re.compile("(?<!%)%s")
@@ -32,6 +32,12 @@ _PLACEHOLDER = re.compile("(?<!%)%s")
 def parameter(name: str) -> str:
     """Return the placeholder in a query for the text that ``first()`` receives as ``name``."""
     return f"?{name}"
+
+
+def compiled_for(connection: BaseDatabaseWrapper) -> dict[Any, Any]:
+    """Return what has been compiled for ``connection``; it is freed together with it."""
+    compiled: dict[Any, Any] = connection.__dict__.setdefault("_websocket_utils_compiled", {})
+    return compiled
 
 
 class CompiledQuery:
@@ -65,10 +71,7 @@ class CompiledQuery:
         return row
 
     def _compiled(self, connection: BaseDatabaseWrapper) -> _Compiled:
-        # Kept on the connection, because it contains functions of the connection: so both are
-        # freed together.
-        kept: dict[CompiledQuery, _Compiled]
-        kept = connection.__dict__.setdefault("_websocket_utils_compiled", {})
+        kept: dict[CompiledQuery, _Compiled] = compiled_for(connection)
         if self not in kept:
             sql, params, converters = compile_query(self._build(), connection)
             names = [_name(position, param) for position, param in enumerate(params)]
