@@ -2,7 +2,7 @@
 Refusals: can a stranger tell them apart, and do they take a lock?
 ==================================================================
 
-One token of each class is shown, in turns and in random order, to ``gate.decision.decide()`` in this process
+One token of each class is shown, in turns and in random order, to ``gate.decide()`` in this process
 (*decision*) and, each on a new connection, to a uvicorn process that serves nothing else
 (*outside*: from the request until the last byte of the answer). *Cookie* is the usual composition,
 the stranger signed in as somebody; *token only* is ``token_only=True`` without a session. The

@@ -3,7 +3,7 @@ Single use: tokens that eight processes spend at once
 =====================================================
 
 Eight processes go for each token in the same moment, behind a barrier, by the gate's own decision
-(``gate.decision.decide()``): rows of an SQLite file and of PostgreSQL, both as ``tests/support/settings.py``
+(``gate.decide()``): rows of an SQLite file and of PostgreSQL, both as ``tests/support/settings.py``
 opens them, and keys of Redis, with users in an SQLite file.
 
 The controls are code as it is usually written. *naive*: read the token, look whether it is used,

@@ -111,6 +111,7 @@ def _decide(request: ConnectionRequest) -> Verdict:
         logger.error("A connection was refused, because no answer came: %s", error)
         return Verdict(request.session, anonymous(), annotate("unavailable"))
     except Exception as error:
+        # The caller raises it, with its traceback, for this connection alone.
         return Verdict(request.session, anonymous(), annotate("unavailable"), error=error)
 
 
