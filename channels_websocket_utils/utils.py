@@ -240,7 +240,7 @@ def _sync_only(name: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    # The same exception as Django's own check, for notebooks.
+    # Notebooks set this variable to switch off Django's own check.
     if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
         raise SynchronousOnlyOperation(
             f"{name}() was called in async code. Use 'await a{name}(...)'."

@@ -148,7 +148,7 @@ def _errors_of_caches() -> tuple[type[BaseException], ...]:
         for module, name in _LIBRARY_ERRORS
         if module in sys.modules
     ]
-    return OSError, TimeoutError, db.Error, *libraries
+    return OSError, db.Error, *libraries
 
 
 def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -13,7 +15,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
-from django.db import OperationalError, connection, connections
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.db.models.signals import pre_delete
 from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
@@ -400,6 +402,25 @@ def test_error_of_an_unavailable_cache_is_one_log_line_and_4490(
     assert [each.exc_info for each in errors if each.levelname == "ERROR"] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("valkey.exceptions", "ValkeyError"),
+        ("pymemcache.exceptions", "MemcacheError"),
+        ("pylibmc", "Error"),
+    ],
+)
+def test_error_of_another_cache_library_is_an_outage(
+    user, local_store, monkeypatch, run, module, name
+):
+    error = type(name, (Exception,), {})
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: error}))
+    token = get_websocket_token(user)
+    make_fail(monkeypatch, "get", error("down"))
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4490
+
+
 async def test_programming_error_in_a_cache_keeps_its_traceback_and_ends_with_4490(
     user, local_store, session, monkeypatch, open_socket
 ):
@@ -542,6 +563,25 @@ def test_query_is_compiled_once_and_its_result_is_not_kept(user, monkeypatch):
     assert redeeming.find(digest, with_user=True).user.first_name == "Ada"
     assert redeeming.find("0" * 64, with_user=True) is None
     assert compiled == []
+
+
+@pytest.mark.parametrize("change", ["redeem", "revoke"])
+def test_statement_that_fails_rolls_the_callers_transaction_back(user, monkeypatch, change):
+    """As with the ORM. Otherwise PostgreSQL would refuse the next statements, and a commit."""
+    monkeypatch.setattr(database_store, "compiled_for", lambda connection: {})
+    monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
+    row = redeeming.find(digest_of(issue(user)))
+    store = database_store.DatabaseTokenStore()
+    call = {
+        "redeem": lambda: store.redeem(row, clock.now()),
+        "revoke": lambda: store.revoke(user_id=1),
+    }
+
+    with transaction.atomic():
+        with pytest.raises(DatabaseError, match="nowhere"):
+            calls[change]()
+
+        assert transaction.get_rollback()
 
 
 def test_no_token_is_both_redeemed_and_revoked_on_a_site_with_receivers(user):
