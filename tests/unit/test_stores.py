@@ -572,9 +572,9 @@ def test_statement_that_fails_rolls_the_callers_transaction_back(user, monkeypat
     monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
     row = redeeming.find(digest_of(issue(user)))
     store = database_store.DatabaseTokenStore()
-    call = {
+    calls = {
         "redeem": lambda: store.redeem(row, clock.now()),
-        "revoke": lambda: store.revoke(user_id=1),
+        "revoke": lambda: store.revoke(user_id=user.pk),
     }
 
     with transaction.atomic():
