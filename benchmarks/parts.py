@@ -60,7 +60,10 @@ async def measure(small, is_kept):
 def decisions(digests, others):
     rows = []
     found = {
-        "the decision": timed(digests, lambda each: decision.decide(each, token_only=True)),
+        "the decision": timed(
+            digests,
+            lambda each: decision.decide([decision.ConnectionRequest(each, token_only=True)]),
+        ),
         "of it the SELECT": timed(
             others, lambda each: rows.append(redeeming.find(each, with_user=True))
         ),

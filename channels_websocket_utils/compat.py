@@ -7,8 +7,156 @@ and a test in ``test_compat.py`` that fails when a new version changes it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
+from django.core.cache import caches
+from django.db import router
+from django.db.models import Manager, QuerySet
+from django.http import parse_cookie
+from django.utils.crypto import constant_time_compare, salted_hmac
+
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    from channels.routing import URLRouter
+    from django.core.cache.backends.base import BaseCache
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Field, Model
+    from django.dispatch import Signal
+
+    # The SQL, its parameters, and by column the functions that convert its values.
+    _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], dict[int, tuple[list[Any], Any]]]
+
+__all__ = [
+    "BACKEND_SESSION_KEY",
+    "HASH_SESSION_KEY",
+    "REMAINING_PATH",
+    "SESSION_KEY",
+    "announce_routes",
+    "application_of",
+    "captured_names",
+    "compile_query",
+    "constant_time_compare",
+    "field_names",
+    "has_own_queries",
+    "has_receivers",
+    "is_consumer_application",
+    "load_backend",
+    "match_route",
+    "new_cache",
+    "parse_cookie",
+    "primary_key",
+    "quoted_column",
+    "quoted_table",
+    "replace_application",
+    "router",
+    "routes_of",
+    "salted_hmac",
+]
+
 # Django
+#
+# Imported above: the session keys under which login() stores the user, the backend and the
+# session-auth hash; load_backend(), which makes a backend from its dotted path; parse_cookie(),
+# which reads a Cookie header; router, which asks all DATABASE_ROUTERS; constant_time_compare() and
+# salted_hmac().
+
+
+def primary_key(model: type[Model]) -> Field[Any, Any]:
+    """Return the primary key field of ``model``."""
+    field: Field[Any, Any] = model._meta.pk
+    return field
+
+
+def field_names(model: type[Model]) -> list[str]:
+    """Return the attribute names of the columns of ``model``, in the order of ``from_db()``."""
+    return [field.attname for field in model._meta.concrete_fields]
+
+
+def quoted_table(connection: BaseDatabaseWrapper, model: type[Model]) -> str:
+    """Return the name of the table of ``model``, quoted for SQL."""
+    return connection.ops.quote_name(model._meta.db_table)
+
+
+def quoted_column(connection: BaseDatabaseWrapper, model: type[Model], name: str) -> str:
+    """Return the name of the column of the field ``name`` of ``model``, quoted for SQL."""
+    field: Any = model._meta.get_field(name)
+    return connection.ops.quote_name(field.column)
+
+
+@lru_cache(maxsize=8)
+def has_own_queries(manager: Any) -> bool:
+    """Return whether a site's class changes which rows ``manager`` returns, or how."""
+    is_plain = all(
+        getattr(type(manager), name) is getattr(Manager, name) for name in ("get_queryset", "get")
+    )
+    return not is_plain or type(manager.all()) is not QuerySet
+
+
+def compile_query(queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper) -> _CompiledSQL:
+    """Return the SQL of ``queryset``, its parameters, and what converts its columns."""
+    compiler = queryset.query.get_compiler(connection=connection)
+    sql, parameters = compiler.as_sql()
+    converters = compiler.get_converters([column for column, *_ in compiler.select])
+    return sql, tuple(parameters), converters
+
+
+def new_cache(alias: str) -> BaseCache:
+    """Return a new object for the cache ``alias``; ``caches`` keeps one for each task."""
+    return caches.create_connection(alias)
+
+
+def has_receivers(signal: Signal) -> bool:
+    """Return whether a receiver is connected to ``signal``."""
+    return signal.has_listeners()
+
+
+def match_route(route: Any, path: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the rest of ``path`` and what ``route`` captures, or ``None`` if it does not match."""
+    found = route.pattern.match(path)
+    if not found:
+        return None
+    rest, _, kwargs = found
+    return rest, {**kwargs, **route.default_args}
+
+
+def application_of(route: Any) -> Any:
+    """Return what ``path()`` or ``re_path()`` was given as its view: the ASGI application."""
+    return route.callback
+
+
+def replace_application(route: Any, application: Any) -> None:
+    """Let ``route`` lead to ``application``."""
+    route.callback = application
+
+
+def captured_names(route: Any) -> set[str]:
+    """Return the names that ``path()`` or ``re_path()`` captures in ``route``."""
+    return {*route.pattern.converters, *route.pattern.regex.groupindex}
+
 
 # Channels
+
+# The key under which URLRouter passes the rest of the path to a nested router.
+REMAINING_PATH = "path_remaining"
+
+
+def routes_of(router: URLRouter) -> list[Any]:
+    """Return the routes of ``router``, in the order in which it matches them."""
+    routes: list[Any] = router.routes
+    return routes
+
+
+def announce_routes(application: Any, *, has_routes: bool) -> None:
+    """Let a ``URLRouter`` around ``application`` match only the beginning of a path."""
+    application._path_routing = has_routes
+
+
+def is_consumer_application(application: object) -> bool:
+    """Return whether ``application`` is what a consumer's ``as_asgi()`` returns."""
+    return hasattr(application, "consumer_class")
+
 
 # asgiref

@@ -1,39 +1,37 @@
 """
-The gate's door: ASGI middleware that has the gate look at the token during connect.
+The gate as ASGI middleware: it checks the token of each connection before its consumer runs.
 """
 
 from __future__ import annotations
 
 import logging
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from asgiref.sync import ThreadSensitiveContext
 from channels.routing import URLRouter
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.http import parse_cookie
-from django.urls.exceptions import Resolver404
+from django.urls import Resolver404
 
 from . import protocol
+from .compat import REMAINING_PATH, announce_routes, has_receivers
 from .conf import require_installed
-from .gate import decision, routing
-from .gate.handshake import SOURCES, read_handshake
-from .gate.verdict import Verdict, annotate, anonymous, refuse
+from .gate import admission, decision, routing
+from .gate.handshake import SOURCES
+from .gate.verdict import annotate, refuse
 from .live.connection import Connection, SocketEnded
 from .live.hub import register
 from .signals import token_refused
 from .threads import in_our_pool, is_single_threaded
-from .tokens import digests
 from .tokens.shape import TOKEN_SUBPROTOCOL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
     from typing import Any, Literal
 
     from channels.consumer import AsyncConsumer
-    from django.contrib.sessions.backends.base import SessionBase
 
+    from .gate.admission import Arrival
+    from .gate.verdict import TokenAnnotation, Verdict
     from .types import Application, Scope
 
 __all__ = ["WebSocketTokenAuthMiddleware", "WebSocketTokenAuthMiddlewareStack"]
@@ -43,31 +41,31 @@ logger = logging.getLogger("channels_websocket_utils")
 
 class WebSocketTokenAuthMiddleware:
     """
-    Validate the token in the URL path before the consumer sees the connection.
+    Validate the token of a connection before the consumer sees the connection.
 
     Put it around ``URLRouter`` (or inside one, around a nested router or a consumer), below
-    ``AuthMiddlewareStack``. It finds the token with the router's own patterns, spends it, and
+    ``AuthMiddlewareStack``. It finds the token with the router's own patterns, redeems it, and
     sets ``scope["websocket_token"]``, a ``gate.TokenAnnotation``, and
-    ``scope["websocket_connection"]``, a ``connections.Connection``. Inner applications see a dummy
-    in the token's place. When the token fails, ``scope["user"]`` is anonymous and the session
-    empty, so a consumer that forgets to ask is still safe; a consumer that closes before it
-    accepts then reaches the browser as 4401.
+    ``scope["websocket_connection"]``, a ``connections.Connection``. Inner applications see a
+    placeholder instead of the token. If the token is refused, ``scope["user"]`` is anonymous and
+    the session empty, so a consumer that does not check the token is still safe. If a consumer
+    closes such a connection before it accepts, the browser receives 4401.
 
-    ``required``: a connection without a good token never reaches a consumer. Without a
-    well-formed token it is refused with HTTP 403, with one that fails it is accepted and closed
-    with 4401, the only way a browser can tell it from a network failure.
+    ``required``: a connection without a valid token never reaches a consumer. Without a
+    well-formed token it is refused with HTTP 403. With one that is refused it is accepted and
+    closed with 4401, since a browser cannot tell HTTP 403 from a network failure.
     ``token_only``: the token alone signs its user in, for clients without a session cookie.
     ``token_kwarg``: the name of the token in the routes.
     ``sources``: where the token may be: ``"path"``, or ``"subprotocol"``, offered by the client as
-    ``["websocket.token", TOKEN]``, or both. With the latter every route is one that needs a token,
-    and an accept that chooses no subprotocol answers ``websocket.token``, without which browsers
-    fail.
-    ``isolate``: run the inner application in a ``ThreadSensitiveContext``, so plain sync
-    consumers of different sockets do not wait for each other; it costs a thread, and a database
-    connection, for each socket that uses one.
+    ``["websocket.token", TOKEN]``, or both. With ``"subprotocol"``, every route needs a token, and
+    an accept that chooses no subprotocol answers ``websocket.token``, because browsers fail
+    without an answer.
+    ``isolate``: run the inner application in a ``ThreadSensitiveContext``, so that plain sync
+    consumers of different connections do not wait for each other. It costs a thread, and a
+    database connection, for each connection that uses one.
 
-    Raises ``ImproperlyConfigured``, naming the remedy, for what cannot work: a consumer instance
-    in a route, a closure between it and the router, no user in the scope.
+    Raises ``ImproperlyConfigured``, naming the remedy, for a wrong argument, for a consumer
+    instance in a route, for a function that hides the routes, and for a scope without a user.
     """
 
     def __init__(
@@ -82,20 +80,8 @@ class WebSocketTokenAuthMiddleware:
     ) -> None:
         who = type(self).__name__
         require_installed(who)
-        if not isinstance(token_kwarg, str) or not token_kwarg.isidentifier():
-            raise ImproperlyConfigured(
-                f"{who} needs a token_kwarg that is a name in a route, not {token_kwarg!r}."
-            )
         flags = {"required": required, "token_only": token_only, "isolate": isolate}
-        for name, value in flags.items():
-            # "false", from an environment variable, is true.
-            if not isinstance(value, bool):
-                raise ImproperlyConfigured(f"{who} needs True or False for {name}, not {value!r}.")
-        is_list = isinstance(sources, (list, tuple))
-        if not is_list or not sources or any(each not in SOURCES for each in sources):
-            raise ImproperlyConfigured(
-                f"{who} needs sources such as ('path',) or ('subprotocol',), not {sources!r}."
-            )
+        _check_options(who, flags, token_kwarg, sources)
         self.inner = routing.prepare(inner, who, token_kwarg)
         self.required = required
         self.token_only = token_only
@@ -108,151 +94,134 @@ class WebSocketTokenAuthMiddleware:
                 f"{who} is wrapped around another one. Only the outer would see the token: "
                 "remove one of them."
             )
-        # URLRouter asks this of a route's application before it matches the rest of a path.
-        self._path_routing = isinstance(wrapped[-1], URLRouter)
+        announce_routes(self, has_routes=isinstance(wrapped[-1], URLRouter))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
-        if scope["type"] != "websocket":
-            raise ImproperlyConfigured(
-                f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
-                'Put it under "websocket" in ProtocolTypeRouter.'
-            )
+        self._check_protocol(scope)
         connection = Connection(scope, receive, send)
-        # Daphne's show the path when an error tracker prints the locals of this frame.
+        # Daphne's functions show the path when an error tracker prints the locals of this frame.
         del receive, send
-        found = routing.match(self.inner, scope, self.token_kwarg)
-        if found is None:
-            if "path_remaining" in scope:
-                # A router around us goes on to its next route.
-                raise Resolver404("No route of the nested router matches.")
-            # URLRouter's own exception would carry the token into the log.
-            logger.debug("Connection refused: no route matches its path")
-            del scope
+        arrival = self._read(scope, connection)
+        # From here on, no local of this frame, and no inner application, holds the token.
+        del scope
+        if arrival is None:
             return await connection.refuse()
-        handshake = read_handshake(scope, found[1], self.sources)
-        is_offered = TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ())
-        if is_offered and "subprotocol" in self.sources:
-            connection.token_subprotocol = TOKEN_SUBPROTOCOL
-        # From here on nothing in this frame, or further in, holds the token.
-        scope, digest = handshake.scope, None
-        if handshake.token is not None:
-            digest = digests.digest_of(handshake.token)
-        reason, path = handshake.reason, handshake.path
-        # A route that knows of no token passes untouched.
-        is_free = not handshake.needs_token and not self.required
-        del handshake
-        # Both walks must end in the same consumer, or the token would have chosen the route.
-        after = routing.match(self.inner, scope, self.token_kwarg)
-        is_same_route = after is not None and after[0] == found[0]
-        del found, after
-        if not is_same_route:
-            # Without a token it is a stranger's path, and no fault of the routes.
-            logger.log(
-                logging.DEBUG if digest is None else logging.ERROR,
-                "Connection refused: with a dummy in the token's place its path matches another "
-                "route. Let the pattern of %r accept 'wst_' and any 43 of A-Z a-z 0-9 _ -",
-                self.token_kwarg,
-            )
-            return await connection.refuse()
-
+        scope = arrival.scope
         connection.path = scope["path"]
         scope["websocket_connection"] = connection
         try:
-            is_let_in = await self._let_in(scope, connection, digest, reason, path, is_free)
-            # An idle socket keeps this frame for as long as it lives.
-            del digest, reason, path
-            if not is_let_in:
+            is_admitted = await self._admit(arrival, connection)
+            # An idle connection keeps this frame, and what it holds, for its whole life.
+            del arrival
+            if not is_admitted:
                 return
-            # A test's one thread goes before a thread of the socket's own.
-            if self.isolate and not is_single_threaded():
-                async with ThreadSensitiveContext():
-                    return await self.inner(scope, connection.receive, connection.send)
-            return await self.inner(scope, connection.receive, connection.send)
+            return await self._inner_application(scope, connection)
         except SocketEnded:
-            logger.debug("A consumer was stopped that went on sending to nobody")
+            logger.debug("A consumer was stopped that went on sending after the end")
         except BaseException as error:
-            # Servers would say 1011 or 1006, if anything. A coroutine that is thrown away may not
-            # begin anything.
+            # Without this close, servers send 1011 or 1006, or no code. A coroutine that is being
+            # thrown away must not begin anything.
             if connection.is_accepted and not isinstance(error, GeneratorExit):
                 connection.end(protocol.CLOSE_TRY_LATER)
             raise
         finally:
             await connection.leave()
 
-    async def _let_in(
-        self,
-        scope: Scope,
-        connection: Connection,
-        digest: str | None,
-        reason: Any,
-        path: str,
-        is_free: bool,
-    ) -> bool:
-        """Annotate ``scope`` and return whether the inner application is to see the connection."""
-        verdict = await self._decide(scope, digest, path, is_free)
+    def _check_protocol(self, scope: Scope) -> None:
+        if scope["type"] != "websocket":
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} is for websocket connections, not {scope['type']!r}. "
+                'Put it under "websocket" in ProtocolTypeRouter.'
+            )
+
+    def _read(self, scope: Scope, connection: Connection) -> Arrival | None:
+        """
+        Match the route, and read and mask the token. Returns ``None`` for a refused connection.
+
+        Raises ``Resolver404`` if no route of a nested router matches.
+        """
+        found = routing.match(self.inner, scope, self.token_kwarg)
+        if found is None:
+            if REMAINING_PATH in scope:
+                # A router around this middleware tries its next route.
+                raise Resolver404("No route of the nested router matches.")
+            # Log no more than this: URLRouter's own exception would contain the token.
+            logger.debug("Connection refused: no route matches its path")
+            return None
+        if "subprotocol" in self.sources and TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ()):
+            connection.token_subprotocol = TOKEN_SUBPROTOCOL
+        arrival = admission.read_arrival(scope, found[1], self.sources, required=self.required)
+        is_same = admission.leads_to_same_route(arrival, self.inner, found, self.token_kwarg)
+        return arrival if is_same else None
+
+    async def _admit(self, arrival: Arrival, connection: Connection) -> bool:
+        """Annotate the scope, and return whether the inner application gets the connection."""
+        verdict = await self._decide(arrival)
         if verdict is not None:
             annotation = verdict.token
-        elif reason == "missing" or not token_refused.has_listeners():
-            # Nobody to tell: a flood of malformed tokens costs no thread.
-            annotation = annotate(reason)
         else:
-            annotation = await in_our_pool(refuse)(reason)
-        scope["websocket_token"] = annotation
-        if annotation.reason == "unavailable":
-            await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
+            annotation = await _annotate_form(arrival.reason)
+        arrival.scope["websocket_token"] = annotation
+        if await self._turn_away(arrival, connection, annotation):
             return False
-        if annotation.reason is not None:
-            if is_free:
-                logger.debug("The route of a connection has no %r", self.token_kwarg)
-            else:
-                logger.debug("Bad token: %s", annotation.reason)
-            if self.required:
-                if digest is None:
-                    await connection.refuse()
-                else:
-                    await connection.accept_and_close(protocol.CLOSE_TOKEN_REFUSED)
-                return False
-        if connection.ended:
-            # While the gate looked, or as one too many.
-            await connection.accept_and_close(connection.close_code)
-            return False
-        if annotation.reason is None or is_free:
-            if verdict is not None:
-                scope["user"] = verdict.user
-        else:
-            scope["user"] = annotation.user or anonymous()
-            if "session" in scope:
-                scope["session"] = _session_store()
-            connection.is_refused = True
+        connection.is_refused = admission.fill_scope(arrival, annotation, verdict)
         return True
 
-    async def _decide(
-        self, scope: Scope, digest: str | None, path: str, is_free: bool
-    ) -> Verdict | None:
-        """Return the verdict on the connection, ``None`` where the database need not be asked."""
-        user = scope.get("user")
-        if digest is None:
-            if not is_free or not getattr(user, "is_authenticated", False):
+    async def _decide(self, arrival: Arrival) -> Verdict | None:
+        """Return the verdict on the connection, ``None`` if it needs no query."""
+        user = arrival.scope.get("user")
+        if arrival.digest is None:
+            if arrival.needs_token or not getattr(user, "is_authenticated", False):
                 return None
         elif user is None and not self.token_only:
             raise ImproperlyConfigured(
                 f"{type(self).__name__} cannot find user in scope. Put AuthMiddlewareStack around "
                 "it, use WebSocketTokenAuthMiddlewareStack instead, or pass token_only=True."
             )
-        return await self._ask_gate(scope, digest, path)
+        return await self._ask_gate(arrival)
 
-    async def _ask_gate(self, scope: Scope, digest: str | None, path: str) -> Verdict:
-        connection = scope["websocket_connection"]
+    async def _ask_gate(self, arrival: Arrival) -> Verdict:
+        connection = arrival.scope["websocket_connection"]
         await register(connection)
-        verdict = await in_our_pool(decision.decide)(
-            digest,
-            path=path,
-            session=scope.get("session"),
-            user=scope.get("user"),
-            token_only=self.token_only,
-        )
+        request = admission.request_of(arrival, token_only=self.token_only)
+        (verdict,) = await in_our_pool(decision.decide)([request])
+        if verdict.error is not None:
+            if not isinstance(verdict.error, ImproperlyConfigured):
+                await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
+            raise verdict.error
         connection.activate(verdict.principal)
         return verdict
+
+    async def _turn_away(
+        self, arrival: Arrival, connection: Connection, annotation: TokenAnnotation
+    ) -> bool:
+        """Refuse or close the connection if no consumer may see it; return whether it was."""
+        if annotation.reason == "unavailable":
+            await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
+            return True
+        if annotation.reason is not None:
+            if arrival.needs_token:
+                logger.debug("Bad token: %s", annotation.reason)
+            else:
+                logger.debug("The route of a connection has no %r", self.token_kwarg)
+            if self.required:
+                if arrival.digest is None:
+                    await connection.refuse()
+                else:
+                    await connection.accept_and_close(protocol.CLOSE_TOKEN_REFUSED)
+                return True
+        if connection.ended:
+            # It has ended during the decision, or as one connection too many.
+            await connection.accept_and_close(connection.close_code)
+            return True
+        return False
+
+    def _inner_application(self, scope: Scope, connection: Connection) -> Awaitable[Any]:
+        # Not a coroutine: an idle connection would keep its frame too. In tests, single_thread()
+        # goes before a thread for each connection.
+        if self.isolate and not is_single_threaded():
+            return _run_isolated(self.inner, scope, connection)
+        return self.inner(scope, connection.receive, connection.send)
 
 
 class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
@@ -260,33 +229,42 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
     ``AuthMiddlewareStack`` and ``WebSocketTokenAuthMiddleware`` in one.
 
     Takes the same arguments and fills the same scope (``cookies``, ``session``, ``user``), but
-    reads session, user and token in one hop to a thread, honours ``SECRET_KEY_FALLBACKS``, and
+    reads session, user and token in one call to a thread, honours ``SECRET_KEY_FALLBACKS``, and
     never flushes a session. A route without a token has the session's user.
     """
 
-    async def _decide(
-        self, scope: Scope, digest: str | None, path: str, is_free: bool
-    ) -> Verdict | None:
-        if "cookies" not in scope:
-            scope["cookies"] = _cookies(scope)
-        if "session" not in scope:
-            key = scope["cookies"].get(settings.SESSION_COOKIE_NAME, "")
-            # PostgreSQL refuses to look for a NUL; no session has one.
-            scope["session"] = _session_store(None if "\0" in key else key)
-        if digest is None and not is_free:
-            # Refused for its form: no query is made for it.
+    async def _decide(self, arrival: Arrival) -> Verdict | None:
+        admission.read_cookies(arrival.scope)
+        if arrival.digest is None and arrival.needs_token:
+            # Refused for its form, without a query.
             return None
-        return await self._ask_gate(scope, digest, path)
+        return await self._ask_gate(arrival)
 
 
-def _cookies(scope: Scope) -> dict[str, str]:
-    # As channels.sessions.CookieMiddleware reads them.
-    for name, value in scope.get("headers", []):
-        if name == b"cookie":
-            return parse_cookie(value.decode("latin1"))
-    return {}
+def _check_options(who: str, flags: dict[str, bool], token_kwarg: object, sources: Any) -> None:
+    if not isinstance(token_kwarg, str) or not token_kwarg.isidentifier():
+        raise ImproperlyConfigured(
+            f"{who} needs a token_kwarg that is a name in a route, not {token_kwarg!r}."
+        )
+    for name, value in flags.items():
+        # "false", from an environment variable, would be true.
+        if not isinstance(value, bool):
+            raise ImproperlyConfigured(f"{who} needs True or False for {name}, not {value!r}.")
+    is_list = isinstance(sources, (list, tuple))
+    if not is_list or not sources or any(each not in SOURCES for each in sources):
+        raise ImproperlyConfigured(
+            f"{who} needs sources such as ('path',) or ('subprotocol',), not {sources!r}."
+        )
 
 
-def _session_store(key: str | None = None) -> SessionBase:
-    session: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(key)
-    return session
+async def _annotate_form(reason: Any) -> TokenAnnotation:
+    """Return the annotation of a handshake without a token to look up."""
+    if reason == "missing" or not has_receivers(token_refused):
+        # Without a receiver of the signal, a flood of malformed tokens costs no thread.
+        return annotate(reason)
+    return await in_our_pool(refuse)(reason)
+
+
+async def _run_isolated(inner: Application, scope: Scope, connection: Connection) -> Any:
+    async with ThreadSensitiveContext():
+        return await inner(scope, connection.receive, connection.send)

@@ -1,5 +1,5 @@
 """
-The documented helpers, each with its async twin: tokens, ending sockets, pushing to them.
+The documented helpers, each with its async twin: issue tokens, end connections, push to users.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 
 from . import protocol, strict_json
 from .conf import get_setting, require_installed
-from .gate import decision, revocations
-from .gate.handshake import read_handshake
+from .gate import revocations
+from .gate.admission import annotate_scope
 from .gate.identity import identity_of
-from .gate.verdict import annotate, refuse
 from .live import broadcast
 from .live.hub import apublish, publish
 from .signals import user_disconnected
@@ -53,15 +52,17 @@ def get_websocket_token(
     user: User, *, path: str | None = None, session: SessionBase | str | None = None
 ) -> str:
     """
-    Return a token, a string, with which ``user`` can open one socket within ``TOKEN_MAX_AGE``.
+    Return a token, a string, with which ``user`` can open one connection.
 
-    ``path`` is the only path that it opens, such as ``"/ws/board/"``: without the token and
-    without the server's root path. ``session`` is the session, a ``SessionStore`` or its key,
-    that must be the socket's too, and whose logout ends the token.
+    The token is valid for ``TOKEN_MAX_AGE`` seconds. ``path`` is the only path that it opens, such
+    as ``"/ws/board/"``, without the token and without the server's root path. ``session`` is the
+    only session, a ``SessionStore`` or its key, that may use the token. Its logout revokes the
+    token.
 
-    A user who is not signed in gets a token that never validates, so a view can render for
-    everybody. Raises ``TypeError`` for what is not a user, a path or a session, ``ValueError`` for
-    a path with a host, query or token, and ``SynchronousOnlyOperation`` in async code.
+    For a user who is not signed in, returns a token that never validates, so a view can render the
+    same template for all visitors. Raises ``TypeError`` for an object that is not a user, a path or
+    a session, ``ValueError`` for a path with a host, query or token, ``StoreUnavailable`` if a
+    cache does not answer, and ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("get_websocket_token")
     return issuing.issue(user, path=path, session=session)
@@ -71,7 +72,7 @@ async def aget_websocket_token(
     user: User, *, path: str | None = None, session: SessionBase | str | None = None
 ) -> str:
     """See get_websocket_token()."""
-    # Called from views: in their thread, where their transaction and their tests' rows are.
+    # In the thread of the calling view, whose transaction, or whose test's rows, are only there.
     return await sync_to_async(get_websocket_token)(user, path=path, session=session)
 
 
@@ -79,13 +80,13 @@ def get_websocket_token_answer(
     user: User, *, path: str | None = None, session: SessionBase | str | None = None
 ) -> dict[str, Any]:
     """
-    Return what the token endpoint answers ``user``: ``token``, ``expires_in`` and ``identity``.
+    Return the answer of the token endpoint for ``user``: ``token``, ``expires_in``, ``identity``.
 
-    For an endpoint of a site's own, behind another authentication; which has to find out first
-    that ``user`` is signed in. Arguments and errors are those of ``get_websocket_token()``.
+    For an endpoint of the site, behind another authentication. The endpoint must check first that
+    ``user`` is signed in. Arguments and errors are those of ``get_websocket_token()``.
     """
     _sync_only("get_websocket_token_answer")
-    # No local holds the token: a debug page shows those.
+    # No local holds the token, because a debug page shows locals.
     return {
         "token": get_websocket_token(user, path=path, session=session),
         "expires_in": get_setting("TOKEN_MAX_AGE"),
@@ -102,20 +103,20 @@ async def aget_websocket_token_answer(
 
 def validate_websocket_token(scope: Mapping[str, Any]) -> bool:
     """
-    Return whether the connection of ``scope`` came with a good token of its signed-in user.
+    Return whether the connection of ``scope`` has a valid token of its signed-in user.
 
-    Behind ``WebSocketTokenAuthMiddleware`` this reads what the middleware has found out, in sync
-    and async code alike; on a route without a token the answer is ``False``. Without the
-    middleware it takes the token from the route's ``token``, spends it and remembers the answer
-    in the scope, so asking twice gives the same answer; it then needs ``scope["user"]``.
+    Behind ``WebSocketTokenAuthMiddleware`` this reads the result of the middleware, in sync and
+    async code. On a route without a token the result is ``False``. Without the middleware it takes
+    the token from the route's ``token``, redeems it and stores the result in the scope, so a second
+    call returns the same. It then needs ``scope["user"]``.
 
-    Raises ``TypeError`` when ``scope`` is not a scope, ``ValueError`` when it has not been routed,
-    ``ImproperlyConfigured`` when nobody has put a user into it, and, in async code without the
-    middleware, ``SynchronousOnlyOperation``.
+    Raises ``TypeError`` if ``scope`` is not a scope, ``ValueError`` if it has not been routed,
+    ``ImproperlyConfigured`` if it has no user, and ``SynchronousOnlyOperation`` in async code
+    without the middleware.
     """
     if not _is_annotated(scope):
         _sync_only("validate_websocket_token")
-        _annotate(scope)
+        annotate_scope(scope)
     is_valid: bool = scope["websocket_token"].is_valid
     return is_valid
 
@@ -129,14 +130,15 @@ async def avalidate_websocket_token(scope: Mapping[str, Any]) -> bool:
 
 def disconnect_user(user: AbstractBaseUser) -> None:
     """
-    End all live sockets of ``user`` with 4410, in every process, and kill their unused tokens.
+    End all live connections of ``user`` with 4410, in every process, and revoke unused tokens.
 
-    At once where this process has them or a channel layer is shared, else within
-    ``RECHECK_INTERVAL``; inside a transaction, when it is committed. A user who is still signed in
-    may come back: deactivate them, or end their sessions, first.
+    Connections of this process end at once, and with a shared channel layer those of other
+    processes too. Otherwise they end within ``RECHECK_INTERVAL``. Inside a transaction this begins
+    when the transaction is committed. A user who is still signed in can connect again: deactivate
+    the user, or end the sessions, first.
 
-    Raises ``TypeError`` for what is not a user, ``ValueError`` for one who is not saved, and
-    ``SynchronousOnlyOperation`` in async code.
+    Raises ``TypeError`` for an object that is not a user, ``ValueError`` for a user who is not
+    saved, and ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("disconnect_user")
     _disconnect(user_id=_user_id("disconnect_user", user))
@@ -149,13 +151,13 @@ async def adisconnect_user(user: AbstractBaseUser) -> None:
 
 def disconnect_session(session: SessionBase | str) -> None:
     """
-    End all live sockets of one session with 4410, in every process, and kill its unused tokens.
+    End all live connections of a session with 4410, in every process, and revoke unused tokens.
 
-    ``session`` is a ``SessionStore`` or its key. As with ``disconnect_user()``, who is still signed
-    in may come back; ``logout()`` does this and ends the session.
+    ``session`` is a ``SessionStore`` or its key. As with ``disconnect_user()``, a user who is still
+    signed in can connect again. ``logout()`` does the same and ends the session.
 
-    Raises ``TypeError`` for what is not a session, ``ValueError`` for one without a key,
-    ``ImproperlyConfigured`` for sessions of ``signed_cookies``, which have no lasting key, and
+    Raises ``TypeError`` for an object that is not a session, ``ValueError`` for a session without a
+    key, ``ImproperlyConfigured`` for sessions of ``signed_cookies``, whose keys change, and
     ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("disconnect_session")
@@ -177,15 +179,16 @@ async def adisconnect_session(session: SessionBase | str) -> None:
 
 def push_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> None:
     """
-    Send a push to every live socket of ``user``: ``addMessageListener(key, ...)`` hears it.
+    Send a push to every live connection of ``user``.
 
-    ``payload`` is a dictionary of what JSON can say, without reserved names. Reaches the sockets of
-    this process, and with a shared channel layer those of all others; nothing is kept for sockets
-    that open later. Inside a transaction it is sent at once: use ``transaction.on_commit()`` for
-    what others are to read then.
+    A listener of ``addMessageListener(key, ...)`` receives it. ``payload`` is a dictionary that
+    JSON can encode, without reserved names. The push reaches the connections of this process, and
+    with a shared channel layer those of all processes. It is not kept for connections that open
+    later. Inside a transaction it is sent at once: use ``transaction.on_commit()`` if its receivers
+    read the rows.
 
-    Raises ``TypeError`` or ``ValueError`` for a user, key or payload that cannot be,
-    and ``SynchronousOnlyOperation`` in async code.
+    Raises ``TypeError`` or ``ValueError`` for an invalid user, key or payload, and
+    ``SynchronousOnlyOperation`` in async code.
     """
     _sync_only("push_to_user")
     publish("push", broadcast.PUSHES, **_push("push_to_user", user, key, payload))
@@ -200,7 +203,7 @@ def _disconnect(**owner: Any) -> None:
     require_installed("disconnect_user()")
     revocation = revocations.revoke(**owner)
 
-    def speak() -> None:
+    def broadcast_revocation() -> None:
         publish("revocation", **revocation.as_event())
         user_disconnected.send_robust(
             None,
@@ -208,7 +211,7 @@ def _disconnect(**owner: Any) -> None:
             session_digest=revocation.session_digest or None,
         )
 
-    revocations.when_committed(speak)
+    revocations.when_committed(broadcast_revocation)
 
 
 def _push(who: str, user: object, key: str, payload: Payload) -> dict[str, str]:
@@ -232,42 +235,12 @@ def _is_annotated(scope: object) -> bool:
     return "websocket_token" in scope
 
 
-def _annotate(scope: Any) -> None:
-    for key in ("path", "url_route"):
-        if key not in scope:
-            raise ValueError(
-                f"validate_websocket_token() found no {key!r} in the scope, so there is no route "
-                "to take a token from. Pass the self.scope of a consumer inside URLRouter."
-            )
-    kwargs = scope["url_route"]["kwargs"]
-    handshake = read_handshake(scope, (kwargs["token"],) if "token" in kwargs else ())
-    digest = digests.digest_of(handshake.token) if handshake.token is not None else None
-    # Without a token to look up there is one.
-    reason: Any = handshake.reason
-    path = handshake.path
-    scope.update(handshake.scope)
-    # As in the middleware: nothing in this frame, or further in, holds the token.
-    del kwargs, handshake
-    if "user" not in scope:
-        raise ImproperlyConfigured(
-            "validate_websocket_token() cannot find user in scope: only the signed-in user can "
-            "validate a token. Put AuthMiddlewareStack around URLRouter, or better "
-            "WebSocketTokenAuthMiddlewareStack."
-        )
-    if digest is None:
-        annotation = annotate(reason) if reason == "missing" else refuse(reason)
-    else:
-        session, user = scope.get("session"), scope["user"]
-        annotation = decision.decide(digest, path=path, session=session, user=user).token
-    scope["websocket_token"] = annotation
-
-
 def _sync_only(name: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    # The same way out as Django's own guard, for notebooks.
+    # Notebooks set this variable to switch off Django's own check.
     if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
         raise SynchronousOnlyOperation(
             f"{name}() was called in async code. Use 'await a{name}(...)'."

@@ -1,4 +1,4 @@
-"""The token endpoint: where a page that stays open asks for its next token."""
+"""The token endpoint, from which an open page requests its next token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
 
-from .gate import decision
+from .gate.decision import ConnectionRequest, decide_one
 from .tokens.store import StoreUnavailable
 from .utils import get_websocket_token_answer
 
@@ -30,29 +30,29 @@ __all__ = ["websocket_token"]
 logger = logging.getLogger("channels_websocket_utils")
 
 
-# A page's script needs a 401, not the login page of LoginRequiredMiddleware.
+# The client needs a 401, not the login page of LoginRequiredMiddleware.
 @login_not_required
 @never_cache
 @csrf_protect
 @require_POST
 def websocket_token(request: HttpRequest) -> JsonResponse:
     """
-    Answer the session's user with a fresh token that is bound to the session.
+    Answer with a new token for the session's user, bound to the session.
 
     The body may name the ``path`` that the token is for, as JSON or as a form. The answer is
-    ``{"token": str, "expires_in": seconds, "identity": str}``; 401 for somebody not signed in,
-    400 for a body that cannot be read and 503 while the database is away, each with
+    ``{"token": str, "expires_in": seconds, "identity": str}``. It is 401 if no user is signed in,
+    400 for a body that cannot be read, and 503 while the database is unavailable, each with
     ``{"error": {"code", "message"}}``.
 
-    It reads the session's user itself and flushes nothing: ``request.user`` would flush the
-    session of a tab that asks while its user's password is being changed.
+    The view reads the session's user itself and flushes no session. ``request.user`` would flush
+    the session of a tab that requests a token while its user's password is being changed.
     """
     session = getattr(request, "session", None)
     if not isinstance(session, SessionBase):
         raise ImproperlyConfigured(
             "The token endpoint needs django.contrib.sessions.middleware.SessionMiddleware."
         )
-    verdict = decision.decide(None, session=session)
+    verdict = decide_one(ConnectionRequest(None, session=session))
     if verdict.token.reason == "unavailable":
         return _unavailable()
     if not verdict.user.is_authenticated:
@@ -62,10 +62,10 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
     except (TypeError, ValueError) as error:
         return _error(400, "bad_message", str(error))
     except (db.Error, StoreUnavailable) as error:
-        # One line: an outage refuses thousands.
-        logger.error("No token was issued, for want of an answer: %s", error)
+        # One line without a traceback, because an outage refuses thousands.
+        logger.error("No token was issued, because no answer came: %s", error)
         return _unavailable()
-    # From here on nothing of ours can raise, and show it on a debug page.
+    # Nothing after this line raises, so no debug page shows the token.
     return JsonResponse(answer)
 
 
@@ -82,8 +82,8 @@ def _read_path(request: HttpRequest) -> Any:
         path = request.POST.get("path")
     if not isinstance(path, str):
         return path
-    # The page knows its URL, percent-encoded and with the prefix the site is mounted at;
-    # a token is bound to the path that the application sees.
+    # The page sends its URL path, percent-encoded and with the prefix at which the site is
+    # mounted. A token is bound to the path that the application gets.
     path = unquote(path)
     prefix = request.path.removesuffix(request.path_info)
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path

@@ -470,8 +470,8 @@ WEAKNESSES = [
     (
         "do not look for the session's end beside the token",
         "stores/database.py",
-        "row.is_session_over = bool(found.pop())",
-        "row.is_session_over = found.pop() is None",
+        "row.is_session_ended = bool(found.pop())",
+        "row.is_session_ended = found.pop() is None",
         "connections",
     ),
     (

@@ -156,10 +156,11 @@ class Client:
         is_rightful = kind == GOOD
         key = None if is_rightful else self._session
         session = self._store(key) if key else None
-        began = perf_counter()
-        verdict = decision.decide(
+        request = decision.ConnectionRequest(
             digest, path="/async", session=session, token_only=key is None or is_rightful
         )
+        began = perf_counter()
+        verdict = decision.decide_one(request)
         return perf_counter() - began, verdict.token.reason
 
     def time_decisions(self, classes, rounds):

@@ -197,7 +197,8 @@ def gate_plans(site):
     token = site.issue(1)[0]
 
     def redeem():
-        verdict = decision.decide(digests.digest_of(token), token_only=True)
+        request = decision.ConnectionRequest(digests.digest_of(token), token_only=True)
+        verdict = decision.decide_one(request)
         if verdict.token.reason is not None:
             raise RuntimeError(f"A valid token was refused: {verdict.token.reason}")
 

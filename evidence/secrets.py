@@ -214,7 +214,8 @@ async def in_database(count):
         if number % 2:
             digest = digests.digest_of(token)
             path = "/board" if number % 4 == 1 else "/elsewhere"
-            await asyncio.to_thread(decision.decide, digest, path=path, token_only=True)
+            request = decision.ConnectionRequest(digest, path=path, token_only=True)
+            await asyncio.to_thread(decision.decide_one, request)
         with contextlib.suppress(ValueError):
             await aget_websocket_token(user, path=f"/board/{token}")
         canaries.append(token[4:])

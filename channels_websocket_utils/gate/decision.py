@@ -1,33 +1,36 @@
 """
-The decision who may connect: a session and a token in, a verdict out.
+The decision who may connect: requests with sessions and tokens in, verdicts out.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from django import db
-from django.contrib.auth import get_user_model, load_backend
+from django.contrib.auth import get_user_model
 
+from ..compat import load_backend
 from ..signals import token_refused
 from ..tokens import clock, digests, redeeming
 from ..tokens.store import StoreUnavailable
 from . import revocations
 from .sign_in import (
-    _MODEL_BACKEND,
-    _backend_of,
-    _backend_user,
-    _bound_digest,
-    _can_join,
-    _has_session_hash,
-    _is_of,
-    _read_session,
-    _signed_in,
+    MODEL_BACKEND,
+    backend_path,
+    can_join_user,
+    has_session_hash,
+    is_sign_in_of,
+    load_user,
+    own_session_digest,
+    read_session,
+    read_sign_in,
 )
 from .verdict import Principal, TokenAnnotation, Verdict, annotate, anonymous
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
     from typing import Any
 
@@ -36,98 +39,201 @@ if TYPE_CHECKING:
 
     from ..tokens.store import TokenRow
     from ..types import User
-    from .sign_in import _SignedIn
+    from .sign_in import SignIn
 
-__all__ = ["decide"]
+__all__ = ["ConnectionRequest", "decide", "decide_one"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
 
 
-def decide(
-    digest: str | None,
-    *,
-    path: str = "",
-    session: SessionBase | None = None,
-    user: User | None = None,
-    token_only: bool = False,
-) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class ConnectionRequest:
     """
-    Decide about one connection and return its ``Verdict``; spend the token if all is well.
+    One connection that asks to be accepted.
 
-    ``digest`` is that of a well-formed token, or ``None`` on a route without one. ``session`` is
-    the connection's ``SessionStore``, if it has one. ``user`` is whom a middleware above has
-    signed in; ``None`` means: read the session. With ``token_only`` the token signs its user in
-    when nobody else is.
-
-    Never flushes or saves the session, and honours ``SECRET_KEY_FALLBACKS`` (Channels'
-    ``get_user`` does neither). When the database does not answer, the reason is ``unavailable``
-    and it is not known whether the token is spent.
+    ``digest`` is that of a well-formed token, or ``None`` on a route without one. ``path`` is the
+    path that the token may be bound to. ``session`` is the connection's ``SessionStore``, if it has
+    one. ``user`` is the user whom an outer middleware has signed in; ``None`` means that the
+    session names the user. With ``token_only`` the token signs its user in if no user is signed in.
     """
-    validated_at = clock.now()
+
+    digest: str | None
+    path: str = ""
+    session: SessionBase | None = None
+    user: User | None = None
+    token_only: bool = False
+
+
+@dataclass(slots=True)
+class _Case:
+    """A request with a token, and what the steps of its decision have found."""
+
+    request: ConnectionRequest
+    validated_at: datetime
+    sign_in: SignIn | None
+    # The digest of the session that came with the connection; "" if there is none.
+    own_session: str
+    joins_user: bool
+    row: TokenRow | None = None
+    reason: str | None = None
+    user: AbstractBaseUser | None = None
+    principal: Principal | None = None
+
+
+def decide(requests: Iterable[ConnectionRequest]) -> list[Verdict]:
+    """
+    Decide about each request, redeem the tokens that are good, and return the verdicts in order.
+
+    Never flushes or saves a session, and honours ``SECRET_KEY_FALLBACKS`` (Channels' ``get_user``
+    does neither). If the database or the cache does not answer, the reason is ``unavailable``, and
+    the token may be redeemed or not. Another exception is the ``error`` of its verdict. Neither
+    affects the other requests.
+    """
+    return [_decide(request) for request in requests]
+
+
+def decide_one(request: ConnectionRequest) -> Verdict:
+    """Return the verdict on one request. Raises the verdict's ``error``."""
+    (verdict,) = decide([request])
+    if verdict.error is not None:
+        raise verdict.error
+    return verdict
+
+
+def _decide(request: ConnectionRequest) -> Verdict:
     try:
-        signed_in = _signed_in(session, user)
-        if digest is None:
-            return _decide_session(session, signed_in, user, validated_at)
-        return _decide_token(digest, path, session, signed_in, token_only, validated_at)
+        if request.digest is None:
+            return _decide_session(request)
+        return _decide_token(request, request.digest)
     except (db.Error, StoreUnavailable) as error:
-        # One line: an outage refuses thousands.
-        logger.error("A connection was refused, for want of an answer: %s", error)
-        return Verdict(session, anonymous(), annotate("unavailable"))
+        # One line without a traceback, because an outage refuses thousands.
+        logger.error("A connection was refused, because no answer came: %s", error)
+        return Verdict(request.session, anonymous(), annotate("unavailable"))
+    except Exception as error:
+        # The caller raises it, with its traceback, for this connection alone.
+        return Verdict(request.session, anonymous(), annotate("unavailable"), error=error)
 
 
-def _decide_session(
-    session: SessionBase | None,
-    signed_in: _SignedIn | None,
-    user: User | None,
-    validated_at: datetime,
-) -> Verdict:
+def _decide_session(request: ConnectionRequest) -> Verdict:
     """Decide about a connection without a token."""
+    session, user, validated_at = request.session, request.user, clock.now()
+    sign_in = read_sign_in(session, user)
     if user is not None and not isinstance(user, get_user_model()):
-        # Anonymous, or of no table of ours: nothing of them could change here.
+        # Anonymous, or of another model: there is no row of this user that could change.
         return Verdict(session, user, annotate("missing"))
-    fresh = _session_user(signed_in)
-    # Whom a middleware above has signed in stays in the scope: it may know more of them than we.
+    fresh = _session_user(sign_in)
+    # The scope keeps the object of an outer middleware, which may carry more than a fresh one.
     known = user if user is not None and fresh is not None else fresh
     backend = fresh.backend if fresh is not None else ""
     principal = _principal(session, known, backend, None, validated_at)
-    if known is None or principal is None or _is_session_over(principal):
+    if known is None or principal is None or _is_session_ended(principal):
         return Verdict(session, anonymous(), annotate("missing"))
     return Verdict(session, known, annotate("missing"), principal)
 
 
-def _decide_token(
-    digest: str,
-    path: str,
-    session: SessionBase | None,
-    signed_in: _SignedIn | None,
-    token_only: bool,
-    validated_at: datetime,
-) -> Verdict:
-    # As in _principal(): also where somebody above says that nobody is signed in.
-    own_session = _bound_digest(session) if signed_in or _read_session(session) else ""
-    can_join = _can_join()
-    # Where there is no reason, none of these three is None.
-    row: Any
-    user: Any
-    principal: Any
-    row = redeeming.find(digest, with_user=can_join, session_digest=own_session)
-    reason, user = _judge(row, path, own_session, signed_in, token_only, can_join)
-    principal = None
-    if reason is None:
-        principal = _principal(session, user, user.backend, row, validated_at)
-        is_over = row.is_session_over
-        if _is_session_over(principal) if is_over is None else is_over:
-            # Its page asked for this token before the logout was through.
-            reason = "wrong_session"
-        elif not redeeming.redeem(row):
-            # Another socket was faster, between our SELECT and our UPDATE.
-            reason = "redeemed"
-    if reason is not None:
+def _session_user(sign_in: SignIn | None) -> AbstractBaseUser | None:
+    if sign_in is None:
+        return None
+    path = backend_path(sign_in)
+    user = load_user(sign_in.user_id, path)
+    # An outer middleware has checked the hash already.
+    has_hash = sign_in.session_hash is not None
+    if user is None or (has_hash and not has_session_hash(user, sign_in.session_hash)):
+        return None
+    user.backend = path
+    return user
+
+
+def _decide_token(request: ConnectionRequest, digest: str) -> Verdict:
+    """Decide about a connection with a token, in steps that each do one kind of work."""
+    case = _open_case(request)
+    case.row = redeeming.find(digest, with_user=case.joins_user, session_digest=case.own_session)
+    _judge(case)
+    if case.reason is None:
+        _redeem(case)
+    return _close_case(case)
+
+
+def _open_case(request: ConnectionRequest) -> _Case:
+    """Read the session, and return the case."""
+    session, validated_at = request.session, clock.now()
+    sign_in = read_sign_in(session, request.user)
+    # The session counts also if an outer middleware says that no user is signed in.
+    has_session = sign_in or read_session(session)
+    own_session = own_session_digest(session) if has_session else ""
+    return _Case(request, validated_at, sign_in, own_session, can_join_user())
+
+
+def _judge(case: _Case) -> None:
+    """Find out why the token is refused, or whose the connection is."""
+    request, row, sign_in = case.request, case.row, case.sign_in
+    if sign_in is None and not request.token_only:
+        case.reason = "wrong_user"
+        return
+    case.reason = redeeming.why_refused(
+        row,
+        user_id=sign_in.user_id if sign_in else None,
+        session_digest=case.own_session if sign_in else None,
+        path=request.path,
+    )
+    if case.reason is not None or row is None:
+        return
+    user = case.user = _token_user(row, sign_in, case.joins_user)
+    case.reason = _why_user_refused(user, row, sign_in)
+    if case.reason is not None or user is None:
+        return
+    principal = _principal(request.session, user, user.backend, row, case.validated_at)
+    case.principal = principal
+    if principal is None:
+        case.reason = "inactive"
+    elif _is_session_ended(principal) if row.is_session_ended is None else row.is_session_ended:
+        # The page requested this token before the logout was complete.
+        case.reason = "wrong_session"
+
+
+def _token_user(row: TokenRow, sign_in: SignIn | None, joins_user: bool) -> AbstractBaseUser | None:
+    path = backend_path(sign_in, row)
+    if path == MODEL_BACKEND and joins_user:
+        # The join has read what the get_user() of this backend would read.
+        backend: Any = load_backend(path)
+        user = row.user if backend.user_can_authenticate(row.user) else None
+    else:
+        user = load_user(row.user_id, path)
+    if user is not None:
+        user.backend = path
+    return user
+
+
+def _why_user_refused(
+    user: AbstractBaseUser | None, row: TokenRow, sign_in: SignIn | None
+) -> str | None:
+    if user is None:
+        return "inactive"
+    # None if an outer middleware has checked the hash already.
+    hash_to_check = sign_in.session_hash if sign_in else None
+    if hash_to_check is not None and not has_session_hash(user, hash_to_check):
+        return "wrong_user"
+    if not digests.has_auth_digest(user, row.auth_digest):
+        return "stale"
+    return None
+
+
+def _redeem(case: _Case) -> None:
+    if case.row is not None and not redeeming.redeem(case.row):
+        # Another connection has redeemed it between the SELECT and this UPDATE.
+        case.reason = "redeemed"
+
+
+def _close_case(case: _Case) -> Verdict:
+    """Return the verdict, and send the signal of a refusal."""
+    session, row, user, principal = case.request.session, case.row, case.user, case.principal
+    if case.reason is not None or row is None or user is None or principal is None:
+        reason = case.reason or "unknown"
         token_refused.send_robust(None, reason=reason, user_id=row.user_id if row else None)
         annotation = annotate(reason, row.expires_at if row is not None else None)
         return Verdict(session, annotation.user or anonymous(), annotation)
-    # A string, and not asked of the user later: refresh_from_db() would change the answer.
+    # The digest is kept as a string, because refresh_from_db() would change that of the user.
     annotation = TokenAnnotation(True, user, row.expires_at, None, principal.auth_digest)
     return Verdict(session, user, annotation, principal)
 
@@ -142,81 +248,16 @@ def _principal(
     if user is None or not user.is_authenticated:
         return None
     if row is not None:
-        # Compared with the user's by now, so as good as theirs.
+        # Equal to the user's, as has_auth_digest() has found.
         auth_digest, digest = row.auth_digest, row.session_digest
     else:
         auth_digest, digest = digests.auth_digest(user), ""
     key: Any = ""
-    if session is not None and _is_of(_read_session(session), user):
-        digest = _bound_digest(session)
+    if session is not None and is_sign_in_of(read_session(session), user):
+        digest = own_session_digest(session)
         key = session.session_key if digest else ""
     return Principal(user.pk, backend, auth_digest, key, digest, validated_at)
 
 
-def _is_session_over(principal: Principal) -> bool:
+def _is_session_ended(principal: Principal) -> bool:
     return bool(principal.session_digest) and revocations.is_session_ended(principal.session_digest)
-
-
-def _judge(
-    row: TokenRow | None,
-    path: str,
-    own_session: str,
-    signed_in: _SignedIn | None,
-    token_only: bool,
-    can_join: bool,
-) -> tuple[str | None, AbstractBaseUser | None]:
-    """Return why the token of ``row`` is refused (``None``: it is good), and its user."""
-    if signed_in is None and not token_only:
-        return "wrong_user", None
-    reason = redeeming.why_refused(
-        row,
-        user_id=signed_in.user_id if signed_in else None,
-        session_digest=own_session if signed_in else None,
-        path=path,
-    )
-    if reason is not None or row is None:
-        return reason or "unknown", None
-    user = _token_user(row, signed_in, can_join)
-    return _why_user_refused(user, row, signed_in), user
-
-
-def _token_user(
-    row: TokenRow, signed_in: _SignedIn | None, can_join: bool
-) -> AbstractBaseUser | None:
-    path = _backend_of(signed_in, row)
-    if path == _MODEL_BACKEND and can_join:
-        # The join has fetched what this backend's get_user() would ask for.
-        backend: Any = load_backend(path)
-        user = row.user if backend.user_can_authenticate(row.user) else None
-    else:
-        user = _backend_user(row.user_id, path)
-    if user is not None:
-        user.backend = path
-    return user
-
-
-def _why_user_refused(
-    user: AbstractBaseUser | None, row: TokenRow, signed_in: _SignedIn | None
-) -> str | None:
-    if user is None:
-        return "inactive"
-    # A session that somebody above has checked brings no hash to compare.
-    hash_to_check = signed_in.session_hash if signed_in else None
-    if hash_to_check is not None and not _has_session_hash(user, hash_to_check):
-        return "wrong_user"
-    if not digests.has_auth_digest(user, row.auth_digest):
-        return "stale"
-    return None
-
-
-def _session_user(signed_in: _SignedIn | None) -> AbstractBaseUser | None:
-    if signed_in is None:
-        return None
-    path = _backend_of(signed_in)
-    user = _backend_user(signed_in.user_id, path)
-    # A session that somebody above has checked brings no hash to compare.
-    has_hash = signed_in.session_hash is not None
-    if user is None or (has_hash and not _has_session_hash(user, signed_in.session_hash)):
-        return None
-    user.backend = path
-    return user

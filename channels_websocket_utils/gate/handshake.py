@@ -10,11 +10,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..tokens.shape import _SECRET, _TOKEN, TOKEN_SUBPROTOCOL, bound_path, mask
+from ..compat import REMAINING_PATH
+from ..tokens.shape import (
+    TOKEN_SUBPROTOCOL,
+    bound_path,
+    count_tokens,
+    has_secret,
+    is_token,
+    mask,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from ..types import Scope
 
@@ -23,22 +31,22 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "Handshake", "plain_subprotocols", "read_handshake"]
 
 
-# Where a handshake may carry its token: in the path, or offered as ["websocket.token", TOKEN].
+# Where a handshake may carry its token: in the path, or as the offer ["websocket.token", TOKEN].
 SOURCES = ("path", "subprotocol")
-# What RFC 6455 section 4.1 allows, less what servers quote.
+# The names that RFC 6455 section 4.1 allows, without those that servers quote.
 _SUBPROTOCOL = re.compile(r"[A-Za-z0-9._-]+")
-# Credentials of another kind, in whose random text a part may look like a token.
+# Credentials of another kind. A part of their random text can look like a token.
 _KEPT_HEADERS = (b"cookie", b"authorization")
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """
-    What the handshake carries: ``token``, or why there is none to look up in ``reason``.
+    The result of reading a handshake: its ``token``, or in ``reason`` why there is none to look up.
 
-    ``path`` is the path that a token may be bound to; ``scope`` is the connection's scope with
-    a dummy in the token's place, all that anybody further in will see. ``needs_token`` is false
-    where the route knows of no token.
+    ``path`` is the path that a token may be bound to. ``scope`` is the connection's scope with a
+    placeholder instead of the token; inner applications get this one. ``needs_token`` is false if
+    the route captures no token.
     """
 
     scope: Scope
@@ -52,11 +60,11 @@ def read_handshake(
     scope: Scope, captured: Sequence[str], sources: Sequence[str] = ("path",)
 ) -> Handshake:
     """
-    Return the ``Handshake`` of ``scope``, in whose path the tokens ``captured`` were found.
+    Return the ``Handshake`` of ``scope``, whose route has captured the tokens ``captured``.
 
-    ``sources`` are those of ``SOURCES`` that may carry the token. It is usable (``reason`` is
-    ``None``) only if it is the single one of the handshake, has the shape of a token and stands in
-    the raw path, or the raw header, without percent-escapes.
+    ``sources`` are those of ``SOURCES`` that may carry the token. The token is usable (``reason``
+    is ``None``) only if it is the only one in the handshake, has the form of a token, and is
+    written in the raw path, or in the raw header, without percent-escapes.
     """
     token = None
     in_path = captured if "path" in sources else ()
@@ -72,7 +80,7 @@ def read_handshake(
         reason = None
         token = found[0]
     masked = _mask_scope(scope)
-    # Without a token to look up nothing is bound, and nothing that is like one may stay in sight.
+    # Without a token to look up, no path is compared, and text like a token must not stay in it.
     path = scope["path"] if token else masked["path"]
     path = bound_path(path[len(scope.get("root_path", "")) :], token)
     return Handshake(
@@ -85,43 +93,43 @@ def read_handshake(
 
 
 def plain_subprotocols(offered: Iterable[str]) -> list[str]:
-    """Return those of the ``offered`` subprotocols that can be answered and hide no token."""
-    return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not _SECRET.search(name)]
+    """Return those of the ``offered`` subprotocols that can be answered and contain no token."""
+    return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
 
 
 def _count(scope: Scope) -> int:
     texts = [scope["path"], scope.get("query_string", b"").decode("latin1")]
     texts += scope.get("subprotocols") or ()
-    return sum(len(_TOKEN.findall(text)) for text in texts)
+    return sum(map(count_tokens, texts))
 
 
 def _offered_tokens(scope: Scope) -> list[str]:
-    """Return what is offered behind ``websocket.token``."""
+    """Return the subprotocols that are offered directly after ``websocket.token``."""
     names = scope.get("subprotocols") or ()
     return [after for name, after in pairwise(names) if name == TOKEN_SUBPROTOCOL]
 
 
 def _is_shaped(token: object, *raw_texts: bytes) -> bool:
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+    if not isinstance(token, str) or not is_token(token):
         return False
     return all(token.encode() in text for text in raw_texts)
 
 
 def _raw_paths(scope: Scope) -> list[bytes]:
     raw_path = scope.get("raw_path")
-    # A site's converter may have made its value up.
+    # Both, because a converter of the site can return a value that is not in the path.
     return [scope["path"].encode(errors="replace"), *([] if raw_path is None else [raw_path])]
 
 
 def _raw_offers(scope: Scope) -> list[bytes]:
-    # Daphne hands over unquoted names.
+    # From the header, because Daphne unquotes the names in the scope.
     names = scope.get("headers") or ()
     return [value for name, value in names if name.lower() == b"sec-websocket-protocol"]
 
 
 def _mask_scope(scope: Scope) -> Scope:
     masked = dict(scope)
-    for key in ("path", "path_remaining"):
+    for key in ("path", REMAINING_PATH):
         if key in scope:
             masked[key] = mask(scope[key])
     for key in ("raw_path", "query_string"):
@@ -129,20 +137,24 @@ def _mask_scope(scope: Scope) -> Scope:
             masked[key] = _mask_bytes(scope[key])
     if scope.get("headers"):
         headers = [_mask_header(header) for header in scope["headers"]]
-        # The same list where nothing is hidden: a socket keeps it for as long as it lives.
+        # Keep the server's list if nothing is masked: a second one would take memory for as long
+        # as the connection lives.
         is_same = all(map(operator.is_, headers, scope["headers"]))
         masked["headers"] = scope["headers"] if is_same else headers
     if scope.get("subprotocols"):
-        # A consumer could choose a dummy, and no browser would take that.
+        # Without placeholders: a consumer could choose one, and browsers refuse that.
         masked["subprotocols"] = [name for name in scope["subprotocols"] if mask(name) == name]
     if "url_route" in scope:
-        route = scope["url_route"]
-        masked["url_route"] = {
-            **route,
-            "args": tuple(_mask_value(value) for value in route.get("args", ())),
-            "kwargs": {name: _mask_value(value) for name, value in route.get("kwargs", {}).items()},
-        }
+        masked["url_route"] = _mask_route(scope["url_route"])
     return masked
+
+
+def _mask_route(route: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **route,
+        "args": tuple(_mask_value(value) for value in route.get("args", ())),
+        "kwargs": {name: _mask_value(value) for name, value in route.get("kwargs", {}).items()},
+    }
 
 
 def _mask_header(header: _Header) -> _Header:

@@ -1,5 +1,5 @@
 """
-The opaque name of a user for their client.
+The opaque identifier of a user for the client.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.utils.crypto import salted_hmac
+
+from ..compat import salted_hmac
 
 if TYPE_CHECKING:
     from ..types import User
@@ -17,11 +18,11 @@ __all__ = ["identity_of"]
 
 def identity_of(user: User | None) -> str | None:
     """
-    Return an opaque name of ``user`` for the client, or ``None`` if anonymous.
+    Return an opaque identifier of ``user`` for the client, or ``None`` if anonymous.
 
-    Stable for a user, so that a page sees when another one has signed in; keyed, so that it tells
-    nothing about the primary key. The key is the oldest of ``SECRET_KEY_FALLBACKS``, or else
-    ``SECRET_KEY``: a page that is open while the key is rotated still sees the same user.
+    It is the same each time, so the client notices when another user has signed in. It is keyed,
+    so it does not show the primary key. The key is the oldest of ``SECRET_KEY_FALLBACKS``, or else
+    ``SECRET_KEY``: it stays the same for pages that are open while the key is rotated.
     """
     if user is None or not user.is_authenticated:
         return None

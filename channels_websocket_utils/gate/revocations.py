@@ -1,5 +1,5 @@
 """
-Revocations: rows that end the live sockets of a user or of a session in every process.
+Revocations: rows that end the live connections of a user or of a session in every process.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import router, transaction
+from django.db import transaction
 from django.utils.timezone import is_aware
 
+from ..compat import primary_key, router
 from ..conf import get_setting
 from ..models import WebSocketRevocation
 from ..tokens import clock, redeeming
@@ -34,13 +35,13 @@ __all__ = [
 ]
 
 
-# Machines whose clocks are further apart than this have other worries.
+# How far the clocks of two machines may be apart.
 _CLOCK_SKEW = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """One row, as it also travels to other processes: see ``WebSocketRevocation``."""
+    """One row of ``WebSocketRevocation``, in the form in which it is sent to other processes."""
 
     id: int
     user_id: Any
@@ -50,16 +51,16 @@ class Revocation:
 
     def ends(self, validated_at: datetime) -> bool:
         """
-        Return whether it ends a socket of its user or session that was ``validated_at`` then.
+        Return whether it ends a connection of its user or session that was ``validated_at`` then.
 
-        In doubt, yes: who is still signed in comes back.
+        If in doubt, it does: a user who is still signed in can connect again.
         """
-        # Who was let in later than now was so before the clock was set back.
+        # A time in the future means that the clock was set back after the connect.
         is_after = self.created_at + _CLOCK_SKEW <= validated_at <= clock.now()
         return self.is_final or not is_after
 
     def as_event(self) -> dict[str, Any]:
-        """Return it as a dictionary of JSON's types; see from_event()."""
+        """Return it as a dictionary that JSON can encode; see from_event()."""
         return {
             "id": self.id,
             "user": None if self.user_id is None else str(self.user_id),
@@ -69,25 +70,29 @@ class Revocation:
         }
 
     @classmethod
-    def from_event(cls, word: Mapping[str, Any]) -> Revocation:
-        """Return what as_event() was made from. Raises what a word of another kind deserves."""
-        user, created_at = word["user"], datetime.fromisoformat(word["created_at"])
+    def from_event(cls, event: Mapping[str, Any]) -> Revocation:
+        """
+        Return the revocation that as_event() has encoded.
+
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` if ``event`` has another form.
+        """
+        user, created_at = event["user"], datetime.fromisoformat(event["created_at"])
         if is_aware(created_at) != settings.USE_TZ:
             raise ValueError(f"A revocation of another USE_TZ: {created_at}")
         return cls(
-            id=word["id"],
-            user_id=None if user is None else get_user_model()._meta.pk.to_python(user),
-            session_digest=word["session"],
-            is_final=word["is_final"],
+            id=event["id"],
+            user_id=None if user is None else primary_key(get_user_model()).to_python(user),
+            session_digest=event["session"],
+            is_final=event["is_final"],
             created_at=created_at,
         )
 
 
 def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = False) -> Revocation:
     """
-    Keep a row for a user or a session, kill their unused tokens, and return the ``Revocation``.
+    Add a row for a user or a session, revoke their unused tokens, and return the ``Revocation``.
 
-    ``is_final`` is for a session that is over. Rows older than the window go.
+    ``is_final`` is for a session that was logged out. Deletes the rows that are too old to be used.
     """
     present = clock.now()
     rows = _rows()
@@ -102,7 +107,7 @@ def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = Fa
 
 
 def when_committed(do: Callable[[], object]) -> None:
-    """Have ``do()`` done when what was revoked in the present transaction is committed."""
+    """Call ``do()`` when the revocations of the present transaction are committed."""
     transaction.on_commit(do, using=_rows().db)
 
 
@@ -110,8 +115,8 @@ def recent() -> list[Revocation]:
     """
     Return all revocations of the window.
 
-    The whole window each time: neither ids nor times follow the order of commits, so nothing that
-    was asked for "since the last time" is sure to be complete.
+    The whole window each time: neither ids nor times follow the order of commits, so a query for
+    the rows since the last query could miss some.
     """
     rows = _rows().filter(created_at__gt=kept_since(clock.now()))
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
@@ -124,13 +129,13 @@ def is_session_ended(session_digest: str) -> bool:
 
 
 def window() -> float:
-    """Return how long rows are kept, in seconds: an hour, or 10 intervals where that is longer."""
+    """Return how long rows are kept, in seconds: an hour, or 10 intervals if that is longer."""
     interval: float = get_setting("RECHECK_INTERVAL")
     return max(3600, 10 * interval)
 
 
 def kept_since(present: datetime) -> datetime:
-    """Return the time before which rows are of no use any more."""
+    """Return the time before which rows are no longer used."""
     return present - timedelta(seconds=window())
 
 

@@ -1,5 +1,5 @@
 """
-Walk the wrapped ``URLRouter`` as it will walk itself.
+Match a path against the wrapped ``URLRouter`` in the same way as the router itself.
 """
 
 from __future__ import annotations
@@ -12,12 +12,22 @@ from channels.consumer import AsyncConsumer
 from channels.routing import URLRouter
 from django.core.exceptions import ImproperlyConfigured
 
+from ..compat import (
+    REMAINING_PATH,
+    application_of,
+    captured_names,
+    is_consumer_application,
+    match_route,
+    replace_application,
+    routes_of,
+)
+
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from ..types import Application, Scope
 
-    _Walk: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
+    Match: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 __all__ = ["layers", "match", "prepare"]
 
@@ -28,13 +38,13 @@ logger = logging.getLogger("channels_websocket_utils")
 _INNER_NAMES = ("inner", "application", "app")
 
 
-def match(application: Application, scope: Scope, token_kwarg: str) -> _Walk | None:
+def match(application: Application, scope: Scope, token_kwarg: str) -> Match | None:
     """
-    Walk the routers below ``application`` as ``URLRouter`` will with ``scope``.
+    Match the path of ``scope`` against the routers below ``application``.
 
-    Returns ``None`` when no route matches, or when one raises, which is logged; else the pair
-    ``(routes, captured)``: the patterns that matched from the outermost to the innermost, and every
-    value captured as ``token_kwarg`` on the way, the outer router's included.
+    Returns ``None`` if no route matches, or if one raises an exception, which is logged. Otherwise
+    returns the pair ``(routes, captured)``: the routes that match, from the outermost to the
+    innermost, and each value that they, or a router further out, capture as ``token_kwarg``.
     """
     path = _local_path(scope)
     if path is None:
@@ -44,8 +54,8 @@ def match(application: Application, scope: Scope, token_kwarg: str) -> _Walk | N
     try:
         return _walk(application, path, token_kwarg, (), captured)
     except Exception as error:
-        # A converter says "not mine" with a ValueError. What else it raises, here or in URLRouter,
-        # may show the token, and so may every frame on the way.
+        # Any exception: a converter of the site has raised it, and its text and its frames can
+        # contain the token, so it must not be raised further or logged as it is.
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.error(
             "Connection refused: a route raised %s (%s, line %s). A path converter raises "
@@ -57,15 +67,59 @@ def match(application: Application, scope: Scope, token_kwarg: str) -> _Walk | N
         return None
 
 
+def _local_path(scope: Scope) -> str | None:
+    """Return the path that ``URLRouter`` matches, or ``None`` if it would find no route."""
+    path: str
+    if REMAINING_PATH in scope:
+        path = scope[REMAINING_PATH]
+        return path
+    try:
+        path = scope["path"]
+    except KeyError:
+        raise ValueError("The connection scope has no 'path', so it cannot be routed.") from None
+    root_path = scope.get("root_path", "")
+    if root_path and not path.startswith(root_path):
+        return None
+    return path[len(root_path) :]
+
+
+def _walk(
+    application: Application,
+    path: str,
+    token_kwarg: str,
+    routes: tuple[Any, ...],
+    captured: tuple[Any, ...],
+) -> Match | None:
+    router = _router_of(application)
+    if router is None:
+        return routes, captured
+    path = path.lstrip("/")
+    for route in routes_of(router):
+        found = match_route(route, path)
+        if found is None:
+            continue
+        rest, kwargs = found
+        here = (*captured, kwargs[token_kwarg]) if token_kwarg in kwargs else captured
+        # If a nested router has no match, URLRouter tries its next route.
+        below = _walk(application_of(route), rest, token_kwarg, (*routes, route), here)
+        if below is not None:
+            return below
+    return None
+
+
+def _router_of(application: Application) -> URLRouter | None:
+    last = layers(application)[-1]
+    return last if isinstance(last, URLRouter) else None
+
+
 def prepare(
     application: Application | type[AsyncConsumer], who: str, token_kwarg: str
 ) -> Application:
     """
-    Return ``application`` ready to be walked: a bare consumer class becomes an application.
+    Return ``application`` with each consumer class in it replaced by its ASGI application.
 
-    Goes through everything below it once. Raises ``ImproperlyConfigured``, naming ``who`` and
-    the remedy, for a consumer instance, for what cannot be seen through (a closure), and for a
-    ``token_kwarg`` of the site's own that no route has.
+    Raises ``ImproperlyConfigured``, naming ``who`` and the remedy, for a consumer instance, for a
+    function that hides the routes, and for a ``token_kwarg`` of the site that no route captures.
     """
     prepared: Application = _prepare_leaf(application, who)
     last = layers(prepared)[-1]
@@ -74,6 +128,45 @@ def prepare(
     elif not _prepare_routes(last, who, token_kwarg) and token_kwarg != "token":
         raise ImproperlyConfigured(f"{who} finds no route with its token_kwarg {token_kwarg!r}.")
     return prepared
+
+
+def _prepare_routes(
+    router: URLRouter, who: str, token_kwarg: str, is_captured: bool = False
+) -> bool:
+    """Prepare each route of ``router``, and return whether one of them captures the token."""
+    captures = False
+    for route in routes_of(router):
+        prepared = _prepare_leaf(application_of(route), who)
+        replace_application(route, prepared)
+        here = is_captured or token_kwarg in captured_names(route)
+        captures = captures or here
+        below = layers(prepared)[-1]
+        if isinstance(below, URLRouter):
+            captures = _prepare_routes(below, who, token_kwarg, here) or captures
+        elif not here:
+            # After the token, an application may be anything.
+            _check_leaf(below, who)
+    return captures
+
+
+def _prepare_leaf(application: Any, who: str) -> Any:
+    if isinstance(application, type) and issubclass(application, AsyncConsumer):
+        return application.as_asgi()
+    if isinstance(application, AsyncConsumer):
+        name = type(application).__name__
+        raise ImproperlyConfigured(
+            f"{who} found an instance of {name} in a route: every connection would share it. "
+            f"Use {name}.as_asgi()."
+        )
+    return application
+
+
+def _check_leaf(leaf: Application, who: str) -> None:
+    if not is_consumer_application(leaf):
+        raise ImproperlyConfigured(
+            f"{who} cannot see the routes inside {leaf!r}. Put {who} directly around URLRouter, "
+            "or write the middleware in between as a class that keeps what it wraps in .inner."
+        )
 
 
 def layers(application: Application) -> list[Application]:
@@ -92,90 +185,3 @@ def layers(application: Application) -> list[Application]:
             break
         found.append(inner)
     return found
-
-
-def _walk(
-    application: Application,
-    path: str,
-    token_kwarg: str,
-    routes: tuple[Any, ...],
-    captured: tuple[Any, ...],
-) -> _Walk | None:
-    router = _router_of(application)
-    if router is None:
-        return routes, captured
-    path = path.lstrip("/")
-    route: Any
-    for route in router.routes:
-        found = route.pattern.match(path)
-        if not found:
-            continue
-        rest, _, kwargs = found
-        kwargs = {**kwargs, **route.default_args}
-        here = (*captured, kwargs[token_kwarg]) if token_kwarg in kwargs else captured
-        # A nested router that finds nothing raises Resolver404, and URLRouter tries its next route.
-        below = _walk(route.callback, rest, token_kwarg, (*routes, route), here)
-        if below is not None:
-            return below
-    return None
-
-
-def _prepare_routes(
-    router: URLRouter, who: str, token_kwarg: str, is_captured: bool = False
-) -> bool:
-    """Prepare every route of ``router``, and return whether one of them captures the token."""
-    captures = False
-    route: Any
-    for route in router.routes:
-        route.callback = _prepare_leaf(route.callback, who)
-        names = {*route.pattern.converters, *route.pattern.regex.groupindex}
-        here = is_captured or token_kwarg in names
-        captures = captures or here
-        below = layers(route.callback)[-1]
-        if isinstance(below, URLRouter):
-            captures = _prepare_routes(below, who, token_kwarg, here) or captures
-        elif not here:
-            # Once the token is found it does not matter what is further in.
-            _check_leaf(below, who)
-    return captures
-
-
-def _check_leaf(leaf: Application, who: str) -> None:
-    if not hasattr(leaf, "consumer_class"):
-        raise ImproperlyConfigured(
-            f"{who} cannot see the routes inside {leaf!r}. Put {who} directly around URLRouter, "
-            "or write the middleware in between as a class that keeps what it wraps in .inner."
-        )
-
-
-def _router_of(application: Application) -> URLRouter | None:
-    last = layers(application)[-1]
-    return last if isinstance(last, URLRouter) else None
-
-
-def _prepare_leaf(application: Any, who: str) -> Any:
-    if isinstance(application, type) and issubclass(application, AsyncConsumer):
-        return application.as_asgi()
-    if isinstance(application, AsyncConsumer):
-        name = type(application).__name__
-        raise ImproperlyConfigured(
-            f"{who} found an instance of {name} in a route: every connection would share it. "
-            f"Use {name}.as_asgi()."
-        )
-    return application
-
-
-def _local_path(scope: Scope) -> str | None:
-    # Exactly what URLRouter does, root_path included; None where it would find no route.
-    path: str
-    if "path_remaining" in scope:
-        path = scope["path_remaining"]
-        return path
-    try:
-        path = scope["path"]
-    except KeyError:
-        raise ValueError("The connection scope has no 'path', so it cannot be routed.") from None
-    root_path = scope.get("root_path", "")
-    if root_path and not path.startswith(root_path):
-        return None
-    return path[len(root_path) :]

@@ -5,19 +5,21 @@ The user that a session or an outer middleware names, and their authentication b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.contrib.auth import (
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
+
+from ..compat import (
     BACKEND_SESSION_KEY,
     HASH_SESSION_KEY,
     SESSION_KEY,
-    get_user_model,
+    has_own_queries,
     load_backend,
+    primary_key,
 )
-from django.core.exceptions import ImproperlyConfigured
-from django.db.models import Manager, QuerySet
-
 from ..tokens import digests
 from ..tokens.issuing import only_backend
 
@@ -30,43 +32,66 @@ if TYPE_CHECKING:
     from ..tokens.store import TokenRow
     from ..types import User
 
+__all__ = [
+    "MODEL_BACKEND",
+    "SignIn",
+    "backend_path",
+    "can_join_user",
+    "has_session_hash",
+    "is_sign_in_of",
+    "load_user",
+    "new_session",
+    "own_session_digest",
+    "read_session",
+    "read_sign_in",
+]
 
-_MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 
 @dataclass(frozen=True, slots=True)
-class _SignedIn:
-    """Who a session, or a middleware above, says is here: not yet proven by the database."""
+class SignIn:
+    """The user that a session or an outer middleware names. The database has not confirmed it."""
 
     user_id: Any
     backend: str
-    # None where somebody above has checked it already.
+    # None if an outer middleware has checked it already.
     session_hash: str | None
 
 
-def _signed_in(session: SessionBase | None, user: User | None) -> _SignedIn | None:
+def read_sign_in(session: SessionBase | None, user: User | None) -> SignIn | None:
+    """
+    Return who is signed in, or ``None`` if no user is.
+
+    ``user`` is the user whom an outer middleware has signed in; ``None`` means that the session
+    names the user.
+    """
     if user is None:
-        return _read_session(session)
+        return read_session(session)
     if not user.is_authenticated:
         return None
-    claim = _read_session(session)
-    backend = claim.backend if _is_of(claim, user) else ""
-    return _SignedIn(user.pk, getattr(user, "backend", "") or backend, None)
+    sign_in = read_session(session)
+    backend = sign_in.backend if is_sign_in_of(sign_in, user) else ""
+    return SignIn(user.pk, getattr(user, "backend", "") or backend, None)
 
 
-def _read_session(session: SessionBase | None) -> _SignedIn | None:
+def read_session(session: SessionBase | None) -> SignIn | None:
+    """Return the user that ``session`` names, or ``None`` if it names none."""
     if session is None or SESSION_KEY not in session or BACKEND_SESSION_KEY not in session:
         return None
     # A session keeps the primary key as text, see django.contrib.auth.login().
-    user_id = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
-    return _SignedIn(user_id, session[BACKEND_SESSION_KEY], session.get(HASH_SESSION_KEY, ""))
+    user_id = primary_key(get_user_model()).to_python(session[SESSION_KEY])
+    return SignIn(user_id, session[BACKEND_SESSION_KEY], session.get(HASH_SESSION_KEY, ""))
 
 
-def _is_of(claim: _SignedIn | None, user: User) -> TypeGuard[_SignedIn]:
-    return claim is not None and claim.user_id == user.pk
+def is_sign_in_of(sign_in: SignIn | None, user: User) -> TypeGuard[SignIn]:
+    """Return whether ``sign_in`` names ``user``."""
+    return sign_in is not None and sign_in.user_id == user.pk
 
 
-def _has_session_hash(user: AbstractBaseUser, session_hash: str | None) -> bool:
+def has_session_hash(user: AbstractBaseUser, session_hash: str | None) -> bool:
+    """Return whether ``session_hash``, from a session, matches the present password of ``user``."""
     if not hasattr(user, "get_session_auth_hash"):
         return True
     if not session_hash:
@@ -74,36 +99,47 @@ def _has_session_hash(user: AbstractBaseUser, session_hash: str | None) -> bool:
     return digests.has_auth_digest(user, digests.digest_of(session_hash))
 
 
-def _bound_digest(session: SessionBase | None) -> str:
-    # Also when the session has no key: then no bound token is for it.
+def own_session_digest(session: SessionBase | None) -> str:
+    """Return the digest of the connection's own session, ``""`` if it has none to bind to."""
+    # Without a session key, no bound token is for this session.
     return digests.session_digest(session) if session is not None and session.session_key else ""
 
 
-def _backend_of(signed_in: _SignedIn | None, row: TokenRow | None = None) -> str:
+def new_session(key: str | None = None) -> SessionBase:
+    """Return the ``SessionStore`` of the session with this ``key``, or an empty one."""
+    session: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(key)
+    return session
+
+
+def backend_path(sign_in: SignIn | None, row: TokenRow | None = None) -> str:
+    """
+    Return the dotted path of the authentication backend of a user.
+
+    Raises ``ImproperlyConfigured`` if there are several and nothing names one.
+    """
     path = (
-        (signed_in.backend if signed_in else "")
+        (sign_in.backend if sign_in else "")
         or (row.backend if row is not None else "")
         or only_backend()
     )
     if not path:
         raise ImproperlyConfigured(
-            "This site has several AUTHENTICATION_BACKENDS, and nothing says which one vouches for "
-            "this user. Pass session=request.session to get_websocket_token(), or set user.backend."
+            "This site has several AUTHENTICATION_BACKENDS, and neither the session nor the token "
+            "names the one of this user. Pass session=request.session to get_websocket_token(), "
+            "or set user.backend."
         )
     return path
 
 
-def _backend_user(user_id: object, path: str) -> AbstractBaseUser | None:
+def load_user(user_id: object, path: str) -> AbstractBaseUser | None:
+    """Return the user from the backend ``path``, ``None`` if the backend refuses the user."""
     if path not in settings.AUTHENTICATION_BACKENDS:
         return None
     return load_backend(path).get_user(user_id)
 
 
-def _can_join() -> bool:
-    """Whether a join may stand for the backend's own question: only where nobody has changed it."""
-    if _MODEL_BACKEND not in settings.AUTHENTICATION_BACKENDS:
+def can_join_user() -> bool:
+    """Return whether a join returns the same user as the ``get_user()`` of Django's backend."""
+    if MODEL_BACKEND not in settings.AUTHENTICATION_BACKENDS:
         return False
-    manager: Any = get_user_model()._default_manager
-    return manager._queryset_class is QuerySet and all(
-        getattr(type(manager), name) is getattr(Manager, name) for name in ("get_queryset", "get")
-    )
+    return not has_own_queries(get_user_model()._default_manager)

@@ -1,5 +1,5 @@
 """
-What the gate decides about one connection.
+The gate's decision about one connection.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["Principal", "TokenAnnotation", "Verdict", "annotate", "anonymous", "
 @dataclass(frozen=True, slots=True)
 class TokenAnnotation:
     """
-    What the gate found out about a connection's token: ``scope["websocket_token"]``.
+    The gate's result for a connection's token: ``scope["websocket_token"]``.
 
-    ``user`` is the token's user, anonymous when the token failed, ``None`` on a route without
-    one; ``expires_at`` is when the token would have expired. ``reason`` says why it is not valid
-    and is for the log alone: ``missing``, ``malformed``, ``two_tokens``, ``unknown``, ``redeemed``,
+    ``user`` is the token's user, anonymous if the token was refused, ``None`` on a route without
+    one. ``expires_at`` is when the token would have expired. ``reason`` says why it is not valid,
+    for the log alone: ``missing``, ``malformed``, ``two_tokens``, ``unknown``, ``redeemed``,
     ``expired``, ``wrong_user``, ``inactive``, ``stale``, ``wrong_session``, ``wrong_path`` or
     ``unavailable``. ``auth_digest`` is the user's at connect, for ``fresh_user()``.
     """
@@ -43,12 +43,12 @@ class TokenAnnotation:
 @dataclass(frozen=True, slots=True)
 class Principal:
     """
-    Whom a live socket belongs to, and what keeps them signed in.
+    The user of a live connection, and the session that signed the user in.
 
-    ``auth_digest`` is the user's at connect. The session is the one that the user was loaded from:
-    the cookie's where that signed them in, else the token's, of which only the digest is known.
-    ``session_key`` and ``session_digest`` are empty where there is none to watch.
-    ``validated_at`` is when the gate began to look.
+    ``auth_digest`` is the user's at connect. The session is that of the cookie if it signed the
+    user in, otherwise that of the token, of which only the digest is known. ``session_key`` and
+    ``session_digest`` are empty if there is no session to check again. ``validated_at`` is the
+    time at which the gate began to read the database.
     """
 
     user_id: Any
@@ -62,15 +62,17 @@ class Principal:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """
-    What ``decide()`` answers: the ``session``, its ``user``, and the token's annotation.
+    The answer of ``decide()`` for one request: ``session``, ``user`` and the token's annotation.
 
-    ``principal`` is ``None`` for a connection that nobody has signed in to.
+    ``principal`` is ``None`` for a connection without a signed-in user. ``error`` is an exception
+    of a programming error or a wrong configuration; the caller raises it for this connection.
     """
 
     session: SessionBase | None
     user: User
     token: TokenAnnotation
     principal: Principal | None = None
+    error: Exception | None = None
 
 
 def annotate(reason: str, expires_at: datetime | None = None) -> TokenAnnotation:
@@ -80,13 +82,13 @@ def annotate(reason: str, expires_at: datetime | None = None) -> TokenAnnotation
 
 
 def refuse(reason: str) -> TokenAnnotation:
-    """Return the annotation of a token that nobody need look up: malformed, or two of them."""
+    """Return the annotation of a token that is refused for its form, and send the signal."""
     token_refused.send_robust(None, reason=reason, user_id=None)
     return annotate(reason)
 
 
 def anonymous() -> AnonymousUser:
-    """Return nobody, as Django has it."""
+    """Return Django's anonymous user."""
     # Models cannot be imported before Django has loaded its apps.
     from django.contrib.auth.models import AnonymousUser
 

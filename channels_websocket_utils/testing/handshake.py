@@ -10,9 +10,10 @@ from urllib.parse import unquote
 
 from django.conf import settings
 
-from ..gate import decision
+from ..gate.decision import ConnectionRequest, decide_one
+from ..gate.sign_in import new_session
 from ..utils import get_websocket_token
-from .sign_in import session_store, sign_in
+from .sign_in import sign_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,10 +74,10 @@ def complete_scope(
     the database, so async code calls it by ``sync_to_async``.
     """
     if isinstance(session, str):
-        session = session_store(session)
+        session = new_session(session)
     signed_in: Any = user
     if signed_in is None:
-        signed_in = decision.decide(None, session=session).user
+        signed_in = decide_one(ConnectionRequest(None, session=session)).user
     if session is None and signed_in.is_authenticated:
         session = sign_in(signed_in)
     names = scope["subprotocols"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -13,11 +12,13 @@ from django.contrib.auth import (
     load_backend,
 )
 
+from ..gate.sign_in import new_session
+
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.sessions.backends.base import SessionBase
 
-__all__ = ["session_store", "sign_in"]
+__all__ = ["sign_in"]
 
 
 def sign_in(user: AbstractBaseUser) -> SessionBase:
@@ -28,7 +29,7 @@ def sign_in(user: AbstractBaseUser) -> SessionBase:
     """
     if user.pk is None:
         raise ValueError("The user of a WebSocketCommunicator must be saved.")
-    session = session_store()
+    session = new_session()
     session[SESSION_KEY] = user._meta.pk.value_to_string(user)
     session[BACKEND_SESSION_KEY] = getattr(user, "backend", None) or next(
         path for path in settings.AUTHENTICATION_BACKENDS if hasattr(load_backend(path), "get_user")
@@ -37,10 +38,4 @@ def sign_in(user: AbstractBaseUser) -> SessionBase:
         user.get_session_auth_hash() if hasattr(user, "get_session_auth_hash") else ""
     )
     session.save()
-    return session
-
-
-def session_store(key: str | None = None) -> SessionBase:
-    """Return the ``SessionStore`` of the site for the session ``key``, by default a new one."""
-    session: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(key)
     return session

@@ -7,16 +7,17 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from django import db
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.cache import caches
-from django.db import router
 from django.utils.module_loading import import_string
 
+from ..compat import new_cache, router
 from ..conf import get_setting
 from .store import StoreUnavailable, TokenRow
 
@@ -31,34 +32,42 @@ __all__ = ["CacheTokenStore", "cache_alias"]
 
 
 _PREFIX = "channels_websocket_utils"
-# Seconds that an epoch outlives the last token that carries it.
+# Seconds that an epoch is kept longer than the last token that carries it.
 _MARGIN = 60
+# What cache libraries raise when their server is down, hangs or is full: module and class.
+_LIBRARY_ERRORS = (
+    ("redis.exceptions", "RedisError"),
+    ("valkey.exceptions", "ValkeyError"),
+    ("pymemcache.exceptions", "MemcacheError"),
+    ("pylibmc", "Error"),
+)
 
 
 @dataclass(slots=True)
 class _Row(TokenRow):
-    # By key: what must still be there, and the same, when the token is spent.
+    # The epochs by key. They must still be the same when the token is redeemed.
     epochs: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class CacheTokenStore:
     """
-    Tokens in the cache ``alias`` of ``settings.CACHES``; for another one derive a class.
+    Tokens in the cache ``alias`` of ``settings.CACHES``; for another alias, derive a class.
 
-    Its ``delete()`` must be atomic and say whether there was something: that is the spending.
-    A token that the cache has evicted is refused. Each carries the epoch of its user, and of its
-    session if it is bound to one: ``revoke()`` ends the epoch, and with it all of its tokens.
+    The cache's atomic ``delete()`` decides which connection redeems a token, and must return
+    whether the key existed. A token that the cache has evicted is refused. Each token carries the
+    epoch of its user, and of its session if it is bound to one. ``revoke()`` ends the epoch, and
+    with it all of its tokens.
 
-    Every method raises ``StoreUnavailable`` when the cache does not answer.
+    Every method raises ``StoreUnavailable`` if the cache does not answer.
     """
 
     alias = "default"
 
     def add(self, now: datetime, max_unused: int, **fields: Any) -> None:
         """
-        Keep a new row of ``fields``, created ``now``.
+        Add a row of ``fields``, created ``now``.
 
-        Of a user's last ``max_unused`` tokens, spent or not, the one before them goes.
+        Keeps the user's last ``max_unused`` tokens, redeemed or not, and deletes the one before.
         """
         digest, user_id = fields["digest"], fields["user_id"]
         life = math.ceil((fields["expires_at"] - now).total_seconds()) + 1
@@ -72,7 +81,7 @@ class CacheTokenStore:
             cache.set_many({slot: digest, _key("token", digest): row}, life)
 
     def get(self, digest: str, *, with_user: bool, session_digest: str = "") -> TokenRow | None:
-        """Return the row of ``digest`` (``with_user``: its user read too) or ``None``."""
+        """Return the row of ``digest`` or ``None``; ``with_user`` reads its user too."""
         with self._available() as cache:
             fields = cache.get(_key("token", digest))
         if fields is None:
@@ -87,11 +96,11 @@ class CacheTokenStore:
         return row
 
     def redeem(self, row: _Row, now: datetime) -> bool:
-        """Delete the row, and return whether this call was the one that did, in its epochs."""
+        """Delete the row, and return whether this call deleted it and its epochs have not ended."""
         with self._available() as cache:
             if not cache.delete(_key("token", row.digest)):
                 return False
-            # After the delete: who revokes meanwhile has ended the epoch before we look.
+            # After the delete: a revocation in between has ended the epoch before this read.
             return cache.get_many(row.epochs) == row.epochs
 
     def revoke(self, **owner: Any) -> None:
@@ -101,11 +110,11 @@ class CacheTokenStore:
 
     @contextlib.contextmanager
     def _available(self) -> Iterator[BaseCache]:
+        """Yield the cache; raise ``StoreUnavailable`` for the errors of a cache that is away."""
         cache = _open(self.alias, repr(settings.CACHES.get(self.alias)))
         try:
             yield cache
-        except Exception as error:
-            # Every cache has exceptions of its own.
+        except _errors_of_caches() as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
@@ -113,7 +122,7 @@ def cache_alias() -> str | None:
     """
     Return the alias of the cache in which this site keeps its tokens, ``None`` if in none.
 
-    Raises ``ImportError`` or ``ImproperlyConfigured`` for a ``TOKEN_STORE`` that cannot be.
+    Raises ``ImportError`` or ``ImproperlyConfigured`` for an invalid ``TOKEN_STORE``.
     """
     store = import_string(get_setting("TOKEN_STORE"))
     is_cache = isinstance(store, type) and issubclass(store, CacheTokenStore)
@@ -123,20 +132,32 @@ def cache_alias() -> str | None:
 @lru_cache
 def _open(alias: str, _: str) -> BaseCache:
     """
-    Return the cache of these settings: one for the process, for all of its threads.
+    Return the cache of these settings: one object for all threads of the process.
 
-    ``caches`` itself makes one, with connections of its own, for every task and request.
+    ``caches`` would create one, with connections of its own, for every task and request.
     """
-    return caches.create_connection(alias)
+    return new_cache(alias)
+
+
+def _errors_of_caches() -> tuple[type[BaseException], ...]:
+    """Return the exceptions that mean that a cache does not answer. Evaluated after an error."""
+    # OSError includes ConnectionError and TimeoutError; db.Error is for DatabaseCache. A library
+    # that was never imported has raised nothing.
+    libraries = [
+        getattr(sys.modules[module], name)
+        for module, name in _LIBRARY_ERRORS
+        if module in sys.modules
+    ]
+    return OSError, db.Error, *libraries
 
 
 def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:
-    """Return the epochs under ``keys``, begun where there are none, and good for ``life``."""
+    """Return the epochs under ``keys``, valid for ``life`` seconds; begin missing ones."""
     epochs = cache.get_many(keys)
     for key in keys:
         if key not in epochs or not cache.touch(key, life):
             cache.add(key, secrets.token_hex(8), life)
-            # Somebody else may have been faster.
+            # Read again, because another process may have added its own.
             epochs[key] = cache.get(key)
     return epochs
 
@@ -145,7 +166,10 @@ def _count(cache: BaseCache, user_id: object, life: int) -> int:
     """Return a number that no other token of the user gets at about this time."""
     key = _key("count", user_id)
     cache.add(key, 0, life)
-    count = cache.incr(key)
+    try:
+        count = cache.incr(key)
+    except ValueError as error:
+        raise StoreUnavailable("The cache has evicted a key that was just added") from error
     cache.touch(key, life)
     return count
 

@@ -1,5 +1,5 @@
 """
-The clock that tokens and revocations are created and judged by.
+The clock of tokens and revocations.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["now"]
 
 def now() -> datetime:
     """
-    Return the present in UTC: the one clock that tokens are issued and judged by.
+    Return the present time in UTC. Tokens are issued and checked by this clock only.
 
-    Without ``USE_TZ`` it is naive but UTC all the same. Local time would live an hour twice when
-    summer ends, and with it every token of that hour.
+    Without ``USE_TZ`` the time is naive, but still UTC. Local time repeats one hour when summer
+    time ends, and each token of that hour would be valid twice.
     """
     present = datetime.now(timezone.utc)
     return present if settings.USE_TZ else present.replace(tzinfo=None)

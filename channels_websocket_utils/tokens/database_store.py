@@ -4,70 +4,50 @@ The default token store: a table in the site's own database.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache, partial
 from itertools import product
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import get_user_model
-from django.db import connections, router, transaction
+from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Value
 from django.db.models.functions import NullIf
 
+from ..compat import field_names, quoted_column, quoted_table, router
 from ..models import WebSocketRevocation, WebSocketToken
-from .queries import CompiledQuery, parameter
+from .queries import CompiledQuery, compiled_for, parameter
 from .store import TokenRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
     from typing import Any
 
-    from django.db.models import Model, QuerySet
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import QuerySet
 
 __all__ = ["DatabaseTokenStore"]
 
-
-@cache
-def _names(model: type[Model]) -> list[str]:
-    return [field.attname for field in model._meta.concrete_fields]
-
-
-def _token(with_user: bool, with_revocations: bool) -> QuerySet[Any, Any]:
-    """Return the query for a token: its user, and whether a session that it speaks for is over."""
-    columns: list[str | Exists] = [*_names(WebSocketToken)]
-    if with_user:
-        columns += [f"user__{name}" for name in _names(get_user_model())]
-    if with_revocations:
-        digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
-        over = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
-        columns.append(Exists(over))
-    rows = WebSocketToken.objects.filter(digest=parameter("digest"))
-    return rows.values_list(*columns)
-
-
-_queries = {
-    options: CompiledQuery(partial(_token, *options))
-    for options in product((False, True), repeat=2)
-}
+_field_names = cache(field_names)
 
 
 class DatabaseTokenStore:
     """
     Token rows in the database that the site's router names for writing.
 
-    Reads go there too: a replica that lags would call a spent token unused.
+    Reads use it too. A replica that lags behind would return a redeemed token as unused.
     """
 
     def add(self, now: datetime, max_unused: int, **fields: Any) -> None:
         """
-        Keep a new row of ``fields``, created ``now``, and tidy up the same user's older ones.
+        Add a row of ``fields``, created ``now``, and delete old rows of the same user.
 
-        Expired rows go, and of the unused ones the oldest that are more than ``max_unused``.
+        Deletes the user's expired rows, and the oldest unused ones beyond ``max_unused``.
         """
         alias = router.db_for_write(WebSocketToken)
         rows = WebSocketToken.objects.using(alias).filter(user_id=fields["user_id"])
-        # One transaction, begun by a write: a read first would have to be upgraded to the write
-        # lock, which SQLite refuses at once when another process writes.
+        # One transaction that begins with a write. If it began with a read, SQLite would refuse
+        # the later write at once while another process writes.
         with transaction.atomic(using=alias):
             rows.filter(expires_at__lte=now).delete()
             WebSocketToken.objects.using(alias).create(created_at=now, **fields)
@@ -78,11 +58,11 @@ class DatabaseTokenStore:
 
     def get(self, digest: str, *, with_user: bool, session_digest: str = "") -> TokenRow | None:
         """
-        Return the row of ``digest`` (``with_user``: its user joined in) or ``None``.
+        Return the row of ``digest`` or ``None``; ``with_user`` joins its user.
 
-        Its ``is_session_over`` is true when there is a final revocation of the session with this
-        ``session_digest``, or of the one that the token is bound to; ``None`` where revocations are
-        in another database.
+        The row's ``is_session_ended`` is true if there is a final revocation of the session with
+        this ``session_digest``, or of the session that the token is bound to. It is ``None`` if
+        revocations are in another database.
         """
         alias = router.db_for_write(WebSocketToken)
         with_revocations = router.db_for_write(WebSocketRevocation) == alias
@@ -92,45 +72,83 @@ class DatabaseTokenStore:
         found = _queries[with_user, with_revocations].first(alias, **values)
         if found is None:
             return None
-        count = len(_names(WebSocketToken))
+        count = len(_field_names(WebSocketToken))
         row = TokenRow(*found[:count])
         if with_revocations:
-            row.is_session_over = bool(found.pop())
+            row.is_session_ended = bool(found.pop())
         if with_user:
             model = get_user_model()
-            row.user = model.from_db(alias, _names(model), found[count:])
+            row.user = model.from_db(alias, _field_names(model), found[count:])
         return row
 
     def redeem(self, row: TokenRow, now: datetime) -> bool:
         """Mark the row as used, and return whether this call was the first."""
-        alias = router.db_for_write(WebSocketToken)
-        connection = connections[alias]
-        quote = connection.ops.quote_name
-        field: Callable[[str], Any] = WebSocketToken._meta.get_field
-        table = quote(WebSocketToken._meta.db_table)
-        digest, used_at = quote(field("digest").column), quote(field("used_at").column)
-        # This UPDATE decides the winner, so it names only the token's own columns: a join
-        # would become a subquery, and PostgreSQL would let two sockets pass.
-        where = f"{digest} = %(digest)s AND {used_at} IS NULL"
-        sql = f"UPDATE {table} SET {used_at} = %(now)s WHERE {where}"  # noqa: S608
-        values = {
-            "now": field("used_at").get_db_prep_save(now, connection),
-            "digest": row.digest,
-        }
-        with transaction.mark_for_rollback_on_error(alias), connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            is_first: bool = cursor.rowcount == 1
-            return is_first
+        statement = "UPDATE {table} SET {used_at} = %(now)s"
+        return _change_unused(statement, now, digest=row.digest) == 1
 
-    def revoke(self, **which: Any) -> int:
+    def revoke(self, **owner: Any) -> int:
         """
         Delete the unused rows of an owner, and return how many there were.
 
-        ``which`` is ``user_id=...`` or ``session_digest=...``, or the ``digest=...`` of one row.
+        ``owner`` is ``user_id=...`` or ``session_digest=...``, or the ``digest=...`` of one row.
         """
-        alias = router.db_for_write(WebSocketToken)
-        rows = WebSocketToken.objects.using(alias).filter(used_at=None, **which)
-        # One DELETE. Where a site has a receiver of post_delete, delete() reads the rows first, and
-        # deletes those that were spent meanwhile as well.
-        deleted: int = rows._raw_delete(alias)
-        return deleted
+        return _change_unused("DELETE FROM {table}", **owner)
+
+
+def _token_query(with_user: bool, with_revocations: bool) -> QuerySet[Any, Any]:
+    """Return the query for a token, its user, and whether one of its sessions was logged out."""
+    columns: list[str | Exists] = [*_field_names(WebSocketToken)]
+    if with_user:
+        columns += [f"user__{name}" for name in _field_names(get_user_model())]
+    if with_revocations:
+        digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
+        ended = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
+        columns.append(Exists(ended))
+    rows = WebSocketToken.objects.filter(digest=parameter("digest"))
+    return rows.values_list(*columns)
+
+
+_queries = {
+    options: CompiledQuery(partial(_token_query, *options))
+    for options in product((False, True), repeat=2)
+}
+
+
+def _change_unused(statement: str, now: datetime | None = None, **owner: Any) -> int:
+    """
+    Run ``statement`` on the unused rows of ``owner`` and return how many there were.
+
+    This one statement decides between two connections, or between a connection and a revocation.
+    So its condition names only columns of the token. With a join it would get a subquery, and
+    PostgreSQL would accept two connections. The ORM's ``delete()`` is no substitute: on a site with
+    a receiver of ``post_delete`` it reads the rows first, and deletes those that were redeemed
+    meanwhile.
+    """
+    alias = router.db_for_write(WebSocketToken)
+    connection = connections[alias]
+    ((name, value),) = owner.items()
+    compiled = compiled_for(connection)
+    if (statement, name) not in compiled:
+        compiled[statement, name] = _sql(statement, name, connection)
+    values = {"owner": _field(name).get_db_prep_save(value, connection)}
+    if now is not None:
+        values["now"] = _field("used_at").get_db_prep_save(now, connection)
+    # Inside a transaction, an error must mark it for rollback. Alone, the statement needs none.
+    is_alone = transaction.get_autocommit(alias)
+    guard = nullcontext() if is_alone else transaction.atomic(alias, savepoint=False)
+    with guard, connection.cursor() as cursor:
+        cursor.execute(compiled[statement, name], values)
+        count: int = cursor.rowcount
+        return count
+
+
+def _sql(statement: str, name: str, connection: BaseDatabaseWrapper) -> str:
+    return (statement + " WHERE {owner} = %(owner)s AND {used_at} IS NULL").format(
+        table=quoted_table(connection, WebSocketToken),
+        owner=quoted_column(connection, WebSocketToken, name),
+        used_at=quoted_column(connection, WebSocketToken, "used_at"),
+    )
+
+
+def _field(name: str) -> Any:
+    return WebSocketToken._meta.get_field(name)

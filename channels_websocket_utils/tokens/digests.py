@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.contrib.sessions.backends import signed_cookies
 from django.contrib.sessions.backends.base import SessionBase
-from django.utils.crypto import constant_time_compare
 from django.utils.module_loading import import_string
+
+from ..compat import constant_time_compare
 
 if TYPE_CHECKING:
     from ..types import User
@@ -25,7 +26,7 @@ def digest_of(secret: str) -> str:
 
 
 def auth_digest(user: User) -> str:
-    """Return the digest of the user's session-auth hash: it changes with the password."""
+    """Return the digest of the user's session-auth hash. It changes with the password."""
     if not hasattr(user, "get_session_auth_hash"):
         return ""
     return digest_of(user.get_session_auth_hash())
@@ -33,10 +34,10 @@ def auth_digest(user: User) -> str:
 
 def has_auth_digest(user: User, expected: str) -> bool:
     """
-    Return whether ``expected`` is the auth digest of ``user`` as it is now.
+    Return whether ``expected`` is the present auth digest of ``user``.
 
-    Also true for a digest made under a key in ``SECRET_KEY_FALLBACKS``, as Django's own
-    sessions are.
+    Accepts a digest that was made with a key in ``SECRET_KEY_FALLBACKS``, as Django does for
+    sessions.
     """
     if constant_time_compare(auth_digest(user), expected):
         return True
@@ -46,10 +47,12 @@ def has_auth_digest(user: User, expected: str) -> bool:
 
 def session_digest(session: SessionBase | str | None) -> str:
     """
-    Return the digest of a session's key; empty when there is nothing to bind to.
+    Return the digest of a session's key; ``""`` if there is no session to bind to.
 
-    ``session`` is a ``SessionStore``, its key or ``None``. Keys of ``signed_cookies`` sessions
-    change at every save, so nothing is bound to them.
+    ``session`` is a ``SessionStore``, its key or ``None``. Also ``""`` for ``signed_cookies``,
+    because the key of such a session changes at every save.
+
+    Raises ``TypeError`` for another object and ``ValueError`` for a session without a key.
     """
     if session is None:
         return ""

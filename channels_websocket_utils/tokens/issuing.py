@@ -10,16 +10,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
+from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import IntegrityError
 
+from ..compat import BACKEND_SESSION_KEY
 from ..conf import get_setting, require_installed
 from ..signals import token_issued
 from . import clock
 from .digests import auth_digest, digest_of, session_digest
 from .shape import TOKEN_PREFIX, bound_path, mask
-from .store import _store
+from .store import current_store
 
 if TYPE_CHECKING:
     from ..types import User
@@ -29,7 +30,7 @@ __all__ = ["MAX_PATH", "issue", "only_backend"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# Longer than paths are, short enough to be kept for each token.
+# Longer than real paths, and short enough to be stored with each token.
 MAX_PATH = 2048
 
 
@@ -38,18 +39,18 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
     Return a new token for ``user``.
 
     ``path`` and ``session`` bind it, see ``utils.get_websocket_token()``. For a user who is not
-    signed in or not saved the token is one that never validates, and no row is written.
+    signed in or not saved, no row is written, and the token never validates.
     """
     require_installed("get_websocket_token()")
     _check_user(user)
     path_bound = _checked_path(path)
     token = _NewToken()
-    # A primary key alone proves nothing: a UUID is there before the row.
+    # A primary key does not prove that there is a row: a UUID is set before the first save.
     if not user.is_authenticated or user.pk is None or user._state.adding:
         return token.text
     present = clock.now()
     try:
-        _store().add(
+        current_store().add(
             present,
             get_setting("MAX_TOKENS_PER_USER"),
             digest=digest_of(token.text),
@@ -61,21 +62,21 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
             expires_at=present + timedelta(seconds=get_setting("TOKEN_MAX_AGE")),
         )
     except IntegrityError:
-        # The user was deleted meanwhile: the same as somebody who is not signed in.
-        logger.debug("No token was kept for a user who is not there any more")
+        # The user was deleted meanwhile, and is treated like an anonymous one.
+        logger.debug("No token was stored for a user who has been deleted")
     else:
         token_issued.send_robust(None, user_id=user.pk)
     return token.text
 
 
 def only_backend() -> str:
-    """Return the only authentication backend's dotted path, or ``""`` where there are several."""
+    """Return the dotted path of the only authentication backend, or ``""`` if there are several."""
     backends = settings.AUTHENTICATION_BACKENDS
     return backends[0] if len(backends) == 1 else ""
 
 
 class _NewToken:
-    """A token in a place that no debug page and no error tracker prints: they print locals."""
+    """Holds a token where debug pages and error trackers, which print locals, do not show it."""
 
     __slots__ = ("text",)
 
@@ -101,7 +102,7 @@ def _checked_path(path: object) -> str:
         raise TypeError(f"A path is a string such as '/ws/board/', not {type(path).__name__}.")
     if len(path) > MAX_PATH:
         raise ValueError(f"A path of more than {MAX_PATH} characters cannot be bound to.")
-    # A token in it would rest in the database as it is, and the path would match no connection.
+    # The database would store a token in the path, and the path would match no connection.
     masked = mask(path)
     if "://" in path or "?" in path or "#" in path or "\0" in path or masked != path:
         raise ValueError(

@@ -1,7 +1,7 @@
 """
 Queries that Django's ORM compiles once for each database connection.
 
-Django compiles a query several times slower than a database answers it.
+Django needs several times longer to compile a query than the database needs to answer it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from django.db import connections
 
+from ..compat import compile_query
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
@@ -18,18 +20,24 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
 
-    # The SQL, its constants, and what converts its columns.
+    # The SQL, its constants, and the functions that convert its columns.
     _Compiled: TypeAlias = tuple[str, dict[str, Any], dict[int, tuple[list[Any], Any]]]
 
-__all__ = ["CompiledQuery", "parameter"]
+__all__ = ["CompiledQuery", "compiled_for", "parameter"]
 
 
 _PLACEHOLDER = re.compile("(?<!%)%s")
 
 
 def parameter(name: str) -> str:
-    """Return what stands in a query for the text that is passed as ``name`` when it is run."""
+    """Return the placeholder in a query for the text that ``first()`` receives as ``name``."""
     return f"?{name}"
+
+
+def compiled_for(connection: BaseDatabaseWrapper) -> dict[Any, Any]:
+    """Return what has been compiled for ``connection``; it is freed together with it."""
+    compiled: dict[Any, Any] = connection.__dict__.setdefault("_websocket_utils_compiled", {})
+    return compiled
 
 
 class CompiledQuery:
@@ -37,7 +45,7 @@ class CompiledQuery:
     A query for at most one row, compiled once for each database connection.
 
     ``build`` is a function that returns the ``QuerySet``, with ``values_list()`` and with
-    ``parameter()`` in its filters. All that is cached is the SQL, so nothing here is ever stale.
+    ``parameter()`` in its filters. Only the SQL is kept, so a result is never out of date.
     """
 
     def __init__(self, build: Callable[[], QuerySet[Any, Any]]) -> None:
@@ -45,7 +53,7 @@ class CompiledQuery:
 
     def first(self, alias: str, **values: str | None) -> list[Any] | None:
         """
-        Run it in the database ``alias`` and return the row, a list, or ``None``.
+        Run the query in the database ``alias`` and return the row, a list, or ``None``.
 
         ``values`` are texts, or ``None`` for ``NULL``. Raises what the database raises.
         """
@@ -63,24 +71,19 @@ class CompiledQuery:
         return row
 
     def _compiled(self, connection: BaseDatabaseWrapper) -> _Compiled:
-        # Kept where it is freed with the connection, whose own functions are in it.
-        kept: dict[CompiledQuery, _Compiled]
-        kept = connection.__dict__.setdefault("_websocket_utils_compiled", {})
+        kept: dict[CompiledQuery, _Compiled] = compiled_for(connection)
         if self not in kept:
-            compiler = self._build().query.get_compiler(connection=connection)
-            sql, params = compiler.as_sql()
+            sql, params, converters = compile_query(self._build(), connection)
             names = [_name(position, param) for position, param in enumerate(params)]
-            # By name: of placeholders without one Django looks for each, in every query on SQLite.
+            # Named placeholders, because on SQLite Django parses every query with unnamed ones.
             rest = iter(names)
             sql = _PLACEHOLDER.sub(lambda _: f"%({next(rest)})s", sql)
-            constants = dict(zip(names, params, strict=True))
-            converters = compiler.get_converters([column for column, *_ in compiler.select])
-            kept[self] = sql, constants, converters
+            kept[self] = sql, dict(zip(names, params, strict=True)), converters
         return kept[self]
 
 
 def _name(position: int, param: object) -> str:
-    """Return the name of a placeholder: of a ``parameter()`` its own."""
+    """Return the name of a placeholder; that of a ``parameter()`` is its own."""
     if isinstance(param, str) and param.startswith("?"):
         return param[1:]
     return f"constant{position}"

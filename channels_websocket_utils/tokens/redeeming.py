@@ -1,5 +1,5 @@
 """
-Find, judge, redeem and revoke tokens: the rules that make a token valid.
+Find, check, redeem and revoke tokens: the rules that make a token valid.
 """
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from django import db
 from django.db.models import Q
 
 from ..signals import token_redeemed
 from . import clock
-from .store import StoreUnavailable, _store
+from .store import StoreUnavailable, current_store
 
 if TYPE_CHECKING:
     from typing import Any
@@ -29,28 +30,29 @@ def find(digest: str, *, with_user: bool = False, session_digest: str = "") -> T
     """
     Return the row of the token with this ``digest``, or ``None``. One SELECT, no lock.
 
-    ``session_digest`` is that of the connection's own session; the row's ``is_session_over`` says
-    whether that one, or the one it is bound to, was logged out; ``None``: the store cannot know.
+    ``session_digest`` is that of the connection's own session. The row's ``is_session_ended`` says
+    whether that session, or the one the token is bound to, was logged out; ``None`` means that the
+    store cannot know.
     """
-    return _store().get(digest, with_user=with_user, session_digest=session_digest)
+    return current_store().get(digest, with_user=with_user, session_digest=session_digest)
 
 
 def why_refused(
     row: TokenRow | WebSocketToken | None, *, user_id: object, session_digest: str | None, path: str
 ) -> str | None:
     """
-    Return why the token of ``row`` cannot be spent here and now, or ``None`` if it can.
+    Return why the token of ``row`` cannot be redeemed here and now, or ``None`` if it can.
 
-    ``user_id`` is the signed-in user's, and ``session_digest`` that of the session they came
-    with; ``None`` means that nobody signed in and the token may speak for itself. ``path`` is
-    the connection's, as ``routes.bound_path()`` makes it.
+    ``user_id`` is the signed-in user's, and ``session_digest`` that of the connection's session.
+    ``None`` for both means that no user is signed in, and that the token may sign its user in.
+    ``path`` is the connection's, as ``bound_path()`` returns it.
     """
     present = clock.now()
     if row is None:
         return "unknown"
     if row.used_at is not None:
         return "redeemed"
-    # A clock that was set back lies before the creation, and revives nothing.
+    # If the clock was set back, the present is before the creation, and the token stays invalid.
     if not row.created_at <= present < row.expires_at:
         return "expired"
     if user_id is not None and row.user_id != user_id:
@@ -64,7 +66,7 @@ def why_refused(
 
 def state_of(row: TokenRow | WebSocketToken) -> str:
     """
-    Return what the token of ``row`` is by itself, whoever may come with it to whatever path.
+    Return the state of the token of ``row``, for any user and path.
 
     It is ``"unused"``, ``"redeemed"`` or ``"expired"``.
     """
@@ -72,20 +74,20 @@ def state_of(row: TokenRow | WebSocketToken) -> str:
 
 
 def in_state(state: str) -> Q:
-    """Return the condition, a ``Q``, for the rows of which ``state_of()`` says ``state`` now."""
+    """Return the condition, a ``Q``, for the rows whose ``state_of()`` is ``state`` now."""
     present = clock.now()
-    is_spent = Q(used_at__isnull=False)
-    is_young = Q(created_at__lte=present, expires_at__gt=present)
+    is_redeemed = Q(used_at__isnull=False)
+    is_current = Q(created_at__lte=present, expires_at__gt=present)
     return {
-        "unused": ~is_spent & is_young,
-        "redeemed": is_spent,
-        "expired": ~is_spent & ~is_young,
+        "unused": ~is_redeemed & is_current,
+        "redeemed": is_redeemed,
+        "expired": ~is_redeemed & ~is_current,
     }[state]
 
 
 def redeem(row: TokenRow) -> bool:
-    """Spend the token of ``row``, and return whether nobody else had done so."""
-    is_first = _store().redeem(row, clock.now())
+    """Redeem the token of ``row``, and return whether this call was the first."""
+    is_first = current_store().redeem(row, clock.now())
     if is_first:
         token_redeemed.send_robust(None, user_id=row.user_id)
     return is_first
@@ -93,11 +95,16 @@ def redeem(row: TokenRow) -> bool:
 
 def revoke(**owner: Any) -> None:
     """
-    Kill the unused tokens of ``user_id=...``, or of ``session_digest=...``.
+    Revoke the unused tokens of ``user_id=...``, or of ``session_digest=...``.
 
-    A store that does not answer is an error in the log: the sockets must end all the same.
+    An error of a cache is logged and not raised, because the caller must still end the
+    connections. Raises ``django.db.Error``: then the row that ends them is not stored either.
     """
     try:
-        _store().revoke(**owner)
+        current_store().revoke(**owner)
     except StoreUnavailable as error:
-        logger.error("Unspent tokens live on until they expire: %s", error)
+        logger.error("Unused tokens stay valid until they expire: %s", error)
+    except db.Error:
+        raise
+    except Exception:
+        logger.exception("Unused tokens stay valid until they expire")

@@ -7,22 +7,45 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-__all__ = ["TOKEN_PREFIX", "TOKEN_SUBPROTOCOL", "bound_path", "mask"]
+__all__ = [
+    "TOKEN_PREFIX",
+    "TOKEN_SUBPROTOCOL",
+    "bound_path",
+    "count_tokens",
+    "has_secret",
+    "is_token",
+    "mask",
+]
 
-# A fixed prefix, so that log filters and secret scanners can see a token.
+# A fixed prefix, so that log filters and secret scanners recognize a token.
 TOKEN_PREFIX = "wst_"
 TOKEN_SUBPROTOCOL = "websocket.token"
 _TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
-# What must not be seen: a whole token, one whose prefix somebody changed to upper case, and
-# one that was cut short by a character or two, which could be guessed.
+# What is masked: a whole token, a token whose prefix was changed to upper case, and a token of
+# which the last characters are missing, since those could be guessed.
 _SECRET = re.compile(
     TOKEN_PREFIX + r"(?:[A-Za-z0-9_-]{43}|[A-Za-z0-9_-]{20,42})", re.ASCII | re.IGNORECASE
 )
-# What may be a token behind percent-escapes.
+# Text that can be a token with percent-escapes.
 _ESCAPED = re.compile(r"[A-Za-z0-9_%-]{24,}", re.ASCII)
-# So often is unescaped what was escaped more than once. Nobody does that by mistake; and a word of
-# nothing but escapes must not cost a stranger less than it costs us.
+# How often text is unescaped that was escaped several times. More does not occur by mistake, and
+# a text that consists of escapes must not cost the server more than it costs its client.
 _ESCAPES = 8
+
+
+def is_token(text: str) -> bool:
+    """Return whether ``text`` has the form of a token."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def count_tokens(text: str) -> int:
+    """Return how many tokens ``text`` contains."""
+    return len(_TOKEN.findall(text))
+
+
+def has_secret(text: str) -> bool:
+    """Return whether ``text`` contains a token, or nearly one, that ``mask()`` would hide."""
+    return _SECRET.search(text) is not None
 
 
 def bound_path(path: str, token: str | None = None) -> str:
@@ -38,17 +61,17 @@ def bound_path(path: str, token: str | None = None) -> str:
 
 def mask(text: str) -> str:
     """
-    Return ``text`` with a dummy of the same length in the place of everything like a token.
+    Return ``text`` with each token in it replaced by a placeholder of the same length.
 
-    What is one behind percent-escapes, however often they were escaped themselves, goes too.
+    This includes tokens with percent-escapes, also if the escapes are themselves escaped.
     """
     if TOKEN_PREFIX not in text.lower() and "%" not in text:
         return text
-    masked = _SECRET.sub(_dummy, text)
+    masked = _SECRET.sub(_placeholder, text)
     return _ESCAPED.sub(_mask_escaped, masked) if "%" in masked else masked
 
 
-def _dummy(found: re.Match[str]) -> str:
+def _placeholder(found: re.Match[str]) -> str:
     return TOKEN_PREFIX + "0" * (len(found[0]) - len(TOKEN_PREFIX))
 
 
@@ -56,10 +79,10 @@ def _mask_escaped(found: re.Match[str]) -> str:
     plain = found[0]
     for _ in range(_ESCAPES):
         before = plain
-        # All of %2525... at once.
+        # Unescape %2525... in one step.
         plain = unquote(re.sub("%(?:25)+", "%", plain), encoding="latin1")
         if plain == before:
             break
-    masked = _SECRET.sub(_dummy, plain)
-    # Quoted again: an escaped line break would be one in a log.
+    masked = _SECRET.sub(_placeholder, plain)
+    # Quoted again, because an unescaped line break would begin a new line in a log.
     return found[0] if masked == plain else quote(masked, safe="", encoding="latin1")

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
         def revoke(self, **owner: Any) -> object: ...
 
 
-__all__ = ["StoreUnavailable", "TokenRow"]
+__all__ = ["StoreUnavailable", "TokenRow", "current_store"]
 
 
 @dataclass(slots=True)
 class TokenRow:
     """
-    One token as a store finds it: the fields of ``WebSocketToken``, in their order.
+    One token as a store returns it: the fields of ``WebSocketToken``, in their order.
 
-    ``user`` is the user, where that was asked for. ``is_session_over`` is whether a session that it
-    speaks for was logged out, ``None`` where the store cannot know.
+    ``user`` is the user, if the caller asked for it. ``is_session_ended`` says whether one of the
+    token's sessions was logged out; ``None`` if the store cannot know.
     """
 
     digest: str
@@ -54,14 +54,19 @@ class TokenRow:
     expires_at: datetime
     used_at: datetime | None = None
     user: AbstractBaseUser | None = None
-    is_session_over: bool | None = None
+    is_session_ended: bool | None = None
 
 
 class StoreUnavailable(Exception):
-    """What keeps the tokens does not answer; what was asked of it may be done or not."""
+    """The token store does not answer. The operation may have been carried out or not."""
 
 
-def _store() -> TokenStore:
+def current_store() -> TokenStore:
+    """
+    Return the token store that the setting ``TOKEN_STORE`` names.
+
+    Raises ``ImproperlyConfigured`` if it cannot be imported.
+    """
     path = get_setting("TOKEN_STORE")
     try:
         store: TokenStore = import_string(path)()

@@ -56,7 +56,7 @@ def redeem_by_gate(digest):
     """Return whether the gate accepts a connection with this token."""
     from channels_websocket_utils.gate import decision
 
-    verdict = decision.decide(digest, token_only=True)
+    verdict = decision.decide_one(decision.ConnectionRequest(digest, token_only=True))
     # A cache deletes redeemed tokens, so they are unknown.
     assert verdict.token.reason in (None, "redeemed", "unknown"), verdict.token.reason
     return verdict.token.is_valid

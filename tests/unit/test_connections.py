@@ -525,9 +525,10 @@ def test_logout_counts_where_somebody_above_has_signed_nobody_in(user, session):
     revoke(session_digest=digests.session_digest(session), is_final=True)
     digest = digests.digest_of(issuing.issue(user))
 
-    verdict = decision.decide(
+    request = decision.ConnectionRequest(
         digest, session=SessionStore(session), user=anonymous(), token_only=True
     )
+    verdict = decision.decide_one(request)
 
     assert verdict.token.reason == "wrong_session"
 
@@ -557,7 +558,7 @@ async def test_known_logout_ends_a_socket_that_the_gate_let_in(
 
     def find_before(*args, **options):
         row = find(*args, **options)
-        row.is_session_over = False
+        row.is_session_ended = False
         return row
 
     monkeypatch.setattr(redeeming, "find", find_before)

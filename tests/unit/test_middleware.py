@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext, modify_settings
 from django.urls import path, re_path, register_converter
 from django.urls.converters import REGISTERED_CONVERTERS, StringConverter, get_converters
 
-from channels_websocket_utils.gate.sign_in import _can_join
+from channels_websocket_utils.gate.sign_in import can_join_user
 from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddleware,
     WebSocketTokenAuthMiddlewareStack,
@@ -52,7 +52,7 @@ from ..support.secret_servers import seen
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-DUMMY = "wst_" + "0" * 43
+PLACEHOLDER = "wst_" + "0" * 43
 COMPOSITIONS = pytest.mark.parametrize("compose", [stack, documented])
 
 
@@ -61,7 +61,7 @@ def used():
 
 
 class Spy(AsyncManager):
-    """Keeps the scope it was given where the test can see it."""
+    """Keeps its scope for the test."""
 
     seen = None
 
@@ -72,7 +72,7 @@ class Spy(AsyncManager):
 
 @COMPOSITIONS
 @pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
-def test_token_opens_one_socket_and_no_second(consumer, compose, session, token, run):
+def test_token_opens_one_connection_and_no_second(consumer, compose, session, token, run):
     application = compose(consumer)
     probe = '{"type": "echo", "reply_key": "k", "value": 1}'
 
@@ -85,17 +85,17 @@ def test_token_opens_one_socket_and_no_second(consumer, compose, session, token,
 
 @COMPOSITIONS
 @pytest.mark.parametrize("required", [True, False])
-def test_another_users_token_is_refused_and_not_spent(
+def test_another_users_token_is_refused_and_stays_unused(
     user, other, token, session, compose, required, run
 ):
     application = compose(AsyncManager, required=required)
 
     stolen = run(application, f"/ws/{token}", session=sign_in(other))
-    by_nobody = run(application, f"/ws/{token}")
+    without_session = run(application, f"/ws/{token}")
     unused = used() == 0
     rightful = run(application, f"/ws/{token}", session=session)
 
-    assert (stolen, by_nobody, unused, rightful) == (4401, 4401, True, OPEN)
+    assert (stolen, without_session, unused, rightful) == (4401, 4401, True, OPEN)
 
 
 @COMPOSITIONS
@@ -110,7 +110,7 @@ def test_malformed_token_is_refused_without_a_query(session, compose, required, 
         outcome = run(compose(AsyncManager, required=required), f"/ws/{token}", session=session)
 
     assert outcome == (403 if required else 4401)
-    # AuthMiddlewareStack asks for its session and user before anything is ours.
+    # AuthMiddlewareStack reads the session and user before the gate runs.
     assert [query for query in queries if "websockettoken" in query["sql"]] == []
     assert compose is documented or not queries.captured_queries
 
@@ -150,8 +150,8 @@ def test_user_who_changed_after_the_token_was_issued_is_refused(
 
 
 @pytest.mark.parametrize("change", ["password", "inactive"])
-def test_token_alone_is_refused_after_a_change_too(user, token, change, run):
-    """With ``token_only`` there is no session that would notice."""
+def test_token_only_is_refused_after_the_user_has_changed(user, token, change, run):
+    """With ``token_only`` there is no session that ends with the change."""
     if change == "password":
         user.set_password("new")
         user.save()
@@ -162,7 +162,7 @@ def test_token_alone_is_refused_after_a_change_too(user, token, change, run):
 
 
 @COMPOSITIONS
-def test_session_that_ended_takes_its_token_along(user, session, compose, run):
+def test_token_of_an_ended_session_is_refused(user, session, compose, run):
     token = get_websocket_token(user, session=session)
     Session.objects.all().delete()
     another = sign_in(user)
@@ -173,8 +173,8 @@ def test_session_that_ended_takes_its_token_along(user, session, compose, run):
 
 
 @COMPOSITIONS
-def test_session_from_before_a_password_change_is_nobodys(user, session, compose, run):
-    """A fresh token of the same user does not make up for it."""
+def test_session_from_before_a_password_change_signs_no_user_in(user, session, compose, run):
+    """A new token of the same user does not make the session valid."""
     user.set_password("new")
     user.save()
     token = get_websocket_token(user)
@@ -184,7 +184,7 @@ def test_session_from_before_a_password_change_is_nobodys(user, session, compose
 
 
 @COMPOSITIONS
-def test_session_of_a_backend_that_was_removed_is_nobodys(user, session, compose, settings, run):
+def test_session_of_a_removed_backend_signs_no_user_in(user, session, compose, settings, run):
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
     token = get_websocket_token(user)
 
@@ -192,16 +192,16 @@ def test_session_of_a_backend_that_was_removed_is_nobodys(user, session, compose
     assert run(stack(AsyncManager, "ws/"), "/ws/", session=session) == 403
 
 
-def test_socket_that_lost_the_race_is_refused(session, token, monkeypatch, run):
-    """Another socket spends the token between this one's SELECT and its UPDATE."""
+def test_connection_whose_token_another_one_redeems_is_refused(session, token, monkeypatch, run):
+    """Another connection redeems the token between the SELECT and the UPDATE of this one."""
     find = redeeming.find
 
-    def find_and_lose(digest, **kwargs):
+    def find_and_redeem(digest, **kwargs):
         row = find(digest, **kwargs)
         assert redeeming.redeem(row)
         return row
 
-    monkeypatch.setattr(redeeming, "find", find_and_lose)
+    monkeypatch.setattr(redeeming, "find", find_and_redeem)
 
     assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
 
@@ -229,17 +229,17 @@ async def test_accepted_token_is_annotated_and_hidden(user, session, token, open
     assert scope["session"].session_key == session
     assert scope["cookies"] == {"sessionid": session}
     assert token not in repr(scope)
-    assert scope["url_route"]["kwargs"] == {"token": DUMMY}
+    assert scope["url_route"]["kwargs"] == {"token": PLACEHOLDER}
     with pytest.raises(AttributeError):
         annotation.is_valid = False
     assert not hasattr(annotation, "__bool__")
 
 
 @COMPOSITIONS
-async def test_consumer_that_forgets_to_ask_meets_nobody(
+async def test_consumer_that_does_not_check_the_token_gets_an_anonymous_user(
     other, session, token, compose, open_socket
 ):
-    """After a failed token the user is anonymous and the session empty."""
+    """If a token is refused, the user is anonymous and the session empty."""
     socket = open_socket(compose(Spy), f"/ws/{UNKNOWN_TOKEN}", session=session)
 
     assert await socket.outcome() == OPEN
@@ -249,10 +249,10 @@ async def test_consumer_that_forgets_to_ask_meets_nobody(
     assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
 
 
-async def test_guard_starts_from_the_token_and_not_from_what_a_consumer_puts_there(
+async def test_guard_ignores_a_user_whom_the_consumer_puts_into_the_scope(
     django_user_model, session, open_socket
 ):
-    """After a failed token even a superuser in ``scope["user"]`` may do nothing."""
+    """If a token is refused, not even a superuser in ``scope["user"]`` may call the method."""
     root = await django_user_model.objects.acreate(username="root", is_superuser=True)
 
     class Misled(AsyncManager):
@@ -267,8 +267,8 @@ async def test_guard_starts_from_the_token_and_not_from_what_a_consumer_puts_the
 
 
 @pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
-async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(consumer, open_socket):
-    """The consumer believes that the socket never opened; a client may send all the same."""
+async def test_messages_sent_with_a_refused_handshake_are_not_handled(consumer, open_socket):
+    """The consumer has closed before it accepts, but a client can send messages."""
     handled = []
 
     class Watched(consumer):
@@ -296,10 +296,10 @@ async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(consum
 
 
 @pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
-async def test_nothing_is_handled_or_said_after_a_consumers_own_close(
+async def test_nothing_is_handled_or_sent_after_a_consumers_own_close(
     consumer, session, token, open_socket
 ):
-    """Neither frames that were on their way, nor what is said; the end comes at once."""
+    """Messages in both directions are dropped, and the disconnect follows at once."""
     ended = []
 
     class Closes(consumer):
@@ -333,17 +333,17 @@ async def test_nothing_is_handled_or_said_after_a_consumers_own_close(
         await socket.send(name)
     await socket.wait(LIMIT)
 
-    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
-    assert said[-1] == {"type": "websocket.close", "code": 4403}
+    sent = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert sent[-1] == {"type": "websocket.close", "code": 4403}
     assert (handled, ended) == (["hello", "bye"], [4403])
 
 
-async def test_consumer_that_does_not_stop_at_a_disconnect_is_told_once(open_socket):
+async def test_consumer_that_does_not_stop_receives_its_disconnect_once(open_socket):
     class Stays(PlainRaw):
-        told = 0
+        count = 0
 
         def websocket_disconnect(self, event):
-            type(self).told += 1
+            type(self).count += 1
             if event["code"] == 1000:
                 super().websocket_disconnect(event)
 
@@ -351,11 +351,11 @@ async def test_consumer_that_does_not_stop_at_a_disconnect_is_told_once(open_soc
 
     assert await socket.outcome() == 4401
     await socket.bye()
-    assert Stays.told == 2
+    assert Stays.count == 2
 
 
 @pytest.mark.parametrize("consumer", [PlainJson, AsyncManager])
-async def test_browser_that_offered_subprotocols_is_answered_one(consumer, session, open_socket):
+async def test_refusal_answers_one_of_the_offered_subprotocols(consumer, session, open_socket):
     socket = open_socket(
         stack(consumer), f"/ws/{UNKNOWN_TOKEN}", session=session, subprotocols=["json", "xml"]
     )
@@ -363,7 +363,7 @@ async def test_browser_that_offered_subprotocols_is_answered_one(consumer, sessi
     assert (await socket.connect())["subprotocol"] == "json"
 
 
-async def test_route_without_a_token_passes_untouched(user, session, open_socket):
+async def test_route_without_a_token_keeps_its_user_and_session(user, session, open_socket):
     for compose in (stack, documented):
         socket = open_socket(compose(Spy, "ws/"), "/ws/", session=session)
 
@@ -380,7 +380,7 @@ async def test_required_refuses_a_route_without_a_token(session, open_socket):
     assert await socket.outcome() == 403
 
 
-async def test_required_builds_no_consumer_for_a_bad_token(session, open_socket):
+async def test_required_creates_no_consumer_for_a_refused_token(session, open_socket):
     class Never(AsyncManager):
         def __init__(self, *args, **kwargs):
             raise AssertionError("built")
@@ -400,9 +400,7 @@ async def test_token_alone_signs_its_user_in(user, session, open_socket):
     assert Spy.seen["user"] == user
 
 
-async def test_token_only_still_refuses_the_token_of_somebody_else(
-    other, token, open_socket, session
-):
+async def test_token_only_refuses_the_token_of_another_user(other, token, open_socket, session):
 
     others_session = await sync_to_async(sign_in)(other)
     socket = open_socket(stack(Spy, token_only=True), f"/ws/{token}", session=others_session)
@@ -422,8 +420,8 @@ async def test_path_of_no_route_is_refused_without_urlrouters_exception(
     assert token not in caplog.text
 
 
-async def test_nested_middleware_lets_the_outer_router_go_on(user, session, open_socket):
-    """Also: inside a router, around a nested router and around one consumer."""
+async def test_outer_router_tries_the_route_after_a_nested_middleware(user, session, open_socket):
+    """Inside a router, it may be around a nested router or around one consumer."""
     application = URLRouter(
         [
             path("a/", WebSocketTokenAuthMiddlewareStack(routed(AsyncManager, "x/<str:token>"))),
@@ -435,11 +433,11 @@ async def test_nested_middleware_lets_the_outer_router_go_on(user, session, open
         socket = open_socket(application, f"{route}{token}", session=session)
 
         assert await socket.outcome() == OPEN
-        assert (await socket.call("kwargs"))["kwargs"] == {"token": DUMMY}
+        assert (await socket.call("kwargs"))["kwargs"] == {"token": PLACEHOLDER}
 
 
 @pytest.mark.parametrize("required", [True, False])
-async def test_two_tokens_are_refused_and_none_is_spent(user, session, open_socket, required):
+async def test_two_tokens_are_refused_and_stay_unused(user, session, open_socket, required):
     first, second = [await aget_websocket_token(user) for _ in range(2)]
     router = URLRouter([path("<str:token>/", URLRouter([path("<str:token>", AsyncManager)]))])
     application = WebSocketTokenAuthMiddlewareStack(router, required=required)
@@ -450,7 +448,7 @@ async def test_two_tokens_are_refused_and_none_is_spent(user, session, open_sock
     assert await WebSocketToken.objects.filter(used_at=None).acount() == 2
 
 
-async def test_pattern_that_depends_on_the_token_is_refused_and_told(
+async def test_pattern_that_depends_on_the_token_is_refused_and_logged(
     user, session, token, open_socket, caplog
 ):
     chooses = re_path(r"^ws/(?P<token>wst_[A-Za-z_-][\w-]*|wst_[1-9][\w-]*)$", AsyncManager)
@@ -466,8 +464,8 @@ async def test_pattern_that_depends_on_the_token_is_refused_and_told(
     assert await WebSocketToken.objects.filter(used_at=None).acount() >= 1
 
 
-async def test_path_that_only_looks_like_a_token_is_no_error_of_the_routes(open_socket, caplog):
-    """A stranger could otherwise fill the log with errors."""
+async def test_path_that_only_looks_like_a_token_logs_no_error(open_socket, caplog):
+    """Otherwise an unauthenticated client could fill the log with errors."""
     application = WebSocketTokenAuthMiddlewareStack(
         URLRouter([re_path(r"^room/(?P<room>[a-z_]+)$", OpenManager.as_asgi())])
     )
@@ -478,8 +476,8 @@ async def test_path_that_only_looks_like_a_token_is_no_error_of_the_routes(open_
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
-async def test_session_key_that_no_database_could_hold_is_nobodys(open_socket):
-    """PostgreSQL refuses a NUL, so it would look like an outage."""
+async def test_session_key_that_no_database_can_store_signs_no_user_in(open_socket):
+    """PostgreSQL raises an error for a NUL, which would look like an outage."""
     headers = [(b"cookie", b'sessionid="\\000aaaaaaaaaaaaaaaa"')]
 
     assert await open_socket(stack(Spy, "ws/"), "/ws/", headers=headers).outcome() == OPEN
@@ -487,14 +485,14 @@ async def test_session_key_that_no_database_could_hold_is_nobodys(open_socket):
     assert Spy.seen["session"].session_key is None
 
 
-async def test_other_token_kwarg(session, token, open_socket):
+async def test_token_kwarg_names_the_token_in_the_route(session, token, open_socket):
     application = stack(AsyncManager, "ws/<str:key>", token_kwarg="key")
 
     assert await open_socket(application, f"/ws/{token}", session=session).outcome() == OPEN
 
 
 @pytest.mark.parametrize("required", [True, False])
-async def test_database_error_ends_in_try_later_and_nothing_is_accepted(
+async def test_connect_ends_with_4490_if_the_database_raises_an_error(
     session, token, open_socket, monkeypatch, caplog, required
 ):
     def fail(*args, **kwargs):
@@ -504,13 +502,13 @@ async def test_database_error_ends_in_try_later_and_nothing_is_accepted(
     socket = open_socket(stack(Spy, required=required), f"/ws/{token}", session=session)
 
     assert await socket.outcome() == 4490
-    assert "A connection was refused, for want of an answer" in caplog.text
+    assert "A connection was refused, because no answer came" in caplog.text
     assert token not in caplog.text
 
 
 @contextlib.contextmanager
 def write_lock():
-    """Somebody else holds SQLite's write lock until the block ends."""
+    """Hold SQLite's write lock in another connection until the block ends."""
     with connection.cursor() as cursor:
         # The wait is bounded by Django's "timeout" option, 5 seconds by default.
         cursor.execute("PRAGMA busy_timeout = 100")
@@ -522,7 +520,7 @@ def write_lock():
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="the lock is SQLite's")
-def test_write_lock_held_by_another_ends_in_try_later(session, token, run):
+def test_connect_ends_with_4490_if_another_process_holds_the_write_lock(session, token, run):
     with write_lock():
         assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4490
     assert used() == 0
@@ -530,20 +528,20 @@ def test_write_lock_held_by_another_ends_in_try_later(session, token, run):
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="the lock is SQLite's")
 def test_refusals_take_no_write_lock(user, other, session, run):
-    """Invented, spent, expired and stolen tokens do not queue on the writer."""
-    spent, expired, stolen = [get_websocket_token(who) for who in (user, user, other)]
+    """Unknown, redeemed, expired and stolen tokens do not wait for the writer."""
+    redeemed, expired, stolen = [get_websocket_token(who) for who in (user, user, other)]
     application = stack(AsyncManager)
-    assert run(application, f"/ws/{spent}", session=session) == OPEN
+    assert run(application, f"/ws/{redeemed}", session=session) == OPEN
     rows = WebSocketToken.objects.filter(digest=digests.digest_of(expired))
     rows.update(expires_at=clock.now())
 
     with write_lock():
-        for token in (UNKNOWN_TOKEN, spent, expired, stolen):
+        for token in (UNKNOWN_TOKEN, redeemed, expired, stolen):
             assert run(application, f"/ws/{token}", session=session) == 4401
 
 
 async def test_isolated_consumers_do_not_wait_for_each_other(user, session, open_socket):
-    """Two plain sync consumers can only both be in connect() if each has a thread."""
+    """Two plain sync consumers can be in connect() at once only if each has a thread."""
     import threading
 
     meeting = threading.Barrier(2, timeout=LIMIT)
@@ -570,7 +568,7 @@ def test_connection_costs_few_statements(user, session, token, compose, run):
     with CaptureQueriesContext(connection) as queries:
         assert run(compose(AsyncManager), f"/ws/{token}", session=session) == OPEN
 
-    # Session, token with its user and revocations, update; AuthMiddlewareStack reads the user too.
+    # Session; token with user and revocations; UPDATE. AuthMiddlewareStack reads the user too.
     assert len(queries) == (3 if compose is stack else 4)
 
 
@@ -588,16 +586,16 @@ def rotated(settings, session):
     settings.SECRET_KEY = "rotated"
 
 
-def test_key_rotation_signs_nobody_out_with_our_stack(user, session, token, rotated, run):
-    """Neither the session row nor the token issued before the rotation is lost."""
+def test_key_rotation_signs_no_user_out_behind_our_stack(user, session, token, rotated, run):
+    """The session row and a token from before the rotation stay valid."""
     assert run(stack(AsyncManager), f"/ws/{token}", session=session) == OPEN
     assert Session.objects.filter(session_key=session).exists()
 
 
-def test_key_rotation_with_authmiddlewarestack_is_what_the_check_says(
+def test_key_rotation_signs_users_out_behind_authmiddlewarestack(
     user, session, token, rotated, run
 ):
-    """Channels' own ``get_user`` flushes the session: nothing below it can prevent that."""
+    """Channels' ``get_user`` flushes the session before the gate runs. A check warns of it."""
     assert run(documented(AsyncManager), f"/ws/{token}", session=session) == 4401
     assert not Session.objects.filter(session_key=session).exists()
 
@@ -609,8 +607,8 @@ def test_key_without_fallback_refuses_and_flushes_nothing(user, session, token, 
     assert Session.objects.filter(session_key=session).exists()
 
 
-def test_users_backend_decides_who_may_come(user, session, token, settings, run):
-    """The site's own rule for inactive users holds, not one of ours."""
+def test_backend_of_the_user_decides_about_inactive_users(user, session, token, settings, run):
+    """The rule of the site's backend applies, not a rule of the package."""
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
     session = sign_in(user)
     token = get_websocket_token(user)
@@ -622,7 +620,7 @@ def test_users_backend_decides_who_may_come(user, session, token, settings, run)
 def test_soft_deleted_user_is_refused_where_the_default_manager_hides_them(
     user, session, token, monkeypatch, run
 ):
-    """The join must not stand for a manager that would not have returned the user."""
+    """The gate must not join the user if the manager would not have returned the user."""
     from django.contrib.auth.models import UserManager
 
     class Undeleted(UserManager):
@@ -633,7 +631,7 @@ def test_soft_deleted_user_is_refused_where_the_default_manager_hides_them(
     manager.model = get_user_model()
     monkeypatch.setitem(vars(get_user_model()._meta), "default_manager", manager)
 
-    assert not _can_join()
+    assert not can_join_user()
     assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4401
 
 
@@ -649,7 +647,7 @@ def test_several_backends_and_no_session_name_the_remedy(user, settings, run):
     assert used() == 0
 
 
-def test_several_backends_are_no_question_where_the_session_knows(user, settings, run):
+def test_session_names_one_of_several_backends(user, settings, run):
     settings.AUTHENTICATION_BACKENDS = [
         "django.contrib.auth.backends.ModelBackend",
         "django.contrib.auth.backends.AllowAllUsersModelBackend",
@@ -686,7 +684,7 @@ def test_closure_in_between_is_refused_when_built():
         WebSocketTokenAuthMiddleware(closure(routed(AsyncManager)))
 
 
-def test_class_based_middleware_in_between_is_walked_through(user, session, token, run):
+def test_class_based_middleware_in_between_is_allowed(user, session, token, run):
     application = WebSocketTokenAuthMiddleware(
         AuthMiddlewareStack(routed(ForgetfulManager)), token_only=True
     )
@@ -700,25 +698,25 @@ def test_middleware_around_another_one_is_refused_when_built():
 
 
 @pytest.mark.parametrize("flag", ["required", "token_only", "isolate"])
-def test_flag_that_is_no_boolean_is_named(flag):
-    """``"false"`` out of an environment variable would mean true."""
+def test_flag_that_is_no_boolean_is_named_in_the_error(flag):
+    """``"false"`` from an environment variable would be true."""
     with pytest.raises(ImproperlyConfigured, match=f"True or False for {flag}, not 'false'"):
         WebSocketTokenAuthMiddleware(routed(AsyncManager), **{flag: "false"})
 
 
-def test_bad_token_kwarg_is_named():
+def test_invalid_token_kwarg_is_named_in_the_error():
     with pytest.raises(ImproperlyConfigured, match="'no name'"):
         WebSocketTokenAuthMiddleware(routed(AsyncManager), token_kwarg="no name")
 
 
-def test_missing_app_is_named_when_built():
+def test_missing_app_is_named_in_the_error():
     without = modify_settings(INSTALLED_APPS={"remove": "channels_websocket_utils"})
 
     with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
         WebSocketTokenAuthMiddleware(routed(AsyncManager))
 
 
-async def test_other_protocols_are_refused_by_name():
+async def test_other_protocol_is_named_in_the_error():
     application = ProtocolTypeRouter({"http": stack(AsyncManager)})
 
     with pytest.raises(ImproperlyConfigured, match="not 'http'"):
@@ -726,15 +724,15 @@ async def test_other_protocols_are_refused_by_name():
 
 
 class Disconnected(RuntimeError):
-    """As Autobahn names what Daphne raises."""
+    """The name of the exception that Daphne raises, from Autobahn."""
 
 
 @pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
 @pytest.mark.parametrize("error", [OSError, Disconnected])
-async def test_client_that_has_gone_does_not_cost_the_consumer_its_disconnect(
+async def test_consumer_of_a_client_that_has_left_receives_its_disconnect(
     user, session, token, consumer, error
 ):
-    """Servers raise when something is sent to a client that has gone."""
+    """Servers raise an exception when a message is sent to a client that has left."""
     ended = []
 
     class Ends(consumer):
@@ -750,7 +748,7 @@ async def test_client_that_has_gone_does_not_cost_the_consumer_its_disconnect(
             async def disconnect(self, code):
                 self.end(code)
 
-    said = iter(
+    messages = iter(
         [
             {"type": "websocket.connect"},
             {"type": "websocket.receive", "text": '{"type": "echo", "reply_key": "k"}'},
@@ -759,11 +757,11 @@ async def test_client_that_has_gone_does_not_cost_the_consumer_its_disconnect(
     )
 
     async def receive():
-        return next(said)
+        return next(messages)
 
     async def send(message):
         if message["type"] != "websocket.accept":
-            raise error("the client has gone")
+            raise error("the client has left")
 
     scope = scope_for(f"/ws/{token}", [cookie(session)])
 
@@ -772,8 +770,8 @@ async def test_client_that_has_gone_does_not_cost_the_consumer_its_disconnect(
     assert ended == [1006]
 
 
-async def test_accept_that_the_server_has_dropped_is_a_client_that_has_gone(session, token):
-    """uvicorn does so for a client that goes in that moment, and complains about the next frame."""
+async def test_client_has_left_if_the_server_drops_the_accept(session, token):
+    """uvicorn does this for a client that leaves at that moment, and refuses the next message."""
 
     async def send(message):
         if message["type"] != "websocket.accept":
@@ -800,7 +798,7 @@ async def test_other_errors_of_a_server_are_not_hidden(session, token):
 
 
 @pytest.mark.parametrize("shape", ["two", "escaped", "queried", "unrouted"])
-async def test_unspent_token_that_was_not_looked_up_is_in_no_frame_of_ours(
+async def test_unused_token_that_was_not_looked_up_is_in_no_frame_of_the_package(
     user, session, token, open_socket, shape
 ):
     class Breaks(OpenManager):
@@ -825,8 +823,8 @@ async def test_unspent_token_that_was_not_looked_up_is_in_no_frame_of_ours(
     assert token[4:] not in repr(ours)
 
 
-async def test_inner_exception_has_no_token_in_frames_of_ours(session, token, open_socket):
-    """An error tracker keeps the locals of every frame of a traceback."""
+async def test_inner_exception_has_no_token_in_frames_of_the_package(session, token, open_socket):
+    """An error tracker keeps the local variables of each frame of a traceback."""
 
     class Breaks(AsyncManager):
         async def connect(self):
@@ -846,7 +844,7 @@ async def test_inner_exception_has_no_token_in_frames_of_ours(session, token, op
 
 
 def offering(*names, session=None, **scope):
-    """A handshake that offers subprotocols, as servers hand it over."""
+    """The scope of a handshake that offers subprotocols."""
     header = (b"sec-websocket-protocol", ", ".join(names).encode())
     return {"subprotocols": [*names], "headers": [header], "session": session, **scope}
 
@@ -856,7 +854,7 @@ BOTH = {"sources": ("path", "subprotocol")}
 
 
 @COMPOSITIONS
-async def test_offered_token_opens_one_socket_and_no_second(compose, user, session, open_socket):
+async def test_offered_token_opens_one_connection_only(compose, user, session, open_socket):
     application = compose(Spy, "ws/", **OFFERED)
     token = await aget_websocket_token(user)
 
@@ -872,7 +870,7 @@ async def test_offered_token_opens_one_socket_and_no_second(compose, user, sessi
     assert await sync_to_async(used)() == 1
 
 
-async def test_offered_token_is_in_nothing_that_is_further_in(user, session, open_socket):
+async def test_inner_applications_do_not_see_the_offered_token(user, session, open_socket):
     token = await aget_websocket_token(user)
     socket = open_socket(
         stack(Spy, "ws/", **OFFERED),
@@ -885,12 +883,12 @@ async def test_offered_token_is_in_nothing_that_is_further_in(user, session, ope
     assert Spy.seen["user"] == user
     assert Spy.seen["subprotocols"] == ["json", "websocket.token"]
     assert token not in repr(Spy.seen)
-    assert dict(Spy.seen["headers"])[b"sec-websocket-protocol"].endswith(DUMMY.encode())
+    assert dict(Spy.seen["headers"])[b"sec-websocket-protocol"].endswith(PLACEHOLDER.encode())
 
 
 @pytest.mark.parametrize("consumer", [*PLAIN, *MANAGED])
-async def test_every_accept_answers_the_offer_of_a_token(consumer, user, session, open_socket):
-    """Else Chromium fails with 1006."""
+async def test_each_accept_answers_the_offer_of_a_token(consumer, user, session, open_socket):
+    """Without an answer, Chromium fails with 1006."""
     for token in (await aget_websocket_token(user), UNKNOWN_TOKEN):
         socket = open_socket(
             stack(consumer, "ws/", **OFFERED),
@@ -925,7 +923,7 @@ async def test_subprotocol_that_a_consumer_chooses_is_answered(
     assert (await socket.connect())["subprotocol"] == "json"
 
 
-async def test_offer_of_a_token_is_not_answered_where_nobody_reads_it(user, session, open_socket):
+async def test_offer_of_a_token_is_not_answered_if_it_is_no_source(user, session, open_socket):
     socket = open_socket(
         stack(Spy, "ws/"), "/ws/", **offering("websocket.token", UNKNOWN_TOKEN, session=session)
     )
@@ -935,7 +933,7 @@ async def test_offer_of_a_token_is_not_answered_where_nobody_reads_it(user, sess
 
 
 @pytest.mark.parametrize("compose", [stack, documented])
-async def test_two_tokens_in_path_and_offer_are_refused_and_none_is_spent(
+async def test_two_tokens_in_path_and_offer_are_refused_and_stay_unused(
     compose, user, session, open_socket
 ):
     one, two = await aget_websocket_token(user), await aget_websocket_token(user)
@@ -955,7 +953,7 @@ async def test_two_tokens_in_path_and_offer_are_refused_and_none_is_spent(
     assert await sync_to_async(used)() == 0
 
 
-async def test_either_source_will_do_where_both_are_named(user, session, open_socket):
+async def test_either_of_two_sources_may_carry_the_token(user, session, open_socket):
     for url, offers in [("/ws/{}", []), ("/offered/", ["websocket.token", "{}"])]:
         token = await aget_websocket_token(user)
         routes = [path("ws/<str:token>", Spy.as_asgi()), path("offered/", Spy.as_asgi())]
@@ -981,7 +979,7 @@ async def test_either_source_will_do_where_both_are_named(user, session, open_so
 )
 @COMPOSITIONS
 async def test_route_of_the_subprotocol_source_needs_a_token(compose, names, session, open_socket):
-    """The session's user does not count there, and no query is made."""
+    """The user of the session does not count there, and no query is made."""
     required = compose(Spy, "ws/", required=True, **OFFERED)
     socket = open_socket(required, "/ws/", **offering(*names, session=session))
     assert await socket.outcome() == 403
@@ -995,7 +993,7 @@ async def test_route_of_the_subprotocol_source_needs_a_token(compose, names, ses
     assert Spy.seen["websocket_token"].reason in ("missing", "malformed")
 
 
-async def test_token_in_the_path_is_none_where_the_path_is_no_source(user, session, open_socket):
+async def test_token_in_the_path_is_ignored_if_the_path_is_no_source(user, session, open_socket):
     token = await aget_websocket_token(user)
     socket = open_socket(stack(Spy, required=True, **OFFERED), f"/ws/{token}", session=session)
 
@@ -1004,7 +1002,7 @@ async def test_token_in_the_path_is_none_where_the_path_is_no_source(user, sessi
 
 
 async def test_offered_token_behind_percent_escapes_is_malformed(user, session, open_socket):
-    """Daphne hands subprotocols over unquoted."""
+    """Daphne unquotes subprotocols in the scope."""
     token = await aget_websocket_token(user)
     handshake = offering("websocket.token", token, session=session)
     handshake["headers"] = [
@@ -1029,13 +1027,13 @@ async def test_offered_token_is_bound_to_the_whole_path(user, session, open_sock
 
 
 @pytest.mark.parametrize("sources", ["path", (), ["header"], ("path", "query"), None, {"path"}])
-def test_sources_that_are_none_are_named(sources):
+def test_invalid_sources_are_named_in_the_error(sources):
     with pytest.raises(ImproperlyConfigured, match="needs sources such as"):
         stack(Spy, sources=sources)
 
 
 class ShownWithItsPath:
-    """As Daphne's protocol, which is a part of the ``send`` that applications get."""
+    """Shows its path, as Daphne's protocol does, which is a part of its ``send``."""
 
     def __init__(self, path):
         self.path = path
@@ -1050,8 +1048,8 @@ class ShownWithItsPath:
 
 
 @pytest.mark.parametrize("route", ["/ws/", "/nowhere/"])
-async def test_servers_functions_are_in_no_frame_of_ours(session, token, route):
-    """The control: they show the token when the locals of a frame are printed."""
+async def test_servers_functions_are_in_no_frame_of_the_package(session, token, route):
+    """The control: printed as a local variable, they show the token."""
 
     class Breaks(AsyncManager):
         async def connect(self):
@@ -1070,10 +1068,10 @@ async def test_servers_functions_are_in_no_frame_of_ours(session, token, route):
     assert token not in repr(ours)
 
 
-async def test_converter_that_raises_something_unexpected_is_refused_and_told(
+async def test_route_whose_converter_raises_is_refused_and_logged(
     session, token, open_socket, caplog
 ):
-    """URLRouter alone, the control, raises it with the token in its text."""
+    """The control: URLRouter alone raises the exception, with the token in its text."""
 
     class Unexpected(StringConverter):
         def to_python(self, value):
@@ -1100,10 +1098,8 @@ async def test_converter_that_raises_something_unexpected_is_refused_and_told(
 
 
 @pytest.mark.parametrize("escape", ["%5F", "%255F", "%25255F"])
-async def test_token_behind_escapes_that_are_escaped_is_in_no_scope(
-    session, token, open_socket, escape
-):
-    """The server has unescaped it once; whoever reads the scope could do so again."""
+async def test_token_with_escaped_escapes_is_in_no_scope(session, token, open_socket, escape):
+    """The server has unescaped it once, and code that reads the scope could do so again."""
     escaped = token.replace("_", escape, 1)
     raw_path = f"/ws/{escaped}".replace("%", "%25").encode()
     socket = open_socket(stack(Spy), f"/ws/{escaped}", session=session, raw_path=raw_path)

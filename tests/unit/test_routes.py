@@ -17,12 +17,12 @@ from ..support.helpers import LIMIT
 from ..support.secret_servers import seen
 
 TOKEN = "wst_" + "Ab-_9" * 8 + "xyz"
-DUMMY = "wst_" + "0" * 43
+PLACEHOLDER = "wst_" + "0" * 43
 CONSUMER = AsyncManager.as_asgi()
 
 
 class Recorder:
-    """A leaf that says which arguments the real URLRouter has given it."""
+    """An application that sends the arguments which the real URLRouter has given it."""
 
     consumer_class = AsyncManager
 
@@ -75,8 +75,8 @@ ROUTERS = {
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-async def test_walk_finds_what_urlrouter_gives_the_consumer(name):
-    """The walk is compared with the real router on the same path."""
+async def test_match_finds_the_token_that_urlrouter_gives_the_consumer(name):
+    """Compared with the real router on the same path."""
     make, path_ = ROUTERS[name]
     router = URLRouter(make())
     scope = scope_of(path_)
@@ -89,7 +89,7 @@ async def test_walk_finds_what_urlrouter_gives_the_consumer(name):
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_masked_path_takes_the_same_route(name):
+def test_masked_path_matches_the_same_route(name):
     make, path_ = ROUTERS[name]
     router = URLRouter(make())
     scope = scope_of(path_)
@@ -99,11 +99,11 @@ def test_masked_path_takes_the_same_route(name):
 
     assert handshake.reason is None
     assert handshake.token == TOKEN
-    assert routing.match(router, handshake.scope, "token") == (found, (DUMMY,))
+    assert routing.match(router, handshake.scope, "token") == (found, (PLACEHOLDER,))
     assert TOKEN not in repr(handshake)
 
 
-def test_default_argument_goes_before_what_the_path_says_as_in_urlrouter():
+def test_default_argument_replaces_a_captured_value_as_in_urlrouter():
     router = URLRouter([path("ws/<str:token>", CONSUMER, {"token": "of the route"})])
     scope = scope_of(f"/ws/{TOKEN}")
 
@@ -122,7 +122,7 @@ def test_default_argument_goes_before_what_the_path_says_as_in_urlrouter():
         ("/nothing", "", None),
     ],
 )
-def test_root_path_is_left_out_as_urlrouter_does(path_, root_path, captured):
+def test_root_path_is_removed_as_in_urlrouter(path_, root_path, captured):
     router = URLRouter([path("ws/<str:token>", CONSUMER)])
 
     found = routing.match(router, scope_of(path_, root_path=root_path), "token")
@@ -130,7 +130,7 @@ def test_root_path_is_left_out_as_urlrouter_does(path_, root_path, captured):
     assert (found and found[1]) == captured
 
 
-def test_scope_without_a_path_is_named():
+def test_error_for_a_scope_without_a_path_names_the_key():
     with pytest.raises(ValueError, match="'path'"):
         routing.match(URLRouter([]), {"type": "websocket"}, "token")
 
@@ -187,7 +187,7 @@ def test_two_tokens_are_refused(path_, captured, extra):
     assert (handshake.reason, handshake.token) == ("two_tokens", None)
 
 
-def test_token_is_gone_from_everything_that_inner_applications_see():
+def test_scope_of_inner_applications_contains_no_token():
     secret = TOKEN[4:]
     scope = scope_of(
         f"/ws/{TOKEN}",
@@ -203,7 +203,7 @@ def test_token_is_gone_from_everything_that_inner_applications_see():
     assert secret not in repr(masked)
     assert masked["subprotocols"] == ["websocket.token"]
     assert len(masked["path"]) == len(scope["path"])
-    assert masked["url_route"]["kwargs"] == {"token": DUMMY, "n": 5}
+    assert masked["url_route"]["kwargs"] == {"token": PLACEHOLDER, "n": 5}
     assert (b"cookie", b"a=b%20c") in masked["headers"]
     assert scope["path"] == f"/ws/{TOKEN}"
 
@@ -211,7 +211,7 @@ def test_token_is_gone_from_everything_that_inner_applications_see():
 @pytest.mark.parametrize(
     "text", [TOKEN, TOKEN.upper(), TOKEN.upper().replace("WST", "wst"), TOKEN[:-3], f"x{TOKEN}y"]
 )
-def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
+def test_mask_hides_tokens_and_parts_of_tokens(text):
     masked = shape.mask(text)
 
     assert len(masked) == len(text)
@@ -232,8 +232,8 @@ def test_mask_hides_what_could_be_a_token_or_nearly_one(text):
         TOKEN[:-9].replace("_", "%5F", 1),
     ],
 )
-def test_mask_looks_behind_percent_escapes(text):
-    """However often they were escaped; the rest of the text stays as it is."""
+def test_mask_hides_tokens_with_percent_escapes(text):
+    """Also if the escapes are escaped. The rest of the text is not changed."""
     masked = shape.mask(f"GET /a%20b/{text}/?c=%2F&d={text} 100%")
 
     assert masked.startswith("GET /a%20b/wst_0000")
@@ -243,8 +243,8 @@ def test_mask_looks_behind_percent_escapes(text):
 
 
 @pytest.mark.parametrize("text", ["%25" * 30_000, "%" * 90_000, "%2" * 45_000 + "5" * 9])
-def test_flood_of_escapes_is_left_as_it_is(text):
-    """To unescape it to the end would take as many turns as it has escapes."""
+def test_text_of_thousands_of_escapes_is_not_changed(text):
+    """To unescape it completely would take as many steps as it has escapes."""
     assert shape.mask(text) == text
 
 
@@ -261,7 +261,7 @@ register_converter(Unexpected, "unexpected_of_routes")
 
 
 def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplog):
-    """URLRouter's own walk, the control, raises it, token and all."""
+    """The control: URLRouter raises the exception, with the token in its text."""
     router = URLRouter(
         [path("ws/<unexpected_of_routes:token>", Recorder()), path("<path:token>", Recorder())]
     )
@@ -290,7 +290,7 @@ def test_bound_path_is_the_path_without_its_token(given, token, bound):
     assert shape.bound_path(given, token) == bound
 
 
-def test_bare_consumer_class_becomes_an_application():
+def test_consumer_class_becomes_an_application():
     router = URLRouter([path("ws/<str:token>", AsyncManager)])
 
     routing.prepare(router, "Gate", "token")
@@ -298,7 +298,7 @@ def test_bare_consumer_class_becomes_an_application():
     assert router.routes[0].callback.consumer_class is AsyncManager
 
 
-def test_bare_consumer_class_becomes_one_in_nested_routers_too():
+def test_consumer_class_in_a_nested_router_becomes_an_application():
     inner = URLRouter([path("<str:token>", AsyncManager)])
     router = URLRouter([path("ws/", BaseMiddleware(inner))])
 
@@ -307,14 +307,14 @@ def test_bare_consumer_class_becomes_one_in_nested_routers_too():
     assert inner.routes[0].callback.consumer_class is AsyncManager
 
 
-def test_consumer_instance_is_refused_with_the_remedy():
+def test_error_for_a_consumer_instance_names_the_remedy():
     router = URLRouter([path("ws/<str:token>", AsyncManager())])
 
     with pytest.raises(ImproperlyConfigured, match=r"Use AsyncManager\.as_asgi\(\)"):
         routing.prepare(router, "Gate", "token")
 
 
-def test_closure_in_between_is_refused_with_the_remedy():
+def test_error_for_a_function_in_between_names_the_remedy():
     router = URLRouter([path("ws/<str:token>", CONSUMER)])
 
     async def closure(scope, receive, send):
@@ -324,7 +324,7 @@ def test_closure_in_between_is_refused_with_the_remedy():
         routing.prepare(OriginValidator(closure, ["*"]), "Gate", "token")
 
 
-def test_closure_below_the_router_is_refused_where_it_could_hide_the_token():
+def test_function_below_the_router_is_refused_if_it_could_hide_the_token():
     async def closure(scope, receive, send):
         pass
 
@@ -337,7 +337,7 @@ def test_closure_below_the_router_is_refused_where_it_could_hide_the_token():
 
 
 @pytest.mark.parametrize("route", [path("<str:tok>", CONSUMER), re_path("(?P<tok>.*)", CONSUMER)])
-def test_token_kwarg_that_no_route_has_is_named(route):
+def test_token_kwarg_that_no_route_has_is_named_in_the_error(route):
     inner = URLRouter([route])
     router = URLRouter([path("ws/", inner)])
 
@@ -346,7 +346,7 @@ def test_token_kwarg_that_no_route_has_is_named(route):
         routing.prepare(router, "Gate", "key")
 
 
-def test_nothing_like_a_token_stays_where_none_is_looked_up():
+def test_handshake_without_a_token_to_look_up_contains_none():
     path_ = f"/{TOKEN}/wst_{'b' * 43}"
 
     handshake = read_handshake(scope_of(path_), (TOKEN,))
@@ -355,8 +355,8 @@ def test_nothing_like_a_token_stays_where_none_is_looked_up():
     assert "b" * 20 not in repr(handshake)
 
 
-def test_other_credentials_are_left_as_they_are():
-    """In the random text of a signed cookie a part may look like a token."""
+def test_other_credentials_are_not_changed():
+    """A part of the random text of a signed cookie can look like a token."""
     headers = [(b"cookie", b"sessionid=" + TOKEN.encode()), (b"Authorization", TOKEN.encode())]
 
     masked = read_handshake(scope_of("/", headers=headers), ()).scope
@@ -364,8 +364,8 @@ def test_other_credentials_are_left_as_they_are():
     assert masked["headers"] == headers
 
 
-def test_only_subprotocols_that_were_offered_as_they_are_can_be_answered():
-    """Daphne hands them over unquoted: what it made of ``%ff`` was never offered."""
+def test_only_subprotocols_with_plain_names_are_answered():
+    """Daphne unquotes them: the name it makes of ``%ff`` was never offered."""
     offered = ["\xff", "a b", "", "websocket token", TOKEN, "chat.v2", "json"]
 
     assert plain_subprotocols(offered) == ["chat.v2", "json"]

@@ -1,8 +1,12 @@
-"""Tokens in a cache, and what a store must do whatever keeps it."""
+"""Token stores: tokens in a cache, and the rules that both stores must follow."""
 
 import asyncio
+import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -11,13 +15,16 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.db.models.signals import pre_delete
 from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from redis import exceptions as redis_errors
 
-from channels_websocket_utils.gate import decision, revocations
+import channels_websocket_utils
+from channels_websocket_utils.gate import revocations
+from channels_websocket_utils.gate.decision import ConnectionRequest, decide_one
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.signals import token_refused
 from channels_websocket_utils.stores import StoreUnavailable
@@ -35,7 +42,7 @@ from channels_websocket_utils.utils import (
 
 from ..conftest import CACHE_STORE
 from ..support.consumers import AsyncManager
-from ..support.helpers import OPEN, UNKNOWN_TOKEN, sign_in, stack
+from ..support.helpers import LIMIT, OPEN, UNKNOWN_TOKEN, sign_in, stack
 from ..support.servers import free_port, redis_command, running
 from ..support.settings import cache
 
@@ -54,7 +61,7 @@ BACKENDS = "django.core.cache.backends"
     ]
 )
 def store(request, settings, tmp_path):
-    """Tokens are kept in a cache, of each kind whose ``delete()`` is known to be atomic."""
+    """Tokens are in a cache, once for each kind whose ``delete()`` is known to be atomic."""
     if "redis" in request.param:
         found = cache(request.getfixturevalue("redis_url"))
         if request.param == "django_redis":
@@ -74,7 +81,8 @@ def store(request, settings, tmp_path):
 
 
 def decide(token, **options):
-    return decision.decide(digest_of(token), **{"token_only": True, **options}).token
+    request = ConnectionRequest(digest_of(token), **{"token_only": True, **options})
+    return decide_one(request).token
 
 
 def test_token_opens_once_and_no_row_is_written(store, user):
@@ -89,7 +97,7 @@ def test_token_opens_once_and_no_row_is_written(store, user):
 
 @pytest.mark.redis
 def test_token_in_redis_costs_no_statement_of_its_own(redis_store, user):
-    """The user is read, and nothing is written; a refusal reads nothing."""
+    """A connect reads the user and writes nothing. A refusal reads nothing."""
     token = get_websocket_token(user)
 
     with CaptureQueriesContext(connection) as first:
@@ -101,7 +109,7 @@ def test_token_in_redis_costs_no_statement_of_its_own(redis_store, user):
     assert second.captured_queries == []
 
 
-def test_what_is_bound_and_who_may_is_judged_as_with_rows(store, user, other):
+def test_path_session_and_user_are_checked_as_in_the_database_store(store, user, other):
     session = sign_in(user)
     bound = get_websocket_token(user, path="/ws/board/")
     assert decide(bound, path="/ws/other").reason == "wrong_path"
@@ -109,34 +117,34 @@ def test_what_is_bound_and_who_may_is_judged_as_with_rows(store, user, other):
 
     stolen = get_websocket_token(user)
     assert decide(stolen, user=other, token_only=False).reason == "wrong_user"
-    assert decide(stolen, user=user).is_valid, "and it was not spent by the thief"
+    assert decide(stolen, user=user).is_valid, "the other user has not redeemed it"
 
-    for spoil, reason in [
+    for change, reason in [
         (lambda: user.set_password("new"), "stale"),
         (lambda: setattr(user, "is_active", False), "inactive"),
     ]:
         token = get_websocket_token(user, session=session)
-        spoil()
+        change()
         user.save()
         assert decide(token).reason == reason
 
 
-def test_refusal_is_signalled(store, user):
-    heard = []
+def test_refusal_sends_a_signal(store, user):
+    received = []
 
-    def handle_event(sender, reason, user_id, **kwargs):
-        heard.append((reason, user_id))
+    def receive(sender, reason, user_id, **kwargs):
+        received.append((reason, user_id))
 
-    token_refused.connect(handle_event)
+    token_refused.connect(receive)
     token = get_websocket_token(user)
     decide(token)
     decide(token)
-    token_refused.disconnect(handle_event)
+    token_refused.disconnect(receive)
 
-    assert heard == [("unknown", None)]
+    assert received == [("unknown", None)]
 
 
-def test_disconnect_kills_a_users_unspent_tokens_and_nobody_elses(store, user, other):
+def test_disconnect_revokes_only_the_users_own_unused_tokens(store, user, other):
     session = sign_in(user)
     mine = [get_websocket_token(user), get_websocket_token(user, session=session)]
     theirs = get_websocket_token(other)
@@ -145,10 +153,10 @@ def test_disconnect_kills_a_users_unspent_tokens_and_nobody_elses(store, user, o
 
     assert [decide(token).is_valid for token in mine] == [False, False]
     assert decide(theirs).is_valid
-    assert decide(get_websocket_token(user)).is_valid, "who is still signed in comes back"
+    assert decide(get_websocket_token(user)).is_valid, "the user can connect again"
 
 
-def test_disconnected_session_takes_its_tokens_along_and_no_other(store, user):
+def test_disconnect_of_a_session_revokes_only_its_own_tokens(store, user):
     one, two = sign_in(user), sign_in(user)
     ended = get_websocket_token(user, session=one)
     others = [get_websocket_token(user, session=two), get_websocket_token(user)]
@@ -159,7 +167,7 @@ def test_disconnected_session_takes_its_tokens_along_and_no_other(store, user):
     assert [decide(token).is_valid for token in others] == [True, True]
 
 
-def test_logout_kills_the_token_of_its_session(store, user, client):
+def test_logout_revokes_the_token_of_its_session(store, user, client):
     client.force_login(user)
     token = get_websocket_token(user, session=client.session.session_key)
 
@@ -168,8 +176,8 @@ def test_logout_kills_the_token_of_its_session(store, user, client):
     assert not decide(token).is_valid
 
 
-def test_revocation_between_look_and_spending_is_seen(store, user):
-    """The deleted token is looked at once more: in another process it could be too late to end."""
+def test_revocation_between_the_read_and_the_redeem_is_found(store, user):
+    """In another process, the connection could open too late to be ended."""
     token = get_websocket_token(user)
     row = redeeming.find(digest_of(token))
 
@@ -179,8 +187,8 @@ def test_revocation_between_look_and_spending_is_seen(store, user):
 
 
 @pytest.mark.parametrize("what", ["token", "user"])
-def test_what_was_evicted_is_refused(store, user, what):
-    """Never let in, as an evicted "redeemed" mark would."""
+def test_token_that_the_cache_has_evicted_is_refused(store, user, what):
+    """The control: if the cache evicted a mark "redeemed", the token would be valid again."""
     token = get_websocket_token(user)
     name = digest_of(token) if what == "token" else user.pk
 
@@ -189,8 +197,8 @@ def test_what_was_evicted_is_refused(store, user, what):
     assert not decide(token).is_valid
 
 
-def test_epoch_outlives_the_tokens_that_carry_it(user, settings):
-    """Whenever it began: each token makes it good for longer than itself."""
+def test_epoch_is_kept_longer_than_its_tokens(user, settings):
+    """Each new token extends the life of the epoch beyond its own."""
     settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache"}}
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     get_websocket_token(user)
@@ -206,7 +214,7 @@ def test_epoch_outlives_the_tokens_that_carry_it(user, settings):
     assert kept._expire_info[key] > kept._expire_info[token_key]
 
 
-def test_flood_by_one_user_keeps_the_newest(store, user, other, settings):
+def test_only_the_newest_tokens_of_a_user_are_kept(store, user, other, settings):
     settings.WEBSOCKET_UTILS = {**settings.WEBSOCKET_UTILS, "MAX_TOKENS_PER_USER": 3}
     theirs = get_websocket_token(other)
     mine = [get_websocket_token(user) for _ in range(10)]
@@ -224,22 +232,22 @@ def test_token_expires_by_the_clock_and_not_by_the_cache(store, user, monkeypatc
         assert decide(token).reason == reason
 
 
-def test_nobody_and_a_deleted_user_have_no_token_that_validates(store, user):
-    nobodys, deleted = get_websocket_token(AnonymousUser()), get_websocket_token(user)
+def test_token_of_an_anonymous_or_deleted_user_never_validates(store, user):
+    anonymous, deleted = get_websocket_token(AnonymousUser()), get_websocket_token(user)
     user.delete()
 
-    assert not decide(nobodys).is_valid
+    assert not decide(anonymous).is_valid
     assert not decide(deleted).is_valid
 
 
-def test_threads_that_spend_at_once_win_once(store, user, settings):
-    """Where the cache's own ``delete()`` decides; docs/proofs has processes."""
+def test_one_of_several_threads_redeems_a_token(store, user, settings):
+    """The ``delete()`` of the cache decides. docs/proofs has the same with processes."""
     count, workers = 20, 4
     settings.WEBSOCKET_UTILS = {**settings.WEBSOCKET_UTILS, "MAX_TOKENS_PER_USER": count}
     rows = [redeeming.find(digest_of(get_websocket_token(user))) for _ in range(count)]
     barrier = threading.Barrier(workers)
 
-    def spend_all():
+    def redeem_all():
         try:
             won = []
             for row in rows:
@@ -250,13 +258,13 @@ def test_threads_that_spend_at_once_win_once(store, user, settings):
             connections.close_all()
 
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = [pool.submit(spend_all) for _ in range(workers)]
+        outcomes = [pool.submit(redeem_all) for _ in range(workers)]
         won = [sum(each) for each in zip(*(one.result() for one in outcomes), strict=True)]
 
     assert won == [1] * count
 
 
-async def test_socket_opens_with_it_and_ends_with_its_user(store, user, session, open_socket):
+async def test_token_opens_a_connection_that_ends_with_its_user(store, user, session, open_socket):
     application = stack(AsyncManager, required=True)
     token = await aget_websocket_token(user)
     unused = await aget_websocket_token(user)
@@ -268,14 +276,14 @@ async def test_socket_opens_with_it_and_ends_with_its_user(store, user, session,
     while not isinstance(code := await socket.next(), int):
         pass
     assert code == 4410
-    for spoilt in (token, unused, UNKNOWN_TOKEN):
-        refused = open_socket(application, f"/ws/{spoilt}", session=session)
+    for invalid in (token, unused, UNKNOWN_TOKEN):
+        refused = open_socket(application, f"/ws/{invalid}", session=session)
         assert await refused.outcome() == 4401
 
 
 @pytest.mark.redis
 async def test_tasks_share_their_connections_to_redis(redis_store, user, session, open_socket):
-    """Django's ``caches`` would make a client, and a connection, for every one."""
+    """Django's ``caches`` would create a client, and a connection, for each task."""
     application = stack(AsyncManager, required=True)
     client = caches["default"]._cache.get_client()
 
@@ -291,7 +299,7 @@ async def test_tasks_share_their_connections_to_redis(redis_store, user, session
     for _ in range(5):
         await asyncio.gather(*(open_and_leave() for _ in range(10)))
 
-    # As many as threads may need one at once, and none anew.
+    # At most one for each thread, and no new ones.
     after = (await sync_to_async(client.info)("stats"))["total_connections_received"]
     assert after - total <= 10
     assert len(await sync_to_async(client.client_list)()) <= before + 10
@@ -309,7 +317,7 @@ class Redis:
 
 
 @pytest.mark.redis
-def test_redis_that_is_away_ends_in_try_later_and_comes_back(
+def test_connect_without_redis_ends_with_4490_until_redis_is_back(
     user, settings, tmp_path, run, client, caplog
 ):
     redis = Redis(tmp_path)
@@ -319,19 +327,19 @@ def test_redis_that_is_away_ends_in_try_later_and_comes_back(
     client.force_login(user)
     session = client.session.session_key
 
-    def ask():
+    def request_token():
         return client.post(reverse("websocket_token"))
 
     with redis.serving():
         token = get_websocket_token(user)
 
     away = run(application, f"/ws/{token}", session=session)
-    answer = ask()
+    answer = request_token()
     with pytest.raises(StoreUnavailable):
         get_websocket_token(user)
     disconnect_user(user)
     with redis.serving():
-        back = run(application, f"/ws/{ask().json()['token']}", session=session)
+        back = run(application, f"/ws/{request_token().json()['token']}", session=session)
         lost = run(application, f"/ws/{token}", session=session)
 
     assert (away, back, lost) == (4490, OPEN, 4401)
@@ -342,21 +350,151 @@ def test_redis_that_is_away_ends_in_try_later_and_comes_back(
     assert token not in caplog.text
 
 
-@pytest.mark.parametrize("call", ["get", "delete", "get_many"])
-def test_cache_that_fails_at_any_point_lets_nobody_in(user, settings, monkeypatch, run, call):
+@pytest.fixture
+def local_store(settings):
+    """Tokens are in the memory of this process."""
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     settings.CACHES = {"default": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache"}}
-    token = get_websocket_token(user)
 
+
+def make_fail(monkeypatch, call, error):
     def fail(*args, **kwargs):
-        raise OSError("gone")
+        raise error
 
     monkeypatch.setattr(LocMemCache, call, fail)
+
+
+@pytest.mark.parametrize("call", ["get", "delete", "get_many"])
+def test_connect_ends_with_4490_if_a_step_of_the_cache_fails(
+    user, local_store, monkeypatch, run, call
+):
+    token = get_websocket_token(user)
+    make_fail(monkeypatch, call, OSError("gone"))
 
     assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4490
 
 
-def test_store_of_another_alias(user, settings):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError("down"),
+        TimeoutError("hangs"),
+        redis_errors.ConnectionError("down"),
+        redis_errors.TimeoutError("hangs"),
+        redis_errors.OutOfMemoryError("full"),
+        redis_errors.BusyLoadingError("starts"),
+        OperationalError("the table of DatabaseCache is locked"),
+    ],
+    ids=repr,
+)
+def test_error_of_an_unavailable_cache_is_one_log_line_and_4490(
+    user, local_store, monkeypatch, run, client, caplog, error
+):
+    token = get_websocket_token(user)
+    client.force_login(user)
+    make_fail(monkeypatch, "get", error)
+
+    outcome = run(stack(AsyncManager), f"/ws/{token}", session=client.session.session_key)
+
+    assert outcome == 4490
+    assert client.post(reverse("websocket_token")).status_code == 503
+    errors = [each for each in caplog.records if each.name == "channels_websocket_utils"]
+    assert [each.exc_info for each in errors if each.levelname == "ERROR"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("valkey.exceptions", "ValkeyError"),
+        ("pymemcache.exceptions", "MemcacheError"),
+        ("pylibmc", "Error"),
+    ],
+)
+def test_error_of_another_cache_library_is_an_outage(
+    user, local_store, monkeypatch, run, module, name
+):
+    error = type(name, (Exception,), {})
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: error}))
+    token = get_websocket_token(user)
+    make_fail(monkeypatch, "get", error("down"))
+
+    assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4490
+
+
+async def test_programming_error_in_a_cache_keeps_its_traceback_and_ends_with_4490(
+    user, local_store, session, monkeypatch, open_socket
+):
+    token = await aget_websocket_token(user)
+    make_fail(monkeypatch, "get", ZeroDivisionError("a bug"))
+    socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
+
+    assert await socket.outcome() == 4490
+    with pytest.raises(ZeroDivisionError, match="a bug") as caught:
+        await socket.wait(LIMIT)
+    assert caught.traceback[-1].name == "fail"
+    assert token not in repr([entry.frame.f_locals for entry in package_frames(caught)])
+
+
+def package_frames(caught):
+    folder = Path(channels_websocket_utils.__file__).parent
+    found = [entry for entry in caught.traceback if folder in Path(entry.path).parents]
+    assert found
+    return found
+
+
+def test_programming_error_in_a_cache_does_not_prevent_a_disconnect(
+    user, local_store, monkeypatch, caplog
+):
+    """The revocation is stored although the unused tokens could not be revoked."""
+    make_fail(monkeypatch, "delete_many", ZeroDivisionError("a bug"))
+
+    disconnect_user(user)
+
+    assert WebSocketRevocation.objects.get().user_id == user.pk
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_connect_ends_with_4490_if_redis_hangs(user, settings, run, caplog):
+    """The server accepts the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hanging = cache(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        hanging["OPTIONS"] = {"socket_timeout": 0.2}
+        settings.CACHES = {"default": hanging}
+        settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+
+        outcome = run(stack(AsyncManager), f"/ws/{UNKNOWN_TOKEN}", session=sign_in(user))
+        with pytest.raises(StoreUnavailable):
+            get_websocket_token(user)
+
+    assert outcome == 4490
+    assert [each.exc_info for each in caplog.records if each.levelname == "ERROR"] == [None]
+
+
+@pytest.mark.redis
+def test_full_redis_issues_no_token_and_redeems_those_it_has(
+    user, redis_store, run, client, caplog
+):
+    session = sign_in(user)
+    client.force_login(user)
+    token = get_websocket_token(user)
+    server = caches["default"]._cache.get_client()
+    limit = server.config_get("maxmemory")["maxmemory"]
+    server.config_set("maxmemory", 1)
+    try:
+        answer = client.post(reverse("websocket_token"))
+        with pytest.raises(StoreUnavailable, match="OutOfMemory"):
+            get_websocket_token(user)
+        outcome = run(stack(AsyncManager), f"/ws/{token}", session=session)
+    finally:
+        server.config_set("maxmemory", limit)
+
+    assert (answer.status_code, outcome) == (503, OPEN)
+    errors = [each for each in caplog.records if each.name == "channels_websocket_utils"]
+    assert [each.exc_info for each in errors if each.levelname == "ERROR"] == [None]
+
+
+def test_derived_store_uses_its_own_alias(user, settings):
     settings.CACHES = {
         "default": {"BACKEND": f"{BACKENDS}.dummy.DummyCache"},
         "tokens": {"BACKEND": f"{BACKENDS}.locmem.LocMemCache", "LOCATION": "tokens"},
@@ -373,22 +511,22 @@ class OtherStore(CacheTokenStore):
 # Routers
 
 
-class Apart:
-    """Nothing may be related to anything."""
+class NoRelations:
+    """Forbids all relations."""
 
     def allow_relation(self, one, other, **hints):
         return False
 
 
-def test_router_that_allows_no_relation_is_no_hindrance(user, run, settings):
+def test_router_may_forbid_all_relations(user, run, settings):
     token = issue(user)
-    settings.DATABASE_ROUTERS = [Apart()]
+    settings.DATABASE_ROUTERS = [NoRelations()]
 
     assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == OPEN
 
 
-def test_revocations_in_another_database_are_asked_for_there(user, session, monkeypatch):
-    """The store cannot see them beside the token, so it says that it does not know."""
+def test_revocations_in_another_database_are_read_there(user, session, monkeypatch):
+    """The store cannot read them together with the token, and returns ``None`` for it."""
 
     class Router:
         @staticmethod
@@ -397,21 +535,21 @@ def test_revocations_in_another_database_are_asked_for_there(user, session, monk
 
     digest = digests.digest_of(issue(user))
     session_digest = digests.session_digest(session)
-    assert redeeming.find(digest, session_digest=session_digest).is_session_over is False
+    assert redeeming.find(digest, session_digest=session_digest).is_session_ended is False
 
     monkeypatch.setattr(database_store, "router", Router)
-    assert redeeming.find(digest, session_digest=session_digest).is_session_over is None
+    assert redeeming.find(digest, session_digest=session_digest).is_session_ended is None
 
     asked = []
     monkeypatch.setattr(
         revocations, "is_session_ended", lambda digest: asked.append(digest) or True
     )
-    verdict = decision.decide(digest, session=SessionStore(session))
+    verdict = decide_one(ConnectionRequest(digest, session=SessionStore(session)))
     assert verdict.token.reason == "wrong_session"
     assert asked == [session_digest]
 
 
-def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
+def test_query_is_compiled_once_and_its_result_is_not_kept(user, monkeypatch):
     digest = digests.digest_of(issue(user))
     assert redeeming.find(digest, with_user=True).user.first_name == ""
     user.first_name = "Ada"
@@ -427,15 +565,34 @@ def test_query_is_compiled_once_and_its_answer_is_not_kept(user, monkeypatch):
     assert compiled == []
 
 
-def test_no_token_is_both_spent_and_revoked_on_a_site_with_receivers(user):
-    """Django's delete() would read the rows first, and delete them whatever they are by then."""
+@pytest.mark.parametrize("change", ["redeem", "revoke"])
+def test_statement_that_fails_rolls_the_callers_transaction_back(user, monkeypatch, change):
+    """As with the ORM. Otherwise PostgreSQL would refuse the next statements, and a commit."""
+    monkeypatch.setattr(database_store, "compiled_for", lambda connection: {})
+    monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
+    row = redeeming.find(digest_of(issue(user)))
+    store = database_store.DatabaseTokenStore()
+    calls = {
+        "redeem": lambda: store.redeem(row, clock.now()),
+        "revoke": lambda: store.revoke(user_id=user.pk),
+    }
+
+    with transaction.atomic():
+        with pytest.raises(DatabaseError, match="nowhere"):
+            calls[change]()
+
+        assert transaction.get_rollback()
+
+
+def test_no_token_is_both_redeemed_and_revoked_on_a_site_with_receivers(user):
+    """Django's delete() would read the rows first, and delete them even if redeemed meanwhile."""
     digest = digest_of(issue(user))
     store = database_store.DatabaseTokenStore()
-    spent = []
+    redeemed = []
 
     def redeem(sender, **kwargs):
         if sender is WebSocketToken:
-            spent.append(store.redeem(store.get(digest, with_user=False), clock.now()))
+            redeemed.append(store.redeem(store.get(digest, with_user=False), clock.now()))
 
     pre_delete.connect(redeem)
     try:
@@ -443,5 +600,5 @@ def test_no_token_is_both_spent_and_revoked_on_a_site_with_receivers(user):
     finally:
         pre_delete.disconnect(redeem)
 
-    assert (revoked, spent) == (1, [])
+    assert (revoked, redeemed) == (1, [])
     assert store.get(digest, with_user=False) is None

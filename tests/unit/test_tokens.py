@@ -26,7 +26,7 @@ MICROSECOND = timedelta(microseconds=1)
 
 @pytest.fixture
 def clock(monkeypatch, settings):
-    """The package's one clock, to be set."""
+    """The clock of the package, which a test can set."""
 
     class Clock:
         present = NOON
@@ -71,7 +71,7 @@ def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
     assert "a" * 32 not in everything
 
 
-def test_only_the_first_spend_wins(user):
+def test_token_is_redeemed_once(user):
     row = redeeming.find(digest_of(issuing.issue(user)))
 
     assert redeeming.redeem(row)
@@ -104,8 +104,8 @@ def test_token_is_valid_from_its_creation_until_just_before_it_expires(
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
-def test_clock_is_utc_whatever_the_site_shows(settings, use_tz):
-    """With local time the hour that summer's end repeats would revive its tokens."""
+def test_clock_is_utc_in_every_time_zone(settings, use_tz):
+    """With local time, the hour that is repeated in autumn would make its tokens valid again."""
     settings.USE_TZ = use_tz
     settings.TIME_ZONE = "Pacific/Auckland"
 
@@ -114,7 +114,7 @@ def test_clock_is_utc_whatever_the_site_shows(settings, use_tz):
     assert abs(present - datetime.now(timezone.utc)) < timedelta(minutes=1)
 
 
-def test_life_follows_the_setting(user, clock, settings):
+def test_lifetime_follows_the_setting(user, clock, settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": 0.5}
     token = issuing.issue(user)
 
@@ -123,7 +123,7 @@ def test_life_follows_the_setting(user, clock, settings):
     assert refusal(token, user) == "expired"
 
 
-def test_refusals_are_told_apart(user, other, clock):
+def test_each_refusal_has_its_reason(user, other, clock):
     bound = issuing.issue(user, path="/ws/board/", session="s" * 32)
 
     here = {"session_digest": digest_of("s" * 32), "path": "/ws/board"}
@@ -135,7 +135,7 @@ def test_refusals_are_told_apart(user, other, clock):
     assert refusal("wst_" + "x" * 43, user) == "unknown"
 
 
-def test_issuing_deletes_the_users_expired_rows_and_nobody_elses(user, other, clock):
+def test_issuing_deletes_only_the_users_own_expired_rows(user, other, clock):
     issuing.issue(user)
     issuing.issue(other)
 
@@ -146,7 +146,7 @@ def test_issuing_deletes_the_users_expired_rows_and_nobody_elses(user, other, cl
     assert WebSocketToken.objects.filter(user=other).count() == 1
 
 
-def test_flood_by_one_user_keeps_the_newest(user, other, clock, settings):
+def test_only_the_newest_tokens_of_a_user_are_kept(user, other, clock, settings):
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 3}
     kept = issuing.issue(other)
     issued = []
@@ -158,7 +158,7 @@ def test_flood_by_one_user_keeps_the_newest(user, other, clock, settings):
     assert refusal(kept, other) is None
 
 
-def test_spent_rows_do_not_count_as_a_flood(user, clock, settings):
+def test_redeemed_tokens_do_not_count_for_the_limit(user, clock, settings):
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 1}
     redeeming.redeem(redeeming.find(digest_of(issuing.issue(user))))
 
@@ -183,7 +183,7 @@ def test_deciding_update_names_the_tokens_own_columns_only(user):
 
 
 def test_reads_and_writes_go_to_the_write_alias(user, monkeypatch):
-    """A replica that lags would let a spent token in."""
+    """A replica that lags behind would accept a redeemed token."""
 
     class Replicas:
         def db_for_read(self, model, **hints):
@@ -208,39 +208,39 @@ def test_reads_and_writes_go_to_the_write_alias(user, monkeypatch):
 
 
 @pytest.mark.django_db
-def test_nobody_gets_a_token_that_never_validates(django_user_model):
+def test_token_of_an_anonymous_user_never_validates(django_user_model):
     unsaved = django_user_model(username="new")
 
-    for nobody in (AnonymousUser(), unsaved):
-        token = issuing.issue(nobody)
+    for anonymous in (AnonymousUser(), unsaved):
+        token = issuing.issue(anonymous)
 
         assert len(token) == 47
         assert redeeming.find(digest_of(token)) is None
 
 
 def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
-    """A primary key is no proof: a UUID is there before the row, and after it."""
+    """A primary key does not prove that there is a row: a UUID exists before and after it."""
     unsaved = django_user_model(pk=user.pk + 1, username="new")
     deleted = django_user_model.objects.get(pk=user.pk)
     user.delete()
 
-    for nobody in (unsaved, deleted):
-        token = issuing.issue(nobody)
+    for missing in (unsaved, deleted):
+        token = issuing.issue(missing)
 
         assert redeeming.find(digest_of(token)) is None
     with transaction.atomic():
-        # No row whose user is missing waits for the end of the request's transaction.
+        # No row without its user is checked only at the end of the transaction of the request.
         issuing.issue(unsaved)
         assert not WebSocketToken.objects.exists()
 
 
-@pytest.mark.parametrize("nobody", [None, "ada", 5, object()])
-def test_what_is_no_user_is_named(nobody):
-    with pytest.raises(TypeError, match=type(nobody).__name__):
-        issuing.issue(nobody)
+@pytest.mark.parametrize("given", [None, "ada", 5, object()])
+def test_object_that_is_not_a_user_is_named_in_the_error(given):
+    with pytest.raises(TypeError, match=type(given).__name__):
+        issuing.issue(given)
 
 
-def test_user_of_another_kind_is_named():
+def test_user_of_another_class_is_named_in_the_error():
     class TokenUser:
         is_authenticated = True
         pk = 1
@@ -260,13 +260,13 @@ def test_user_of_another_kind_is_named():
         ("/" + "x" * 2048, ValueError),
     ],
 )
-def test_what_is_no_path_is_named(user, path, error):
+def test_invalid_path_is_named_in_the_error(user, path, error):
     with pytest.raises(error, match="path"):
         issuing.issue(user, path=path)
     assert not WebSocketToken.objects.exists()
 
 
-def test_what_is_no_session_is_named(user):
+def test_invalid_session_is_named_in_the_error(user):
     with pytest.raises(TypeError, match="SessionStore"):
         issuing.issue(user, session=5)
     with pytest.raises(ValueError, match="no key yet"):
@@ -274,20 +274,20 @@ def test_what_is_no_session_is_named(user):
     assert not WebSocketToken.objects.exists()
 
 
-def test_nothing_is_bound_to_a_session_whose_key_changes_at_each_save(user, settings):
+def test_token_is_not_bound_to_a_session_whose_key_changes_at_each_save(user, settings):
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 
     assert digests.session_digest("a.signed.key") == ""
 
 
-def test_store_that_cannot_be_imported_is_named(user, settings):
+def test_store_that_cannot_be_imported_is_named_in_the_error(user, settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": "nowhere.Store"}
 
     with pytest.raises(ImproperlyConfigured, match=r"TOKEN_STORE.*nowhere\.Store"):
         issuing.issue(user)
 
 
-def test_missing_app_is_named_with_the_remedy(user):
+def test_error_for_a_missing_app_names_the_remedy(user):
     without = modify_settings(INSTALLED_APPS={"remove": "channels_websocket_utils"})
 
     with without, pytest.raises(ImproperlyConfigured, match=r"not in INSTALLED_APPS\. Add it"):
@@ -295,8 +295,8 @@ def test_missing_app_is_named_with_the_remedy(user):
 
 
 @pytest.mark.parametrize("shape", ["{}", "/ws/{}/", "ws%5F/{}", "/ws/{}?x"])
-def test_path_with_a_token_in_it_is_refused_and_not_kept(user, shape):
-    """Else the database would hold the token, unused."""
+def test_path_that_contains_a_token_is_refused_and_not_stored(user, shape):
+    """The database would store the unused token otherwise."""
     token = issuing.issue(user)
     for secret in (token, token.upper(), token.replace("_", "%5F", 1)):
         with pytest.raises(ValueError, match="without host, query and token") as caught:
@@ -306,8 +306,8 @@ def test_path_with_a_token_in_it_is_refused_and_not_kept(user, shape):
     assert WebSocketToken.objects.count() == 1
 
 
-def test_store_that_fails_leaves_no_token_in_frames_of_ours(user, monkeypatch):
-    """The control is a local that holds it."""
+def test_traceback_of_a_failing_store_shows_no_token_in_the_packages_frames(user, monkeypatch):
+    """The control has a local variable that holds the token."""
 
     def breaks(*args, **fields):
         raise ZeroDivisionError("broken")

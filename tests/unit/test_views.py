@@ -25,11 +25,11 @@ def client(user):
     return client
 
 
-def test_address_has_the_documented_name():
+def test_url_has_the_documented_name():
     assert reverse("websocket_token") == URL
 
 
-def test_signed_in_user_gets_a_token_that_opens_a_socket(client, user, run):
+def test_signed_in_user_gets_a_token_that_opens_a_connection(client, user, run):
     response = client.post(URL)
 
     content = response.json()
@@ -41,7 +41,7 @@ def test_signed_in_user_gets_a_token_that_opens_a_socket(client, user, run):
     assert run(stack(AsyncManager), f"/ws/{content['token']}", session=session) == OPEN
 
 
-def test_token_is_bound_to_the_session_that_asked(client, user, run):
+def test_token_is_bound_to_the_session_of_the_request(client, user, run):
     token = client.post(URL).json()["token"]
 
     assert run(stack(AsyncManager), f"/ws/{token}", session=sign_in(user)) == 4401
@@ -55,13 +55,13 @@ def test_token_is_bound_to_the_session_that_asked(client, user, run):
         {"data": json.dumps({"path": "/ws/räum"}), "content_type": "application/json"},
     ],
 )
-def test_token_is_bound_to_the_path_the_page_names(client, body):
+def test_token_is_bound_to_the_path_in_the_body(client, body):
     client.post(URL, **body)
 
     assert WebSocketToken.objects.get().path == "/ws/räum"
 
 
-def test_prefix_that_the_site_is_mounted_at_is_left_out(client):
+def test_prefix_of_the_site_is_removed_from_the_path(client):
     client.post(URL, {"path": "/mnt/ws/"}, SCRIPT_NAME="/mnt")
 
     assert WebSocketToken.objects.get().path == "/ws"
@@ -72,7 +72,7 @@ def test_prefix_that_the_site_is_mounted_at_is_left_out(client):
     ["{", "[]", '{"path": 5}', '{"path": "https://x/"}', "\xff", "[" * 100_000, '{"path": "%00"}'],
     ids=lambda body: repr(body[:20]),
 )
-def test_body_that_cannot_be_read_is_an_error_and_issues_nothing(client, body):
+def test_unreadable_body_is_an_error_and_issues_no_token(client, body):
     response = client.post(URL, body.encode("latin1"), content_type="application/json")
 
     assert response.status_code == 400
@@ -80,7 +80,7 @@ def test_body_that_cannot_be_read_is_an_error_and_issues_nothing(client, body):
     assert not WebSocketToken.objects.exists()
 
 
-def test_stranger_gets_a_401_as_json():
+def test_unauthenticated_client_gets_a_401_as_json():
     response = Client().post(URL)
 
     assert response.status_code == 401
@@ -92,8 +92,8 @@ def test_only_post_is_answered(client):
     assert client.get(URL).status_code == 405
 
 
-def test_without_the_csrf_token_nothing_is_issued(user, settings):
-    """Also where the site has no CSRF middleware."""
+def test_no_token_is_issued_without_the_csrf_token(user, settings):
+    """Also if the site has no CSRF middleware."""
     settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "Csrf" not in name]
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
@@ -102,7 +102,7 @@ def test_without_the_csrf_token_nothing_is_issued(user, settings):
     assert not WebSocketToken.objects.exists()
 
 
-def test_login_required_middleware_does_not_send_a_login_page(settings, user):
+def test_login_required_middleware_sends_no_login_page(settings, user):
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
         "django.contrib.auth.middleware.LoginRequiredMiddleware",
@@ -112,7 +112,7 @@ def test_login_required_middleware_does_not_send_a_login_page(settings, user):
 
 
 def test_endpoint_flushes_no_session(client, user):
-    """A tab that asks while the password is being changed in another keeps its session."""
+    """A tab keeps its session if it requests a token while another one changes the password."""
     key = client.session.session_key
     get_user_model().objects.update(password="changed by another tab, not yet in the session")
 
@@ -120,27 +120,27 @@ def test_endpoint_flushes_no_session(client, user):
     assert Session.objects.filter(session_key=key).exists()
 
 
-def test_database_that_is_away_is_no_refusal(client, monkeypatch):
-    """A 401 would tell the page that its user was signed out."""
+def test_unavailable_database_is_answered_with_503(client, monkeypatch):
+    """With a 401, the page would report that its user was signed out."""
     from django.db import OperationalError
 
     from channels_websocket_utils.gate import decision
 
-    def away(*args):
-        raise OperationalError("the database is away")
+    def fail(*args):
+        raise OperationalError("the database is unavailable")
 
-    monkeypatch.setattr(decision, "_signed_in", away)
+    monkeypatch.setattr(decision, "read_sign_in", fail)
 
     assert client.post(URL).status_code == 503
 
 
-def test_database_that_goes_away_before_the_token_is_kept_is_no_error_page(client, monkeypatch):
+def test_database_that_fails_while_the_token_is_stored_is_answered_with_503(client, monkeypatch):
     from django.db import OperationalError
 
-    def away(*args, **fields):
-        raise OperationalError("the database is away")
+    def fail(*args, **fields):
+        raise OperationalError("the database is unavailable")
 
-    monkeypatch.setattr(DatabaseTokenStore, "add", away)
+    monkeypatch.setattr(DatabaseTokenStore, "add", fail)
 
     assert client.post(URL).status_code == 503
 
@@ -153,21 +153,21 @@ def test_token_is_in_no_log(client, caplog):
 
 
 @pytest.mark.parametrize("body", [{}, {"data": {"path": 5 * "?"}}])
-def test_no_cache_keeps_an_answer(client, body):
-    """An error neither: the next page might be answered with it."""
+def test_answers_are_not_cached(client, body):
+    """Errors are not cached either, because the next page could receive one."""
     assert "no-store" in client.post(URL, **body).headers["Cache-Control"]
     assert "no-store" in Client().post(URL, **body).headers["Cache-Control"]
 
 
-def test_debug_page_of_a_store_that_breaks_shows_no_token(client, monkeypatch, settings):
-    """The page of what Django has caught holds the locals of every frame."""
+def test_debug_page_of_a_failing_store_shows_no_token(client, monkeypatch, settings):
+    """The debug page of Django shows the local variables of each frame."""
 
-    def breaks(*args, **fields):
+    def fail(*args, **fields):
         raise ZeroDivisionError("broken")
 
     settings.DEBUG = True
     client.raise_request_exception = False
-    monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
+    monkeypatch.setattr(DatabaseTokenStore, "add", fail)
     monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
 
     page = client.post(URL).content.decode()
@@ -177,7 +177,7 @@ def test_debug_page_of_a_store_that_breaks_shows_no_token(client, monkeypatch, s
     assert "s" * 43 not in page
 
 
-def test_token_that_a_page_sends_as_its_path_is_not_told_again(client):
+def test_token_in_the_path_of_the_body_is_not_in_the_answer(client):
     token = client.post(URL).json()["token"]
 
     response = client.post(URL, {"path": f"/ws/{token}"})

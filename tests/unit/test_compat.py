@@ -1,0 +1,266 @@
+"""
+Each private or undocumented name of Django, Channels and asgiref behaves as the package expects.
+
+A test here is named for what breaks in the package when a new version changes the name.
+"""
+
+import pytest
+from channels.routing import URLRouter
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group, UserManager
+from django.core.cache import caches
+from django.db import connection, models
+from django.dispatch import Signal
+from django.test import Client
+from django.urls import path, re_path
+
+from channels_websocket_utils import compat
+from channels_websocket_utils.models import WebSocketToken
+
+from ..support.consumers import AsyncManager
+
+
+async def application(scope, receive, send):
+    await send(scope)
+
+
+# Django
+
+
+@pytest.mark.django_db
+def test_gate_finds_the_user_whom_django_has_signed_in(django_user_model):
+    user = django_user_model.objects.create_user("ada", password="one")
+    client = Client()
+
+    client.force_login(user)
+
+    assert client.session[compat.SESSION_KEY] == str(user.pk)
+    assert client.session[compat.BACKEND_SESSION_KEY] in user.backend
+    assert client.session[compat.HASH_SESSION_KEY] == user.get_session_auth_hash()
+
+
+@pytest.mark.django_db
+def test_gate_loads_a_user_from_the_backend(django_user_model):
+    user = django_user_model.objects.create_user("ada", password="one")
+
+    backend = compat.load_backend("django.contrib.auth.backends.ModelBackend")
+
+    assert backend.get_user(user.pk) == user
+    assert backend.user_can_authenticate(user)
+
+
+def test_gate_reads_the_session_cookie():
+    assert compat.parse_cookie("a=1; sessionid=key") == {"a": "1", "sessionid": "key"}
+
+
+def test_digests_are_compared_in_constant_time():
+    assert compat.constant_time_compare("a", "a")
+    assert not compat.constant_time_compare("a", "b")
+
+
+def test_identity_is_keyed():
+    digests = {
+        compat.salted_hmac("salt", "user", secret=key, algorithm="sha256").hexdigest()
+        for key in ("one", "two")
+    }
+
+    assert [len(digest) for digest in digests] == [64, 64]
+
+
+def test_tokens_are_written_where_the_sites_routers_say(settings):
+    class Elsewhere:
+        def db_for_write(self, model, **hints):
+            return "elsewhere"
+
+    assert compat.router.db_for_write(WebSocketToken) == "default"
+    settings.DATABASE_ROUTERS = [Elsewhere()]
+    assert compat.router.db_for_write(WebSocketToken) == "elsewhere"
+
+
+def test_primary_key_in_a_session_is_converted():
+    assert compat.primary_key(get_user_model()).to_python("5") == 5
+
+
+def test_row_of_the_tokens_select_becomes_a_token_and_a_user():
+    row = {"digest": "a", "user_id": 5, "path": "/ws"}
+
+    names = compat.field_names(WebSocketToken)
+
+    assert names[0] == "digest"
+    assert names.index("user_id") == 1
+    token = WebSocketToken.from_db("default", names, [row.get(name) for name in names])
+    assert (token.digest, token.user_id, token.path) == ("a", 5, "/ws")
+
+
+def test_redeeming_update_names_the_tokens_table_and_columns():
+    quoted = [
+        compat.quoted_table(connection, WebSocketToken),
+        compat.quoted_column(connection, WebSocketToken, "used_at"),
+        compat.quoted_column(connection, WebSocketToken, "user_id"),
+    ]
+
+    assert [name.strip('"`') for name in quoted] == [
+        "channels_websocket_utils_websockettoken",
+        "used_at",
+        "user_id",
+    ]
+    assert all(name[0] == name[-1] and name[0] in '"`' for name in quoted)
+
+
+class Filtering(models.QuerySet):
+    pass
+
+
+class HidesRows(UserManager):
+    def get_queryset(self):
+        return super().get_queryset().none()
+
+
+class HidesOneRow(UserManager):
+    def get(self, *args, **kwargs):
+        raise get_user_model().DoesNotExist
+
+
+@pytest.mark.parametrize(
+    ("manager", "has_own"),
+    [
+        (models.Manager(), False),
+        (UserManager(), False),
+        (HidesRows(), True),
+        (HidesOneRow(), True),
+        (models.Manager.from_queryset(Filtering)(), True),
+        (Filtering.as_manager(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_token_is_joined_with_its_user_only_if_the_manager_is_djangos(manager, has_own):
+    manager.model = get_user_model()
+
+    assert compat.has_own_queries(manager) is has_own
+
+
+@pytest.mark.django_db
+def test_compiled_select_of_a_token_returns_what_the_orm_returns():
+    Group.objects.create(name="staff")
+    rows = Group.objects.filter(name="staff").values_list("pk", "name")
+
+    sql, parameters, converters = compat.compile_query(rows, connection)
+
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        assert list(cursor.fetchone()) == list(rows.get())
+    assert parameters == ("staff",)
+    assert converters == {}
+
+
+def test_compiled_select_converts_its_columns():
+    class Upper(models.CharField):
+        def from_db_value(self, value, expression, connection):
+            return value.upper()
+
+    name = models.functions.Lower("name", output_field=Upper())
+    rows = Group.objects.annotate(upper=name).values_list("pk", "upper")
+
+    _, _, converters = compat.compile_query(rows, connection)
+
+    (position,) = converters
+    convert, expression = converters[position]
+    value = "staff"
+    for each in convert:
+        value = each(value, expression, connection)
+    assert (position, value) == (1, "STAFF")
+
+
+def test_token_store_has_one_cache_for_all_threads():
+    first, second = compat.new_cache("default"), compat.new_cache("default")
+
+    assert type(first) is type(caches["default"])
+    assert len({id(first), id(second), id(caches["default"])}) == 3
+
+
+def test_flood_of_malformed_tokens_costs_no_thread_without_a_receiver():
+    signal = Signal()
+    assert compat.has_receivers(signal) is False
+
+    def receive(**kwargs):
+        pass
+
+    signal.connect(receive)
+    assert compat.has_receivers(signal) is True
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        path("ws/<int:room>/", application, {"kind": "a"}),
+        re_path(r"^ws/(?P<room>\d+)/$", application, {"kind": "a"}),
+    ],
+    ids=["path", "re_path"],
+)
+def test_gate_finds_the_token_of_a_route(route):
+    rest, kwargs = compat.match_route(route, "ws/5/")
+
+    assert (rest, {name: str(value) for name, value in kwargs.items()}) == (
+        "",
+        {"room": "5", "kind": "a"},
+    )
+    assert compat.match_route(route, "other/") is None
+    assert compat.captured_names(route) == {"room"}
+
+
+async def test_gate_replaces_a_consumer_class_by_its_application():
+    route = path("ws/", AsyncManager)
+    assert compat.application_of(route) is AsyncManager
+
+    compat.replace_application(route, application)
+
+    sent = []
+    await URLRouter([route])({"path": "/ws/"}, None, lambda scope: gather(sent, scope))
+    assert sent[0]["url_route"]["kwargs"] == {}
+
+
+async def gather(sent, scope):
+    sent.append(scope)
+
+
+# Channels
+
+
+def test_gate_walks_the_routes_of_a_router():
+    routes = [path("a/", application), path("b/", application)]
+
+    assert compat.routes_of(URLRouter(routes)) == routes
+
+
+async def test_gate_knows_the_path_that_a_nested_router_gets():
+    sent = []
+    router = URLRouter([path("in/", URLRouter([path("<int:n>/rest/", application)]))])
+
+    await router({"path": "/in/5/rest/"}, None, lambda scope: gather(sent, scope))
+
+    assert sent[0][compat.REMAINING_PATH] == ""
+    with pytest.raises(ValueError, match="No route found"):
+        await router({"path": "/in/5/"}, None, None)
+
+
+async def test_gate_around_a_nested_router_gets_the_beginning_of_a_path():
+    class Middleware:
+        def __init__(self, has_routes):
+            compat.announce_routes(self, has_routes=has_routes)
+
+        async def __call__(self, scope, receive, send):
+            await send(scope)
+
+    sent = []
+    router = URLRouter([path("in/", Middleware(has_routes=True))])
+    await router({"path": "/in/5/"}, None, lambda scope: gather(sent, scope))
+    assert sent[0][compat.REMAINING_PATH] == "5/"
+
+    router = URLRouter([path("in/", Middleware(has_routes=False))])
+    with pytest.raises(ValueError, match="No route found"):
+        await router({"path": "/in/5/"}, None, None)
+
+
+def test_function_that_hides_routes_is_told_from_a_consumer():
+    assert compat.is_consumer_application(AsyncManager.as_asgi())
+    assert not compat.is_consumer_application(application)
