@@ -1,18 +1,19 @@
 """
-What the package tells, as Django signals.
+Django signals about tokens and connections.
 
-Receivers run where the thing happened, in a view's thread or one of our pool's, and the connection
-waits for them. What they raise is logged and changes nothing. No signal carries a token.
+A receiver runs in the process where the event happens, in the thread of the view or in one of the
+package's pool, and the connection waits for it. An exception in a receiver is logged and changes
+nothing. No signal carries a token.
 
 ``token_issued``: ``user_id``.
-``token_redeemed``: ``user_id``.
-``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id``, whose
-token it was, ``None`` where that is not known.
-``connection_opened``: ``connection``, a ``connections.Connection``; sent when it was accepted.
-``connection_closed``: ``connection`` and ``code``, the close code: ours, or the client's (1005
-where it sent none, 1006 where it has just gone, RFC 6455 section 7.4.1).
-``user_disconnected``: ``user_id``, or ``session_digest`` where one session was; the other is
-``None``. Sent where ``disconnect_user()`` or ``disconnect_session()`` was called.
+``token_redeemed``: ``user_id``. ``token_spent`` is another name for this signal.
+``token_refused``: ``reason``, one of those of ``gate.TokenAnnotation``, and ``user_id`` of the
+token's user, or ``None`` if the token is unknown.
+``connection_opened``: ``connection``, a ``connections.Connection``, which was accepted.
+``connection_closed``: ``connection`` and ``code``, the close code of the server or the client: 1005
+if the client sent none, 1006 if the client left without a close (RFC 6455 section 7.4.1).
+``user_disconnected``: ``user_id`` after ``disconnect_user()``, or ``session_digest`` after
+``disconnect_session()``. The other one is ``None``.
 """
 
 from django.dispatch import Signal

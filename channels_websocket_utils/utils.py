@@ -19,7 +19,7 @@ from .gate.handshake import read_handshake
 from .gate.identity import identity_of
 from .gate.verdict import annotate, refuse
 from .live import broadcast
-from .live.hub import apublish, publish
+from .live.events import apublish, publish
 from .signals import user_disconnected
 from .threads import in_our_pool
 from .tokens import digests, issuing

@@ -30,13 +30,14 @@ from .sign_in import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
-    from typing import Any
+    from typing import Any, TypeVar
 
     from django.contrib.auth.base_user import AbstractBaseUser
 
-    from ..live.hub import T
     from ..types import Scope
     from .verdict import Principal
+
+    T = TypeVar("T")
 
 __all__ = ["find_outdated", "fresh_user"]
 

@@ -22,7 +22,7 @@ from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.gate import decision, freshness, revocations
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import connection as connection_module
+from channels_websocket_utils.live import dropping, events, outbox, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live import receivers
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
@@ -316,7 +316,7 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
     known = await WebSocketRevocation.objects.acreate(
         id=late.id + 10, user=other, created_at=clock.now()
     )
-    await until(lambda: any(known.id in hub._known for hub in hub_module._hubs.values()))
+    await until(lambda: any(known.id in hub.recheck._known for hub in hub_module._hubs.values()))
 
     await WebSocketRevocation.objects.acreate(
         id=late.id, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
@@ -358,7 +358,7 @@ async def test_who_comes_back_stays_also_when_nobody_else_is_there(
 async def some_rechecks(count=3):
     """Wait until the timer has asked the database a few times."""
     asked = asyncio.Queue()
-    original = hub_module._present_state
+    original = recheck._read_changes
 
     def counted(principals):
         found = original(principals)
@@ -366,12 +366,12 @@ async def some_rechecks(count=3):
         return found
 
     loop = asyncio.get_running_loop()
-    hub_module._present_state = counted
+    recheck._read_changes = counted
     try:
         for _ in range(count):
             await asyncio.wait_for(asked.get(), LIMIT)
     finally:
-        hub_module._present_state = original
+        recheck._read_changes = original
 
 
 async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
@@ -411,11 +411,11 @@ async def test_sockets_outlive_a_database_that_is_away_for_a_moment(
     (connection,) = live_connections()
 
     broken.set()
-    await until(lambda: connection.is_database_away)
+    await until(lambda: connection.is_database_unavailable)
     assert await is_alive(socket)
     broken.clear()
 
-    await until(lambda: not connection.is_database_away)
+    await until(lambda: not connection.is_database_unavailable)
     assert await is_alive(socket)
 
 
@@ -504,7 +504,7 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
     unbound = await aget_websocket_token(user)
     # The logout, stopped before its flush.
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
-    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
+    await sync_to_async(events.publish)("revocation", **revocation.as_event())
     bound = await aget_websocket_token(user, session=session)
 
     for token in (unused, unbound, bound):
@@ -551,8 +551,8 @@ async def test_known_logout_ends_a_socket_that_the_gate_let_in(
     await open_as(user, await sync_to_async(sign_in)(user))
     digest = digests.digest_of(session)
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
-    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
-    await until(lambda: any(hub._known for hub in hub_module._hubs.values()))
+    await sync_to_async(events.publish)("revocation", **revocation.as_event())
+    await until(lambda: any(hub.recheck._known for hub in hub_module._hubs.values()))
     find = redeeming.find
 
     def find_before(*args, **options):
@@ -712,7 +712,7 @@ async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, 
 async def test_handler_that_sends_for_ever_is_stopped(
     user, open_as, session, monkeypatch, end, pause
 ):
-    monkeypatch.setattr(connection_module, "CLOSE_LIMIT", 0.05)
+    monkeypatch.setattr(dropping, "DROP_LIMIT", 0.05)
     told = asyncio.Event()
 
     class Ticker(AsyncManager):
@@ -839,7 +839,7 @@ def test_push_that_could_not_arrive_is_an_error(user, arguments, error):
 async def test_client_that_does_not_take_its_pushes_is_told_to_come_back(
     user, session, open_socket, monkeypatch
 ):
-    monkeypatch.setattr(connection_module, "MAX_WAITING_PUSHES", 5)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 5)
     application, full = stack(AsyncManager), asyncio.Event()
 
     async def slow(scope, receive, send):

@@ -459,7 +459,7 @@ async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch
     def inside():
         with transaction.atomic():
             ask()
-            database_connections._Connections().close_stale()
+            database_connections.ThreadConnections().close_stale()
             return ask()
 
     assert await sync_to_async(inside)() == 1

@@ -123,7 +123,7 @@ async def test_word_that_nobody_understands_is_passed_over(user, layer, open_one
     await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
-    assert caplog.text.count("was not understood") == 3
+    assert caplog.text.count("could not be handled") == 3
 
 
 async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
@@ -239,7 +239,7 @@ async def test_layer_that_is_away_costs_the_caller_nothing_but_a_line_in_the_log
     await apush_to_user(user, "news", {})
 
     assert await ended(socket) == 4410
-    assert caplog.text.count("The channel layer did not take a word") == 2
+    assert caplog.text.count("The channel layer did not take an event") == 2
 
 
 async def test_listeners_end_with_the_last_socket(layer, open_one):
