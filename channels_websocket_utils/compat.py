@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync
-from asgiref.sync import ThreadSensitiveContext as ThreadSensitiveContext
-from asgiref.sync import markcoroutinefunction as markcoroutinefunction
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, markcoroutinefunction
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+__all__ = [
+    "SyncToAsyncHook",
+    "ThreadSensitiveContext",
+    "allow_any_thread",
+    "close_if_unusable",
+    "current_thread_context",
+    "has_failed",
+    "is_idle",
+    "markcoroutinefunction",
+    "savepoint_depth",
+]
 
 # Django
 
@@ -58,8 +68,8 @@ def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:
 # Channels
 
 # asgiref
-
-# markcoroutinefunction(function) makes iscoroutinefunction(function) true.
+#
+# Imported above: markcoroutinefunction(function) makes iscoroutinefunction(function) true, and
 # ThreadSensitiveContext gives each "async with" block a thread of its own for sync_to_async().
 
 
