@@ -79,9 +79,12 @@ def current_thread_context() -> ThreadSensitiveContext | None:
 
 
 class SyncToAsyncHook(SyncToAsync[..., Any]):
-    """``sync_to_async`` whose subclasses can override ``thread_handler()``."""
+    """
+    ``sync_to_async`` whose subclasses override ``thread_handler()``.
 
-    def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
-        """Call the function; runs in its thread, and everything around the call can go here."""
+    asgiref calls that method in the thread, and the method calls the function.
+    """
+
+    if TYPE_CHECKING:
         # asgiref's has no types.
-        return super().thread_handler(loop, *args, **kwargs)  # type: ignore[no-untyped-call]
+        def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any: ...

@@ -42,7 +42,7 @@ __all__ = [
 OUR_THREADS = 8
 _lock = threading.Lock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
-_at_work = {"ours": 0, "handlers": 0, "recheck": 0}
+_at_work = {"package": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
 # The work that waits for the work of the current context, with the pool of each.
 _waiting_work: ContextVar[tuple[_Work, ...]]
@@ -51,7 +51,7 @@ _waiting_work = ContextVar("websocket_waiting_work", default=())
 
 def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, which does database work of the package."""
-    return _twin(function, "ours", OUR_THREADS)
+    return _twin(function, "package", OUR_THREADS)
 
 
 def in_handler_pool(function: Callable[P, R]) -> Twin[P, R]:

@@ -141,9 +141,7 @@ class Recheck:
                 self.is_database_unavailable = True
                 _log_outage(error)
                 return False
-            # This says nothing about the database, so the flag stays as it is.
             logger.exception("The re-check of the live connections failed")
-            return True
         self.is_database_unavailable = False
         return True
 

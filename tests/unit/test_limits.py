@@ -42,9 +42,9 @@ def clock(monkeypatch):
 
 async def last(socket):
     while True:
-        frame = await socket.next()
-        if isinstance(frame, int):
-            return frame
+        message = await socket.next()
+        if isinstance(message, int):
+            return message
 
 
 async def test_old_connection_is_closed_with_its_code(user, session, open_as, settings):
@@ -115,12 +115,14 @@ async def test_flood_ends_the_socket_and_no_other(
     for _ in range(1000):
         await socket.send("echo", value=1)
 
-    frames = []
-    while not isinstance(frame := await socket.next(), int):
-        frames.append(frame)
-    assert frame == 4429
+    messages = []
+    while not isinstance(message := await socket.next(), int):
+        messages.append(message)
+    assert message == 4429
     # Ten refusals in a row close it, like ten bad messages.
-    assert [frame["error"]["code"] for frame in frames if "error" in frame] == ["rate_limited"] * 10
+    assert [message["error"]["code"] for message in messages if "error" in message] == [
+        "rate_limited"
+    ] * 10
     assert (await good.call("echo", value=1))["data"] == 1
 
 
@@ -133,12 +135,12 @@ async def test_unreadable_messages_count_too(opened, settings, clock, consumer):
         await socket.send_text("{")
         await socket.send("websocket.ping")
 
-    frames = []
-    while not isinstance(frame := await socket.next(), int):
-        frames.append(frame)
-    assert frame == 4429
+    messages = []
+    while not isinstance(message := await socket.next(), int):
+        messages.append(message)
+    assert message == 4429
     # The ready message, five messages within the limit, ten beyond it.
-    assert len(frames) == 1 + 5 + 10
+    assert len(messages) == 1 + 5 + 10
 
 
 async def test_socket_whose_client_has_left_does_not_count(user, session, open_as, settings):

@@ -213,7 +213,7 @@ async def test_event_runs_as_a_handler_whatever_its_text_contains(opened, settin
     Gathering.go_on.set()
     await until(lambda: len(Gathering.ran) == 2)
 
-    assert not [name for name in Gathering.ran if "ours" in name]
+    assert not [name for name in Gathering.ran if "package" in name]
 
 
 async def test_code_in_a_thread_never_waits_for_another_thread_of_its_pool(
@@ -260,9 +260,9 @@ async def test_naive_handlers_delay_a_connect(opened, user, session, open_socket
     tokens = [await in_our_pool(issue)(user) for _ in range(2)]
     socket = open_socket(stack(Naive), f"/ws/{tokens[0]}", session=session)
     opening = asyncio.ensure_future(socket.connect())
-    ours = open_socket(stack(Sync), f"/ws/{tokens[1]}", session=session)
+    other = open_socket(stack(Sync), f"/ws/{tokens[1]}", session=session)
 
-    assert (await ours.connect())["type"] == "websocket.accept"
+    assert (await other.connect())["type"] == "websocket.accept"
     assert not opening.done()
     Gathering.go_on.set()
     assert (await opening)["type"] == "websocket.accept"
@@ -721,18 +721,18 @@ async def test_consumer_that_is_cancelled_while_it_waits_ends(opened, consumer, 
 
 @pytest.mark.parametrize("alias", ["none", "default"])
 async def test_messages_of_a_sync_handler_are_sent_before_its_answer(opened, alias):
-    class Telling(Manager):
+    class Pushing(Manager):
         channel_layer_alias = alias
 
         @auto_route
-        def tell(self):
+        def push_two(self):
             self.push("first", {})
             self.push("second", {})
             return "third"
 
-    socket = await opened(Telling)
+    socket = await opened(Pushing)
     await socket.next()
-    await socket.send("tell", reply_key="r")
+    await socket.send("push_two", reply_key="r")
 
     keys = [(await socket.next())["key"] for _ in range(3)]
     assert keys == ["first", "second", "r"]
@@ -760,8 +760,8 @@ async def test_answer_of_a_sync_consumer_is_sent_before_later_messages(opened, a
         await socket.send("echo", reply_key="r", value=what)
 
         assert await socket.next() == {"key": "r", "data": what}
-        frame = await socket.next()
-        assert (frame["key"] if isinstance(frame, dict) else frame) == follows
+        message = await socket.next()
+        assert (message["key"] if isinstance(message, dict) else message) == follows
         if what == "raise":
             with pytest.raises(ZeroDivisionError):
                 await socket.wait()
