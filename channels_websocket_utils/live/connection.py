@@ -144,7 +144,8 @@ class Connection:
                 continue
             if message["type"] == "websocket.disconnect":
                 return self._deliver_disconnect(message)
-            if self.state is not CLOSING or message["type"] != "websocket.receive":
+            # Messages that the client sent before it noticed the end are dropped.
+            if self.state is OPEN or not self.ended or message["type"] != "websocket.receive":
                 self._is_connect_delivered = True
                 return message
         self._change_state(CLOSED)
