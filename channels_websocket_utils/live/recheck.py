@@ -33,15 +33,15 @@ __all__ = ["Recheck", "is_outage"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# The errors of cache libraries that are no OSError. A site may keep its sessions in a cache.
+# What cache libraries raise when their server is unavailable: a cache may keep the sessions.
 _CACHE_ERRORS = frozenset(
     {
         "django_redis.exceptions.ConnectionInterrupted",
         "pylibmc.Error",
         "_pylibmc.Error",
         "pymemcache.exceptions.MemcacheError",
-        "redis.exceptions.ConnectionError",
-        "redis.exceptions.TimeoutError",
+        "redis.exceptions.RedisError",
+        "valkey.exceptions.ValkeyError",
     }
 )
 
