@@ -1,4 +1,6 @@
-"""The live connections of this process."""
+"""
+The live connections of this process.
+"""
 
 from .live.connection import Connection
 from .live.hub import live_connections

@@ -10,106 +10,113 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from asgiref.sync import SyncToAsync, sync_to_async
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connections
+
+from .compat import (
+    allow_any_thread,
+    close_if_unusable,
+    current_thread_context,
+    has_failed,
+    is_idle,
+)
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Sequence
 
-    from asgiref.sync import ThreadSensitiveContext
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["TRUSTED", "aclose_stale_connections", "has_own_thread", "may_hold_stale_connections"]
+__all__ = [
+    "TRUSTED",
+    "PoolConnections",
+    "ThreadConnections",
+    "aclose_stale_connections",
+    "has_own_thread",
+    "may_hold_stale_connections",
+]
 
 
-# Seconds that a connection is trusted without being asked whether it is still there.
+# Seconds after a check during which a connection is used without another check.
 TRUSTED = 1.0
-# By what decides which thread that is: an event loop, or a ThreadSensitiveContext.
-_orm_threads: weakref.WeakKeyDictionary[object, _Connections] = weakref.WeakKeyDictionary()
+# By event loop, or by ThreadSensitiveContext: each of them has one thread for the async ORM.
+_orm_threads: weakref.WeakKeyDictionary[object, ThreadConnections] = weakref.WeakKeyDictionary()
 
 
 def may_hold_stale_connections(loop: AbstractEventLoop) -> bool:
     """
-    Return whether ``aclose_stale_connections()`` has work to do: asked before every message.
+    Return whether ``aclose_stale_connections()`` has work to do. Called before every message.
 
-    ``loop`` is the one that runs: to ask for it is a system call before Python 3.12.
+    ``loop`` is the running event loop: before Python 3.12, asyncio finds it by a system call.
     """
     return _orm_thread(loop).may_hold_stale()
 
 
 async def aclose_stale_connections(loop: AbstractEventLoop) -> None:
     """
-    Close the stale database connections of the thread in which this task's async ORM works.
+    Close the stale database connections of the thread that runs this task's async ORM.
 
-    Channels goes to that thread before every message. Here the event loop looks at what it has
-    been handed of the connections, and goes there once a second, or where one has failed.
+    Channels calls that thread before every message. This package calls it once a second, or when a
+    connection has failed. In between, the event loop reads the state of the connections.
     """
     await sync_to_async(_orm_thread(loop).close_stale)()
 
 
-def _orm_thread(loop: AbstractEventLoop) -> _Connections:
-    owner = _own_context() or loop
+def _orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
+    owner = current_thread_context() or loop
     thread = _orm_threads.get(owner)
     if thread is None:
-        thread = _orm_threads[owner] = _Connections()
+        thread = _orm_threads[owner] = ThreadConnections()
     return thread
 
 
 def has_own_thread() -> bool:
-    """Return whether the async ORM of the present task works in a thread of this socket alone."""
-    return _own_context() is not None
+    """Return whether this connection has a thread for its async ORM (``isolate=True``)."""
+    return current_thread_context() is not None
 
 
-def _own_context() -> ThreadSensitiveContext | None:
-    # Of isolate=True.
-    return SyncToAsync.thread_sensitive_context.get(None)
-
-
-class _Connections:
-    """The database connections of one thread, and when they were last looked at."""
+class ThreadConnections:
+    """The database connections of one thread, and when they were last checked."""
 
     def __init__(self) -> None:
-        self._looked_at: float | None = None
+        self._checked_at: float | None = None
         self._all: Sequence[BaseDatabaseWrapper] = ()
 
     def may_hold_stale(self) -> bool:
-        """Return whether ``close_stale()`` has work to do. May be asked in any thread."""
+        """Return whether ``close_stale()`` has work to do. Can be called in any thread."""
         return not self._is_trusted() or any(
-            _is_open(connection) and _is_suspect(connection) for connection in self._all
+            is_idle(connection) and has_failed(connection) for connection in self._all
         )
 
     def close_stale(self) -> None:
         """
         Close the connections that are too old, or that the server has closed.
 
-        Channels closes them around every call instead, which with ``CONN_MAX_AGE`` 0, Django's
-        default, is a new connection for every message.
+        A connection in a transaction is left alone: it belongs to the code that began the
+        transaction. Channels closes all connections around every call instead. With
+        ``CONN_MAX_AGE`` 0, which is Django's default, each message then opens a new connection.
         """
         is_trusted = self._is_trusted()
         if not is_trusted:
             self._all = _all_connections()
         for connection in self._all:
-            if not _is_open(connection) or (is_trusted and not _is_suspect(connection)):
-                continue
-            connection.close_if_unusable_or_obsolete()
-            if connection.connection is not None and not connection.is_usable():
-                connection.close()
+            if is_idle(connection) and not (is_trusted and not has_failed(connection)):
+                close_if_unusable(connection)
         if not is_trusted:
-            self._looked_at = time.monotonic()
+            self._checked_at = time.monotonic()
 
     def _is_trusted(self) -> bool:
-        return self._looked_at is not None and time.monotonic() - self._looked_at <= TRUSTED
+        return self._checked_at is not None and time.monotonic() - self._checked_at <= TRUSTED
 
 
-class _OurConnections(_Connections):
-    """Those of a thread of a pool: they are closed with it."""
+class PoolConnections(ThreadConnections):
+    """The database connections of a thread of a pool, which are closed when the thread ends."""
 
     def __del__(self) -> None:
         for connection in self._all:
-            # It is not always the thread itself that takes its leavings away.
-            connection.inc_thread_sharing()
+            # The garbage collector may run in another thread, or on an event loop.
+            allow_any_thread(connection)
             try:
                 connection.close()
             except SynchronousOnlyOperation:
@@ -117,20 +124,10 @@ class _OurConnections(_Connections):
 
 
 def _all_connections() -> list[BaseDatabaseWrapper]:
-    """Return this thread's connections, used or not: hardly one comes later that is not known."""
+    """Return this thread's connections, one for each database, open or not."""
     found = []
     for alias in connections:
-        # Whose driver is not installed is never used either.
+        # A database whose driver is not installed is not used.
         with suppress(ImproperlyConfigured):
             found.append(connections[alias])
     return found
-
-
-def _is_open(connection: BaseDatabaseWrapper) -> bool:
-    # In a transaction it belongs to whoever began that.
-    return connection.connection is not None and not connection.in_atomic_block
-
-
-def _is_suspect(connection: BaseDatabaseWrapper) -> bool:
-    is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-    return is_left_open or connection.errors_occurred

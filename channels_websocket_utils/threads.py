@@ -1,5 +1,5 @@
 """
-Where sync code of ours and of consumers runs: bounded pools of threads.
+The bounded pools of threads that run sync code of the package and of consumers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, markcoroutinefunction
 from django.db import connections
 
+from .compat import SyncToAsyncHook, markcoroutinefunction
 from .conf import get_setting
-from .database_connections import _OurConnections
+from .database_connections import PoolConnections
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -37,49 +37,49 @@ __all__ = [
 ]
 
 
-# A decision is three queries: a few threads serve thousands of connects a second, and each may
-# hold a database connection.
+# The gate's decision takes three queries, so a few threads serve thousands of connects a second.
+# Each thread may hold a database connection.
 OUR_THREADS = 8
 _lock = threading.Lock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
-_at_work = {"ours": 0, "handlers": 0, "recheck": 0}
+_at_work = {"package": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
-# The work, each in its pool, that waits for the present one.
+# The work that waits for the work of the current context, with the pool of each.
 _waiting_work: ContextVar[tuple[_Work, ...]]
 _waiting_work = ContextVar("websocket_waiting_work", default=())
 
 
 def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
-    """Return an awaitable twin of ``function``, for database work of ours."""
-    return _twin(function, "ours", OUR_THREADS)
+    """Return an async twin of ``function``, which does database work of the package."""
+    return _twin(function, "package", OUR_THREADS)
 
 
 def in_handler_pool(function: Callable[P, R]) -> Twin[P, R]:
-    """Return an awaitable twin of ``function``, a sync handler of a consumer."""
+    """Return an async twin of ``function``, a sync handler of a consumer."""
     return _twin(function, "handlers", get_setting("SYNC_THREADS"))
 
 
 def in_recheck_thread(function: Callable[P, R]) -> Twin[P, R]:
-    """Return an awaitable twin of ``function``, for the re-check of live sockets."""
+    """Return an async twin of ``function``, which re-checks live connections."""
     return _twin(function, "recheck", 1)
 
 
 def handlers_are_waiting() -> bool:
-    """Return whether a handler that starts now would wait until another one has ended."""
+    """Return whether a handler that starts now would wait for another one to finish."""
     return not _single_threads and _at_work["handlers"] >= get_setting("SYNC_THREADS")
 
 
 def is_single_threaded() -> bool:
-    """Return whether ``single_thread()`` holds."""
+    """Return whether ``single_thread()`` is in effect."""
     return bool(_single_threads)
 
 
 @contextmanager
 def single_thread() -> Iterator[None]:
     """
-    Run everything in Django's own one thread meanwhile, in the whole process.
+    Run all sync code in Django's one thread during the ``with`` block, in the whole process.
 
-    For tests: a ``TestCase`` keeps its rows in a transaction that only this thread can see.
+    For tests: the rows of a ``TestCase`` are in a transaction of that thread.
     """
     global _single_threads
     with _lock:
@@ -93,10 +93,10 @@ def single_thread() -> Iterator[None]:
 
 def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
     if _single_threads:
-        # Not Channels' twin, which closes the connection of a test's transaction.
+        # database_sync_to_async() of Channels would close the connection of the test's transaction.
         return _SyncToAsync(function)
     if any(work.pool == name and not work.is_done for work in _waiting_work.get()):
-        # Who holds a thread of the pool waits for us: in a thread of that pool we might never run.
+        # A thread of the pool waits for this work. If all its threads did, none would be free.
         twin = _PoolSyncToAsync("", ThreadPoolExecutor(1))
     else:
         twin = _pool(name, threads)
@@ -104,11 +104,11 @@ def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
 
 
 def _pool(name: str, threads: int) -> _PoolSyncToAsync:
-    """Return the awaitable twin of ``_call()`` that runs in the pool ``name``."""
+    """Return the async twin of ``_call()`` that runs in the pool ``name``."""
     with _lock:
         size, twin = _pools.get(name, (None, None))
         if twin is None or size != threads:
-            # The setting has changed. The old pool's threads end when their work is done.
+            # After a change of the setting, the old pool's threads end with their work.
             if twin is not None:
                 twin.executor.shutdown(wait=False)
             pool = ThreadPoolExecutor(threads, thread_name_prefix=f"websocket-{name}")
@@ -122,7 +122,7 @@ def _call(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 class _Work:
-    """One function at work in the pool of that name."""
+    """One function that runs, or waits for a thread, in the pool of that name."""
 
     __slots__ = ("is_done", "pool")
 
@@ -138,18 +138,17 @@ class _Work:
         self._count(-1)
 
     def _count(self, change: int) -> None:
-        # Event loops run in threads of their own.
+        # Each event loop runs in a thread of its own.
         with _lock:
             _at_work[self.pool] += change
 
 
-class _SyncToAsync(SyncToAsync[..., Any]):
+class _SyncToAsync(SyncToAsyncHook):
     def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
         try:
-            # asgiref's has no types.
-            return super().thread_handler(loop, *args, **kwargs)  # type: ignore[no-untyped-call]
+            return super().thread_handler(loop, *args, **kwargs)
         except StopIteration as error:
-            # No future takes it: who awaits this would wait for ever.
+            # A future does not accept StopIteration, so its awaiter would wait for ever.
             raise RuntimeError("Sync code raised StopIteration") from error
 
 
@@ -157,7 +156,7 @@ class _PoolSyncToAsync(_SyncToAsync):
     _local = threading.local()
 
     def __init__(self, name: str, executor: ThreadPoolExecutor) -> None:
-        # One for all functions: to make one takes longer than to call it.
+        # One object serves all functions, because its construction takes longer than a call.
         super().__init__(_call, thread_sensitive=False, executor=executor)
         self._name, self.executor = name, executor
 
@@ -177,16 +176,14 @@ class _PoolSyncToAsync(_SyncToAsync):
 
     def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self._local, "connections"):
-            self._local.connections = _OurConnections()
-        ours = self._local.connections
-        ours.close_stale()
+            self._local.connections = PoolConnections()
+        self._local.connections.close_stale()
         try:
             return super().thread_handler(loop, *args, **kwargs)
         except (KeyboardInterrupt, SystemExit) as error:
-            # Out of the event loop they would take the whole process with them, where a thread
-            # only ends itself.
+            # These two end a thread, but from a task they would end the event loop.
             raise RuntimeError(f"Sync code raised {type(error).__name__}") from error
         finally:
             if not self._name:
-                # This thread ends with its one piece of work.
+                # This thread ends after its first function.
                 connections.close_all()

@@ -18,7 +18,7 @@ from .gate import revocations
 from .gate.admission import annotate_scope
 from .gate.identity import identity_of
 from .live import broadcast
-from .live.hub import apublish, publish
+from .live.events import apublish, publish
 from .signals import user_disconnected
 from .threads import in_our_pool
 from .tokens import digests, issuing

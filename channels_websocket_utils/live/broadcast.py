@@ -1,5 +1,5 @@
 """
-Events to other processes, over the channel layer.
+Events to and from other processes, over the channel layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     Event: TypeAlias = dict[str, Any]
-    # Every channel layer has fewer methods than are called here.
+    # No base class declares all the methods that channel layers have.
     Layer: TypeAlias = Any
 
 __all__ = [
@@ -41,17 +41,18 @@ __all__ = [
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# Groups, and the prefixes of their listeners' channels. A layer drops what a full channel cannot
-# take: a burst of pushes must not cost a logout.
+# The two groups, and the prefixes of their listeners' channels. A layer drops messages for a full
+# channel. Pushes have a channel of their own, so that a burst of them does not drop a logout.
 REVOCATIONS = "websocket_utils.revocations"
 PUSHES = "websocket_utils.pushes"
-# What a view that logs somebody out waits for at most; and a connect, for the first subscription.
+# Seconds that a view waits while it publishes, and a connect for the first subscription.
 LIMIT = 1.0
+# Seconds between two attempts to listen: the first pause and the longest.
 BACKOFF = 0.1, 10.0
-# A membership that Redis has lost (flushed, evicted) is back after so many seconds.
+# Seconds after which a membership that Redis has lost (flushed, evicted) is added again.
 RENEWAL = 30.0
 _MESSAGE_TYPE = "websocket.event"
-# By event loop and alias.
+# Layers that no listener uses now, by event loop and alias.
 _free_layers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, list[Layer]]]
 _free_layers = WeakKeyDictionary()
 _BOOT = uuid.uuid4().hex
@@ -65,10 +66,10 @@ def shared_layer() -> Layer | None:
 
 def send(group: str, event: Event) -> None:
     """
-    Tell ``event``, a dictionary of JSON's types, to the listeners of all other processes.
+    Send ``event``, a dictionary of JSON's types, to the listeners of all other processes.
 
-    One ``group_send()`` of 1 s at most. An error is logged and not raised: the caller's work is
-    done, and the re-check of the other processes will find it.
+    This is one ``group_send()``, which may take 1 second at most. An error is logged and not
+    raised: the caller's work is done, and the re-check of the other processes finds the change.
     """
     if shared_layer() is not None:
         async_to_sync(asend)(group, event)
@@ -83,28 +84,29 @@ async def asend(group: str, event: Event) -> None:
     try:
         await _within_limit(layer.group_send(group, message))
     except Exception as error:
-        logger.error("The channel layer did not take a word to %s: %s", group, _told(error))
+        # Each layer has exceptions of its own.
+        logger.error("The channel layer did not take an event for %s: %s", group, _text_of(error))
 
 
 class Listener:
     """
-    Hears the words to one ``group`` on the running event loop, until ``stop()``.
+    Receives the events of one ``group`` on the running event loop, until ``stop()``.
 
-    ``hear`` is called with each word of another process and must not wait. ``missed`` is called
-    when words may have been lost: the layer was away, and is back.
+    ``handle(event)`` is called with each event of another process and must not wait. ``missed()``
+    is called when events may have been lost, because the layer was unavailable.
     """
 
     def __init__(
-        self, group: str, hear: Callable[[Event], object], missed: Callable[[], object]
+        self, group: str, handle: Callable[[Event], object], missed: Callable[[], object]
     ) -> None:
         self._group = group
-        self._hear = hear
+        self._handle = handle
         self._missed = missed
         self._has_tried = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
 
     async def ready(self) -> None:
-        """Wait until the first subscription stands or has failed, 1 s at most, once."""
+        """Wait until the first subscription has succeeded or failed, 1 second at most, once."""
         if not self._has_tried.is_set():
             try:
                 await _within_limit(self._has_tried.wait())
@@ -113,7 +115,7 @@ class Listener:
                 logger.error("The channel layer did not answer within %s s", LIMIT)
 
     async def stop(self) -> None:
-        """End, and leave the group."""
+        """Stop receiving, and leave the group."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -133,8 +135,9 @@ class Listener:
                     finally:
                         await self._leave(layer, channel)
             except Exception as error:
+                # Each layer has exceptions of its own. The re-check works without the layer.
                 logger.warning(
-                    "The channel layer was lost, next try in %s s: %s", delay, _told(error)
+                    "The channel layer was lost, next try in %s s: %s", delay, _text_of(error)
                 )
             self._has_tried.set()
             await asyncio.sleep(delay)
@@ -142,7 +145,7 @@ class Listener:
 
     async def _listen(self, layer: Layer, channel: str) -> None:
         clock = asyncio.get_running_loop().time
-        # Before the layer forgets its members.
+        # The layer forgets its members after group_expiry.
         interval = min(RENEWAL, getattr(layer, "group_expiry", RENEWAL) / 2)
         renewal = clock() + interval
         receiving = None
@@ -152,23 +155,23 @@ class Listener:
                 await asyncio.wait({receiving}, timeout=max(0, renewal - clock()))
                 if receiving.done():
                     message, receiving = receiving.result(), None
-                    self._take(message)
+                    self._receive(message)
                 if clock() >= renewal:
                     await self._join(layer, channel)
                     renewal = clock() + interval
         finally:
             if receiving is not None:
-                receiving.add_done_callback(_see_error)
+                receiving.add_done_callback(_retrieve_error)
                 receiving.cancel()
                 await asyncio.wait({receiving}, timeout=LIMIT)
 
-    def _take(self, message: Mapping[str, Any]) -> None:
+    def _receive(self, message: Mapping[str, Any]) -> None:
         try:
             if message["sender"] != _sender():
-                self._hear(message["event"])
+                self._handle(message["event"])
         except Exception:
-            # Of another version, perhaps: the next one may be understood.
-            logger.exception("A word to %s was not understood", self._group)
+            # A process with another version may have sent it. The listener continues.
+            logger.exception("An event for %s could not be handled", self._group)
 
     async def _join(self, layer: Layer, channel: str) -> None:
         await _within_limit(layer.group_add(self._group, channel))
@@ -177,17 +180,18 @@ class Listener:
         try:
             await _within_limit(layer.group_discard(self._group, channel))
         except Exception as error:
-            logger.debug("A listener could not leave %s: %s", self._group, _told(error))
+            logger.debug("A listener could not leave %s: %s", self._group, _text_of(error))
 
 
 @asynccontextmanager
 async def _listening_layer() -> AsyncIterator[Layer]:
     """
-    Lend the layer to listen on.
+    Lend a channel layer to a listener.
 
-    Beside a listener on the same instance of ``channels_redis.core`` no consumer would receive
-    anything, nor another listener; so each gets one of its own, whose queue no consumer's messages
-    can fill. It is used again afterwards: an instance wraps the ``close()`` of the loop, for good.
+    An instance of ``channels_redis.core`` receives for one prefix of channels at a time: beside a
+    listener, no consumer would receive anything. So each listener gets an instance of its own,
+    whose queue no consumer's messages can fill. The instance is used again afterwards, because
+    each one wraps the ``close()`` of the event loop permanently.
     """
     layer: Layer = shared_layer()
     if not _receives_one_at_a_time(layer):
@@ -202,23 +206,23 @@ async def _listening_layer() -> AsyncIterator[Layer]:
         try:
             await _within_limit(layer.close_pools())
         except Exception as error:
-            logger.debug("A listener's layer could not be closed: %s", _told(error))
+            logger.debug("A listener's layer could not be closed: %s", _text_of(error))
         free.append(layer)
 
 
 def _receives_one_at_a_time(layer: Layer) -> bool:
-    """Whether it is like ``channels_redis.core``, which waits for one prefix of channels only."""
+    """Return whether ``layer`` is like ``channels_redis.core``, which has ``close_pools()``."""
     return hasattr(layer, "close_pools")
 
 
 async def _within_limit(awaitable: Awaitable[T]) -> T:
     """
-    Return what ``awaitable`` comes to, or raise ``TimeoutError`` after ``LIMIT`` seconds.
+    Return the result of ``awaitable``, or raise ``TimeoutError`` after ``LIMIT`` seconds.
 
-    Before Python 3.12 ``asyncio.wait_for()`` loses a cancellation that meets the result.
+    Before Python 3.12, ``asyncio.wait_for()`` loses a cancellation that arrives with the result.
     """
     task = asyncio.ensure_future(awaitable)
-    task.add_done_callback(_see_error)
+    task.add_done_callback(_retrieve_error)
     try:
         await asyncio.wait({task}, timeout=LIMIT)
         if not task.done():
@@ -228,16 +232,16 @@ async def _within_limit(awaitable: Awaitable[T]) -> T:
         task.cancel()
 
 
-def _see_error(task: asyncio.Future[Any]) -> None:
-    # Or asyncio would complain that nobody did.
+def _retrieve_error(task: asyncio.Future[Any]) -> None:
+    # asyncio logs exceptions that were never retrieved.
     if not task.cancelled():
         task.exception()
 
 
 def _sender() -> str:
-    # A process may have been forked after this module was loaded.
+    # A process may be forked after this module was imported.
     return f"{_BOOT}.{os.getpid()}"
 
 
-def _told(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return str(error) or type(error).__name__

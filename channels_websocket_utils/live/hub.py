@@ -1,12 +1,11 @@
 """
-The hub of an event loop: its live connections, by user and by session.
+The hub of an event loop: its connections by user and session, and the events applied to them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,34 +13,31 @@ from django.contrib.auth import get_user_model
 
 from .. import protocol
 from ..conf import get_setting
-from ..gate import freshness, revocations
 from ..gate.revocations import Revocation
-from ..threads import in_recheck_thread
-from ..tokens import clock
 from . import broadcast
+from .recheck import Recheck
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, TypeAlias, TypeVar
+    from typing import Any, TypeAlias
 
-    from ..gate.verdict import Principal
     from .connection import Connection
 
-    T = TypeVar("T")
-    # What is to be done for these sockets alone, or for all.
-    _Order: TypeAlias = Callable[[set["Connection"] | None], object]
+    # Applies an event to those of the given connections that it names, or to all (None).
+    _Apply: TypeAlias = Callable[[set[Connection] | None], object]
 
-__all__ = ["LINGER", "Hub", "apublish", "live_connections", "publish", "register"]
+__all__ = ["LINGER", "Hub", "current_hubs", "live_connections", "register"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# Pages that reload leave a process without sockets for a moment. To subscribe anew each time would
-# make them wait; and a revocation that was forgotten meanwhile would end, for it may have been
-# written by a clock that is 5 s ahead, who has just come back.
+# Seconds. When pages reload, a process may be without connections for a moment. A new hub would
+# have to subscribe again, while the pages wait. It would also read the row of a disconnect again,
+# and within the 5 s by which clocks may differ that row would end a user who has reconnected.
 LINGER = 10.0
-# So many sockets are told of their end, then all others have their turn on the event loop.
+# Connections that are notified of their end before the event loop continues with others, and the
+# pause after that in seconds.
 SLICE, PAUSE = 10, 0.005
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
 
@@ -50,108 +46,123 @@ async def register(connection: Connection) -> None:
     """
     Register ``connection`` as pending with the hub of the running event loop.
 
-    Do this before the gate decides: events that arrive meanwhile are kept until it settles.
+    Call this before the gate reads the database. The hub keeps the events that arrive from then on,
+    and applies them when ``connection.activate()`` names the user.
     """
     loop = asyncio.get_running_loop()
     if loop not in _hubs:
         _forget_closed_loops()
         _hubs[loop] = Hub(loop)
-    hub = connection._hub = _hubs[loop]
-    hub.pending.add(connection)
+    hub = connection.hub = _hubs[loop]
+    hub.pending[connection] = ()
     await hub.ready()
 
 
-def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
-    """
-    Tell all live sockets, in this process and the others; from any thread.
-
-    ``kind`` is ``"revocation"`` with the details of ``Revocation.as_event()``, ``"recheck"`` with
-    ``users``, ``"permissions"`` with ``users`` (``None`` for all), or ``"push"`` with ``user`` and
-    ``text``. Users are primary keys as text. Never raises for a channel layer that is away.
-    """
-    broadcast.send(group, _tell_here({"kind": kind, **details}))
-
-
-async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
-    """See publish()."""
-    await broadcast.asend(group, _tell_here({"kind": kind, **details}))
-
-
 def live_connections() -> list[Connection]:
-    """Return the ``Connection`` of each live socket in this process with a signed-in user."""
+    """Return the ``Connection`` of each live connection in this process with a signed-in user."""
     return [connection for hub in list(_hubs.values()) for connection in hub.live()]
 
 
+def current_hubs() -> list[Hub]:
+    """Return the hubs of this process whose event loops are not closed; works in any thread."""
+    _forget_closed_loops()
+    return list(_hubs.values())
+
+
+def _forget_closed_loops() -> None:
+    for loop in list(_hubs):
+        if loop.is_closed():
+            _hubs.pop(loop, None)
+
+
 class Hub:
-    """The live sockets of one event loop. All methods are for that loop's thread."""
+    """The live connections of one event loop. All methods belong to the thread of that loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.pending: set[Connection] = set()
-        self.is_database_away = False
+        # The events that each will be sent when its user is known.
+        self.pending: dict[Connection, tuple[_Apply, ...]] = {}
+        self.recheck = Recheck(self.live, self._apply_revocation, self.end)
         self._by_user: dict[Any, set[Connection]] = {}
         self._by_session: dict[str, set[Connection]] = {}
-        # Revocations by id, and the digests of the sessions that those have ended for good.
-        self._known: dict[int, Revocation] = {}
-        self._over: set[str] = set()
-        self._timer: asyncio.Future[None] | None = None
-        self._lingering: asyncio.TimerHandle | None = None
+        self._age_timers: dict[Connection, asyncio.TimerHandle] = {}
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._listeners: list[broadcast.Listener] = []
         if broadcast.shared_layer() is not None:
+            check_soon = self.recheck.check_soon
             self._listeners = [
-                broadcast.Listener(broadcast.REVOCATIONS, self.handle_event, self._look_soon),
+                broadcast.Listener(broadcast.REVOCATIONS, self.handle_event, check_soon),
                 broadcast.Listener(broadcast.PUSHES, self.handle_event, lambda: None),
             ]
 
+    @property
+    def is_database_unavailable(self) -> bool:
+        return self.recheck.is_database_unavailable
+
     def live(self) -> set[Connection]:
-        """Return the sockets that have settled, as a new set."""
+        """Return the connections whose user is known, as a new set."""
         return set().union(*self._by_user.values())
 
     async def ready(self) -> None:
-        """Wait until the word of other processes is heard, 1 s at most."""
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
+        """Wait until events of other processes are received, 1 s at most."""
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
         await asyncio.gather(*(listener.ready() for listener in self._listeners))
 
     def activate(self, connection: Connection) -> None:
-        self.pending.discard(connection)
+        """Index ``connection`` by its ``principal`` and apply the events that it has missed."""
+        missed = self.pending.pop(connection, ())
         principal = connection.principal
         if principal is None:
             return
-        self._make_room(connection, principal.user_id)
+        self._enforce_limit(connection, principal.user_id)
         self._by_user.setdefault(principal.user_id, set()).add(connection)
         if principal.session_digest:
             self._by_session.setdefault(principal.session_digest, set()).add(connection)
-        for obey in connection.heard:
-            obey({connection})
-        connection.heard = ()
-        if principal.session_digest in self._over:
-            # A logout is known before its session is flushed: its page came back meanwhile.
+        for apply in missed:
+            apply({connection})
+        if self.recheck.has_ended(principal.session_digest):
+            # A logout is published before its session is deleted. A page has reconnected meanwhile.
             self.end({connection}, protocol.CLOSE_SESSION_ENDED)
         age = get_setting("MAX_CONNECTION_AGE")
         if age is not None:
-            connection.age(age)
-        if self._timer is None:
-            self._timer = run_in_background(self._watch())
+            timer = self.loop.call_later(age, self.end, {connection}, protocol.CLOSE_TOO_OLD)
+            self._age_timers[connection] = timer
+        self.recheck.start()
+
+    def _enforce_limit(self, connection: Connection, user_id: object) -> None:
+        limit = get_setting("MAX_CONNECTIONS_PER_USER")
+        if limit is None:
+            return
+        same_user = self._by_user.get(user_id, ())
+        # Ids are given in the order of arrival.
+        alive = sorted((each for each in same_user if not each.ended), key=lambda each: each.id)
+        surplus = len(alive) + 1 - limit
+        if surplus > 0:
+            if get_setting("WHEN_TOO_MANY") == "replace":
+                self.end(alive[:surplus], protocol.CLOSE_REPLACED)
+            else:
+                self.end({connection}, protocol.CLOSE_TOO_MANY)
 
     def remove(self, connection: Connection) -> None:
-        """Forget a socket, and everything some seconds after the last one."""
-        self.pending.discard(connection)
+        """Forget a connection. Some seconds after the last one, stop."""
+        self.pending.pop(connection, None)
+        timer = self._age_timers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
         principal = connection.principal
         if principal is not None:
             _discard(self._by_user, principal.user_id, connection)
             _discard(self._by_session, principal.session_digest, connection)
         if self._by_user:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self.pending and self._lingering is None:
-            self._lingering = self.loop.call_later(LINGER, self.stop)
+        self.recheck.stop()
+        if not self.pending and self._linger_timer is None:
+            self._linger_timer = self.loop.call_later(LINGER, self.stop)
 
     def stop(self) -> None:
-        """Forget the loop, and stop listening."""
+        """Leave the registry of hubs, and stop listening."""
         if _hubs.get(self.loop) is self:
             del _hubs[self.loop]
         for listener in self._listeners:
@@ -161,41 +172,36 @@ class Hub:
         """
         End ``connections`` with ``close_code``.
 
-        All are marked first, with nothing in between: no frame of any is handled from now on. To
-        tell them takes a while, and nobody waits for it.
+        All are marked in one step, so no message of any of them is handled from now on. A
+        background task then notifies their consumers and clients.
         """
         ended = [connection for connection in connections if connection.end(close_code)]
         if ended:
             logger.info("Ended %s live sockets with %s", len(ended), close_code)
-            run_in_background(_tell_ended(ended))
+            run_in_background(_notify(ended))
 
-    def handle_event(self, word: Mapping[str, Any]) -> None:
-        """Do what ``word`` says, see ``publish()``; for pending sockets as soon as they settle."""
-        kind = word["kind"]
+    def handle_event(self, event: Mapping[str, Any]) -> None:
+        """Apply ``event``, see ``events.publish()``: to pending connections when they activate."""
+        kind = event["kind"]
         if kind == "revocation":
-            self._revoke(Revocation.from_event(word))
+            self.recheck.add_revocation(Revocation.from_event(event))
         elif kind == "recheck":
-            self._order(partial(self._recheck_users, _user_ids(word["users"])))
+            self._apply(partial(self._recheck_users, _user_ids(event["users"])))
         elif kind == "permissions":
-            users = word["users"]
-            users = None if users is None else _user_ids(users)
-            self._order(partial(self._drop_grants, users))
+            users = event["users"]
+            user_ids = None if users is None else _user_ids(users)
+            self._apply(partial(self._clear_permissions, user_ids))
         elif kind == "push":
-            for connection in self._of_users(_user_ids([word["user"]])):
-                connection.push(word["text"])
+            for connection in self._of_users(_user_ids([event["user"]])):
+                connection.push(event["text"])
 
-    def _order(self, obey: _Order) -> None:
-        """Have ``obey(among)`` done for the live sockets, and later for those now pending."""
+    def _apply(self, apply: _Apply) -> None:
         for connection in self.pending:
-            connection.heard += (obey,)
-        obey(None)
+            self.pending[connection] += (apply,)
+        apply(None)
 
-    def _revoke(self, revocation: Revocation) -> None:
-        if revocation.id not in self._known:
-            self._order(partial(self._end_revoked, revocation))
-            self._known[revocation.id] = revocation
-            if revocation.is_final:
-                self._over.add(revocation.session_digest)
+    def _apply_revocation(self, revocation: Revocation) -> None:
+        self._apply(partial(self._end_revoked, revocation))
 
     def _end_revoked(self, revocation: Revocation, among: set[Connection] | None) -> None:
         if revocation.session_digest:
@@ -213,121 +219,32 @@ class Hub:
     def _recheck_users(self, user_ids: set[Any], among: set[Connection] | None) -> None:
         connections = self._of_users(user_ids, among)
         if connections:
-            run_in_background(self._recheck(connections))
+            for connection in connections:
+                connection.permission_cache = {}
+            self.recheck.check(connections)
 
-    def _drop_grants(self, user_ids: set[Any] | None, among: set[Connection] | None) -> None:
+    def _clear_permissions(self, user_ids: set[Any] | None, among: set[Connection] | None) -> None:
         for connection in self._of_users(user_ids, among):
             connection.permission_cache = {}
 
     def _of_users(
         self, user_ids: set[Any] | None, among: set[Connection] | None = None
     ) -> set[Connection]:
-        """Return the sockets of these users (``None``: of all), as a new set."""
+        """Return the connections of these users (``None``: of all), as a new set."""
         if user_ids is None:
             found = self.live()
         else:
             found = set().union(*(self._by_user.get(user_id, ()) for user_id in user_ids))
         return found if among is None else found & among
 
-    def _make_room(self, connection: Connection, user_id: object) -> None:
-        limit = get_setting("MAX_CONNECTIONS_PER_USER")
-        if limit is None:
-            return
-        same_user = self._by_user.get(user_id, ())
-        # Ids are given in the order of arrival.
-        alive = sorted((each for each in same_user if not each.ended), key=lambda each: each.id)
-        surplus = len(alive) + 1 - limit
-        if surplus > 0:
-            if get_setting("WHEN_TOO_MANY") == "replace":
-                self.end(alive[:surplus], protocol.CLOSE_REPLACED)
-            else:
-                self.end({connection}, protocol.CLOSE_TOO_MANY)
 
-    async def _recheck(self, connections: set[Connection]) -> None:
-        for connection in connections:
-            connection.permission_cache = {}
-        try:
-            outdated = await in_recheck_thread(freshness.find_outdated)(
-                {each.principal for each in connections if each.principal is not None}
-            )
-        except Exception as error:
-            # The timer asks again.
-            _log_away(error)
-        else:
-            self._end_outdated(connections, outdated)
-
-    def _end_outdated(self, connections: set[Connection], outdated: Iterable[Principal]) -> None:
-        outdated = set(outdated)
-        ended = {each for each in connections if each.principal in outdated}
-        self.end(ended, protocol.CLOSE_SESSION_ENDED)
-
-    def _look_soon(self) -> None:
-        # Words may have been lost.
-        run_in_background(self._look())
-
-    async def _watch(self) -> None:
-        """Ask the database again and again while there are sockets."""
-        answered, looking = time.monotonic(), None
-        while True:
-            interval, began = get_setting("RECHECK_INTERVAL"), time.time()
-            await asyncio.sleep(interval)
-            if time.time() - began > revocations.window():
-                # The machine slept, and rows that it has not read may be gone by now.
-                self.end(self.live(), protocol.CLOSE_TRY_LATER)
-                continue
-            # A database that hangs is asked once, and blocks one thread.
-            looking = looking or run_in_background(self._look())
-            await asyncio.wait({looking}, timeout=interval)
-            if not looking.done():
-                self.is_database_away = True
-            elif looking.result():
-                answered = time.monotonic()
-            looking = None if looking.done() else looking
-            grace = interval * get_setting("RECHECK_GRACE")
-            if self.is_database_away and time.monotonic() - answered > grace:
-                self.end(self.live(), protocol.CLOSE_TRY_LATER)
-
-    async def _look(self) -> bool:
-        """Ask the database about all sockets, and return whether it answered."""
-        connections = self.live()
-        principals = {each.principal for each in connections if each.principal is not None}
-        try:
-            recent, outdated = await in_recheck_thread(_present_state)(principals)
-            for revocation in recent:
-                self._revoke(revocation)
-            self._end_outdated(connections, outdated)
-            since = revocations.kept_since(clock.now())
-            self._known = {id: row for id, row in self._known.items() if row.created_at > since}
-            self._over = {row.session_digest for row in self._known.values() if row.is_final}
-        except Exception as error:
-            self.is_database_away = True
-            _log_away(error)
-            return False
-        self.is_database_away = False
-        return True
-
-
-def _present_state(principals: set[Principal]) -> tuple[list[Revocation], list[Principal]]:
-    return revocations.recent(), freshness.find_outdated(principals)
-
-
-async def _tell_ended(connections: list[Connection]) -> None:
+async def _notify(connections: list[Connection]) -> None:
     for start in range(0, len(connections), SLICE):
         if start:
             await asyncio.sleep(PAUSE)
         for connection in connections[start : start + SLICE]:
-            connection.release()
+            connection.notify_consumer()
             connection.begin_close()
-
-
-def _tell_here(word: broadcast.Event) -> broadcast.Event:
-    _forget_closed_loops()
-    for loop, hub in list(_hubs.items()):
-        try:
-            loop.call_soon_threadsafe(hub.handle_event, word)
-        except RuntimeError:
-            logger.debug("An event loop was closed together with its sockets")
-    return word
 
 
 def _user_ids(texts: Iterable[str]) -> set[Any]:
@@ -340,14 +257,3 @@ def _discard(index: dict[Any, set[Connection]], key: object, connection: Connect
         index[key].discard(connection)
         if not index[key]:
             del index[key]
-
-
-def _forget_closed_loops() -> None:
-    for loop in list(_hubs):
-        if loop.is_closed():
-            _hubs.pop(loop, None)
-
-
-def _log_away(error: Exception) -> None:
-    # One line: an outage would fill the log.
-    logger.error("The live sockets could not be re-checked: %s", str(error) or type(error).__name__)

@@ -9,7 +9,6 @@ import threading
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from asgiref.sync import SyncToAsync
 from django import db
 from django.apps import apps
 from django.contrib.auth import SESSION_KEY, get_user_model
@@ -20,18 +19,20 @@ from django.core.signals import request_finished, request_started
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
+from ..compat import current_thread_context
 from ..gate import revocations
 from ..tokens import digests
-from .hub import publish
+from .events import publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, TypeAlias
 
-    from asgiref.sync import ThreadSensitiveContext
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.db.models import Model
     from django.http import HttpRequest
+
+    from ..compat import ThreadSensitiveContext
 
     _Request: TypeAlias = ThreadSensitiveContext | threading.Thread
 
@@ -40,23 +41,26 @@ __all__ = ["connect"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# By request, or else by thread: the users whose word leaves when the request has finished.
-_waiting: WeakKeyDictionary[_Request, list[str]] = WeakKeyDictionary()
+# By request, or by thread outside a request: the users for whom a recheck event is published when
+# the request has finished.
+_changed_users: WeakKeyDictionary[_Request, list[str]] = WeakKeyDictionary()
 
 
 def connect() -> None:
-    """Connect all receivers; once, when the apps are loaded."""
+    """Connect all receivers. Called once, when the apps are loaded."""
     request_started.connect(_begin_request, dispatch_uid=_uid("begin"))
     request_finished.connect(_finish_request, dispatch_uid=_uid("finish"))
     user_logged_out.connect(_end_session, dispatch_uid=_uid("logout"))
     user_model: Any = get_user_model()
-    # By sender: with a receiver for all models Django could not delete the site's rows fast.
+    # By sender: if every model had a receiver, Django could not delete rows without loading them.
     for model in apps.get_models():
         if issubclass(model, user_model):
             post_save.connect(_recheck_saved, sender=model, dispatch_uid=_uid("save", model))
             post_delete.connect(_recheck_deleted, sender=model, dispatch_uid=_uid("delete", model))
     for model in (Group, Permission):
-        post_delete.connect(_drop_all_grants, sender=model, dispatch_uid=_uid("delete", model))
+        post_delete.connect(
+            _clear_all_permissions, sender=model, dispatch_uid=_uid("delete", model)
+        )
     holder: Any
     for holder, name in [
         (user_model, "groups"),
@@ -64,9 +68,10 @@ def connect() -> None:
         (Group, "permissions"),
     ]:
         field: Any = getattr(holder, name, None)
-        # A custom user may have no permissions of Django's.
+        # A custom user model may have no such field.
         if hasattr(field, "through"):
-            m2m_changed.connect(_drop_grants, sender=field.through, dispatch_uid=_uid(name, holder))
+            uid = _uid(name, holder)
+            m2m_changed.connect(_clear_permissions, sender=field.through, dispatch_uid=uid)
 
 
 def _end_session(
@@ -78,25 +83,25 @@ def _end_session(
     try:
         revocation = revocations.revoke(**owner)
     except db.Error as error:
-        # The logout itself must not fail: where sessions have rows, the re-check finds it.
-        logger.error("The database did not take a logout: %s", error)
+        # The logout itself must succeed. The re-check finds the missing session, if it has a row.
+        logger.error("A logout could not be recorded in the database: %s", error)
         return
     revocations.when_committed(lambda: publish("revocation", **revocation.as_event()))
 
 
 def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any] | None:
-    """Return whose sockets a logout ends, as arguments of ``revoke()``; ``None``: nobody's."""
+    """Return arguments for ``revoke()``, or ``None`` if the logout ends no connection."""
     if isinstance(session, SessionBase):
-        # Not yet flushed, it knows its user; alogout() does not always.
+        # The session is not flushed yet, and contains its user. alogout() may pass no user.
         user_id = session.get(SESSION_KEY)
         if not session.session_key or user_id is None:
             return None
         digest = digests.session_digest(session)
         if digest:
             return {"session_digest": digest, "is_final": True}
-        # A key that changes with every save: which sockets are its own, nobody can tell.
+        # The key of a signed cookie changes with each save, so all of the user's connections end.
         return {"user_id": get_user_model()._meta.pk.to_python(user_id)}
-    # channels.auth.logout() names no session at all. Who is still signed in comes back.
+    # channels.auth.logout() passes no session. A user who is still signed in reconnects.
     return None if user is None or user.pk is None else {"user_id": user.pk}
 
 
@@ -117,47 +122,47 @@ def _recheck_deleted(sender: object, instance: Model, using: str, **kwargs: Any)
 
 
 def _recheck(user_id: object, using: str) -> None:
-    transaction.on_commit(lambda: _tell_of(str(user_id)), using=using)
+    transaction.on_commit(lambda: _publish_recheck(str(user_id)), using=using)
 
 
-def _tell_of(user: str) -> None:
-    # update_session_auth_hash() follows the save of a new password. Told at once, the user's other
-    # tabs would come back in between, and be taken for somebody signed out.
-    waiting = _waiting.get(_request())
-    if waiting is None:
+def _publish_recheck(user: str) -> None:
+    # A view saves a new password and then calls update_session_auth_hash(). If the event were
+    # published in between, the user would be signed out in all other tabs.
+    changed = _changed_users.get(_request())
+    if changed is None:
         publish("recheck", users=[user])
-    elif user not in waiting:
-        waiting.append(user)
+    elif user not in changed:
+        changed.append(user)
 
 
 def _begin_request(**kwargs: Any) -> None:
     request = _request()
-    _release(request)
-    _waiting[request] = []
+    _publish_changed(request)
+    _changed_users[request] = []
 
 
 def _finish_request(**kwargs: Any) -> None:
     request = _request()
-    if request in _waiting:
-        _release(request)
+    if request in _changed_users:
+        _publish_changed(request)
     else:
-        # Django's AsyncClient finishes its request in some other thread.
-        for each in list(_waiting):
-            _release(each)
+        # Django's AsyncClient finishes its request in another thread.
+        for each in list(_changed_users):
+            _publish_changed(each)
 
 
-def _release(request: _Request) -> None:
-    users = _waiting.pop(request, None)
+def _publish_changed(request: _Request) -> None:
+    users = _changed_users.pop(request, None)
     if users:
         publish("recheck", users=users)
 
 
 def _request() -> _Request:
-    """Return what stands for the present request: asgiref's context of it, or the thread."""
-    return SyncToAsync.thread_sensitive_context.get(None) or threading.current_thread()
+    """Return an object that identifies the current request: asgiref's context or the thread."""
+    return current_thread_context() or threading.current_thread()
 
 
-def _drop_grants(
+def _clear_permissions(
     sender: object,
     instance: Model,
     action: str,
@@ -174,14 +179,14 @@ def _drop_grants(
         users = [str(pk) for pk in pk_set]
     else:
         users = None
-    _tell_of_grants(users, using)
+    _publish_permissions(users, using)
 
 
-def _drop_all_grants(sender: object, using: str, **kwargs: Any) -> None:
-    _tell_of_grants(None, using)
+def _clear_all_permissions(sender: object, using: str, **kwargs: Any) -> None:
+    _publish_permissions(None, using)
 
 
-def _tell_of_grants(users: list[str] | None, using: str) -> None:
+def _publish_permissions(users: list[str] | None, using: str) -> None:
     transaction.on_commit(lambda: publish("permissions", users=users), using=using)
 
 

@@ -1,4 +1,6 @@
-"""Background tasks of the live connections."""
+"""
+Background tasks of the live connections.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,18 @@ _tasks: set[asyncio.Future[Any]] = set()
 
 
 def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-    """Run ``coroutine`` as a task; the event loop alone would let it be collected."""
+    """
+    Run ``coroutine`` as a task and return the task. An exception is logged with its traceback.
+
+    The event loop keeps only weak references to tasks, so this module keeps a strong one.
+    """
     task = asyncio.ensure_future(coroutine)
     _tasks.add(task)
-    task.add_done_callback(_done)
+    task.add_done_callback(_finish)
     return task
 
 
-def _done(task: asyncio.Future[Any]) -> None:
+def _finish(task: asyncio.Future[Any]) -> None:
     _tasks.discard(task)
     if not task.cancelled() and task.exception() is not None:
-        logger.error("A task of the live sockets failed", exc_info=task.exception())
+        logger.error("A background task failed", exc_info=task.exception())

@@ -59,7 +59,7 @@ def _kept_answer(consumer: Consumer, perms: tuple[str, ...]) -> Any:
         return _NOT_KEPT
     # Somebody else may have been put into the scope.
     is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
-    return code if is_same and not connection.is_database_away else _NOT_KEPT
+    return code if is_same and not connection.is_database_unavailable else _NOT_KEPT
 
 
 def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> tuple[str | None, Any]:

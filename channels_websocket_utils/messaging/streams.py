@@ -281,11 +281,7 @@ class Stream:
         return age > interval
 
     def _is_over(self) -> bool:
-        return (
-            self.is_cancelled
-            or has_ended(self.call.consumer)
-            or (self._connection is not None and self._connection.has_client_left)
-        )
+        return self.is_cancelled or has_ended(self.call.consumer)
 
     def _close(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Live sockets: what ends them, in this process and by the database."""
+"""Live connections: which events and changes of the database end them."""
 
 import asyncio
 import threading
@@ -13,18 +13,20 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
-from django.db import OperationalError
+from django.core.exceptions import ImproperlyConfigured
+from django.db import InterfaceError, OperationalError
 from django.test import AsyncClient, Client
 from django.utils import timezone
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.gate import decision, freshness, revocations
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import connection as connection_module
+from channels_websocket_utils.live import dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
-from channels_websocket_utils.live import receivers
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
 from channels_websocket_utils.utils import (
@@ -48,13 +50,13 @@ ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
 @pytest.fixture
 def fast(settings):
-    """The timer asks at once: for what only the database tells."""
+    """The timer checks the database at once, for changes that send no event."""
     settings.WEBSOCKET_UTILS = FAST
 
 
 @pytest.fixture
 def open_as(open_socket):
-    """A function that opens a socket of a user in a session, and passes its hello."""
+    """A function that opens a socket of a user in a session, and reads its ready message."""
 
     async def open_(user, session=None, consumer=AsyncManager, compose=stack, **options):
         token = await aget_websocket_token(user, session=session)
@@ -86,7 +88,7 @@ def log_out(session):
     logout(request)
 
 
-# What ends a socket at once
+# Events that end a socket at once
 
 
 @ALL
@@ -100,8 +102,8 @@ async def test_logout_ends_the_sockets_of_that_session_alone(user, session, open
     assert await is_alive(another)
 
 
-async def test_async_logout_that_knows_no_user_ends_the_sockets_too(user, open_as):
-    """As Django's ``alogout()`` of a request whose user nobody has asked for."""
+async def test_async_logout_without_a_user_ends_the_sockets_too(user, open_as):
+    """Django's ``alogout()`` does not load the user of the request."""
     client = AsyncClient()
     await client.aforce_login(user)
     socket = await open_as(user, client.cookies["sessionid"].value)
@@ -129,7 +131,7 @@ async def test_password_change_ends_all_sockets_of_the_user(user, other, open_as
 
 
 @pytest.mark.parametrize("way", ["deactivate", "delete"])
-async def test_user_who_may_not_sign_in_any_more_loses_the_sockets(user, session, open_as, way):
+async def test_sockets_of_a_deactivated_or_deleted_user_end(user, session, open_as, way):
     socket = await open_as(user, session)
 
     if way == "deactivate":
@@ -141,7 +143,7 @@ async def test_user_who_may_not_sign_in_any_more_loses_the_sockets(user, session
     assert await ended(socket) == 4410
 
 
-async def test_saving_a_user_ends_nothing_that_is_still_good(user, session, open_as):
+async def test_saving_a_user_ends_no_valid_socket(user, session, open_as):
     socket = await open_as(user, session)
 
     user.first_name = "Ada"
@@ -175,7 +177,7 @@ async def test_user_is_disconnected(user, other, session, open_as, consumer, way
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-async def test_session_is_disconnected_and_may_come_back(user, session, open_as, way):
+async def test_session_is_disconnected_and_may_reconnect(user, session, open_as, way):
     socket = await open_as(user, session)
     elsewhere = await open_as(user, await sync_to_async(sign_in)(user))
     unused = await aget_websocket_token(user, session=session)
@@ -217,7 +219,7 @@ async def test_a_single_socket_is_disconnected(user, session, open_as):
     assert await is_alive(two)
 
 
-async def test_cookie_alone_is_watched_too(user, session, open_socket):
+async def test_connection_with_a_cookie_and_no_token_is_ended_too(user, session, open_socket):
     """A route without a token belongs to its signed-in user like any other."""
     for compose in (stack, documented):
         application = compose(Quiet, route="ws/open")
@@ -229,18 +231,18 @@ async def test_cookie_alone_is_watched_too(user, session, open_socket):
         assert await ended(socket) == 4410
 
 
-async def test_anonymous_socket_is_left_alone(user, open_socket):
+async def test_anonymous_socket_is_not_ended(user, open_socket):
     socket = open_socket(stack(Quiet, route="ws/open"), "/ws/open")
     await socket.connect()
 
     assert live_connections() == []
     await adisconnect_user(user)
     await socket.send_text('{"a": 1}')
-    assert await socket.next() == {"heard": {"a": 1}}
+    assert await socket.next() == {"received": {"a": 1}}
 
 
-async def test_token_of_a_session_is_watched_where_it_alone_signed_in(user, session, open_as):
-    """``token_only``: no cookie comes along, and the session is known by the token's digest."""
+async def test_logout_ends_a_socket_that_only_a_token_signed_in(user, session, open_as):
+    """With ``token_only`` there is no cookie. The token contains the digest of its session."""
     socket = await open_as(user, session, token_only=True)
 
     await sync_to_async(log_out)(session)
@@ -249,18 +251,18 @@ async def test_token_of_a_session_is_watched_where_it_alone_signed_in(user, sess
 
 
 class Quiet(AsyncJsonWebsocketConsumer):
-    """Answers whatever it hears, for routes without a token."""
+    """Answers every message, for routes without a token."""
 
     async def receive_json(self, content):
-        await self.send_json({"heard": content})
+        await self.send_json({"received": content})
 
 
-# What only the database tells
+# Changes that only the database shows
 
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("change", [{"is_active": False}, {"password": "changed"}])
-async def test_timer_notices_what_no_signal_tells_of_users(user, session, open_as, change):
+async def test_timer_notices_changes_of_users_that_send_no_signal(user, session, open_as, change):
     socket = await open_as(user, session)
 
     await get_user_model().objects.filter(pk=user.pk).aupdate(**change)
@@ -271,7 +273,7 @@ async def test_timer_notices_what_no_signal_tells_of_users(user, session, open_a
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("engine", ["db", "cached_db", "cache"])
 @pytest.mark.parametrize("end", ["gone", "expired"])
-async def test_timer_notices_that_a_session_is_over(user, open_as, settings, engine, end):
+async def test_timer_notices_that_a_session_has_ended(user, open_as, settings, engine, end):
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
     session = await sync_to_async(sign_in)(user)
     elsewhere = await sync_to_async(sign_in)(user)
@@ -292,7 +294,7 @@ async def test_timer_notices_that_a_session_is_over(user, open_as, settings, eng
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("owner", ["user", "session", "logout"])
 async def test_timer_reads_the_rows_of_other_processes(user, other, session, open_as, owner):
-    """As without a channel layer: another process writes its row, and no word comes."""
+    """Without a channel layer, another process writes its row and no event arrives."""
     mine = await open_as(user, session)
     of_other = await open_as(other, await sync_to_async(sign_in)(other))
 
@@ -308,7 +310,7 @@ async def test_timer_reads_the_rows_of_other_processes(user, other, session, ope
 
 @pytest.mark.usefixtures("fast")
 async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, open_as):
-    """A row that carries an older time and a smaller id than one already known is still read."""
+    """A row with an older time and a smaller id than a known one is still read."""
     mine = await open_as(user, session)
     late = await sync_to_async(revoke)(user_id=user.pk)
     await WebSocketRevocation.objects.all().adelete()
@@ -316,7 +318,7 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
     known = await WebSocketRevocation.objects.acreate(
         id=late.id + 10, user=other, created_at=clock.now()
     )
-    await until(lambda: any(known.id in hub._known for hub in hub_module._hubs.values()))
+    await until(lambda: any(known.id in hub.recheck._known for hub in hub_module._hubs.values()))
 
     await WebSocketRevocation.objects.acreate(
         id=late.id, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
@@ -326,7 +328,9 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
 
 
 @pytest.mark.usefixtures("fast")
-async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_as, monkeypatch):
+async def test_row_is_applied_once_and_a_reconnected_user_stays(
+    user, session, open_as, monkeypatch
+):
     monkeypatch.setattr(hub_module, "LINGER", 10)
     socket = await open_as(user, session)
     await sync_to_async(revoke)(user_id=user.pk)
@@ -339,10 +343,10 @@ async def test_row_is_applied_once_and_who_comes_back_stays(user, session, open_
 
 
 @pytest.mark.usefixtures("fast")
-async def test_who_comes_back_stays_also_when_nobody_else_is_there(
+async def test_reconnected_user_stays_also_without_other_connections(
     user, session, open_as, monkeypatch
 ):
-    """The hub outlives its last socket, and with it what it knows of rows that it has obeyed."""
+    """The hub outlives its last socket, and keeps the ids of the rows that it has applied."""
     monkeypatch.setattr(hub_module, "LINGER", 10)
     socket = await open_as(user, session)
     await adisconnect_user(user)
@@ -356,25 +360,26 @@ async def test_who_comes_back_stays_also_when_nobody_else_is_there(
 
 
 async def some_rechecks(count=3):
-    """Wait until the timer has asked the database a few times."""
-    asked = asyncio.Queue()
-    original = hub_module._present_state
+    """Wait until the timer has checked the database ``count`` times."""
+    checks = asyncio.Queue()
+    original = recheck._read_changes
 
     def counted(principals):
-        found = original(principals)
-        loop.call_soon_threadsafe(asked.put_nowait, None)
-        return found
+        try:
+            return original(principals)
+        finally:
+            loop.call_soon_threadsafe(checks.put_nowait, None)
 
     loop = asyncio.get_running_loop()
-    hub_module._present_state = counted
+    recheck._read_changes = counted
     try:
         for _ in range(count):
-            await asyncio.wait_for(asked.get(), LIMIT)
+            await asyncio.wait_for(checks.get(), LIMIT)
     finally:
-        hub_module._present_state = original
+        recheck._read_changes = original
 
 
-async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
+async def test_timer_that_slept_longer_than_the_window_ends_all_sockets(
     user, session, open_as, settings, monkeypatch
 ):
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
@@ -385,25 +390,25 @@ async def test_a_timer_that_slept_longer_than_the_window_trusts_nobody(
     assert await ended(socket) == 4490
 
 
-# When the database is away
+# When the database is unavailable
 
 
 @pytest.fixture
 def broken(monkeypatch):
-    """A switch: while it is set, re-checks find no database."""
-    away = threading.Event()
+    """A switch: while it is set, the database is unavailable to re-checks."""
+    is_unavailable = threading.Event()
     original = freshness.find_outdated
 
     def find_outdated(principals):
-        if away.is_set():
-            raise OperationalError("the database is away")
+        if is_unavailable.is_set():
+            raise OperationalError("the database is unavailable")
         return original(principals)
 
     monkeypatch.setattr(freshness, "find_outdated", find_outdated)
-    return away
+    return is_unavailable
 
 
-async def test_sockets_outlive_a_database_that_is_away_for_a_moment(
+async def test_sockets_survive_a_short_outage_of_the_database(
     user, session, open_as, settings, broken
 ):
     settings.WEBSOCKET_UTILS = FAST
@@ -411,15 +416,17 @@ async def test_sockets_outlive_a_database_that_is_away_for_a_moment(
     (connection,) = live_connections()
 
     broken.set()
-    await until(lambda: connection.is_database_away)
+    await until(lambda: connection.is_database_unavailable)
     assert await is_alive(socket)
     broken.clear()
 
-    await until(lambda: not connection.is_database_away)
+    await until(lambda: not connection.is_database_unavailable)
     assert await is_alive(socket)
 
 
-async def test_sockets_end_when_the_database_stays_away(user, session, open_as, settings, broken):
+async def test_sockets_end_when_the_database_stays_unavailable(
+    user, session, open_as, settings, broken
+):
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
     socket = await open_as(user, session)
 
@@ -440,12 +447,110 @@ async def test_sockets_end_when_the_database_hangs(user, session, open_as, setti
         answers.set()
 
 
-# Between the token and the consumer
+# When the re-check has a programming error
+
+
+@pytest.fixture(
+    params=[(freshness, "find_outdated"), (revocations, "recent")], ids=["users", "rows"]
+)
+def bug(request, monkeypatch, settings):
+    """A programming error in one of the re-check's queries. The grace is 1 second."""
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 20}
+
+    def fail(*args):
+        raise AttributeError("'NoneType' object has no attribute 'pk'")
+
+    monkeypatch.setattr(*request.param, fail)
+
+
+@pytest.mark.usefixtures("bug")
+async def test_programming_error_in_the_recheck_is_logged_and_ends_no_socket(
+    user, other, session, open_as, caplog
+):
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+
+    # Longer than the grace.
+    await some_rechecks(25)
+
+    assert [await is_alive(socket) for socket in sockets] == [True, True]
+    errors = [record for record in caplog.records if record.exc_info]
+    assert len(errors) >= 24
+    assert {record.exc_info[0] for record in errors} == {AttributeError}
+    assert "in fail" in caplog.text
+    await until(lambda: not any(each.is_database_unavailable for each in live_connections()))
+
+
+@pytest.mark.usefixtures("bug")
+async def test_naive_recheck_ends_all_sockets_because_of_a_programming_error(
+    user, other, session, open_as, monkeypatch
+):
+    """The naive code takes every exception for an outage of the database."""
+    monkeypatch.setattr(recheck, "is_outage", lambda error: True)
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+
+    assert [await ended(socket) for socket in sockets] == [4490, 4490]
+
+
+async def test_programming_error_for_a_saved_user_is_logged_and_ends_no_socket(
+    user, session, open_as, monkeypatch, caplog
+):
+    """The check that a ``recheck`` event starts. The timer does not run within the test."""
+    socket = await open_as(user, session)
+
+    def fail(principals):
+        raise AttributeError("'NoneType' object has no attribute 'pk'")
+
+    monkeypatch.setattr(freshness, "find_outdated", fail)
+    user.first_name = "Ada"
+    await user.asave()
+
+    await until(lambda: "in fail" in caplog.text)
+    assert await is_alive(socket)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_revocations_are_applied_in_spite_of_a_programming_error(
+    user, other, session, open_as, monkeypatch
+):
+    """The rows of other processes are read by code that the error does not affect."""
+    monkeypatch.setattr(freshness, "find_outdated", lambda principals: 1 / 0)
+    socket = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    await sync_to_async(revoke)(user_id=user.pk)
+
+    assert await ended(socket) == 4410
+    assert await is_alive(of_other)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_outage"),
+    [
+        (OperationalError("closed"), True),
+        (InterfaceError("closed"), True),
+        (TimeoutError(), True),
+        (ConnectionRefusedError(), True),
+        (RedisConnectionError(), True),
+        (RedisTimeoutError(), True),
+        (AttributeError("pk"), False),
+        (ImproperlyConfigured("a backend"), False),
+        (FileNotFoundError("a file of the site"), False),
+        (RuntimeError("closed"), False),
+    ],
+    ids=repr,
+)
+def test_only_errors_of_the_database_or_the_cache_are_outages(error, is_outage):
+    assert recheck.is_outage(error) is is_outage
+
+
+# Between the gate and the consumer
 
 
 @pytest.fixture
 def pause(monkeypatch):
-    """Stops the gate after its decision: ``reached`` is set, and it goes on with ``go``."""
+    """Stops the gate after its decision: it sets ``reached`` and waits for ``go``."""
 
     class Pause:
         reached = threading.Event()
@@ -469,7 +574,7 @@ def pause(monkeypatch):
 
 
 @pytest.mark.parametrize("act", ["logout", "disconnect", "session", "deactivate"])
-async def test_what_is_said_between_spending_and_opening_is_heard(
+async def test_event_between_redeeming_and_opening_is_applied(
     user, session, open_socket, pause, act
 ):
     token = await aget_websocket_token(user, session=session)
@@ -496,21 +601,21 @@ async def test_what_is_said_between_spending_and_opening_is_heard(
 async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survive(
     user, session, open_as, open_socket, settings, store
 ):
-    """``user_logged_out`` comes before the flush: cookie and token are still good just then."""
+    """``user_logged_out`` is sent before the flush, while cookie and token are still valid."""
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": f"channels_websocket_utils.stores.{store}"}
     stays = await open_as(user, await sync_to_async(sign_in)(user))
     digest = digests.digest_of(session)
     unused = await aget_websocket_token(user, session=session)
     unbound = await aget_websocket_token(user)
-    # The logout, stopped before its flush.
+    # A logout that has not flushed its session yet.
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
-    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
+    await sync_to_async(events.publish)("revocation", **revocation.as_event())
     bound = await aget_websocket_token(user, session=session)
 
     for token in (unused, unbound, bound):
         socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
         assert await socket.outcome() == 4401
-    # By the token alone, which knows of its session.
+    # With the token alone, which contains the digest of its session.
     bound = await aget_websocket_token(user, session=session)
     socket = open_socket(stack(AsyncManager, token_only=True), f"/ws/{bound}")
     assert await socket.outcome() == 4401
@@ -520,8 +625,8 @@ async def test_page_that_reconnects_before_its_session_is_flushed_does_not_survi
     assert await is_alive(stays)
 
 
-def test_logout_counts_where_somebody_above_has_signed_nobody_in(user, session):
-    """The token alone signs its user in, and their cookie's session is the one that is watched."""
+def test_logout_counts_where_an_outer_middleware_found_no_user(user, session):
+    """The token signs its user in, and the session of the cookie is the one that is checked."""
     revoke(session_digest=digests.session_digest(session), is_final=True)
     digest = digests.digest_of(issuing.issue(user))
 
@@ -533,10 +638,10 @@ def test_logout_counts_where_somebody_above_has_signed_nobody_in(user, session):
     assert verdict.token.reason == "wrong_session"
 
 
-async def test_disconnect_ends_who_was_let_in_before_the_clock_was_set_back(
+async def test_disconnect_ends_sockets_that_opened_before_the_clock_was_set_back(
     user, session, open_as, monkeypatch
 ):
-    """By the clock they came after they were disconnected."""
+    """By the clock, the socket opened after the disconnect."""
     socket = await open_as(user, session)
     real, shift = clock.now, timezone.timedelta(hours=1)
     monkeypatch.setattr(clock, "now", lambda: real() - shift)
@@ -545,15 +650,15 @@ async def test_disconnect_ends_who_was_let_in_before_the_clock_was_set_back(
     assert await ended(socket) == 4410
 
 
-async def test_known_logout_ends_a_socket_that_the_gate_let_in(
+async def test_known_logout_ends_a_socket_that_the_gate_accepted(
     user, session, open_as, open_socket, monkeypatch
 ):
-    """The row came between the gate's look and now, and the hub knows it: it is not skipped."""
+    """The row was written after the gate's query. The hub knows it, and still applies it."""
     await open_as(user, await sync_to_async(sign_in)(user))
     digest = digests.digest_of(session)
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
-    await sync_to_async(hub_module.publish)("revocation", **revocation.as_event())
-    await until(lambda: any(hub._known for hub in hub_module._hubs.values()))
+    await sync_to_async(events.publish)("revocation", **revocation.as_event())
+    await until(lambda: any(hub.recheck._known for hub in hub_module._hubs.values()))
     find = redeeming.find
 
     def find_before(*args, **options):
@@ -569,11 +674,11 @@ async def test_known_logout_ends_a_socket_that_the_gate_let_in(
     assert await socket.outcome() == 4410
 
 
-# How a socket ends
+# The end of a socket
 
 
 class Stuck(AsyncManager):
-    """Its handler waits, so that frames queue behind it."""
+    """Its handler waits, so that messages queue behind it."""
 
     entered = None
     release = None
@@ -590,7 +695,7 @@ class Stuck(AsyncManager):
         return await super().receive_json(content, **kwargs)
 
 
-async def test_frames_queued_behind_a_handler_are_not_handled(user, session, open_as):
+async def test_messages_queued_behind_a_handler_are_not_handled(user, session, open_as):
     Stuck.entered, Stuck.release, Stuck.handled = asyncio.Event(), asyncio.Event(), []
     socket = await open_as(user, session, Stuck)
     Stuck.handled.clear()
@@ -608,7 +713,7 @@ async def test_frames_queued_behind_a_handler_are_not_handled(user, session, ope
 
 
 class Holds:
-    """While its event blocks, Channels already holds the client's next frame."""
+    """While its event blocks, Channels has already received the client's next message."""
 
     channel_layer_alias = "default"
     groups = ["news"]
@@ -640,7 +745,7 @@ class HoldsUndecorated(Holds, AsyncManager):
 
 @pytest.mark.parametrize("consumer", [HoldsPlain, HoldsOurs, HoldsUndecorated])
 @pytest.mark.parametrize("end", ["disconnect", "close"])
-async def test_frame_that_channels_already_holds_is_not_handled(
+async def test_message_that_channels_has_already_received_is_not_handled(
     user, session, open_socket, consumer, end
 ):
     Holds.entered, Holds.go_on, Holds.handled = asyncio.Event(), asyncio.Event(), []
@@ -657,7 +762,7 @@ async def test_frame_that_channels_already_holds_is_not_handled(
         await adisconnect_user(user)
         await until(lambda: connection.ended)
     else:
-        # As the consumer's own close() in its event would.
+        # As a consumer that closes in its event handler.
         await connection.send({"type": "websocket.close", "code": 4403})
     Holds.go_on.set()
     await socket.wait(LIMIT)
@@ -665,8 +770,8 @@ async def test_frame_that_channels_already_holds_is_not_handled(
     assert Holds.handled == []
 
 
-async def test_one_peer_that_does_not_answer_keeps_nobody_waiting(user, session, open_socket):
-    """All closes hang in the server here, and all have begun meanwhile."""
+async def test_client_that_does_not_answer_its_close_delays_no_other(user, session, open_socket):
+    """All closes hang in the server, and all have begun."""
     hangs, begun = asyncio.Event(), []
     application = stack(AsyncManager)
 
@@ -694,7 +799,7 @@ async def test_one_peer_that_does_not_answer_keeps_nobody_waiting(user, session,
 
 
 async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, open_as):
-    """``channels.auth.logout()`` names no session: who is still signed in comes back."""
+    """``channels.auth.logout()`` passes no session. A user who is still signed in reconnects."""
 
     class Leaves(AsyncManager):
         @auto_route
@@ -713,8 +818,8 @@ async def test_sign_out_by_channels_ends_the_sockets_of_the_user(user, session, 
 async def test_handler_that_sends_for_ever_is_stopped(
     user, open_as, session, monkeypatch, end, pause
 ):
-    monkeypatch.setattr(connection_module, "CLOSE_LIMIT", 0.05)
-    told = asyncio.Event()
+    monkeypatch.setattr(dropping, "DROP_LIMIT", 0.05)
+    disconnected = asyncio.Event()
 
     class Ticker(AsyncManager):
         @auto_route
@@ -724,7 +829,7 @@ async def test_handler_that_sends_for_ever_is_stopped(
                 await asyncio.sleep(pause)
 
         async def disconnect(self, code):
-            told.set()
+            disconnected.set()
 
     socket = await open_as(user, session, Ticker)
     await socket.send("tick")
@@ -737,22 +842,22 @@ async def test_handler_that_sends_for_ever_is_stopped(
         monkeypatch.setattr(connection, "_send", gone)
     await socket.bye()
 
-    assert told.is_set()
+    assert disconnected.is_set()
 
 
 async def gone(message):
-    # As servers do, by the ASGI specification.
-    raise OSError("the client has gone")
+    # As the ASGI specification prescribes.
+    raise OSError("the client has left")
 
 
-async def test_consumer_hears_its_disconnect_with_the_code(user, session, open_as):
+async def test_consumer_receives_its_disconnect_with_the_code(user, session, open_as):
     codes = asyncio.Queue()
 
-    class Told(AsyncManager):
+    class Disconnects(AsyncManager):
         async def disconnect(self, code):
             codes.put_nowait(code)
 
-    await open_as(user, session, Told)
+    await open_as(user, session, Disconnects)
 
     await adisconnect_user(user)
 
@@ -771,7 +876,7 @@ async def test_everything_is_released(user, session, open_as, open_socket, endin
 
         async def websocket_receive(self, message):
             if "hard" in message["text"]:
-                raise SystemError("past our answers")
+                raise SystemError("past all error replies")
             await super().websocket_receive(message)
 
     socket = await open_as(user, session, Crashes)
@@ -830,17 +935,17 @@ async def test_push_reaches_every_socket_of_the_user(user, other, open_as, consu
         (("user", "news", {"x": object()}), TypeError),
     ],
 )
-def test_push_that_could_not_arrive_is_an_error(user, arguments, error):
-    who = user if arguments[0] == "user" else arguments[0]
+def test_push_that_cannot_arrive_is_an_error(user, arguments, error):
+    recipient = user if arguments[0] == "user" else arguments[0]
 
     with pytest.raises(error):
-        push_to_user(who, *arguments[1:])
+        push_to_user(recipient, *arguments[1:])
 
 
-async def test_client_that_does_not_take_its_pushes_is_told_to_come_back(
+async def test_client_that_does_not_take_its_pushes_is_closed_with_try_later(
     user, session, open_socket, monkeypatch
 ):
-    monkeypatch.setattr(connection_module, "MAX_WAITING_PUSHES", 5)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 5)
     application, full = stack(AsyncManager), asyncio.Event()
 
     async def slow(scope, receive, send):
@@ -865,9 +970,12 @@ async def test_client_that_does_not_take_its_pushes_is_told_to_come_back(
 # Requests
 
 
-async def test_own_password_change_lets_both_tabs_come_back(user, session, open_as, settings):
+async def test_user_who_changes_the_password_can_reconnect_in_both_tabs(
+    user, session, open_as, settings
+):
     """
-    The word leaves when the request has finished, so no tab asks before the session has its hash.
+    The recheck event is published when the request has finished. By then the session has its new
+    hash, so the tabs are authenticated when they reconnect.
     """
     tabs = [await open_as(user, session), await open_as(user, session)]
     client = client_of(session, AsyncClient)
@@ -875,10 +983,10 @@ async def test_own_password_change_lets_both_tabs_come_back(user, session, open_
     response = await client.post("/password/", {"password": "changed"})
 
     assert response.status_code == 200
-    # While the view ran, long after its save, nobody was told.
+    # While the view ran, after its save, no event was published.
     assert response.json() == {"live": 2}
     assert [await ended(tab) for tab in tabs] == [4410, 4410]
-    # The key was cycled: the browser, and so every tab of it, has the new one.
+    # Django has cycled the key. All tabs of the browser share the new one.
     session = client.cookies["sessionid"].value
     await user.arefresh_from_db()
     assert await is_alive(await open_as(user, session))
@@ -886,14 +994,18 @@ async def test_own_password_change_lets_both_tabs_come_back(user, session, open_
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_word_of_a_new_password_leaves_after_the_request(user, session, monkeypatch, kind):
-    """Once, and not before the session has the new hash: another tab could ask in between."""
-    told, by_then = [], []
-    monkeypatch.setattr(receivers, "publish", lambda kind, **details: told.append((kind, details)))
+def test_recheck_event_of_a_new_password_is_published_after_the_request(
+    user, session, monkeypatch, kind
+):
+    """Once, and not before the session has the new hash. Another tab could connect in between."""
+    published, by_then = [], []
+    monkeypatch.setattr(
+        receivers, "publish", lambda kind, **details: published.append((kind, details))
+    )
     original = urls.update_session_auth_hash
 
     def update_session_auth_hash(request, user):
-        by_then.append(list(told))
+        by_then.append(list(published))
         original(request, user)
 
     monkeypatch.setattr(urls, "update_session_auth_hash", update_session_auth_hash)
@@ -903,17 +1015,17 @@ def test_word_of_a_new_password_leaves_after_the_request(user, session, monkeypa
     assert post("/password/", {"password": "changed"}).status_code == 200
 
     assert by_then == [[]]
-    assert told == [("recheck", {"users": [str(user.pk)]})]
+    assert published == [("recheck", {"users": [str(user.pk)]})]
 
 
-def test_word_of_a_change_outside_a_request_leaves_at_once(user, monkeypatch):
-    told = []
-    monkeypatch.setattr(receivers, "publish", lambda kind, **details: told.append(kind))
+def test_recheck_event_outside_a_request_is_published_at_once(user, monkeypatch):
+    published = []
+    monkeypatch.setattr(receivers, "publish", lambda kind, **details: published.append(kind))
 
     user.set_password("changed")
     user.save()
 
-    assert told == ["recheck"]
+    assert published == ["recheck"]
 
 
 async def test_logout_of_signed_cookies_ends_all_sockets_of_the_user(user, open_as, settings):
@@ -938,7 +1050,7 @@ def test_session_of_signed_cookies_cannot_be_disconnected(user, settings):
 
 
 @pytest.mark.parametrize("bad", [None, 1, ""])
-def test_disconnecting_what_is_no_session_is_an_error(transactional_db, bad):
+def test_disconnecting_an_invalid_session_is_an_error(transactional_db, bad):
     with pytest.raises((TypeError, ValueError)):
         disconnect_session(bad)
 
@@ -957,8 +1069,8 @@ async def test_sync_helpers_name_their_twins_in_async_code(user, session):
             function(*arguments)
 
 
-async def test_sockets_of_another_event_loop_are_told_too(user, session):
-    """A process may run several loops: each has a hub of its own."""
+async def test_sockets_of_another_event_loop_end_too(user, session):
+    """A process may run several event loops. Each of them has a hub."""
     opened, codes = threading.Event(), []
 
     def other_loop():
@@ -982,11 +1094,11 @@ async def test_sockets_of_another_event_loop_are_told_too(user, session):
     assert codes == [4410]
 
 
-# What the re-check asks
+# The queries of the re-check
 
 
 class OwnBackend(ModelBackend):
-    """A site's own rule: who is called "gone" may not come in."""
+    """A site's rule: users whose first name is "gone" may not connect."""
 
     def get_user(self, user_id):
         user = super().get_user(user_id)
@@ -998,7 +1110,7 @@ def principal_of(user, session="", backend=MODEL_BACKEND):
     return Principal(user.pk, backend, digests.auth_digest(user), session, digest, clock.now())
 
 
-def test_recheck_asks_once_for_all_users_and_once_for_all_sessions(
+def test_recheck_queries_all_users_at_once_and_all_sessions_at_once(
     django_user_model, transactional_db, django_assert_num_queries
 ):
     users = [django_user_model.objects.create_user(f"user{n}") for n in range(20)]
@@ -1010,7 +1122,7 @@ def test_recheck_asks_once_for_all_users_and_once_for_all_sessions(
         assert revocations.recent() == []
 
 
-def test_recheck_asks_a_backend_of_the_site_for_each_user(user, other, settings):
+def test_recheck_calls_a_backend_of_the_site_for_each_user(user, other, settings):
     backend = f"{__name__}.OwnBackend"
     settings.AUTHENTICATION_BACKENDS = [backend]
     principals = [principal_of(each, backend=backend) for each in (user, other)]
@@ -1021,7 +1133,7 @@ def test_recheck_asks_a_backend_of_the_site_for_each_user(user, other, settings)
     assert freshness.find_outdated(principals) == principals[:1]
 
 
-def test_recheck_trusts_no_backend_that_was_taken_away(user, settings):
+def test_recheck_trusts_no_backend_that_was_removed(user, settings):
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
     principals = [principal_of(user)]
 

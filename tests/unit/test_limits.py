@@ -1,4 +1,4 @@
-"""The limits that a site may set for its sockets."""
+"""The limits that a site can set for its connections."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ def open_as(open_socket):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The consumers' clock, in seconds, to be set."""
+    """The clock of the consumers, in seconds. Tests set it."""
 
     class Clock:
         present = 100.0
@@ -42,12 +42,12 @@ def clock(monkeypatch):
 
 async def last(socket):
     while True:
-        frame = await socket.next()
-        if isinstance(frame, int):
-            return frame
+        message = await socket.next()
+        if isinstance(message, int):
+            return message
 
 
-async def test_old_connection_is_told_so(user, session, open_as, settings):
+async def test_old_connection_is_closed_with_its_code(user, session, open_as, settings):
     young, _ = await open_as(user, session)
     settings.WEBSOCKET_UTILS = {"MAX_CONNECTION_AGE": 0.05}
 
@@ -67,7 +67,7 @@ async def test_one_connection_too_many_is_refused(user, other, session, open_as,
     _, outcome = await open_as(other, await sync_to_async(sign_in)(other))
     assert outcome == OPEN
 
-    # Who makes room may come.
+    # A connection that closes makes room for another one.
     await first.bye()
     _, outcome = await open_as(user, session)
     assert outcome == OPEN
@@ -86,7 +86,9 @@ async def test_oldest_connection_is_replaced(user, session, open_as, settings):
 
 
 @BOTH
-async def test_message_too_many_is_refused_to_the_one_who_asked(opened, settings, clock, consumer):
+async def test_message_above_the_rate_limit_is_answered_with_an_error(
+    opened, settings, clock, consumer
+):
     settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "3/s"}
     socket = await opened(consumer)
 
@@ -113,17 +115,19 @@ async def test_flood_ends_the_socket_and_no_other(
     for _ in range(1000):
         await socket.send("echo", value=1)
 
-    frames = []
-    while not isinstance(frame := await socket.next(), int):
-        frames.append(frame)
-    assert frame == 4429
-    # Ten refusals, as ten bad frames.
-    assert [frame["error"]["code"] for frame in frames if "error" in frame] == ["rate_limited"] * 10
+    messages = []
+    while not isinstance(message := await socket.next(), int):
+        messages.append(message)
+    assert message == 4429
+    # Ten refusals in a row close it, like ten bad messages.
+    assert [message["error"]["code"] for message in messages if "error" in message] == [
+        "rate_limited"
+    ] * 10
     assert (await good.call("echo", value=1))["data"] == 1
 
 
 @BOTH
-async def test_frames_that_cannot_be_read_count_as_well(opened, settings, clock, consumer):
+async def test_unreadable_messages_count_too(opened, settings, clock, consumer):
     settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "5/h"}
     socket = await opened(consumer)
 
@@ -131,15 +135,15 @@ async def test_frames_that_cannot_be_read_count_as_well(opened, settings, clock,
         await socket.send_text("{")
         await socket.send("websocket.ping")
 
-    frames = []
-    while not isinstance(frame := await socket.next(), int):
-        frames.append(frame)
-    assert frame == 4429
-    # The hello, five within the limit, ten beyond it.
-    assert len(frames) == 1 + 5 + 10
+    messages = []
+    while not isinstance(message := await socket.next(), int):
+        messages.append(message)
+    assert message == 4429
+    # The ready message, five messages within the limit, ten beyond it.
+    assert len(messages) == 1 + 5 + 10
 
 
-async def test_socket_whose_client_has_gone_makes_room(user, session, open_as, settings):
+async def test_socket_whose_client_has_left_does_not_count(user, session, open_as, settings):
     settings.WEBSOCKET_UTILS = {"MAX_CONNECTIONS_PER_USER": 1}
     leaving, may_leave = asyncio.Event(), asyncio.Event()
 
@@ -173,7 +177,7 @@ async def test_pings_count_as_messages(opened, settings, clock, consumer):
     assert refused["error"]["code"] == "rate_limited"
 
 
-async def test_client_that_now_and_then_sends_too_fast_is_never_ended(opened, settings, clock):
+async def test_client_that_sometimes_sends_too_fast_is_never_closed(opened, settings, clock):
     settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "1/s"}
     socket = await opened(MANAGED[1])
 
@@ -191,12 +195,12 @@ def test_rate_is_read(text, rate):
 
 
 @pytest.mark.parametrize("text", ["", "20", "/s", "0/s", "-1/s", "1.5/s", "20/d", "20 / s", None])
-def test_what_is_no_rate_is_an_error(text):
+def test_invalid_rate_is_an_error(text):
     with pytest.raises(ValueError, match="Not a rate"):
         read_rate(text)
 
 
-async def test_limit_is_for_each_socket(opened, settings, clock):
+async def test_rate_limit_applies_to_each_socket_separately(opened, settings, clock):
     settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "1/h"}
     sockets = [await opened(MANAGED[1]) for _ in range(3)]
 

@@ -262,12 +262,12 @@ async def test_guarded_call_is_unavailable_while_the_database_is_away(
     with monkeypatch.context() as patch:
         patch.setattr(freshness, "find_outdated", away)
         patch.setattr(freshness, "fresh_user", away)
-        while not connection.is_database_away:
+        while not connection.is_database_unavailable:
             await socket.call("echo", value=1)
         reply = await socket.call("guarded")
     assert reply["error"]["code"] == "unavailable"
 
-    while connection.is_database_away:
+    while connection.is_database_unavailable:
         await socket.call("echo", value=1)
     assert await allowed(socket)
 

@@ -1,4 +1,4 @@
-"""What the package tells, and that telling harms nobody."""
+"""The signals of the package: when they are sent, and that receivers affect nothing."""
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -17,61 +17,63 @@ NAMES = signals.__all__
 
 
 @pytest.fixture
-def told():
-    """Everything that is told, in order: the signal's name and its arguments."""
-    told, receivers = [], []
+def sent():
+    """The signals that were sent, in order: the name and the arguments of each."""
+    sent, receivers = [], []
     for name in NAMES:
 
         def handle_event(name=name, **kwargs):
-            told.append((name, {k: v for k, v in kwargs.items() if k not in ("signal", "sender")}))
+            sent.append((name, {k: v for k, v in kwargs.items() if k not in ("signal", "sender")}))
 
         receivers.append((getattr(signals, name), handle_event))
         getattr(signals, name).connect(handle_event, weak=False)
-    yield told
+    yield sent
     for signal, handle_event in receivers:
         signal.disconnect(handle_event)
 
 
 @pytest.mark.parametrize("consumer", [Manager, AsyncManager])
-async def test_life_of_a_connection_is_told(told, user, session, open_socket, consumer):
+async def test_opening_and_closing_a_connection_send_signals(
+    sent, user, session, open_socket, consumer
+):
     token = await aget_websocket_token(user)
     socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
     assert await socket.outcome() == OPEN
     await socket.bye()
 
-    names = [name for name, _ in told]
+    names = [name for name, _ in sent]
     assert names == ["token_issued", "token_redeemed", "connection_opened", "connection_closed"]
-    assert told[0][1] == told[1][1] == {"user_id": user.pk}
-    connection = told[2][1]["connection"]
+    assert sent[0][1] == sent[1][1] == {"user_id": user.pk}
+    connection = sent[2][1]["connection"]
     assert connection.principal.user_id == user.pk
-    assert told[3][1] == {"connection": connection, "code": 1000}
-    assert token not in repr(told) + repr(connection.path)
+    assert sent[3][1] == {"connection": connection, "code": 1000}
+    assert token not in repr(sent) + repr(connection.path)
 
 
-async def test_refusals_are_told_with_their_reason(told, user, other, open_socket):
+async def test_refused_tokens_send_a_signal_with_the_reason(sent, user, other, open_socket):
     token = await aget_websocket_token(user)
     session = await sync_to_async(sign_in)(other)
-    told.clear()
+    sent.clear()
     paths = [f"/ws/{token}", f"/ws/{UNKNOWN_TOKEN}", "/ws/short"]
 
     for path in paths:
         socket = open_socket(stack(AsyncManager), path, session=session)
         assert await socket.outcome() == 4401
 
-    refused = [arguments for name, arguments in told if name == "token_refused"]
+    refused = [arguments for name, arguments in sent if name == "token_refused"]
     assert refused == [
         {"reason": "wrong_user", "user_id": user.pk},
         {"reason": "unknown", "user_id": None},
         {"reason": "malformed", "user_id": None},
     ]
-    assert not [name for name, _ in told if name.startswith("connection")]
+    assert not [name for name, _ in sent if name.startswith("connection")]
 
 
-async def test_disconnecting_is_told(told, user, session, open_socket):
+async def test_disconnecting_sends_a_signal(sent, user, session, open_socket):
     token = await aget_websocket_token(user)
     socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
     assert await socket.outcome() == OPEN
-    told.clear()
+    sent.clear()
 
     await adisconnect_user(user)
     while (await socket.receive_output())["type"] != "websocket.close":
@@ -79,17 +81,19 @@ async def test_disconnecting_is_told(told, user, session, open_socket):
     await socket.bye()
     await adisconnect_session(session)
 
-    # One is told in the caller's thread, the other on the event loop.
-    user_, closed = sorted(told[:2], key=lambda each: each[0] == "connection_closed")
+    # One is sent in the caller's thread, the other one on the event loop.
+    user_, closed = sorted(sent[:2], key=lambda each: each[0] == "connection_closed")
     assert user_ == ("user_disconnected", {"user_id": user.pk, "session_digest": None})
     assert closed[0] == "connection_closed"
     assert closed[1]["code"] == 4410
-    assert told[2][1]["user_id"] is None
-    assert len(told[2][1]["session_digest"]) == 64
+    assert sent[2][1]["user_id"] is None
+    assert len(sent[2][1]["session_digest"]) == 64
 
 
 @pytest.mark.parametrize("name", NAMES[:2] + NAMES[3:5])
-async def test_receiver_that_raises_harms_nobody(user, session, open_socket, name):
+async def test_receiver_that_raises_does_not_affect_the_connection(
+    user, session, open_socket, name
+):
     def fail(**kwargs):
         raise RuntimeError("in a receiver of the site")
 
@@ -104,7 +108,7 @@ async def test_receiver_that_raises_harms_nobody(user, session, open_socket, nam
         signal.disconnect(fail)
 
 
-async def test_async_receivers_are_told_as_well(user, session, open_socket):
+async def test_async_receivers_are_called_too(user, session, open_socket):
     opened = []
 
     async def handle_event(connection, **kwargs):

@@ -1,4 +1,4 @@
-"""Where sync code runs: side by side for different sockets, and never in the way of an opening."""
+"""Sync code runs in parallel for different sockets, and connects never wait for it."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ from ..support.helpers import LIMIT, stack, until
 
 
 class Gathering:
-    """Sync handlers that wait for each other, or for the test."""
+    """Sync handlers that wait for each other or for the test."""
 
     barrier = None
     entered = None
@@ -46,7 +46,7 @@ class Gathering:
     @auto_route
     def block(self):
         Gathering.entered.release()
-        # Longer than anybody waits for an answer: who waits for this one fails.
+        # Longer than any test waits for a reply.
         assert Gathering.go_on.wait(3 * LIMIT)
         return "blocked"
 
@@ -129,7 +129,7 @@ async def test_handlers_of_one_socket_run_in_order(opened, consumer):
 
 @OURS
 @pytest.mark.parametrize("opens", [Sync, Async, Manager, AsyncManager])
-async def test_opening_does_not_wait_behind_blocked_handlers(opened, settings, consumer, opens):
+async def test_connect_does_not_wait_for_blocked_handlers(opened, settings, consumer, opens):
     settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
     for _ in range(2):
         await (await opened(consumer)).send("block")
@@ -142,7 +142,7 @@ async def test_opening_does_not_wait_behind_blocked_handlers(opened, settings, c
 
 
 @OURS
-async def test_permission_check_does_not_wait_behind_blocked_handlers(opened, settings, consumer):
+async def test_permission_check_does_not_wait_for_blocked_handlers(opened, settings, consumer):
     settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
     socket = await opened(consumer)
     for _ in range(2):
@@ -166,7 +166,7 @@ async def test_call_that_waits_for_a_thread_does_not_outlive_its_socket(
     await (await opened(consumer)).send("block")
     await entered(1)
     socket = await opened(consumer)
-    # Before it is anybody's to refuse.
+    # Before the socket ends.
     await socket.send(method)
     await until(lambda: threads._at_work["handlers"] == 2)
 
@@ -198,8 +198,8 @@ async def test_call_that_waits_for_a_thread_does_not_outlive_its_permission(
 
 
 @OURS
-async def test_event_is_a_handler_whatever_its_text_says(opened, settings, consumer):
-    """With all threads busy it waits, and does not slip into the pool that must stay free."""
+async def test_event_runs_as_a_handler_whatever_its_text_contains(opened, settings, consumer):
+    """If all threads are busy, it waits. It does not run in the pool that connects use."""
     settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
     Gathering.ran = []
     await opened(consumer)
@@ -213,13 +213,13 @@ async def test_event_is_a_handler_whatever_its_text_says(opened, settings, consu
     Gathering.go_on.set()
     await until(lambda: len(Gathering.ran) == 2)
 
-    assert not [name for name in Gathering.ran if "ours" in name]
+    assert not [name for name in Gathering.ran if "package" in name]
 
 
-async def test_who_holds_a_thread_never_waits_for_another_one_of_its_pool(
+async def test_code_in_a_thread_never_waits_for_another_thread_of_its_pool(
     opened, settings, monkeypatch
 ):
-    """A connect() in our pool is told to a receiver, and a sync method calls another one."""
+    """A receiver runs during a connect() in the pool, and a sync method calls another one."""
     settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
     monkeypatch.setattr(threads, "OUR_THREADS", 1)
 
@@ -248,21 +248,21 @@ async def test_who_holds_a_thread_never_waits_for_another_one_of_its_pool(
     assert (await socket.call("outer"))["data"] == "inner"
 
 
-async def test_naive_handlers_keep_an_opening_waiting(opened, user, session, open_socket):
-    """The test has teeth: Channels' own consumers share one thread, and a connect waits for it."""
+async def test_naive_handlers_delay_a_connect(opened, user, session, open_socket):
+    """The consumers of Channels share one thread, and a connect waits for it."""
 
     class Naive(Gathering, PlainJson):
         pass
 
     await (await opened(Naive)).send("block")
     await entered(1)
-    # In our pool: Django's thread is the one that blocks.
+    # In the package's pool, because Django's thread is blocked.
     tokens = [await in_our_pool(issue)(user) for _ in range(2)]
     socket = open_socket(stack(Naive), f"/ws/{tokens[0]}", session=session)
     opening = asyncio.ensure_future(socket.connect())
-    ours = open_socket(stack(Sync), f"/ws/{tokens[1]}", session=session)
+    other = open_socket(stack(Sync), f"/ws/{tokens[1]}", session=session)
 
-    assert (await ours.connect())["type"] == "websocket.accept"
+    assert (await other.connect())["type"] == "websocket.accept"
     assert not opening.done()
     Gathering.go_on.set()
     assert (await opening)["type"] == "websocket.accept"
@@ -288,7 +288,7 @@ async def test_pool_has_as_many_threads_as_the_setting_says(transactional_db, se
 
 @pytest.mark.parametrize("where", [contextlib.nullcontext, single_thread])
 async def test_stop_iteration_does_not_wait_for_ever(transactional_db, where):
-    """No future takes it, as the plain twin shows; those of a newer Python help themselves."""
+    """No future accepts it before Python 3.12, as the naive twin shows."""
     nothing = iter([])
     with where(), pytest.raises(RuntimeError, match="StopIteration"):
         await asyncio.wait_for(in_our_pool(next)(nothing), LIMIT)
@@ -301,7 +301,7 @@ async def test_stop_iteration_does_not_wait_for_ever(transactional_db, where):
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
 async def test_thread_that_ends_itself_does_not_end_the_process(transactional_db, ending):
-    """Out of a task these two stop the event loop, and with it everybody's sockets."""
+    """From a task, these two would stop the event loop and all of its sockets."""
 
     def end():
         raise ending("the thread")
@@ -311,7 +311,7 @@ async def test_thread_that_ends_itself_does_not_end_the_process(transactional_db
 
 
 def test_single_thread_runs_everything_in_the_thread_of_the_test(transactional_db):
-    """So a ``TestCase`` sees its rows: its transaction belongs to this thread."""
+    """The transaction of a ``TestCase`` belongs to this thread, so its rows are visible."""
 
     async def where():
         return {
@@ -329,7 +329,7 @@ def test_single_thread_runs_everything_in_the_thread_of_the_test(transactional_d
 
 @pytest.fixture
 def one_thread(transactional_db, monkeypatch):
-    """Our pool with one thread, new: all work meets the same connection."""
+    """A new pool with one thread, so that all work uses the same database connection."""
     monkeypatch.setattr(threads, "OUR_THREADS", 1)
     yield
     async_to_sync(in_our_pool(lambda: connection.close()))()
@@ -344,7 +344,7 @@ def ask():
 def lose_connection():
     """Let the server close this thread's connection, as a restart or a proxy does."""
     connection.ensure_connection()
-    # As with CONN_MAX_AGE None: it is never too old.
+    # As with CONN_MAX_AGE None, it never becomes too old.
     connection.close_at = None
     if connection.vendor == "postgresql":
         pid = connection.connection.info.backend_pid
@@ -359,7 +359,7 @@ def lose_connection():
 
 
 def is_usable():
-    # What Django says of an SQLite connection is always yes.
+    # Django's own answer for SQLite is always True.
     try:
         connection.connection.execute("SELECT 1")
     except Exception:
@@ -368,7 +368,7 @@ def is_usable():
 
 
 @pytest.mark.usefixtures("one_thread")
-async def test_connection_that_the_server_closed_does_not_poison_later_work(monkeypatch):
+async def test_connection_that_the_server_closed_does_not_fail_later_work(monkeypatch):
     assert await in_our_pool(ask)() == 1
     if connection.vendor != "postgresql":
         monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
@@ -380,7 +380,7 @@ async def test_connection_that_the_server_closed_does_not_poison_later_work(monk
 
 
 @pytest.mark.usefixtures("one_thread")
-async def test_busy_thread_is_poisoned_once_at_most(monkeypatch):
+async def test_busy_thread_fails_once_at_most(monkeypatch):
     assert await in_our_pool(ask)() == 1
     if connection.vendor != "postgresql":
         monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
@@ -394,7 +394,7 @@ async def test_busy_thread_is_poisoned_once_at_most(monkeypatch):
 
 @pytest.mark.usefixtures("one_thread")
 async def test_busy_thread_keeps_its_connection():
-    """Channels would open a new one for each call: ``CONN_MAX_AGE`` is 0 by default."""
+    """Channels opens a new one for each call, because ``CONN_MAX_AGE`` is 0 by default."""
     made = []
     await in_our_pool(ask)()
 
@@ -412,7 +412,7 @@ async def test_busy_thread_keeps_its_connection():
 
 
 @pytest.mark.usefixtures("one_thread")
-async def test_idle_thread_gives_up_a_connection_that_is_too_old(monkeypatch):
+async def test_idle_thread_closes_a_connection_that_is_too_old(monkeypatch):
     def age():
         connection.ensure_connection()
         connection.close_at = 0
@@ -425,7 +425,7 @@ async def test_idle_thread_gives_up_a_connection_that_is_too_old(monkeypatch):
 
 
 async def test_thread_that_ends_closes_its_connection(transactional_db, settings):
-    """As when the setting changes, or the process ends."""
+    """For example when the setting changes or the process ends."""
     closed = threading.Event()
 
     def ask_and_watch():
@@ -447,11 +447,11 @@ async def test_thread_that_ends_closes_its_connection(transactional_db, settings
     settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
     await in_handler_pool(ask)()
 
-    # Where a cycle holds what the thread has left, the garbage collector finds it.
+    # The garbage collector finds the connection if it is part of a reference cycle.
     await until(lambda: gc.collect() >= 0 and closed.is_set())
 
 
-async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch):
+async def test_connection_in_a_transaction_is_not_closed(transactional_db, monkeypatch):
     from django.db import transaction
 
     monkeypatch.setattr(database_connections, "TRUSTED", -1)
@@ -459,17 +459,17 @@ async def test_transaction_of_a_test_is_left_alone(transactional_db, monkeypatch
     def inside():
         with transaction.atomic():
             ask()
-            database_connections._Connections().close_stale()
+            database_connections.ThreadConnections().close_stale()
             return ask()
 
     assert await sync_to_async(inside)() == 1
 
 
-# Messages without a hop
+# Async messages without a thread
 
 
 class AsyncEcho(AsyncJsonWebsocketConsumer):
-    """Channels' own."""
+    """A consumer of Channels."""
 
     channel_layer_alias = "none"
 
@@ -478,7 +478,7 @@ class AsyncEcho(AsyncJsonWebsocketConsumer):
 
 
 class WithORM(AsyncWebSocketManagerConsumer):
-    """Its handlers use the async ORM, which works in a thread of Django's."""
+    """Its handlers use the async ORM, which runs in a thread of Django."""
 
     channel_layer_alias = "none"
 
@@ -514,8 +514,8 @@ def age_connection():
 
 @pytest.fixture
 def notices(monkeypatch):
-    """Django asks the server whether a connection is usable, of SQLite too."""
-    # However long a test takes.
+    """``is_usable()`` queries the database, with SQLite too."""
+    # Longer than any test takes.
     monkeypatch.setattr(database_connections, "TRUSTED", 1000)
     if connection.vendor != "postgresql":
         monkeypatch.setattr(type(connections["default"]), "is_usable", lambda self: is_usable())
@@ -531,7 +531,7 @@ async def orm_socket(opened, notices):
 
 @pytest.fixture
 def hops(monkeypatch):
-    """The functions that went to a thread."""
+    """The functions that ran in a thread."""
     found = []
     call = SyncToAsync.__call__
 
@@ -552,10 +552,8 @@ async def test_async_method_is_answered_without_leaving_the_event_loop(orm_socke
     assert hops == []
 
 
-async def test_consumer_of_channels_goes_to_a_thread_for_every_message(
-    transactional_db, open_socket, hops
-):
-    """The control."""
+async def test_naive_consumer_uses_a_thread_for_every_message(transactional_db, open_socket, hops):
+    """The consumers of Channels check the database connections for each message."""
     socket = open_socket(AsyncEcho.as_asgi(), "/ws/")
     await socket.connect()
     hops.clear()
@@ -566,7 +564,7 @@ async def test_consumer_of_channels_goes_to_a_thread_for_every_message(
     assert len(hops) == 20
 
 
-async def test_connection_that_the_server_closed_poisons_one_async_handler_at_most(orm_socket):
+async def test_connection_that_the_server_closed_fails_one_async_handler_at_most(orm_socket):
     assert (await orm_socket.call("count"))["data"] == 1
     await orm_socket.call("lose")
 
@@ -575,7 +573,7 @@ async def test_connection_that_the_server_closed_poisons_one_async_handler_at_mo
     assert (await orm_socket.call("count"))["data"] == 1
 
 
-async def test_connection_that_the_server_closed_does_not_poison_later_async_handlers(
+async def test_connection_that_the_server_closed_does_not_fail_later_async_handlers(
     orm_socket, monkeypatch
 ):
     assert (await orm_socket.call("count"))["data"] == 1
@@ -586,8 +584,8 @@ async def test_connection_that_the_server_closed_does_not_poison_later_async_han
     assert (await orm_socket.call("count"))["data"] == 1
 
 
-async def test_naive_dispatch_without_the_hop_is_poisoned_for_good(opened, notices, monkeypatch):
-    """The control: what Channels does for each message is not for nothing."""
+async def test_naive_dispatch_without_the_check_fails_for_ever(opened, notices, monkeypatch):
+    """Without the check that Channels makes for each message, a lost connection stays."""
     monkeypatch.setattr(consumers, "may_hold_stale_connections", lambda loop: False)
     socket = await opened(WithORM)
     await socket.next()
@@ -609,7 +607,7 @@ async def test_async_handlers_keep_their_connection_while_they_are_busy(orm_sock
     assert (await orm_socket.call("connection"))["data"] == first["data"]
 
 
-async def test_connection_of_async_handlers_that_is_too_old_is_given_up(orm_socket, monkeypatch):
+async def test_connection_of_async_handlers_that_is_too_old_is_closed(orm_socket, monkeypatch):
     await orm_socket.call("age")
     assert await sync_to_async(lambda: connection.connection is None)() is False
 
@@ -619,7 +617,7 @@ async def test_connection_of_async_handlers_that_is_too_old_is_given_up(orm_sock
     assert await sync_to_async(lambda: connection.connection is None)() is True
 
 
-async def test_transaction_in_the_thread_of_the_async_orm_is_left_alone(orm_socket, monkeypatch):
+async def test_transaction_in_the_thread_of_the_async_orm_is_not_closed(orm_socket, monkeypatch):
     from django.db import transaction
 
     def begin():
@@ -637,7 +635,7 @@ async def test_transaction_in_the_thread_of_the_async_orm_is_left_alone(orm_sock
 
 
 async def test_each_isolated_socket_has_connections_of_its_own(user, session, open_socket, notices):
-    """What one has lost is noticed there, and the other keeps what it has."""
+    """One socket loses its database connection, and the other one keeps its own."""
     sockets = []
     for _ in range(2):
         token = await sync_to_async(issue)(user)
@@ -657,9 +655,7 @@ async def test_each_isolated_socket_has_connections_of_its_own(user, session, op
         await socket.call("close_connection")
 
 
-async def test_database_whose_driver_is_missing_and_that_nobody_uses_harms_nobody(
-    orm_socket, monkeypatch
-):
+async def test_unused_database_without_a_driver_affects_nothing(orm_socket, monkeypatch):
     missing = {**connections.settings["default"], "ENGINE": "tests.no_such_backend"}
     monkeypatch.setitem(connections.settings, "missing", missing)
     monkeypatch.setattr(database_connections, "TRUSTED", -1)
@@ -667,8 +663,8 @@ async def test_database_whose_driver_is_missing_and_that_nobody_uses_harms_nobod
     assert (await orm_socket.call("count"))["data"] == 1
 
 
-async def test_client_that_floods_lets_others_have_their_turn(opened):
-    """What it has sent is there at once, so nothing else would make us wait."""
+async def test_client_that_floods_does_not_block_the_event_loop(opened):
+    """All its messages are there at once, so no wait for a message gives others a turn."""
     socket = await opened(AsyncManager)
     await socket.next()
     turns, sent = 0, 50 * consumers.TURN
@@ -683,8 +679,8 @@ async def test_client_that_floods_lets_others_have_their_turn(opened):
     assert turns >= sent / consumers.TURN
 
 
-async def test_context_variable_that_connect_sets_is_there_for_later_messages(opened):
-    """All of one socket's handlers run in one task, as Channels has it."""
+async def test_context_variable_that_connect_sets_is_visible_to_later_messages(opened):
+    """All handlers of one socket run in one task, as in Channels."""
     tenant = ContextVar("tenant")
 
     class Tenant(AsyncManager):
@@ -710,7 +706,7 @@ async def test_context_variable_that_connect_sets_is_there_for_later_messages(op
 @pytest.mark.parametrize("consumer", [Manager, AsyncManager])
 @pytest.mark.parametrize("alias", ["none", "default"])
 async def test_consumer_that_is_cancelled_while_it_waits_ends(opened, consumer, alias):
-    """As by a server that shuts down."""
+    """For example by a server that shuts down."""
     socket = await opened(type("Consumer", (consumer,), {"channel_layer_alias": alias}))
     await socket.next()
 
@@ -724,27 +720,27 @@ async def test_consumer_that_is_cancelled_while_it_waits_ends(opened, consumer, 
 
 
 @pytest.mark.parametrize("alias", ["none", "default"])
-async def test_sync_consumer_sends_what_its_handler_sends_before_the_answer(opened, alias):
-    class Telling(Manager):
+async def test_messages_of_a_sync_handler_are_sent_before_its_answer(opened, alias):
+    class Pushing(Manager):
         channel_layer_alias = alias
 
         @auto_route
-        def tell(self):
+        def push_two(self):
             self.push("first", {})
             self.push("second", {})
             return "third"
 
-    socket = await opened(Telling)
+    socket = await opened(Pushing)
     await socket.next()
-    await socket.send("tell", reply_key="r")
+    await socket.send("push_two", reply_key="r")
 
     keys = [(await socket.next())["key"] for _ in range(3)]
     assert keys == ["first", "second", "r"]
 
 
 @pytest.mark.parametrize("alias", ["none", "default"])
-async def test_answer_of_a_sync_consumer_comes_before_what_follows_it(opened, alias):
-    """Whoever overrides ``receive()`` may send, close or raise once a message has been handled."""
+async def test_answer_of_a_sync_consumer_is_sent_before_later_messages(opened, alias):
+    """An overridden ``receive()`` may send, close or raise after a message was handled."""
 
     class Goodbye(Manager):
         channel_layer_alias = alias
@@ -764,14 +760,14 @@ async def test_answer_of_a_sync_consumer_comes_before_what_follows_it(opened, al
         await socket.send("echo", reply_key="r", value=what)
 
         assert await socket.next() == {"key": "r", "data": what}
-        frame = await socket.next()
-        assert (frame["key"] if isinstance(frame, dict) else frame) == follows
+        message = await socket.next()
+        assert (message["key"] if isinstance(message, dict) else message) == follows
         if what == "raise":
             with pytest.raises(ZeroDivisionError):
                 await socket.wait()
 
 
-async def test_send_of_the_site_sees_the_answers_of_a_sync_consumer(opened):
+async def test_overridden_send_receives_the_answers_of_a_sync_consumer(opened):
     class Shouting(Manager):
         def send(self, text_data=None, bytes_data=None, close=False):
             super().send(text_data.replace("quiet", "LOUD"), bytes_data, close)
@@ -782,8 +778,8 @@ async def test_send_of_the_site_sees_the_answers_of_a_sync_consumer(opened):
     assert (await socket.call("echo", value="quiet"))["data"] == "LOUD"
 
 
-async def test_answer_of_a_sync_consumer_costs_one_hop(opened, hops):
-    """The thread does not wait until it is sent: that would be another one, and back."""
+async def test_answer_of_a_sync_consumer_takes_one_trip_to_a_thread(opened, hops):
+    """The thread does not wait until the answer is sent, which would take two more trips."""
     back = []
     call = AsyncToSync.__call__
 

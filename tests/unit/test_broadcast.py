@@ -1,4 +1,4 @@
-"""The word to other processes: over a layer that can fail, and over a real Redis."""
+"""Events of other processes, over a layer that can fail and over a real Redis."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ from ..support.settings import channel_layer
 
 @pytest.fixture
 def layer(settings):
-    """A layer that others take for a shared one; what this process hears may come from itself."""
+    """A layer that the package takes for a shared one. Events can be sent as another process."""
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.support.layers.SharedLayer"}}
     return get_channel_layer()
 
@@ -45,21 +45,21 @@ def open_one(user, session, open_socket):
     return open_
 
 
-async def said_elsewhere(group, kind, **details):
-    """Say a word as another process does."""
+async def publish_elsewhere(group, kind, **details):
+    """Publish an event as another process does."""
     message = {"type": "websocket.event", "sender": "another", "event": {"kind": kind, **details}}
     await get_channel_layer().group_send(group, message)
 
 
 async def disconnected_elsewhere(user):
     revocation = await sync_to_async(revoke)(user_id=user.pk)
-    await said_elsewhere(broadcast.REVOCATIONS, "revocation", **revocation.as_event())
+    await publish_elsewhere(broadcast.REVOCATIONS, "revocation", **revocation.as_event())
 
 
-# Over a layer that can fail. RECHECK_INTERVAL is 30 s: within the limit only the word is heard.
+# Over a layer that can fail. RECHECK_INTERVAL is 30 s, so only events end sockets within the limit.
 
 
-async def test_word_of_another_process_ends_sockets(user, layer, open_one):
+async def test_event_of_another_process_ends_sockets(user, layer, open_one):
     sockets = [await open_one() for _ in range(3)]
 
     await disconnected_elsewhere(user)
@@ -67,18 +67,18 @@ async def test_word_of_another_process_ends_sockets(user, layer, open_one):
     assert [await ended(socket) for socket in sockets] == [4410] * 3
 
 
-async def test_recheck_of_another_process_is_a_question_and_no_order(user, layer, open_one):
+async def test_recheck_event_of_another_process_ends_no_valid_socket(user, layer, open_one):
     socket = await open_one()
 
-    await said_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
+    await publish_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
     assert (await socket.call("echo", value=1))["data"] == 1
     await type(user).objects.filter(pk=user.pk).aupdate(is_active=False)
-    await said_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
+    await publish_elsewhere(broadcast.REVOCATIONS, "recheck", users=[str(user.pk)])
 
     assert await ended(socket) == 4410
 
 
-async def test_neither_a_connection_nor_a_message_costs_an_operation_of_the_layer(layer, open_one):
+async def test_connections_and_messages_need_no_operation_of_the_layer(layer, open_one):
     class Listening(AsyncManager):
         channel_layer_alias = "default"
 
@@ -89,45 +89,45 @@ async def test_neither_a_connection_nor_a_message_costs_an_operation_of_the_laye
     for socket in sockets:
         await socket.call("echo", value=1)
 
-    # A channel of its own is what Channels gives each consumer, and what it listens to.
+    # Channels gives each consumer a channel, and receives from it.
     assert set(layer.calls) <= {"new_channel", "receive"}
     assert layer.calls.count("new_channel") == 5
 
 
-async def test_push_of_another_process_arrives_and_ones_own_but_once(user, layer, open_one):
+async def test_pushes_of_other_processes_and_of_this_process_arrive_once(user, layer, open_one):
     socket = await open_one()
 
-    await said_elsewhere(
+    await publish_elsewhere(
         broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 1}'
     )
     await apush_to_user(user, "news", {"n": 2})
-    await said_elsewhere(
+    await publish_elsewhere(
         broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 3}'
     )
 
-    heard = [(await socket.next_for("news"))["n"] for _ in range(3)]
-    assert sorted(heard) == [1, 2, 3]
+    numbers = [(await socket.next_for("news"))["n"] for _ in range(3)]
+    assert sorted(numbers) == [1, 2, 3]
     assert (await socket.call("echo", value=1))["data"] == 1
 
 
-async def test_word_that_nobody_understands_is_passed_over(user, layer, open_one, caplog):
-    """As from a process that runs another version."""
+async def test_event_that_cannot_be_handled_is_skipped(user, layer, open_one, caplog):
+    """As from a process that runs another version of the package."""
     socket = await open_one()
 
     await get_channel_layer().group_send(broadcast.REVOCATIONS, {"type": "websocket.event"})
-    await said_elsewhere(broadcast.REVOCATIONS, "revocation")
-    await said_elsewhere(broadcast.REVOCATIONS, "of tomorrow")
+    await publish_elsewhere(broadcast.REVOCATIONS, "revocation")
+    await publish_elsewhere(broadcast.REVOCATIONS, "of tomorrow")
     of_another_site = {"id": 1, "user": str(user.pk), "session": "", "is_final": False}
     naive = {**of_another_site, "created_at": "2026-01-01T00:00:00"}
-    await said_elsewhere(broadcast.REVOCATIONS, "revocation", **naive)
+    await publish_elsewhere(broadcast.REVOCATIONS, "revocation", **naive)
     await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
-    assert caplog.text.count("was not understood") == 3
+    assert caplog.text.count("could not be handled") == 3
 
 
-async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
-    """Naive code misses what is said between the gate's look and its own subscription."""
+async def test_connect_waits_until_the_listener_has_subscribed(user, layer, open_one):
+    """Naive code misses an event between the gate's query and its subscription."""
     layer.hangs.add("group_add")
     opening = asyncio.ensure_future(open_one())
     await until(lambda: "group_add" in layer.calls)
@@ -140,7 +140,7 @@ async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
 
     decision.decide = decide
     try:
-        # What could go wrong has had its chance: the loop has run, and threads could have.
+        # The loop runs, and threads could run: a decision would have begun by now.
         for _ in range(20):
             await asyncio.sleep(0)
         assert not asked.is_set()
@@ -154,7 +154,7 @@ async def test_connect_waits_until_the_word_is_heard(user, layer, open_one):
 
 
 async def test_cancellation_is_never_lost():
-    """Also one that comes in the same turn as the result, which ``wait_for()`` loses."""
+    """Also one that arrives in the same turn as the result, which ``wait_for()`` loses."""
     for _ in range(3):
         event = asyncio.Event()
         waiting = asyncio.ensure_future(broadcast._within_limit(event.wait()))
@@ -167,9 +167,7 @@ async def test_cancellation_is_never_lost():
             await waiting
 
 
-async def test_layer_that_hangs_delays_the_first_connect_alone(
-    layer, open_one, caplog, monkeypatch
-):
+async def test_layer_that_hangs_delays_only_the_first_connect(layer, open_one, caplog, monkeypatch):
     layer.hangs.add("group_add")
     monkeypatch.setattr(broadcast, "LIMIT", 0.2)
 
@@ -184,12 +182,10 @@ async def test_layer_that_hangs_delays_the_first_connect_alone(
     layer.goes_on.set()
 
 
-async def test_what_was_missed_while_the_layer_was_away_is_asked_when_it_is_back(
-    user, layer, open_one
-):
+async def test_database_is_checked_when_the_layer_is_available_again(user, layer, open_one):
     layer.fails.add("group_add")
     socket = await open_one()
-    # Another process tells of it, and nobody hears.
+    # Another process publishes an event, which is lost.
     await sync_to_async(revoke)(user_id=user.pk)
 
     layer.fails.clear()
@@ -197,7 +193,7 @@ async def test_what_was_missed_while_the_layer_was_away_is_asked_when_it_is_back
     assert await ended(socket) == 4410
 
 
-async def test_listener_tries_again_and_again_with_longer_pauses(layer, open_one, monkeypatch):
+async def test_listener_tries_again_with_longer_pauses(layer, open_one, monkeypatch):
     pauses = []
     monkeypatch.setattr(broadcast, "BACKOFF", (0.001, 0.004))
     layer.fails.add("group_add")
@@ -228,7 +224,7 @@ async def test_membership_is_renewed_before_the_layer_forgets_it(user, layer, op
 
 
 @pytest.mark.parametrize("fault", ["fails", "hangs"])
-async def test_layer_that_is_away_costs_the_caller_nothing_but_a_line_in_the_log(
+async def test_layer_that_is_unavailable_is_logged_and_does_not_affect_the_caller(
     user, layer, open_one, fault, caplog, monkeypatch
 ):
     monkeypatch.setattr(broadcast, "LIMIT", 0.1)
@@ -239,7 +235,7 @@ async def test_layer_that_is_away_costs_the_caller_nothing_but_a_line_in_the_log
     await apush_to_user(user, "news", {})
 
     assert await ended(socket) == 4410
-    assert caplog.text.count("The channel layer did not take a word") == 2
+    assert caplog.text.count("The channel layer did not take an event") == 2
 
 
 async def test_listeners_end_with_the_last_socket(layer, open_one):
@@ -262,7 +258,7 @@ async def test_listeners_linger_while_a_page_reloads(layer, open_one, monkeypatc
     assert layer.calls.count("group_add") == 2
 
 
-def test_loop_that_is_closed_leaves_nothing(user, session, layer, monkeypatch):
+def test_closed_loop_leaves_no_hub(user, session, layer, monkeypatch):
     monkeypatch.setattr(hub, "LINGER", 10**6)
     from ..support.helpers import Socket
 
@@ -278,8 +274,8 @@ def test_loop_that_is_closed_leaves_nothing(user, session, layer, monkeypatch):
     assert hub._hubs == {}
 
 
-def test_in_memory_layer_is_told_nothing(user, monkeypatch):
-    """It belongs to one process, and is not safe from other threads."""
+def test_in_memory_layer_is_sent_nothing(user, monkeypatch):
+    """It belongs to one process, and is not thread-safe."""
     from channels.layers import InMemoryChannelLayer
 
     def fail(*args):
@@ -301,7 +297,7 @@ def test_site_without_channel_layers_can_disconnect(user, settings):
 
 @pytest.fixture
 def redis(tmp_path):
-    """A Redis server: started before any socket opens, and ended after the last is gone."""
+    """A Redis server that is started before any socket opens, and stopped after the last."""
 
     class Redis:
         port = free_port()
@@ -357,7 +353,7 @@ def elsewhere(database_environment, redis):
 
 
 class Unlayered(AsyncManager):
-    """Needs no channel layer of its own, so that it lives when Redis dies."""
+    """Uses no channel layer, so that it stays open when Redis stops."""
 
     channel_layer_alias = "none"
 
@@ -373,8 +369,8 @@ async def test_command_in_another_process_ends_sockets_at_once(redis_layer, open
 
 
 @pytest.mark.redis
-async def test_push_and_group_message_arrive_beside_each_other(redis_layer, open_one, elsewhere):
-    """Our listener takes nothing from the consumers on the same layer, nor they from us."""
+async def test_pushes_and_group_messages_both_arrive(redis_layer, open_one, elsewhere):
+    """The listener takes no messages from the consumers on the same layer, nor they from it."""
     one, two = await open_one(Room), await open_one(Room)
 
     await asyncio.to_thread(elsewhere, "push_to_user(user, 'news', {'n': 1})", redis_layer)
@@ -386,11 +382,11 @@ async def test_push_and_group_message_arrive_beside_each_other(redis_layer, open
 
 
 @pytest.mark.redis
-async def test_burst_of_pushes_does_not_cost_a_logout(redis_layer, open_one, elsewhere):
-    """More than a channel takes (100), while the event loop does nothing; then the word."""
+async def test_burst_of_pushes_does_not_lose_a_logout(redis_layer, open_one, elsewhere):
+    """More pushes than a channel takes (100) while the event loop is blocked, then the logout."""
     socket = await open_one(Room)
 
-    # Not in a thread: the loop stands still meanwhile, and its channels fill.
+    # Not in a thread: this blocks the event loop, so its channels become full.
     elsewhere(
         "for n in range(300): push_to_user(user, 'news', {'n': n})\ndisconnect_user(user)",
         redis_layer,
@@ -400,27 +396,29 @@ async def test_burst_of_pushes_does_not_cost_a_logout(redis_layer, open_one, els
 
 
 @pytest.mark.redis
-async def test_word_is_heard_again_after_redis_was_restarted(
+async def test_events_arrive_again_after_redis_was_restarted(
     redis, redis_layer, open_one, elsewhere, caplog
 ):
     socket = await open_one(Unlayered)
     redis.stop()
-    # Each layer says in its own words that it has noticed.
+    # Each layer logs the loss in its own way.
     await until(lambda: "was lost" in caplog.text or "Unexpected exception" in caplog.text)
 
     redis.start()
-    # What is said before the listener is back, the database tells it then.
+    # An event that is lost before the listener subscribes is found in the database.
     await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
     while not socket.future.done():
-        # The pub/sub layer comes back without a word to us: the next one is heard.
+        # The pub/sub layer reconnects silently, so only later events arrive.
         await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
 
     assert await ended(socket) == 4410
 
 
 @pytest.mark.redis
-async def test_listeners_that_come_and_go_leave_nothing_and_hear(redis_layer, open_one, elsewhere):
-    """Each time the last socket leaves, they end; the next socket's hear as the first's."""
+async def test_listeners_that_start_and_stop_leave_nothing_and_still_receive(
+    redis_layer, open_one, elsewhere
+):
+    """They stop with the last socket. Those of the next socket receive as before."""
     for _ in range(3):
         await (await open_one(Unlayered)).bye()
         await until(lambda: not hub._hubs and not tasks._tasks)
@@ -435,7 +433,7 @@ async def test_listeners_that_come_and_go_leave_nothing_and_hear(redis_layer, op
 
 @pytest.mark.redis
 @pytest.mark.parametrize("redis_layer", ["core"], indirect=True)
-async def test_socket_whose_own_layer_dies_is_told_to_try_later(redis, redis_layer, open_one):
+async def test_socket_whose_own_layer_fails_is_closed_with_try_later(redis, redis_layer, open_one):
     """Channels ends a consumer whose ``receive()`` of the layer fails."""
     socket = await open_one(Room)
 
@@ -448,7 +446,7 @@ async def test_socket_whose_own_layer_dies_is_told_to_try_later(redis, redis_lay
 
 
 @pytest.mark.redis
-async def test_first_word_after_the_first_socket_is_never_lost(
+async def test_first_event_after_the_first_socket_is_never_lost(
     user, redis_layer, open_one, elsewhere
 ):
     socket = await open_one()

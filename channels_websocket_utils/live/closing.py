@@ -1,0 +1,43 @@
+"""
+The close that the package sends to a client, which may take a limited time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+__all__ = ["CLOSE_LIMIT", "run_close"]
+
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# Seconds. uvicorn itself waits 20 s for a client that does not answer a close.
+CLOSE_LIMIT = 5
+
+
+def run_close(close: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """
+    Run ``close``, which sends a close to a client, as a task and return the task.
+
+    The task is cancelled after ``CLOSE_LIMIT``. An exception is logged at DEBUG: a client that has
+    left cannot be sent a close.
+    """
+    task = asyncio.ensure_future(close)
+    limit = asyncio.get_running_loop().call_later(CLOSE_LIMIT, task.cancel)
+    task.add_done_callback(partial(_log_close, limit))
+    return task
+
+
+def _log_close(limit: asyncio.TimerHandle, task: asyncio.Future[None]) -> None:
+    limit.cancel()
+    if task.cancelled():
+        logger.debug("A client did not answer its close within %s s", CLOSE_LIMIT)
+    elif task.exception() is not None:
+        logger.debug("A close could not be sent to its client: %s", task.exception())

@@ -1,0 +1,54 @@
+"""
+Publish an event to the connections of all processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from . import broadcast
+from .hub import current_hubs
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["apublish", "publish"]
+
+
+logger = logging.getLogger("channels_websocket_utils")
+
+
+def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
+    """
+    Publish an event to the hubs of this process and of all others. Works in any thread.
+
+    ===============  ===================================  =========================================
+    ``kind``         ``details``                          effect
+    ===============  ===================================  =========================================
+    ``revocation``   those of ``Revocation.as_event()``   the connections that it names end
+    ``recheck``      ``users``                            the users' connections are checked now
+    ``permissions``  ``users``; ``None`` for all          cached permissions are forgotten
+    ``push``         ``user``, ``text``                   the user's clients are sent a message
+    ===============  ===================================  =========================================
+
+    Users are primary keys as text. An error of the channel layer is logged and not raised.
+    """
+    event = {"kind": kind, **details}
+    _publish_here(event)
+    broadcast.send(group, event)
+
+
+async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
+    """See publish()."""
+    event = {"kind": kind, **details}
+    _publish_here(event)
+    await broadcast.asend(group, event)
+
+
+def _publish_here(event: broadcast.Event) -> None:
+    for hub in current_hubs():
+        try:
+            hub.loop.call_soon_threadsafe(hub.handle_event, event)
+        except RuntimeError:
+            logger.debug("An event loop was closed together with its connections")

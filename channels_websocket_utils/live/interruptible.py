@@ -1,0 +1,60 @@
+"""
+The server's ``receive``, in a form that can be interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..types import Message, Receive
+
+__all__ = ["InterruptibleReceive"]
+
+
+class InterruptibleReceive:
+    """
+    The ASGI ``receive`` of one connection; ``interrupt()`` ends a wait for the next message.
+
+    The wait is interrupted by a cancellation of the waiting task. A cancellation by any other code,
+    such as a server that shuts down, is raised as usual.
+    """
+
+    __slots__ = ("_has_interrupted", "_loop", "_receive", "_task")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        # Whether the cancellation of the waiting task is one of interrupt().
+        self._has_interrupted = False
+
+    def interrupt(self) -> None:
+        """Let a call that waits return ``None``. A message that arrives just then may be lost."""
+        if self._task is not None:
+            self._has_interrupted = True
+            self._task.cancel()
+
+    async def __call__(self) -> Message | None:
+        """Return the server's next message, or ``None`` if ``interrupt()`` was called."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        # Without its argument, current_task() makes a system call before Python 3.12.
+        task = self._task = asyncio.current_task(self._loop)
+        # Python 3.10 does not count the cancellations of a task.
+        cancelled_before = getattr(task, "cancelling", int)()
+        try:
+            return await self._receive()
+        except asyncio.CancelledError:
+            if not self._has_interrupted:
+                raise
+            if getattr(task, "uncancel", int)() > cancelled_before:
+                # Other code has cancelled the task too.
+                raise
+            return None
+        finally:
+            self._task = None
+            self._has_interrupted = False
