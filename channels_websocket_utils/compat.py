@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], dict[int, tuple[list[Any], Any]]]
     from asyncio import AbstractEventLoop
 
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 __all__ = [
     "BACKEND_SESSION_KEY",
