@@ -1,8 +1,7 @@
 """
-Takes the pictures of docs/sample_site.rst, and one of each page of the docs: ``make screenshots``.
+Take the pictures of docs/sample_site.rst, and one of each page of the docs: ``make screenshots``.
 
-Those of the sample site and its admin are of the running site, in the states in which the tests
-look at it, and so do not show what is not there.
+The pictures of the sample site and its admin show the running site, in states that the tests check.
 """
 
 import io
@@ -18,10 +17,10 @@ from tests.support.sample_site_fixtures import SAMPLE_SITE, running_site
 
 ROOT = SAMPLE_SITE.parent
 IMAGES = ROOT / "docs/images/sample_site"
-# Those of the docs themselves, to be looked at.
+# Pictures of the pages of the docs, for a visual check.
 PAGES = ROOT / "docs/images/pages"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
-# Of each: as what it is kept, and how it is looked at.
+# The end of the file's name, the size and the colour scheme.
 EVERY_WAY = [
     ("desktop_light", DESKTOP, "light"),
     ("desktop_dark", DESKTOP, "dark"),
@@ -34,7 +33,7 @@ ON_DESKTOP, DARK_DESKTOP, ON_PHONE, DARK_PHONE = ([way] for way in EVERY_WAY)
 def admin_tokens(stage):
     stage.site.sql("DELETE FROM channels_websocket_utils_websockettoken")
     stage.board("ben")
-    # Asked for, and never used.
+    # An unused token.
     stage.visitor("ben").ask_for_token()
     stage.board("ada")
     return stage.open("ada", "/admin/channels_websocket_utils/websockettoken/")
@@ -77,7 +76,7 @@ PICTURES = [
 
 
 def keep(picture, path):
-    """Write a PNG as a small one, of its 256 commonest colours."""
+    """Write a PNG with its 256 most common colours, which makes it small."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     palette = Image.new("P", (1, 1))
     palette.putpalette([part for colour in commonest(image) for part in colour])
@@ -85,7 +84,7 @@ def keep(picture, path):
 
 
 def commonest(image):
-    """Return colours, none of them so near to a commoner one that Pillow would mix them up."""
+    """Return the most common colours, without those that Pillow would confuse with them."""
     chosen = []
     for _, colour in sorted(image.getcolors(image.width * image.height), reverse=True):
         if all(max(map(distance, colour, other)) > 7 for other in chosen):
