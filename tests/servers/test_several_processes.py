@@ -32,4 +32,4 @@ async def test_push_to_a_group_reaches_the_sockets_of_another_process(
         await sockets[0].send('{"type": "broadcast", "text": "hello"}')
 
         for socket in sockets:
-            assert json.loads(await socket.recv()) == {"key": "news", "text": "hello"}
+            assert json.loads(await socket.recv()) == {"key": "group_news", "text": "hello"}

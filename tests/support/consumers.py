@@ -140,7 +140,7 @@ class Group(AsyncWebSocketManagerConsumer):
         await self.channel_layer.group_send("news", message)
 
     async def news(self, event):
-        await self.push("news", {"text": event["text"]})
+        await self.push("group_news", {"text": event["text"]})
 
 
 class PlainJson(Methods, JsonWebsocketConsumer):

@@ -20,7 +20,7 @@ from channels_websocket_utils.utils import (
     disconnect_user,
 )
 
-from ..support.consumers import AsyncManager, Room
+from ..support.consumers import AsyncManager, Group
 from ..support.helpers import LIMIT, ended, stack, until
 from ..support.servers import free_port, redis_command, running
 from ..support.settings import channel_layer
@@ -360,7 +360,7 @@ class Unlayered(AsyncManager):
 
 @pytest.mark.redis
 async def test_command_in_another_process_ends_sockets_at_once(redis_layer, open_one, elsewhere):
-    socket = await open_one(Room)
+    socket = await open_one(Group)
     command = "call_command('disconnect_websocket_user', 'ada', verbosity=0)"
 
     await asyncio.to_thread(elsewhere, command, redis_layer)
@@ -371,20 +371,20 @@ async def test_command_in_another_process_ends_sockets_at_once(redis_layer, open
 @pytest.mark.redis
 async def test_pushes_and_group_messages_both_arrive(redis_layer, open_one, elsewhere):
     """The listener takes no messages from the consumers on the same layer, nor they from it."""
-    one, two = await open_one(Room), await open_one(Room)
+    one, two = await open_one(Group), await open_one(Group)
 
     await asyncio.to_thread(elsewhere, "push_to_user(user, 'news', {'n': 1})", redis_layer)
-    await one.send("tell", text="hello")
+    await one.send("broadcast", text="hello")
 
     for socket in (one, two):
         assert await socket.next_for("news") == {"key": "news", "n": 1}
-        assert await socket.next_for("told") == {"key": "told", "text": "hello"}
+        assert await socket.next_for("group_news") == {"key": "group_news", "text": "hello"}
 
 
 @pytest.mark.redis
 async def test_burst_of_pushes_does_not_lose_a_logout(redis_layer, open_one, elsewhere):
     """More pushes than a channel takes (100) while the event loop is blocked, then the logout."""
-    socket = await open_one(Room)
+    socket = await open_one(Group)
 
     # Not in a thread: this blocks the event loop, so its channels become full.
     elsewhere(
@@ -435,7 +435,7 @@ async def test_listeners_that_start_and_stop_leave_nothing_and_still_receive(
 @pytest.mark.parametrize("redis_layer", ["core"], indirect=True)
 async def test_socket_whose_own_layer_fails_is_closed_with_try_later(redis, redis_layer, open_one):
     """Channels ends a consumer whose ``receive()`` of the layer fails."""
-    socket = await open_one(Room)
+    socket = await open_one(Group)
 
     redis.stop()
 
