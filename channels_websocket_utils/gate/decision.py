@@ -8,10 +8,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from django import db
 from django.contrib.auth import get_user_model
 
 from ..compat import load_backend
+from ..outages import outage_errors
 from ..signals import token_refused
 from ..tokens import clock, digests, redeeming
 from ..tokens.store import StoreUnavailable
@@ -106,7 +106,7 @@ def _decide(request: ConnectionRequest) -> Verdict:
         if request.digest is None:
             return _decide_session(request)
         return _decide_token(request, request.digest)
-    except (db.Error, StoreUnavailable) as error:
+    except outage_errors(StoreUnavailable) as error:
         # One line without a traceback, because an outage refuses thousands.
         logger.error("A connection was refused, because no answer came: %s", error)
         return Verdict(request.session, anonymous(), annotate("unavailable"))

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import protocol
+from ..compat import has_receivers
 from ..gate.handshake import plain_subprotocols
 from ..signals import connection_closed, connection_opened
 from ..threads import in_our_pool
@@ -181,7 +182,7 @@ class Connection:
             message = {**message, "subprotocol": self.token_subprotocol}
         await self._send_or_drop(message)
         self._has_sent_opened = True
-        if connection_opened.has_listeners():
+        if has_receivers(connection_opened):
             await in_our_pool(connection_opened.send_robust)(None, connection=self)
 
     async def _send_close(self, message: Message) -> None:
@@ -295,6 +296,6 @@ class Connection:
         await self.close()
         if self.state is not CLOSED and self.state is not ABANDONED:
             self._change_state(ABANDONED)
-        if self._has_sent_opened and connection_closed.has_listeners():
+        if self._has_sent_opened and has_receivers(connection_closed):
             code = 1006 if self.close_code is None else self.close_code
             await in_our_pool(connection_closed.send_robust)(None, connection=self, code=code)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from django.contrib.auth import get_user_model
 
 from .. import protocol
+from ..compat import primary_key
 from ..conf import get_setting
 from ..gate.revocations import Revocation
 from . import broadcast
@@ -248,7 +249,7 @@ async def _notify(connections: list[Connection]) -> None:
 
 
 def _user_ids(texts: Iterable[str]) -> set[Any]:
-    to_python = get_user_model()._meta.pk.to_python
+    to_python = primary_key(get_user_model()).to_python
     return {to_python(text) for text in texts}
 
 

@@ -19,7 +19,7 @@ from django.core.signals import request_finished, request_started
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
-from ..compat import current_thread_context
+from ..compat import current_thread_context, primary_key
 from ..gate import revocations
 from ..tokens import digests
 from .events import publish
@@ -100,7 +100,7 @@ def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any
         if digest:
             return {"session_digest": digest, "is_final": True}
         # The key of a signed cookie changes with each save, so all of the user's connections end.
-        return {"user_id": get_user_model()._meta.pk.to_python(user_id)}
+        return {"user_id": primary_key(get_user_model()).to_python(user_id)}
     # channels.auth.logout() passes no session. A user who is still signed in reconnects.
     return None if user is None or user.pk is None else {"user_id": user.pk}
 

@@ -9,11 +9,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from django import db
-
 from .. import protocol
 from ..conf import get_setting
 from ..gate import freshness, revocations
+from ..outages import outage_errors
 from ..threads import in_recheck_thread
 from ..tokens import clock
 from .tasks import run_in_background
@@ -32,18 +31,6 @@ __all__ = ["Recheck", "is_outage"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
-
-# What cache libraries raise when their server is unavailable: a cache may keep the sessions.
-_CACHE_ERRORS = frozenset(
-    {
-        "django_redis.exceptions.ConnectionInterrupted",
-        "pylibmc.Error",
-        "_pylibmc.Error",
-        "pymemcache.exceptions.MemcacheError",
-        "redis.exceptions.RedisError",
-        "valkey.exceptions.ValkeyError",
-    }
-)
 
 
 class Recheck:
@@ -168,13 +155,8 @@ class Recheck:
 
 
 def is_outage(error: Exception) -> bool:
-    """Return whether ``error`` means that the database, or the sessions' cache, is unavailable."""
-    # TimeoutError and ConnectionError: what drivers of caches and databases let pass.
-    if isinstance(error, (db.Error, TimeoutError, ConnectionError)):
-        return True
-    # The libraries need not be installed, so their errors are compared by name.
-    names = {f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__}
-    return not names.isdisjoint(_CACHE_ERRORS)
+    """Return whether ``error`` means that the database or the session cache is unavailable."""
+    return isinstance(error, outage_errors())
 
 
 def _principals(connections: Iterable[Connection]) -> set[Principal]:

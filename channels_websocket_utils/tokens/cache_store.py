@@ -7,18 +7,17 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from django import db
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.utils.module_loading import import_string
 
 from ..compat import new_cache, router
 from ..conf import get_setting
+from ..outages import outage_errors
 from .store import StoreUnavailable, TokenRow
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ __all__ = ["CacheTokenStore", "cache_alias"]
 _PREFIX = "channels_websocket_utils"
 # Seconds that an epoch is kept longer than the last token that carries it.
 _MARGIN = 60
-# What cache libraries raise when their server is down, hangs or is full: module and class.
-_LIBRARY_ERRORS = (
-    ("redis.exceptions", "RedisError"),
-    ("valkey.exceptions", "ValkeyError"),
-    ("pymemcache.exceptions", "MemcacheError"),
-    ("pylibmc", "Error"),
-)
 
 
 @dataclass(slots=True)
@@ -114,7 +106,8 @@ class CacheTokenStore:
         cache = _open(self.alias, repr(settings.CACHES.get(self.alias)))
         try:
             yield cache
-        except _errors_of_caches() as error:
+        # OSError is for the files of FileBasedCache.
+        except outage_errors(OSError) as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
@@ -137,18 +130,6 @@ def _open(alias: str, _: str) -> BaseCache:
     ``caches`` would create one, with connections of its own, for every task and request.
     """
     return new_cache(alias)
-
-
-def _errors_of_caches() -> tuple[type[BaseException], ...]:
-    """Return the exceptions that mean that a cache does not answer. Evaluated after an error."""
-    # OSError includes ConnectionError and TimeoutError; db.Error is for DatabaseCache. A library
-    # that was never imported has raised nothing.
-    libraries = [
-        getattr(sys.modules[module], name)
-        for module, name in _LIBRARY_ERRORS
-        if module in sys.modules
-    ]
-    return OSError, db.Error, *libraries
 
 
 def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LAYERS = {
         "database_connections",
         "migrations",
         "models",
+        "outages",
         "protocol",
         "signals",
         "strict_json",

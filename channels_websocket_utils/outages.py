@@ -1,0 +1,33 @@
+"""The errors that mean that a database or a cache is unavailable."""
+
+from __future__ import annotations
+
+import sys
+
+from django import db
+
+__all__ = ["outage_errors"]
+
+# What cache libraries raise when their server is down, hangs or is full: module and class.
+_LIBRARY_ERRORS = (
+    ("django_redis.exceptions", "ConnectionInterrupted"),
+    ("pylibmc", "Error"),
+    ("pymemcache.exceptions", "MemcacheError"),
+    ("redis.exceptions", "RedisError"),
+    ("valkey.exceptions", "ValkeyError"),
+)
+
+
+def outage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """
+    Return the exceptions of an outage and ``others``, for an ``except`` clause.
+
+    They are Django's ``db.Error``, Python's ``ConnectionError`` and ``TimeoutError``, and the errors
+    of the cache libraries that are imported. Any other exception is a programming error.
+    """
+    libraries: list[type[Exception]] = [
+        getattr(sys.modules[module], name)
+        for module, name in _LIBRARY_ERRORS
+        if module in sys.modules
+    ]
+    return *others, db.Error, ConnectionError, TimeoutError, *libraries
