@@ -22,8 +22,8 @@ def outage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """
     Return the exceptions of an outage and ``others``, for an ``except`` clause.
 
-    They are Django's ``db.Error``, Python's ``ConnectionError`` and ``TimeoutError``, and the errors
-    of the cache libraries that are imported. Any other exception is a programming error.
+    They are Django's ``db.Error``, Python's ``ConnectionError`` and ``TimeoutError``, and the
+    errors of the cache libraries that are imported. Any other exception is a programming error.
     """
     libraries: list[type[Exception]] = [
         getattr(sys.modules[module], name)
