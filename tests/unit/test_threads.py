@@ -16,12 +16,13 @@ from django.contrib.auth import get_user_model
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
-from channels_websocket_utils import consumers, database_connections, threads
+from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.messaging import dispatch
 from channels_websocket_utils.signals import connection_opened
 from channels_websocket_utils.threads import in_handler_pool, in_our_pool, single_thread
 from channels_websocket_utils.tokens.issuing import issue
@@ -588,7 +589,7 @@ async def test_connection_that_the_server_closed_does_not_poison_later_async_han
 
 async def test_naive_dispatch_without_the_hop_is_poisoned_for_good(opened, notices, monkeypatch):
     """The control: what Channels does for each message is not for nothing."""
-    monkeypatch.setattr(consumers, "may_hold_stale_connections", lambda loop: False)
+    monkeypatch.setattr(dispatch, "may_hold_stale_connections", lambda loop: False)
     socket = await opened(WithORM)
     await socket.next()
     try:
@@ -671,7 +672,7 @@ async def test_client_that_floods_lets_others_have_their_turn(opened):
     """What it has sent is there at once, so nothing else would make us wait."""
     socket = await opened(AsyncManager)
     await socket.next()
-    turns, sent = 0, 50 * consumers.TURN
+    turns, sent = 0, 50 * dispatch.TURN
     for number in range(sent):
         socket.input_queue.put_nowait(
             {"type": "websocket.receive", "text": f'{{"type": "echo", "value": {number}}}'}
@@ -680,7 +681,7 @@ async def test_client_that_floods_lets_others_have_their_turn(opened):
         await asyncio.sleep(0)
         turns += 1
 
-    assert turns >= sent / consumers.TURN
+    assert turns >= sent / dispatch.TURN
 
 
 async def test_context_variable_that_connect_sets_is_there_for_later_messages(opened):
