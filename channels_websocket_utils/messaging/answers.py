@@ -4,7 +4,6 @@ What a call is answered: a result, an error, or nothing. And how a message goes 
 
 from __future__ import annotations
 
-import inspect
 import logging
 import uuid
 from typing import TYPE_CHECKING
@@ -47,7 +46,8 @@ async def send_answer(call: Call) -> None:
         return
     try:
         text = (_site_encoder(call.consumer) or strict_json.encode)(answer)
-        if inspect.isawaitable(text):
+        if not isinstance(text, str):
+            # The encode_json() of an async consumer.
             text = await text
     except _NOT_JSON as error:
         call.error = error
@@ -58,7 +58,7 @@ async def send_answer(call: Call) -> None:
 async def send(consumer: Consumer, message: JSONObject) -> None:
     """Send ``message`` as JSON text, by ``encode_json()`` of the site where there is one."""
     text = (_site_encoder(consumer) or strict_json.encode)(message)
-    await _send_text(consumer, await text if inspect.isawaitable(text) else text)
+    await _send_text(consumer, text if isinstance(text, str) else await text)
 
 
 def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
@@ -72,7 +72,8 @@ async def _send_text(consumer: Consumer, text: str) -> None:
         sending = consumer.send(text_data=text)
     else:
         sending = consumer.send({"type": "websocket.send", "text": text})
-    if inspect.isawaitable(sending):
+    if sending is not None:
+        # On an async consumer.
         await sending
 
 

@@ -30,13 +30,12 @@ from . import answers, permissions
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
-    from typing import Any, TypeAlias, TypeVar
+    from typing import Any, TypeVar
 
     from ..types import Consumer, PermissionCache
     from .methods import Method
 
     T = TypeVar("T")
-    _Adapter: TypeAlias = type["_OnLoop"] | type["_InThread"]
 
 __all__ = [
     "Call",
@@ -171,7 +170,8 @@ async def run_method(
         if not call.is_stream:
             await answers.send_answer(call)
         return returned
-    result = await _adapter(consumer).run(call, method, consumer, args, kwargs)
+    adapter = _InThread if isinstance(consumer, SyncConsumer) else _OnLoop
+    result = await adapter.run(call, method, consumer, args, kwargs)
     if method.perms is None:
         call.result, call.is_routed = result, True
     return result
@@ -188,7 +188,8 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
         if call.denial is None:
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
-                result = await _adapter(call.consumer).settle(result)
+                adapter = _InThread if isinstance(call.consumer, SyncConsumer) else _OnLoop
+                result = await adapter.settle(result)
             returned = result
             _open_stream(call, returned)
     return returned
@@ -341,10 +342,6 @@ def is_sync(consumer: Consumer) -> bool:
 def is_ours(consumer: Consumer) -> bool:
     """Return whether it is a consumer of this package, which opens calls and runs streams."""
     return getattr(consumer, "opens_calls", False)
-
-
-def _adapter(consumer: Consumer) -> _Adapter:
-    return _InThread if is_sync(consumer) else _OnLoop
 
 
 def _drop(consumer: Consumer) -> None:

@@ -34,7 +34,7 @@ from .rate_limit import MessageLimits
 from .streams import Stream, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from ..types import Message, Receive, Scope, Send
@@ -202,7 +202,7 @@ class SyncDispatch(Dispatch):
         if is_connect and compat.sends_by(self, outgoing.send):
             compat.set_base_send(self, outgoing)
         # Neither an opening socket nor a refusal waits behind handlers.
-        is_urgent = is_connect or await self._will_be_refused(message)
+        is_urgent = is_connect or (self._has_guards and await self._will_be_refused(message))
         outgoing.begin()
         try:
             await (in_our_pool if is_urgent else in_handler_pool)(self._handle)(message)
@@ -212,12 +212,8 @@ class SyncDispatch(Dispatch):
 
     async def _will_be_refused(self, message: Message) -> bool:
         """Return whether the handler would wait for a thread, only to refuse the call."""
-        return (
-            self._has_guards
-            and message["type"] == "websocket.receive"
-            and handlers_are_waiting()
-            and await in_our_pool(self._is_denied)(message)
-        )
+        is_call = message["type"] == "websocket.receive"
+        return is_call and handlers_are_waiting() and await in_our_pool(self._is_denied)(message)
 
     def _is_denied(self, message: Message) -> bool:
         raise NotImplementedError
@@ -233,21 +229,25 @@ class SyncDispatch(Dispatch):
 
         If the thread waited until each answer is sent: 1.46 (1.27 to 1.80) for a sync consumer.
         """
-        if self._outgoing is None or not self._keeps_answers:
-            return run_now(answers.send_answer(call))
-        with self._outgoing.kept():
+        outgoing = self._outgoing if self._keeps_answers else None
+        if outgoing is not None:
+            outgoing.is_answer = True
+        try:
             run_now(answers.send_answer(call))
+        finally:
+            if outgoing is not None:
+                outgoing.is_answer = False
 
 
 class Outgoing:
     """
     What a sync consumer sends, in order: its ``base_send``, and the ASGI ``send`` below that.
 
-    The answer that ends a message is kept until the handler's thread has ended. What is sent after
-    it, or beside it, takes it along.
+    While ``is_answer`` is true, what a thread sends is kept until its handler has ended. What is
+    sent after it, or by another thread, does not overtake it.
     """
 
-    __slots__ = ("_is_answer", "_kept", "_send", "_send_and_wait")
+    __slots__ = ("_kept", "_send", "_send_and_wait", "is_answer")
     # None between two messages: then nobody would send what is kept.
     _kept: list[Message] | None
 
@@ -255,23 +255,14 @@ class Outgoing:
         self._send = send
         self._send_and_wait = async_to_sync(self.send)
         self._kept = None
-        self._is_answer = False
+        self.is_answer = False
 
     def __call__(self, message: Message) -> None:
         """Send ``message`` from a thread, or keep it."""
-        if self._is_answer and self._kept is not None:
+        if self.is_answer and self._kept is not None:
             self._kept.append(message)
         else:
             self._send_and_wait(message)
-
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep what is sent meanwhile until ``end()``."""
-        self._is_answer = True
-        try:
-            yield
-        finally:
-            self._is_answer = False
 
     def begin(self) -> None:
         """Allow messages to be kept: a handler begins."""

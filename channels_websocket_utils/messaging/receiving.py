@@ -7,13 +7,12 @@ consumer, where nothing in it waits.
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..conf import get_setting
 from ..protocol import MessageError
-from .calls import Call, perform
+from .calls import Call, is_sync, perform
 
 if TYPE_CHECKING:
     from typing import Any
@@ -42,7 +41,7 @@ async def receive(
     try:
         protocol.check_text(text, get_setting("MAX_MESSAGE_SIZE"))
         content = consumer.decode_json(text)
-        if inspect.isawaitable(content):
+        if not is_sync(consumer):
             content = await content
         reply_key = _read(content, limits, streams)
     except MessageError as error:
@@ -50,7 +49,7 @@ async def receive(
         await _send_json(consumer, protocol.build_error(error))
         if limits.close_code is not None:
             closing = consumer.close(limits.close_code)
-            if inspect.isawaitable(closing):
+            if closing is not None:
                 await closing
         return None
     name = content["type"]
@@ -94,5 +93,5 @@ def _add_credit(streams: Streams | None, reply_key: str | None, content: JSONObj
 
 async def _send_json(consumer: Consumer, message: JSONObject) -> None:
     sending = consumer.send_json(message)
-    if inspect.isawaitable(sending):
+    if sending is not None:
         await sending

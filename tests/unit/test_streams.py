@@ -23,9 +23,10 @@ from ..support.consumers import (
     PLAIN,
     AsyncManager,
     AsyncPlainJson,
+    AsyncPlainRaw,
+    AsyncPlainText,
     Manager,
     MixedManager,
-    PlainJson,
 )
 from ..support.helpers import FAST, LIMIT, bare, ended, sign_in, stack, until
 
@@ -200,7 +201,6 @@ def kinds(*bases, generators=(Streaming, AsyncStreaming)):
     )
 
 
-ALL = kinds(*PLAIN, *MANAGED)
 OURS = kinds(*MANAGED)
 OURS_ASYNC = kinds(*MANAGED, generators=[AsyncStreaming])
 
@@ -233,7 +233,7 @@ async def settles(lines):
     return [*lines]
 
 
-@ALL
+@OURS
 async def test_each_value_is_a_part_and_then_comes_the_end(kind, open_stream_socket):
     socket, lines = await open_stream_socket(kind)
 
@@ -245,7 +245,7 @@ async def test_each_value_is_a_part_and_then_comes_the_end(kind, open_stream_soc
     assert lines == ["closed"]
 
 
-@ALL
+@OURS
 async def test_part_is_told_apart_as_a_reply_is(kind, open_stream_socket):
     socket, _ = await open_stream_socket(kind)
 
@@ -257,14 +257,14 @@ async def test_part_is_told_apart_as_a_reply_is(kind, open_stream_socket):
     assert end == {"key": "s", "more": False}
 
 
-@ALL
+@OURS
 async def test_generator_without_a_value_ends_at_once(kind, open_stream_socket):
     socket, _ = await open_stream_socket(kind)
 
     assert await socket.call("nothing") == {"key": "r0", "more": False}
 
 
-@ALL
+@OURS
 async def test_exception_ends_the_stream_as_an_error(kind, open_stream_socket, caplog):
     socket, lines = await open_stream_socket(kind)
 
@@ -279,7 +279,7 @@ async def test_exception_ends_the_stream_as_an_error(kind, open_stream_socket, c
     assert await socket.call("ping") == {"key": "r0", "data": "pong"}
 
 
-@ALL
+@OURS
 async def test_value_that_is_not_json_ends_the_stream_as_an_error(kind, open_stream_socket):
     socket, lines = await open_stream_socket(kind)
 
@@ -291,7 +291,7 @@ async def test_value_that_is_not_json_ends_the_stream_as_an_error(kind, open_str
     assert lines == ["closed"]
 
 
-@ALL
+@OURS
 async def test_stream_ends_when_its_client_leaves(kind, open_stream_socket):
     socket, lines = await open_stream_socket(kind)
     await socket.send("endless", reply_key="s")
@@ -300,13 +300,10 @@ async def test_stream_ends_when_its_client_leaves(kind, open_stream_socket):
     await socket.bye()
 
     lines = await settles(lines)
-    assert [line for line in lines if line != "step"][:1] == ["closed"]
-    if not kind[1].__name__.endswith("PlainRaw"):
-        # Those have no disconnect().
-        assert [line for line in lines if line != "step"] == ["closed", "disconnected"]
+    assert [line for line in lines if line != "step"] == ["closed", "disconnected"]
 
 
-@kinds(*PLAIN, *MANAGED, generators=[AsyncStreaming])
+@OURS_ASYNC
 async def test_generator_that_waits_for_ever_ends_when_its_client_leaves(kind, open_stream_socket):
     socket, lines = await open_stream_socket(kind)
     await socket.send("waiting", reply_key="s")
@@ -317,7 +314,7 @@ async def test_generator_that_waits_for_ever_ends_when_its_client_leaves(kind, o
     assert lines[0] == "closed"
 
 
-@ALL
+@OURS
 async def test_no_step_begins_after_the_socket_was_ended(kind, open_stream_socket):
     socket, lines = await open_stream_socket(kind)
     await socket.send("endless", reply_key="s")
@@ -512,7 +509,7 @@ async def test_stream_is_denied_to_who_may_not(kind, method, open_stream_socket)
     assert lines == []
 
 
-@ALL
+@OURS
 async def test_both_orders_of_the_decorators_stream(kind, open_stream_socket, user, permission):
     await sync_to_async(user.user_permissions.add)(permission)
     socket, _ = await open_stream_socket(kind)
@@ -707,46 +704,6 @@ async def test_messages_and_streams_of_a_sync_consumer_take_turns(opened):
         assert (await socket.call("ping"))["data"] == "pong"
 
 
-@kinds(*PLAIN)
-async def test_frames_that_come_meanwhile_are_handled_after_the_stream(kind, opened):
-    """In their order, also where their client has left right behind them."""
-    generators, base = kind
-    go = threading.Event()
-
-    class Sync:
-        @auto_route
-        def slow(self):
-            yield "first"
-            go.wait(LIMIT)
-
-        @auto_route
-        def note(self, event):
-            self.log(event["line"])
-
-    class Async:
-        @auto_route
-        async def slow(self):
-            yield "first"
-            await asyncio.to_thread(go.wait, LIMIT)
-
-        @auto_route
-        def note(self, event):
-            self.log(event["line"])
-
-    log = Log()
-    socket = await opened(
-        type("Consumer", (Sync if generators is Streaming else Async, base), {"log": log})
-    )
-    await socket.send("slow", reply_key="s")
-    await socket.next_for("s")
-    for line in range(30):
-        await socket.send("note", line=line)
-    go.set()
-    await socket.bye()
-
-    assert log.lines == [*range(30)]
-
-
 async def test_generator_called_by_a_handler_is_the_handlers_own(opened):
     class Consumer(AsyncManager):
         channel_layer_alias = "default"
@@ -790,6 +747,39 @@ async def test_guarded_generator_that_is_not_routed_is_a_mistake_that_is_told(
 
     assert (await socket.call("numbers"))["error"]["code"] == "internal"
     assert "its parts need @auto_route" in caplog.text
+
+
+@kinds(*PLAIN)
+async def test_generator_on_a_consumer_of_channels_is_a_mistake_that_is_logged(
+    kind, open_stream_socket, caplog
+):
+    socket, lines = await open_stream_socket(kind)
+
+    reply = await socket.call("count", to=3)
+
+    assert reply["error"]["code"] == "internal"
+    assert reply["error"]["id"] in caplog.text
+    assert "TypeError" in caplog.text
+    assert "WebSocketManagerConsumer or AsyncWebSocketManagerConsumer" in caplog.text
+    assert lines == []
+    assert await socket.call("ping") == {"key": "r1", "data": "pong"}
+
+
+@pytest.mark.parametrize("base", [AsyncPlainJson, AsyncPlainText, AsyncPlainRaw])
+async def test_generator_that_code_of_a_consumer_of_channels_calls_is_its_own(base, opened):
+    class Consumer(base):
+        @auto_route
+        async def numbers(self):
+            for number in range(3):
+                yield number
+
+        @auto_route
+        async def total(self):
+            return sum([number async for number in await self.numbers()])
+
+    socket = await opened(Consumer)
+
+    assert await socket.call("total") == {"key": "r0", "data": 3}
 
 
 @OURS
@@ -927,7 +917,7 @@ async def test_stream_that_has_ended_is_forgotten(opened):
     assert values[0]() is None
 
 
-@pytest.mark.parametrize("consumer", [AsyncPlainJson, PlainJson, AsyncManager, Manager])
+@pytest.mark.parametrize("consumer", [AsyncManager, Manager])
 async def test_streams_need_no_middleware(consumer, user, session, open_socket):
     """Without it there is nothing that could end the socket, and the stream runs all the same."""
     token = await aget_websocket_token(user)
@@ -1092,7 +1082,7 @@ async def test_step_that_waits_for_a_thread_does_not_outlive_its_stream(opened, 
     holding = asyncio.ensure_future(in_handler_pool(hold)())
     await until(holds.is_set)
     await socket.send("websocket.more", reply_key="s", parts=1)
-    await until(lambda: streams_of(Consumer)[0]._allowance == 0)
+    await until(lambda: streams_of(Consumer)[0]._credit == 0)
 
     if end == "cancel":
         await socket.send("websocket.cancel", reply_key="s")
@@ -1158,21 +1148,6 @@ async def test_transaction_that_is_open_at_a_yield_is_an_error_and_nobody_elses(
     assert {"saved", "in its own step"} <= names
 
 
-async def test_transaction_of_a_documented_consumer_may_span_its_steps(opened):
-    """There all steps run in one thread, and nothing else meanwhile."""
-
-    class Consumer(PlainJson):
-        @auto_route
-        def export(self):
-            with transaction.atomic():
-                yield from range(3)
-
-    socket = await opened(Consumer)
-    await socket.send("export", reply_key="s")
-
-    assert len((await parts_of(socket))[0]) == 3
-
-
 async def test_permission_that_goes_right_after_it_was_asked_for_is_noticed(
     opened, user, permission, monkeypatch
 ):
@@ -1231,35 +1206,6 @@ async def test_guards_of_what_a_step_calls_are_not_kept(
     assert 1 <= len(asked) <= 2
 
 
-@kinds(*PLAIN)
-async def test_client_that_sends_and_leaves_is_heard_behind_all_it_sent(kind, open_stream_socket):
-    socket, lines = await open_stream_socket(kind)
-    await socket.send("endless", reply_key="s")
-    await socket.next_for("s")
-    for number in range(60):
-        await socket.send("ping", number=number)
-
-    await socket.send_input({"type": "websocket.disconnect", "code": 1000})
-
-    await until(lambda: "closed" in lines)
-    await socket.wait(LIMIT)
-
-
-@kinds(*PLAIN)
-async def test_client_that_sends_more_than_is_kept_is_told(kind, open_stream_socket):
-    socket, lines = await open_stream_socket(kind)
-    await socket.send("endless", reply_key="s")
-    await socket.next_for("s")
-
-    for number in range(65):
-        await socket.send("ping", number=number)
-
-    # The stream goes on until then.
-    assert await asyncio.wait_for(ended(socket), LIMIT) == 4429
-    await until(lambda: "closed" in lines)
-    await socket.wait(LIMIT)
-
-
 @OURS
 async def test_key_is_free_once_the_end_was_sent(kind, open_stream_socket):
     socket, _ = await open_stream_socket(kind)
@@ -1269,7 +1215,7 @@ async def test_key_is_free_once_the_end_was_sent(kind, open_stream_socket):
         assert await parts_of(socket) == ([{"number": 0}], {"key": "s", "more": False})
 
 
-@ALL
+@OURS
 async def test_control_flow_of_channels_ends_a_generator_as_a_return_does(kind, opened):
     class Stops:
         @auto_route
@@ -1355,17 +1301,3 @@ async def test_end_of_a_sync_generator_runs_in_a_thread(kind, opened, django_use
     await socket.send("websocket.cancel", reply_key="s")
 
     await until(lambda: log.lines == [1])
-
-
-async def test_stream_of_a_documented_consumer_ends_with_its_handler(opened):
-    """A server that shuts down cancels the application."""
-    consumer = streaming(AsyncStreaming, AsyncPlainJson)
-    socket = await opened(consumer)
-    await socket.send("waiting", reply_key="s")
-    await socket.next_for("s")
-
-    socket.future.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await socket.future
-
-    assert consumer.log.lines == ["closed"]
