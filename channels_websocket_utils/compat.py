@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync
+from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 
@@ -48,6 +49,11 @@ def begin_consumer(consumer: Consumer, scope: Scope, send: Send) -> None:
 def set_base_send(consumer: Consumer, base_send: Callable[[Message], None]) -> None:
     """Set the function that ``SyncConsumer.send()`` calls."""
     consumer.base_send = base_send
+
+
+def set_close_old_connections(function: Callable[[], object]) -> None:
+    """Set what ``database_sync_to_async()`` calls before and after its function."""
+    channels_db.close_old_connections = function  # type: ignore[attr-defined]
 
 
 def sends_by(consumer: Consumer, send: Send) -> bool:

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import TYPE_CHECKING
 
-from .messaging.methods import decorate
+from .messaging.calls import call_method
+from .messaging.methods import describe, mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +42,7 @@ def auto_route(method: Method) -> Method:
     traceback. Raises ``TypeError`` if the decorated object cannot be routed.
     """
     _check_method("auto_route", method)
-    routed: Method = decorate(method, perms=None)
+    routed: Method = _decorate(method, perms=None)
     return routed
 
 
@@ -76,7 +78,7 @@ def require_perms(perms: str | list[str] | tuple[str, ...]) -> Callable[[Method]
 
     def decorator(method: Method) -> Method:
         _check_method("require_perms", method)
-        guarded: Method = decorate(method, perms=perms)
+        guarded: Method = _decorate(method, perms=perms)
         return guarded
 
     return decorator
@@ -90,3 +92,19 @@ def _check_method(decorator: str, method: object) -> None:
         raise TypeError(
             f"@{decorator} cannot decorate {name}(): Channels calls it for every client."
         )
+
+
+def _decorate(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Any:
+    """Return ``function`` guarded by ``perms``; if they are ``None``, with its result routed."""
+    method = describe(function, perms)
+
+    @wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        content = args[0] if args else None
+        if not method.has_event:
+            # Keywords are passed on: other packages call with keywords alone.
+            args = ()
+        return call_method(method, self, content, args, kwargs)
+
+    mark(wrapper, perms)
+    return wrapper

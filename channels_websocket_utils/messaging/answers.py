@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..types import Consumer, JSONObject
-    from .calls import Call
+    from .ongoing_call import Call
 
 __all__ = ["CONTROL_FLOW", "send", "send_answer"]
 

@@ -12,11 +12,8 @@ decorators stack in either order, with decorators of other packages in between.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-import time
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync
@@ -26,124 +23,22 @@ from .. import protocol
 from ..protocol import MessageError
 from ..threads import handlers_are_waiting, in_handler_pool
 from . import answers, permissions
+from .inspection import has_ended, is_ours, is_sync
+from .ongoing_call import Call, ongoing_call
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from types import TracebackType
     from typing import Any, TypeVar
 
-    from ..types import Consumer, PermissionCache
+    from ..types import Consumer
     from .methods import Method
 
     T = TypeVar("T")
 
-__all__ = [
-    "Call",
-    "current_permission_cache",
-    "has_ended",
-    "is_ours",
-    "is_sync",
-    "ongoing_call",
-    "perform",
-    "run_method",
-    "run_now",
-]
+__all__ = ["call_method", "perform", "run_method", "run_now"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
-
-_current_call: ContextVar[Call | None] = ContextVar("websocket_call", default=None)
-
-
-class Call:
-    """
-    One message of a client, and the one answer to it.
-
-    ``is_from_wire`` is false for a channel-layer event, which expects no answer. The code of the
-    call runs in ``with call:``; an exception that ends the block is kept in ``error`` for the
-    answer. ``guards`` are the permissions that the values of a stream need too. ``asked_at`` is
-    the time before the first permission check, and ``permission_cache`` the cache of that time.
-    """
-
-    __slots__ = (
-        "_token",
-        "asked_at",
-        "consumer",
-        "content",
-        "denial",
-        "error",
-        "guards",
-        "is_done",
-        "is_from_wire",
-        "is_routed",
-        "is_stream",
-        "permission_cache",
-        "reply_key",
-        "result",
-    )
-    asked_at: float | None
-    denial: MessageError | None
-    error: BaseException | None
-    permission_cache: PermissionCache | None
-    guards: tuple[tuple[str, ...], ...]
-    reply_key: str | None
-
-    def __init__(
-        self, consumer: Consumer, content: Any, *, reply_key: str | None, is_from_wire: bool
-    ) -> None:
-        self.consumer = consumer
-        self.content = content
-        self.reply_key = reply_key
-        self.is_from_wire = is_from_wire
-        self.is_routed = False
-        self.is_stream = False
-        self.is_done = False
-        self.denial = None
-        self.error = None
-        self.result = None
-        self.guards = ()
-        self.asked_at = self.permission_cache = None
-
-    def __enter__(self) -> None:
-        self._token = _current_call.set(self)
-        self.is_done = False
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        _current_call.reset(self._token)
-        self.is_done = True
-        if not isinstance(error, Exception) and not _is_own_cancellation(error):
-            return False
-        self.error = error
-        return True
-
-    def note_check(self) -> None:
-        """Note the time of the first permission check, which follows."""
-        if self.asked_at is None:
-            self.asked_at = time.monotonic()
-            self.permission_cache = current_permission_cache(self.consumer)
-
-    def add_guard(self, perms: tuple[str, ...]) -> None:
-        """Check ``perms`` again during the stream; not those of methods that the stream calls."""
-        if not self.is_stream:
-            self.guards += (perms,)
-
-
-def _is_own_cancellation(error: BaseException | None) -> bool:
-    """Return whether a handler raised it without a cancellation of its task."""
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        # In a thread. There it can come from the task that waits for the thread.
-        return False
-    # Python 3.10 cannot say whether the task was cancelled.
-    return not getattr(task, "cancelling", lambda: True)()
 
 
 def call_method(method: Method, consumer: Consumer, content: object, args: Any, kwargs: Any) -> Any:
@@ -301,12 +196,6 @@ def run_now(running: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("The engine waited for an event loop on a sync consumer.")
 
 
-def ongoing_call(consumer: Consumer) -> Call | None:
-    """Return the call of ``consumer`` that the present code is a part of, or ``None``."""
-    call = _current_call.get()
-    return call if call is not None and call.consumer is consumer and not call.is_done else None
-
-
 def _open_call(consumer: Consumer, content: object) -> Call:
     """Open a call where a decorator is outermost."""
     if is_ours(consumer):
@@ -320,28 +209,6 @@ def _open_call(consumer: Consumer, content: object) -> Call:
         call.denial = error
         return call
     return Call(consumer, content, reply_key=reply_key, is_from_wire=reply_key is not None)
-
-
-def has_ended(consumer: Consumer) -> bool:
-    """Return whether the socket of ``consumer`` has ended, so that no message may be handled."""
-    connection = consumer.scope.get("websocket_connection")
-    return connection is not None and connection.drops_calls
-
-
-def current_permission_cache(consumer: Consumer) -> PermissionCache | None:
-    """Return the connection's cached answers: another object after each permission event."""
-    connection = consumer.scope.get("websocket_connection")
-    return None if connection is None else connection.permission_cache
-
-
-def is_sync(consumer: Consumer) -> bool:
-    """Return whether Channels runs the handlers of ``consumer`` in a thread."""
-    return isinstance(consumer, SyncConsumer)
-
-
-def is_ours(consumer: Consumer) -> bool:
-    """Return whether it is a consumer of this package, which opens calls and runs streams."""
-    return getattr(consumer, "opens_calls", False)
 
 
 def _drop(consumer: Consumer) -> None:

@@ -29,16 +29,18 @@ from ..database_connections import (
 )
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
-from .calls import has_ended, is_sync, run_now
+from .calls import run_now
+from .inspection import has_ended, is_sync
+from .open_streams import OpenStreams
 from .rate_limit import MessageLimits
-from .streams import Stream, Streams
+from .streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
     from ..types import Message, Receive, Scope, Send
-    from .calls import Call
+    from .ongoing_call import Call
 
     # The classes that come next in the consumers.
     _Base = AsyncConsumer
@@ -61,7 +63,7 @@ class Dispatch(_Base):
 
     # Created when the first message comes, and the first stream.
     _limits: MessageLimits | None = None
-    _streams: Streams | None = None
+    _streams: OpenStreams | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
@@ -103,7 +105,7 @@ class Dispatch(_Base):
         """Open a stream of ``values``, which begins after its message. Raises ``MessageError``."""
         if self._streams is None:
             # On a sync consumer one thread runs at a time.
-            self._streams = Streams(self._loop, asyncio.Lock() if is_sync(self) else None)
+            self._streams = OpenStreams(self._loop, asyncio.Lock() if is_sync(self) else None)
         self._streams.open(Stream(call, values))
 
     async def _stop_streams(self) -> None:

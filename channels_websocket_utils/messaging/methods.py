@@ -6,16 +6,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING
-
-from .calls import call_method
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Method", "decorate", "find_routes", "is_routed", "perms_of"]
+__all__ = ["Method", "describe", "find_routes", "is_routed", "mark", "perms_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +29,18 @@ class Method:
     is_async: bool
 
 
-def decorate(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Any:
-    """Return ``function`` guarded by ``perms``; if they are ``None``, with its result routed."""
-    method = Method(function, perms, _takes_event(function), _is_async(function))
+def describe(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Method:
+    """Return what the engine needs to know of a method that is about to be decorated."""
+    return Method(function, perms, _takes_event(function), _is_async(function))
 
-    @wraps(function)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        content = args[0] if args else None
-        if not method.has_event:
-            # Keywords are passed on: other packages call with keywords alone.
-            args = ()
-        return call_method(method, self, content, args, kwargs)
 
-    marked: Any = wrapper
-    marked._is_websocket_routed = True
+def mark(wrapper: Any, perms: tuple[str, ...] | None) -> None:
+    """Mark the wrapper of a decorated method: clients may call it."""
+    wrapper._is_websocket_routed = True
     if perms is not None:
-        marked._websocket_perms = perms
-    # functools.wraps copies it to other packages' wrappers, which it then does not name.
-    marked._websocket_wrapper = marked
-    return marked
+        wrapper._websocket_perms = perms
+    # functools.wraps copies it to wrappers of other packages, which it then does not name.
+    wrapper._websocket_wrapper = wrapper
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

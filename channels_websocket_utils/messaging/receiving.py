@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 from .. import protocol
 from ..conf import get_setting
 from ..protocol import MessageError
-from .calls import Call, is_sync, perform
+from .calls import perform
+from .inspection import is_sync
+from .ongoing_call import Call
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ..types import Consumer, JSONObject
+    from .open_streams import OpenStreams
     from .rate_limit import MessageLimits
-    from .streams import Streams
 
 __all__ = ["receive"]
 
@@ -27,7 +29,7 @@ __all__ = ["receive"]
 async def receive(
     consumer: Consumer,
     limits: MessageLimits,
-    streams: Streams | None,
+    streams: OpenStreams | None,
     text: str | None,
     kwargs: dict[str, Any],
 ) -> Call | None:
@@ -64,7 +66,7 @@ async def receive(
     return None if call.is_stream else call
 
 
-def _read(content: Any, limits: MessageLimits, streams: Streams | None) -> str | None:
+def _read(content: Any, limits: MessageLimits, streams: OpenStreams | None) -> str | None:
     """
     Return the reply key of a decoded message, after control messages have had their effect.
 
@@ -85,7 +87,7 @@ def _read(content: Any, limits: MessageLimits, streams: Streams | None) -> str |
     return reply_key
 
 
-def _add_credit(streams: Streams | None, reply_key: str | None, content: JSONObject) -> bool:
+def _add_credit(streams: OpenStreams | None, reply_key: str | None, content: JSONObject) -> bool:
     """Add credit to a stream, and return whether the stream had sent so many parts."""
     parts = protocol.read_parts(content)
     return streams is not None and streams.add_credit(reply_key, parts)

@@ -17,7 +17,7 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
-from channels_websocket_utils.messaging.calls import Call
+from channels_websocket_utils.messaging.ongoing_call import Call
 from channels_websocket_utils.models import WebSocketToken
 
 from ..support.consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson

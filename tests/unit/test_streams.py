@@ -13,7 +13,7 @@ from django.db import DatabaseError, transaction
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route, require_perms
-from channels_websocket_utils.messaging import permissions, streams
+from channels_websocket_utils.messaging import open_streams, permissions
 from channels_websocket_utils.threads import in_handler_pool
 from channels_websocket_utils.utils import aget_websocket_token, disconnect_user
 
@@ -848,7 +848,7 @@ async def test_cancelled_generator_that_fails_is_in_the_log(kind, opened, caplog
 
 
 async def test_generator_that_does_not_end_holds_up_no_disconnect(opened, caplog, monkeypatch):
-    monkeypatch.setattr(streams, "STOP_LIMIT", 0.1)
+    monkeypatch.setattr(open_streams, "STOP_LIMIT", 0.1)
     release = asyncio.Event()
 
     class Stubborn(AsyncManager):
