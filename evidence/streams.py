@@ -5,17 +5,14 @@ Streams: complete, no further ahead than granted, and gone with whoever asked
 Generators that yield as fast as they can, each in a socket of its own with a token, on a process
 of daphne or uvicorn that serves nothing else. *async* is ``AsyncWebSocketManagerConsumer`` with
 async generators, *sync-on-async* the same with sync ones; *sync* is ``WebSocketManagerConsumer``
-with sync generators, *async-on-sync* with async ones. These four are paced as our client does: a
-credit of 64 parts, then a grant of 32 for each 32 that were read. *plain-async* and *plain-sync*
-are the documented consumers, where nothing is paced and nothing can be cancelled.
+with sync generators, *async-on-sync* with async ones. The client paces them as
+``WebSocketManager`` does: a credit of 64 parts, then 32 more for each 32 that it has read.
 
 * *In order*: whether that many small parts arrived complete and in order, with the last frame;
   the seconds from the call on, and the parts of each second. *Another's reply*: how long a call on
   another socket, of an ``AsyncWebSocketManagerConsumer``, took that was sent behind the first part.
-  Where it took as long as the stream: a stream of a sync consumer that is not ours keeps the one
-  thread in which Django and Channels run all sync code, and Channels asks for it at every message.
 * *Ahead*: the parts that an endless generator had made for a client that had stopped to read, and
-  for one that reads and never permission_cache, once it had made no more for a while.
+  for one that reads and never adds credit, once it had made no more for a while.
 * *RSS*: the server process's memory in MiB, before and then. Parts of 10 KiB: with the credit of an
   endless stream, for a client that had stopped to read; without credit of a stream of 125 MiB, the
   control, and how many parts were made of it. Daphne takes and keeps all; uvicorn lets the
@@ -37,7 +34,7 @@ from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
 from tests.support.lab import LIMIT, TOLERANCE, WebSocket
 from tests.support.servers import COMMANDS
-from tests.support.stream_site import KINDS, OURS
+from tests.support.stream_site import OURS
 
 PACKAGES = ["daphne", "uvicorn"]
 CREDIT, GRANT = 64, 32
@@ -46,7 +43,7 @@ MIB = 2**20
 # Of what is promised to be flat: Python and the servers have their own ups and downs.
 FLAT = 8
 PROMISED = 1.0
-SMALL_ROWS = ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
+SMALL_ROWS = ["daphne: async", "uvicorn: sync"]
 
 
 @dataclass
@@ -64,40 +61,35 @@ SMALL = Sizes(parts=500, offered=2_000, samples=2, calm=0.3)
 
 
 async def measure(small, is_kept):
-    rows = {f"{server}: {kind}": (server, kind) for server in COMMANDS for kind in KINDS}
+    rows = {f"{server}: {kind}": (server, kind) for server in COMMANDS for kind in OURS}
     for name in SMALL_ROWS if small else rows:
         if not is_kept(name):
             yield name, *await row(*rows[name], SMALL if small else FULL)
 
 
 async def row(server, kind, sizes):
-    is_paced = kind in OURS
     with lab.serving(server, "tests.support.stream_site:application") as port:
         async with Site(port, kind, sizes.calm) as site:
             # The process has served before.
-            await in_order(site, 200, is_paced)
+            await in_order(site, 200)
             before = await site.at_rest()
-            order, seconds, reply = await in_order(site, sizes.parts, is_paced)
-            stopped = waiting = None
-            if is_paced:
-                stopped = await stopped_reader(site, None, credit=CREDIT)
-                waiting = await reader_that_never_grants(site)
-            endings = {}
-            for end in ENDINGS[0 if is_paced else 1 :]:
-                endings[end] = [
-                    await time_ending(site, end, is_paced) for _ in range(sizes.samples)
-                ]
+            order, seconds, reply = await in_order(site, sizes.parts)
+            stopped = await stopped_reader(site, None, credit=CREDIT)
+            waiting = await reader_that_adds_no_credit(site)
+            endings = [
+                [await time_ending(site, end) for _ in range(sizes.samples)] for end in ENDINGS
+            ]
             control = await stopped_reader(site, sizes.offered)
             after = await site.at_rest()
-    longest = [1000 * max(endings[end]) if end in endings else None for end in ENDINGS]
+    longest = [1000 * max(times) for times in endings]
     cells = {
         "parts": sizes.parts,
         "in order": "yes" if order else "no",
         "seconds": seconds,
         "parts/s": round(sizes.parts / seconds),
         "another's reply ms": 1000 * reply,
-        "ahead": [stopped["made"], waiting] if is_paced else None,
-        "RSS with credit": stopped["rss"] if is_paced else None,
+        "ahead": [stopped["made"], waiting],
+        "RSS with credit": stopped["rss"],
         "RSS without": control["rss"],
         "made without": control["made"],
         "until finally ms: cancel / close / reset": longest,
@@ -106,11 +98,11 @@ async def row(server, kind, sizes):
     broken = [f"{what} are left" for what in LASTING if after[what] > before[what]]
     if not order:
         broken.append("parts are missing, or not in order")
-    if is_paced and cells["ahead"] != [CREDIT, CREDIT]:
+    if cells["ahead"] != [CREDIT, CREDIT]:
         broken.append("not as far ahead as the credit")
-    if is_paced and stopped["rss"][1] - stopped["rss"][0] > FLAT:
+    if stopped["rss"][1] - stopped["rss"][0] > FLAT:
         broken.append("the memory did not stay flat")
-    if max(time for time in longest if time is not None) > 1000 * TOLERANCE * PROMISED:
+    if max(longest) > 1000 * TOLERANCE * PROMISED:
         broken.append(f"longer than {TOLERANCE * PROMISED} s")
     return cells, broken
 
@@ -179,16 +171,16 @@ class Site:
             await self.until(lambda present: present["closed"] > before["closed"])
 
 
-async def in_order(site, count, is_paced):
+async def in_order(site, count):
     """Return whether ``count`` parts came as they should, the seconds, and another's wait."""
     numbers, asking = [], None
     began = monotonic()
-    async with site.reading(to=count, **({"credit": CREDIT} if is_paced else {})) as client:
+    async with site.reading(to=count, credit=CREDIT) as client:
         while (frame := await client.next_for("s")).get("more"):
             numbers.append(frame["number"])
             if asking is None:
                 asking = asyncio.ensure_future(time_reply(site.other))
-            if is_paced and len(numbers) % GRANT == 0:
+            if len(numbers) % GRANT == 0:
                 await client.send("websocket.more", reply_key="s", parts=GRANT)
         seconds = monotonic() - began
         is_right = numbers == [*range(count)] and frame == {"key": "s", "more": False}
@@ -214,7 +206,7 @@ async def stopped_reader(site, count, **credit):
     }
 
 
-async def reader_that_never_grants(site):
+async def reader_that_adds_no_credit(site):
     """Return how many parts were made for it."""
     before = await site.at_rest()
     async with site.reading(to=None, size=SIZE, credit=CREDIT) as client:
@@ -223,12 +215,11 @@ async def reader_that_never_grants(site):
         return (await site.calm("made"))["made"] - before["made"]
 
 
-async def time_ending(site, end, is_paced):
+async def time_ending(site, end):
     """Return how long the ``finally`` of an endless stream took to run."""
     before = await site.report()
     client = await site.open()
-    credit = {"credit": 1_000_000} if is_paced else {}
-    await client.send("numbers", reply_key="s", to=None, pause=0.005, **credit)
+    await client.send("numbers", reply_key="s", to=None, pause=0.005, credit=1_000_000)
     await client.next_for("s")
     await asyncio.sleep(0.02 * random.random())  # noqa: S311
     began = monotonic()
@@ -242,5 +233,4 @@ async def cancel(client):
     await client.send("websocket.cancel", reply_key="s")
 
 
-# A plain consumer knows no cancel.
 ENDINGS = [cancel, WebSocket.close, WebSocket.reset]

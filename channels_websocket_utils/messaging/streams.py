@@ -55,7 +55,6 @@ class Stream:
 
     __slots__ = (
         "_asked_at",
-        "_connection",
         "_credit",
         "_has_credit",
         "_is_async",
@@ -86,7 +85,6 @@ class Stream:
         self._values = values
         self._is_async = inspect.isasyncgen(values)
         self._is_sync_consumer = is_sync(call.consumer)
-        self._connection = call.consumer.scope.get("websocket_connection")
         self._max_credit = self._credit = self._has_credit = None
         # Of the call's own checks: an event since then invalidates them.
         self._asked_at, self._permission_cache = call.asked_at, call.permission_cache
@@ -211,11 +209,7 @@ class Stream:
         return value
 
     def _is_over(self) -> bool:
-        return (
-            self.is_cancelled
-            or has_ended(self.call.consumer)
-            or (self._connection is not None and self._connection.has_client_left)
-        )
+        return self.is_cancelled or has_ended(self.call.consumer)
 
     async def _close(self, turn: Turn) -> None:
         try:
