@@ -18,9 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     from .types import Consumer, Message, Scope, Send
 
 # Django
+
+# Django: database connections
+
+
+def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:
+    """Return how many savepoints are open on ``connection``; ``None`` outside a transaction."""
+    # savepoint_ids has an entry for each atomic() inside the outermost one.
+    return len(connection.savepoint_ids) if connection.in_atomic_block else None
+
 
 # Channels
 

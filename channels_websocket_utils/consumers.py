@@ -111,7 +111,7 @@ class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
     def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
     ) -> None:
-        limits, streams = self._count_limits(), self._streams
+        limits, streams = self._get_limits(), self._streams
         call = run_now(receiving.receive(self, limits, streams, text_data, kwargs))
         if call is not None:
             self._send_answer(call)
@@ -168,7 +168,7 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncDispatch, AsyncJsonWebsocketC
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
     ) -> None:
-        limits, streams = self._count_limits(), self._streams
+        limits, streams = self._get_limits(), self._streams
         call = await receiving.receive(self, limits, streams, text_data, kwargs)
         if call is not None:
             await answers.send_answer(call)

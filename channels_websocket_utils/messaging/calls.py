@@ -17,7 +17,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync
-from channels.consumer import SyncConsumer
 
 from .. import protocol
 from ..protocol import MessageError
@@ -62,10 +61,9 @@ async def run_method(
             return _drop(consumer)
         call = _open_call(consumer, content)
         returned = await perform(call, call_method, method, consumer, content, args, kwargs)
-        if not call.is_stream:
-            await answers.send_answer(call)
+        await answers.send_answer(call)
         return returned
-    adapter = _InThread if isinstance(consumer, SyncConsumer) else _OnLoop
+    adapter = _InThread if is_sync(consumer) else _OnLoop
     result = await adapter.run(call, method, consumer, args, kwargs)
     if method.perms is None:
         call.result, call.is_routed = result, True
@@ -83,10 +81,10 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
         if call.denial is None:
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
-                adapter = _InThread if isinstance(call.consumer, SyncConsumer) else _OnLoop
+                adapter = _InThread if is_sync(call.consumer) else _OnLoop
                 result = await adapter.settle(result)
+            _open_stream(call, result)
             returned = result
-            _open_stream(call, returned)
     return returned
 
 
@@ -116,8 +114,8 @@ class _OnLoop:
     @staticmethod
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
         if method.perms is not None:
-            await _check_on_loop(call, method, consumer)
-            if call.denial is None and has_ended(consumer):
+            await _check_on_loop(call, consumer, method.perms, method.is_async)
+            if has_ended(consumer):
                 return _drop(consumer)
         if method.is_async:
             result = method.function(consumer, *args, **kwargs)
@@ -131,20 +129,22 @@ class _OnLoop:
         return result
 
 
-async def _check_on_loop(call: Call, method: Method, consumer: Consumer) -> None:
+async def _check_on_loop(
+    call: Call, consumer: Consumer, perms: tuple[str, ...], is_async: bool
+) -> None:
     """
-    Raise the denial of ``method``, if there is one.
+    Raise the denial of a method that needs ``perms``, if there is one.
 
-    A sync method is checked in its thread, right before it runs. Only if it has to wait for a
-    thread it is checked here too, so that a refusal does not wait.
+    A sync method is checked in its thread, right before it runs. If it has to wait for a thread, it
+    is checked here too, so that a refusal does not wait.
     """
     call.note_check()
-    if call.denial is None and (method.is_async or handlers_are_waiting()):
-        call.denial = await permissions.acheck(consumer, method.perms)  # type: ignore[arg-type]
+    if call.denial is None and (is_async or handlers_are_waiting()):
+        call.denial = await permissions.acheck(consumer, perms)
     if call.denial is not None:
         raise call.denial
-    if method.is_async:
-        call.add_guard(method.perms)  # type: ignore[arg-type]
+    if is_async:
+        call.add_guard(perms)
 
 
 def _run_unless_ended(
@@ -155,7 +155,7 @@ def _run_unless_ended(
 
 
 class _InThread:
-    """The adapter of sync consumers: all code runs in the present thread, and may block."""
+    """The adapter of sync consumers: all code runs in the current thread, and may block."""
 
     @staticmethod
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:

@@ -3,9 +3,11 @@ The way of a message from the server to its handler, without a task or a thread 
 
 Channels starts a task for each message, goes to a thread before each handler of an async consumer,
 and lets the thread of a sync consumer wait until its answer is sent. The shortcuts in this module
-avoid that. Each has the figure that keeps it: the CPU time without it, as a ratio to the time with
-it, the median (and range) of 7 rounds of the table ``replies``, 32 connections, uvicorn, one CPU.
-Where a class of a site or of another package stands between, the message goes Channels' way.
+avoid that. Each names its gain: the server's CPU time without it, as a ratio to the time with it,
+the median (and range) of 7 rounds. Unless it says otherwise, these are 1,500 replies a round to 32
+connections, as in the table ``replies``: uvicorn, Python 3.11, the server on one of two CPUs. If a
+class of a site or of another package stands between these classes and Channels', its methods are
+called, and the shortcut is not taken.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ class Dispatch(_Base):
 
         Without it: 1.16 (1.02 to 1.27) for an async method.
         """
-        # Python 3.10 does not count cancellations, so Socket.release() could hide a server's.
+        # Python 3.10 does not count cancellations: a connection that releases its consumer could
+        # hide the cancellation by a server.
         can_count = hasattr(asyncio.Task, "uncancel")
         has_layer = get_channel_layer(self.channel_layer_alias) is not None
         is_channels = _next(type(self), Dispatch, "__call__") is AsyncConsumer
@@ -112,7 +115,7 @@ class Dispatch(_Base):
         if self._streams is not None:
             await self._streams.stop()
 
-    def _count_limits(self) -> MessageLimits:
+    def _get_limits(self) -> MessageLimits:
         if self._limits is None:
             self._limits = MessageLimits()
         return self._limits
@@ -174,7 +177,7 @@ class AsyncDispatch(Dispatch, _AsyncBase):
 class SyncDispatch(Dispatch):
     """The dispatch of the sync consumer: in a thread of the handlers' pool."""
 
-    # Set by the classes that have them, see find_routes() and keeps_answers().
+    # Set for each class by WebSocketManagerConsumer.__init_subclass__().
     _has_guards = _keeps_answers = False
     # None for a consumer that is called without a server.
     _outgoing: Outgoing | None = None
@@ -203,7 +206,8 @@ class SyncDispatch(Dispatch):
         is_connect = message["type"] == "websocket.connect"
         if is_connect and compat.sends_by(self, outgoing.send):
             compat.set_base_send(self, outgoing)
-        # Neither an opening socket nor a refusal waits behind handlers.
+        # Neither an opening socket nor a refusal waits behind handlers. If consumers without
+        # guarded methods were checked too: 1.24 (0.85 to 2.17, 11 rounds) for a sync consumer.
         is_urgent = is_connect or (self._has_guards and await self._will_be_refused(message))
         outgoing.begin()
         try:

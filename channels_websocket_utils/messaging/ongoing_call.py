@@ -1,5 +1,5 @@
 """
-A call: one message of a client with its one answer, and which call the present code belongs to.
+A call: one message of a client with its one answer, and which call the current code belongs to.
 """
 
 from __future__ import annotations
@@ -116,6 +116,6 @@ def _is_own_cancellation(error: BaseException | None) -> bool:
 
 
 def ongoing_call(consumer: Consumer) -> Call | None:
-    """Return the call of ``consumer`` that the present code is a part of, or ``None``."""
+    """Return the call of ``consumer`` that the current code is a part of, or ``None``."""
     call = _current_call.get()
     return call if call is not None and call.consumer is consumer and not call.is_done else None

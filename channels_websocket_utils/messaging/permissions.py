@@ -25,10 +25,6 @@ __all__ = ["acheck", "check"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-_MESSAGES = {
-    "permission_denied": "You may not do this.",
-    "unauthenticated": "You are not signed in.",
-}
 _NOT_CACHED = object()
 
 
@@ -55,8 +51,12 @@ async def acheck(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | N
 
 
 def _error(code: str | None) -> MessageError | None:
-    # A new one for each call: it gets the reply key of the call.
-    return MessageError(code, _MESSAGES[code]) if code else None
+    """Return a new error, which gets the reply key of its call, or ``None``."""
+    if code is None:
+        return None
+    if code == "unauthenticated":
+        return MessageError("unauthenticated", "You are not signed in.")
+    return MessageError("permission_denied", "You may not do this.")
 
 
 def _cached_code(consumer: Consumer, perms: tuple[str, ...]) -> Any:

@@ -16,7 +16,7 @@ class MessageLimits:
     """
     What one connection has sent, by ``RATE_LIMIT`` and by the form of its messages.
 
-    ``is_surplus`` says whether the present message exceeds the rate. ``close_code`` is the code to
+    ``is_surplus`` says whether the current message exceeds the rate. ``close_code`` is the code to
     close with after ten bad messages, or ten beyond the rate, in a row; ``None`` before that.
     """
 
@@ -52,18 +52,18 @@ class MessageLimits:
             self._surplus = 0
 
     def give_back(self) -> None:
-        """Do not count the present message after all."""
+        """Do not count the current message after all."""
         if self.is_surplus:
             self._surplus -= 1
         elif self._allowance is not None:
             self._allowance += 1
 
     def accept(self) -> None:
-        """Begin the count of bad messages anew: the present message has the right form."""
+        """Begin the count of bad messages anew: the current message has the right form."""
         self._bad = 0
 
     def refuse(self, code: str) -> None:
-        """Count the present message as a bad one, unless ``code`` says that it exceeds the rate."""
+        """Count the current message as a bad one, unless ``code`` says that it exceeds the rate."""
         if code != "rate_limited":
             self._bad += 1
 

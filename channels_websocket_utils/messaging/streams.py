@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from django.db import connections
 
-from .. import protocol
+from .. import compat, protocol
 from ..conf import get_setting
 from ..live.connection import SocketEnded
 from ..threads import in_handler_pool, in_our_pool
@@ -250,10 +250,10 @@ class Stream:
         logger.error("%s of %s ended with an error", name, kind, exc_info=error)
 
 
-def _open_transactions() -> dict[str, int]:
-    """Return the database connections of this thread in a transaction, and their savepoints."""
+def _open_transactions() -> dict[str, int | None]:
+    """Return how deep each database connection of this thread is in a transaction."""
     found = connections.all(initialized_only=True)
-    return {each.alias: len(each.savepoint_ids) for each in found if each.in_atomic_block}
+    return {each.alias: compat.savepoint_depth(each) for each in found}
 
 
 async def _in_thread(function: Callable[..., R], /, *args: Any) -> R:
