@@ -46,8 +46,10 @@ except ImportError:
 # The functions of Channels' own encode_json(). They write NaN, which is not JSON.
 CHANNELS_ENCODERS = (
     None,
-    getattr(JsonWebsocketConsumer.encode_json, "__func__", None),
-    getattr(AsyncJsonWebsocketConsumer.encode_json, "__func__", None),
+    *(
+        getattr(getattr(each, "encode_json", None), "__func__", None)
+        for each in (JsonWebsocketConsumer, AsyncJsonWebsocketConsumer)
+    ),
 )
 
 

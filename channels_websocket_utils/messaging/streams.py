@@ -250,10 +250,11 @@ class Stream:
         logger.error("%s of %s ended with an error", name, kind, exc_info=error)
 
 
-def _open_transactions() -> dict[str, int | None]:
-    """Return how deep each database connection of this thread is in a transaction."""
+def _open_transactions() -> dict[str, int]:
+    """Return the database connections of this thread in a transaction, and how deep each is."""
     found = connections.all(initialized_only=True)
-    return {each.alias: compat.savepoint_depth(each) for each in found}
+    depths = {each.alias: compat.savepoint_depth(each) for each in found}
+    return {alias: depth for alias, depth in depths.items() if depth is not None}
 
 
 async def _in_thread(function: Callable[..., R], /, *args: Any) -> R:
