@@ -92,6 +92,7 @@ def test_encoder_of_channels_is_told_apart_from_one_of_a_site(base):
     assert Site.encode_json.__func__ not in compat.CHANNELS_ENCODERS
 
 
+@pytest.mark.usefixtures("transactional_db")
 @pytest.mark.parametrize("base", [SyncConsumer, AsyncConsumer])
 async def test_consumer_that_begins_without_a_layer_has_the_attributes_that_channels_sets(base):
     class Ends(base):
