@@ -10,7 +10,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, markcoroutinefunction
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, markcoroutinefunction
+from channels import db as channels_db
+from channels.consumer import SyncConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
 from django.core.cache import caches
 from django.db import router
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
     # The SQL, its parameters, and by column the functions that convert its values.
     _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], dict[int, tuple[list[Any], Any]]]
     from asyncio import AbstractEventLoop
+    from collections.abc import Callable
+    from typing import Any
 
+    from .types import Consumer, Message, Scope, Send
 
 __all__ = [
     "BACKEND_SESSION_KEY",
@@ -205,6 +211,45 @@ def announce_routes(application: Any, *, has_routes: bool) -> None:
 def is_consumer_application(application: object) -> bool:
     """Return whether ``application`` is what a consumer's ``as_asgi()`` returns."""
     return hasattr(application, "consumer_class")
+
+
+get_handler_name: Callable[[Any], str] | None
+try:
+    # Returns the name of the method that handles a message: its type, with "_" for ".".
+    from channels.consumer import get_handler_name
+except ImportError:
+    # The consumers of this package then leave each message to Channels.
+    get_handler_name = None
+
+# The functions of Channels' own encode_json(). They write NaN, which is not JSON.
+CHANNELS_ENCODERS = (
+    None,
+    *(
+        getattr(getattr(each, "encode_json", None), "__func__", None)
+        for each in (JsonWebsocketConsumer, AsyncJsonWebsocketConsumer)
+    ),
+)
+
+
+def begin_consumer(consumer: Consumer, scope: Scope, send: Send) -> None:
+    """Set what ``AsyncConsumer.__call__()`` sets on a consumer without a channel layer."""
+    consumer.scope, consumer.channel_layer = scope, None
+    consumer.base_send = async_to_sync(send) if isinstance(consumer, SyncConsumer) else send
+
+
+def set_base_send(consumer: Consumer, base_send: Callable[[Message], None]) -> None:
+    """Set the function that ``SyncConsumer.send()`` calls."""
+    consumer.base_send = base_send
+
+
+def set_close_old_connections(function: Callable[[], object]) -> None:
+    """Set what ``database_sync_to_async()`` calls before and after its function."""
+    channels_db.close_old_connections = function  # type: ignore[attr-defined]
+
+
+def sends_by(consumer: Consumer, send: Send) -> bool:
+    """Return whether ``base_send`` is what Channels' sync consumers make of ``send``."""
+    return getattr(consumer.base_send, "awaitable", None) == send
 
 
 # asgiref

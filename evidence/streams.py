@@ -7,14 +7,11 @@ daphne or uvicorn that serves nothing else. *async* is ``AsyncWebSocketManagerCo
 generators, and *sync-on-async* is the same with sync generators. *sync* is
 ``WebSocketManagerConsumer`` with sync generators, and *async-on-sync* is the same with async
 generators. The client reads these four as the package's client does: it starts with a credit of 64
-parts and adds a credit of 32 after each 32 parts that it has read. *plain-async* and *plain-sync*
-are the documented consumers, which have neither credit nor cancel.
+parts and adds a credit of 32 after each 32 parts that it has read.
 
 * *In order*: whether all of the small parts arrived, in order, with the last message; the seconds
   from the call to the end; the parts in each second. *Another's reply* is the time of a call on
   another connection, of an ``AsyncWebSocketManagerConsumer``, that was sent after the first part.
-  Where it takes as long as the stream, the stream of a plain sync consumer uses the one thread in
-  which Django and Channels run all sync code, and Channels needs that thread for every message.
 * *Ahead*: the number of parts that an endless generator made for a client that stopped reading, and
   for a client that reads and never adds credit. It is counted when the generator makes no more
   parts for some time.
@@ -39,7 +36,7 @@ from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
 from tests.support.lab import LIMIT, TOLERANCE, WebSocket
 from tests.support.servers import COMMANDS
-from tests.support.stream_site import KINDS, OURS
+from tests.support.stream_site import OURS
 
 PACKAGES = ["daphne", "uvicorn"]
 CREDIT, MORE = 64, 32
@@ -48,7 +45,7 @@ MIB = 2**20
 # MiB. Memory that must stay flat may grow by this: Python and the servers vary that much.
 FLAT = 8
 PROMISED = 1.0
-SMALL_ROWS = ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
+SMALL_ROWS = ["daphne: async", "uvicorn: sync"]
 
 
 @dataclass
@@ -66,40 +63,35 @@ SMALL = Sizes(parts=500, offered=2_000, samples=2, calm=0.3)
 
 
 async def measure(small, is_kept):
-    rows = {f"{server}: {kind}": (server, kind) for server in COMMANDS for kind in KINDS}
+    rows = {f"{server}: {kind}": (server, kind) for server in COMMANDS for kind in OURS}
     for name in SMALL_ROWS if small else rows:
         if not is_kept(name):
             yield name, *await row(*rows[name], SMALL if small else FULL)
 
 
 async def row(server, kind, sizes):
-    is_paced = kind in OURS
     with lab.serving(server, "tests.support.stream_site:application") as port:
         async with Site(port, kind, sizes.calm) as site:
-            # Warm up the process.
-            await in_order(site, 200, is_paced)
+            # The process has served before.
+            await in_order(site, 200)
             before = await site.at_rest()
-            order, seconds, reply = await in_order(site, sizes.parts, is_paced)
-            stopped = waiting = None
-            if is_paced:
-                stopped = await stopped_reader(site, None, credit=CREDIT)
-                waiting = await reader_without_more_credit(site)
-            endings = {}
-            for end in ENDINGS[0 if is_paced else 1 :]:
-                endings[end] = [
-                    await time_ending(site, end, is_paced) for _ in range(sizes.samples)
-                ]
+            order, seconds, reply = await in_order(site, sizes.parts)
+            stopped = await stopped_reader(site, None, credit=CREDIT)
+            waiting = await reader_that_adds_no_credit(site)
+            endings = [
+                [await time_ending(site, end) for _ in range(sizes.samples)] for end in ENDINGS
+            ]
             control = await stopped_reader(site, sizes.offered)
             after = await site.at_rest()
-    longest = [1000 * max(endings[end]) if end in endings else None for end in ENDINGS]
+    longest = [1000 * max(times) for times in endings]
     cells = {
         "parts": sizes.parts,
         "in order": "yes" if order else "no",
         "seconds": seconds,
         "parts/s": round(sizes.parts / seconds),
         "another's reply ms": 1000 * reply,
-        "ahead": [stopped["made"], waiting] if is_paced else None,
-        "RSS with credit": stopped["rss"] if is_paced else None,
+        "ahead": [stopped["made"], waiting],
+        "RSS with credit": stopped["rss"],
         "RSS without": control["rss"],
         "made without": control["made"],
         "until finally ms: cancel / close / reset": longest,
@@ -108,11 +100,11 @@ async def row(server, kind, sizes):
     broken = [f"{what} are left" for what in LASTING if after[what] > before[what]]
     if not order:
         broken.append("parts are missing, or not in order")
-    if is_paced and cells["ahead"] != [CREDIT, CREDIT]:
-        broken.append("the generator was not ahead by exactly the credit")
-    if is_paced and stopped["rss"][1] - stopped["rss"][0] > FLAT:
+    if cells["ahead"] != [CREDIT, CREDIT]:
+        broken.append("not as far ahead as the credit")
+    if stopped["rss"][1] - stopped["rss"][0] > FLAT:
         broken.append("the memory did not stay flat")
-    if max(time for time in longest if time is not None) > 1000 * TOLERANCE * PROMISED:
+    if max(longest) > 1000 * TOLERANCE * PROMISED:
         broken.append(f"longer than {TOLERANCE * PROMISED} s")
     return cells, broken
 
@@ -181,16 +173,16 @@ class Site:
             await self.until(lambda present: present["closed"] > before["closed"])
 
 
-async def in_order(site, count, is_paced):
-    """Return whether ``count`` parts arrived in order, the seconds, and another call's wait."""
+async def in_order(site, count):
+    """Return whether ``count`` parts came as they should, the seconds, and another's wait."""
     numbers, asking = [], None
     began = monotonic()
-    async with site.reading(to=count, **({"credit": CREDIT} if is_paced else {})) as client:
+    async with site.reading(to=count, credit=CREDIT) as client:
         while (message := await client.next_for("s")).get("more"):
             numbers.append(message["number"])
             if asking is None:
                 asking = asyncio.ensure_future(time_reply(site.other))
-            if is_paced and len(numbers) % MORE == 0:
+            if len(numbers) % MORE == 0:
                 await client.send("websocket.more", reply_key="s", parts=MORE)
         seconds = monotonic() - began
         is_right = numbers == [*range(count)] and message == {"key": "s", "more": False}
@@ -216,8 +208,8 @@ async def stopped_reader(site, count, **credit):
     }
 
 
-async def reader_without_more_credit(site):
-    """Return the number of parts made for a client that adds no credit."""
+async def reader_that_adds_no_credit(site):
+    """Return how many parts were made for it."""
     before = await site.at_rest()
     async with site.reading(to=None, size=SIZE, credit=CREDIT) as client:
         for _ in range(CREDIT):
@@ -225,12 +217,11 @@ async def reader_without_more_credit(site):
         return (await site.calm("made"))["made"] - before["made"]
 
 
-async def time_ending(site, end, is_paced):
-    """Return the seconds until the ``finally`` of an endless stream ran."""
+async def time_ending(site, end):
+    """Return how long the ``finally`` of an endless stream took to run."""
     before = await site.report()
     client = await site.open()
-    credit = {"credit": 1_000_000} if is_paced else {}
-    await client.send("numbers", reply_key="s", to=None, pause=0.005, **credit)
+    await client.send("numbers", reply_key="s", to=None, pause=0.005, credit=1_000_000)
     await client.next_for("s")
     await asyncio.sleep(0.02 * random.random())  # noqa: S311
     began = monotonic()
@@ -244,5 +235,4 @@ async def cancel(client):
     await client.send("websocket.cancel", reply_key="s")
 
 
-# A plain consumer does not support cancel.
 ENDINGS = [cancel, WebSocket.close, WebSocket.reset]

@@ -1,276 +1,215 @@
 """
-One message from a client, and its one answer: a result, a denial, or an exception's code.
+One message, one answer: the engine that runs the calls of all consumers.
+
+The engine is written once, as coroutines. Two adapters say where the code of a consumer runs:
+``_OnLoop`` for async consumers, which await the engine, and ``_InThread`` for sync consumers. On
+these nothing in the engine waits, so ``run_now()`` runs it to its end without an event loop.
+
+The outermost code opens the call and answers it: a consumer of this package, otherwise the
+outermost decorator. Decorators further in leave their result, or their denial, in the call. So the
+decorators stack in either order, with decorators of other packages in between.
 """
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import logging
-import time
-import uuid
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
-from channels.generic.websocket import (
-    AsyncJsonWebsocketConsumer,
-    AsyncWebsocketConsumer,
-    JsonWebsocketConsumer,
-    WebsocketConsumer,
-)
-from django.core.exceptions import PermissionDenied, ValidationError
+from asgiref.sync import async_to_sync
 
-from .. import protocol, strict_json
-from ..live.connection import SocketEnded
+from .. import protocol
 from ..protocol import MessageError
+from ..threads import handlers_are_waiting, in_handler_pool
+from . import answers, permissions
+from .inspection import has_ended, is_ours, is_sync
+from .ongoing_call import Call, ongoing_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-    from typing import Any, TypeAlias
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any, TypeVar
 
-    from ..types import Consumer, JSONObject, PermissionCache
+    from ..types import Consumer
+    from .methods import Method
 
-    Guard: TypeAlias = Callable[[], MessageError | None]
+    T = TypeVar("T")
 
-__all__ = ["CONTROL_FLOW", "Call", "current_permission_cache", "has_ended", "ongoing_call"]
+__all__ = ["call_method", "perform", "run_method", "run_now"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# Channels' own way to end a handler: never an error, never answered.
-CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
-_current_call: ContextVar[Call | None] = ContextVar("websocket_call", default=None)
-_NOT_JSON = (TypeError, ValueError, RecursionError)
-_CHANNELS_ENCODERS = (
-    None,
-    vars(JsonWebsocketConsumer)["encode_json"].__func__,
-    vars(AsyncJsonWebsocketConsumer)["encode_json"].__func__,
-)
+
+def call_method(method: Method, consumer: Consumer, content: object, args: Any, kwargs: Any) -> Any:
+    """Run a decorated method as its consumer runs methods: at once, or as a coroutine."""
+    running = run_method(method, consumer, content, args, kwargs)
+    return run_now(running) if is_sync(consumer) else running
 
 
-class Call:
+async def run_method(
+    method: Method, consumer: Consumer, content: object, args: Any, kwargs: Any
+) -> Any:
     """
-    One message from the client, and the one answer to it.
+    Run a decorated method and return its result: the engine behind both decorators.
 
-    ``is_from_wire`` tells it from a channel-layer event, which nobody waits for. The block of
-    ``with call:`` carries it out; an exception that ends the block is kept for the answer.
-    ``guards`` are what must not be denied any more while its values are streamed: functions that
-    return an error or ``None``. ``asked_at`` is when the first of them was about to be asked, and
-    ``grants`` are the answers that were kept by then.
+    In an ongoing call it is one step of that call. Otherwise it opens a call and answers it.
+    """
+    # Not before the coroutine runs: a task may begin after the call that created it has ended.
+    call = ongoing_call(consumer)
+    if call is None:
+        if has_ended(consumer):
+            return _drop(consumer)
+        call = _open_call(consumer, content)
+        returned = await perform(call, call_method, method, consumer, content, args, kwargs)
+        await answers.send_answer(call)
+        return returned
+    adapter = _InThread if is_sync(consumer) else _OnLoop
+    result = await adapter.run(call, method, consumer, args, kwargs)
+    if method.perms is None:
+        call.result, call.is_routed = result, True
+    return result
+
+
+async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """
+    Run ``function`` as ``call``, and return its result; ``None`` after an exception.
+
+    It sends no answer. If ``call.is_stream``, the stream answers, else ``answers.send_answer()``.
+    """
+    returned = None
+    with call:
+        if call.denial is None:
+            result = function(*args, **kwargs)
+            if inspect.isawaitable(result):
+                adapter = _InThread if is_sync(call.consumer) else _OnLoop
+                result = await adapter.settle(result)
+            _open_stream(call, result)
+            returned = result
+    return returned
+
+
+def _open_stream(call: Call, returned: Any) -> None:
+    """Open a stream if the call has returned a generator that a client waits for."""
+    values: Any = call.result if call.is_routed else returned
+    if not call.is_from_wire or not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
+        return
+    name, kind = values.__qualname__, type(call.consumer).__name__
+    if not is_ours(call.consumer):
+        raise TypeError(
+            f"{name}() is a generator, and {kind} cannot send its values. Derive {kind} from "
+            "WebSocketManagerConsumer or AsyncWebSocketManagerConsumer."
+        )
+    if not call.is_routed:
+        raise TypeError(f"{name}() is a generator: its parts need @auto_route.")
+    call.consumer.open_stream(call, values)
+
+
+class _OnLoop:
+    """
+    The adapter of async consumers, on the event loop.
+
+    Async methods run there, and sync methods in a thread of the handlers' pool.
     """
 
-    __slots__ = (
-        "_token",
-        "asked_at",
-        "consumer",
-        "content",
-        "denial",
-        "error",
-        "guards",
-        "is_done",
-        "is_from_wire",
-        "is_routed",
-        "is_stream",
-        "permission_cache",
-        "reply_key",
-        "result",
-    )
-    asked_at: float | None
-    denial: MessageError | None
-    error: BaseException | None
-    permission_cache: PermissionCache | None
-    guards: tuple[Guard, ...]
-    reply_key: str | None
-
-    def __init__(
-        self, consumer: Consumer, content: Any, *, reply_key: str | None, is_from_wire: bool
-    ) -> None:
-        self.consumer = consumer
-        self.content = content
-        self.reply_key = reply_key
-        self.is_from_wire = is_from_wire
-        self.is_routed = False
-        self.is_stream = False
-        self.is_done = False
-        self.denial = None
-        self.error = None
-        self.result = None
-        self.guards = ()
-        self.asked_at = self.permission_cache = None
-
-    def __enter__(self) -> None:
-        self._token = _current_call.set(self)
-        self.is_done = False
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        _current_call.reset(self._token)
-        self.is_done = True
-        if not isinstance(error, Exception) and not _is_own_cancellation(error):
-            return False
-        self.error = error
-        return True
-
-    def note_question(self) -> None:
-        """Note that a guard is about to be asked."""
-        if self.asked_at is None:
-            self.asked_at, self.permission_cache = (
-                time.monotonic(),
-                current_permission_cache(self.consumer),
-            )
-
-    def add_guard(self, ask: Guard) -> None:
-        """Have ``ask()`` asked again while values are streamed; what a step calls adds nothing."""
-        if not self.is_stream:
-            self.guards += (ask,)
-
-    def part(self, value: object) -> JSONObject:
-        """Return the frame that carries ``value``, one of the values of a stream."""
-        return protocol.build_part(self.reply_key, value)
-
-    def answer(self) -> JSONObject | None:
-        """
-        Return the frame that answers the call, or ``None`` when there is none to send.
-
-        The exception that ended the call is raised again when nobody is waiting for an answer. A
-        denial is dropped where it is a channel-layer event's, else a ``PermissionDenied``.
-        """
-        # The denial also where somebody's decorator in between has swallowed the exception.
-        error = self.denial or self.error
-        if error is None:
-            if not self.is_routed or self.reply_key is None or not self.is_from_wire:
-                return None
-            if self.is_stream:
-                return protocol.build_end(self.reply_key)
-            return protocol.build_reply(self.reply_key, self.result)
-        if isinstance(error, SocketEnded):
-            return None
-        if isinstance(error, CONTROL_FLOW):
-            raise error
-        if not self.is_from_wire:
-            if self.denial is None:
-                raise error
-            if not isinstance(self.content, dict):
-                # No message and no event: code has called, which must not take this for success.
-                raise PermissionDenied(self.denial.message)
-            logger.debug(
-                "Dropped an event for %s: %s", type(self.consumer).__name__, self.denial.code
-            )
-            return None
-        return protocol.build_error(self._told(error))
-
-    def text(self) -> str | None:
-        """Return the answer as the text of a frame, see answer(), on a sync consumer."""
-        frame = self.answer()
-        if frame is None:
-            return None
-        try:
-            return self.encode(frame)
-        except _NOT_JSON as error:
-            return self._answer_unsendable(error)
-
-    def reply(self) -> None:
-        """Send the answer, if there is one, on a sync consumer."""
-        text = self.text()
-        if text is not None:
-            self.say(text)
-
-    async def areply(self) -> None:
-        """See reply()."""
-        frame = self.answer()
-        if frame is None:
-            return
-        encode = _site_encoder(self.consumer)
-        try:
-            text = await encode(frame) if encode else strict_json.encode(frame)
-        except _NOT_JSON as error:
-            text = self._answer_unsendable(error)
-        await self.asay(text)
-
-    def encode(self, frame: JSONObject) -> str:
-        """Return ``frame`` as JSON text, by the site's encoder where a sync consumer has one."""
-        return (_site_encoder(self.consumer) or strict_json.encode)(frame)
-
-    async def aencode(self, frame: JSONObject) -> str:
-        """See encode()."""
-        encode = _site_encoder(self.consumer)
-        return await encode(frame) if encode else strict_json.encode(frame)
-
-    def say(self, text: str) -> None:
-        """Send the frame ``text`` on a sync consumer, of whatever kind."""
-        if isinstance(self.consumer, WebsocketConsumer):
-            self.consumer.send(text_data=text)
+    @staticmethod
+    async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
+        if method.perms is not None:
+            await _check_on_loop(call, consumer, method.perms, method.is_async)
+            if has_ended(consumer):
+                return _drop(consumer)
+        if method.is_async:
+            result = method.function(consumer, *args, **kwargs)
         else:
-            self.consumer.send({"type": "websocket.send", "text": text})
+            run = in_handler_pool(_run_unless_ended)
+            result = await run(call, method, consumer, args, kwargs)
+        return await result if inspect.isawaitable(result) else result
 
-    async def asay(self, text: str) -> None:
-        """See say()."""
-        if isinstance(self.consumer, AsyncWebsocketConsumer):
-            await self.consumer.send(text_data=text)
-        else:
-            await self.consumer.send({"type": "websocket.send", "text": text})
-
-    def _answer_unsendable(self, error: Exception) -> str:
-        self.error = error
-        return strict_json.encode(self.answer())
-
-    def _told(self, error: BaseException) -> MessageError:
-        """Return ``error`` as the client may know it, and log what it may not."""
-        if isinstance(error, MessageError):
-            told = error
-        elif isinstance(error, ValidationError):
-            told = MessageError("invalid", " ".join(error.messages))
-        elif isinstance(error, PermissionDenied):
-            told = MessageError("permission_denied", "You may not do this.")
-        else:
-            told = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
-            logger.error(
-                "Error %s in a message to %s", told.id, type(self.consumer).__name__, exc_info=error
-            )
-        told.reply_key = told.reply_key or self.reply_key
-        if told.type is None and isinstance(self.content, dict):
-            name = self.content.get("type")
-            told.type = name if isinstance(name, str) else None
-        return told
+    @staticmethod
+    def settle(result: Awaitable[T]) -> Awaitable[T]:
+        return result
 
 
-def ongoing_call(consumer: Consumer) -> Call | None:
-    """Return the call whose work includes this one, and who opened it answers; or ``None``."""
-    call = _current_call.get()
-    return call if call is not None and call.consumer is consumer and not call.is_done else None
+async def _check_on_loop(
+    call: Call, consumer: Consumer, perms: tuple[str, ...], is_async: bool
+) -> None:
+    """
+    Raise the denial of a method that needs ``perms``, if there is one.
+
+    A sync method is checked in its thread, right before it runs. If it has to wait for a thread, it
+    is checked here too, so that a refusal does not wait.
+    """
+    call.note_check()
+    if call.denial is None and (is_async or handlers_are_waiting()):
+        call.denial = await permissions.acheck(consumer, perms)
+    if call.denial is not None:
+        raise call.denial
+    if is_async:
+        call.add_guard(perms)
 
 
-def _is_own_cancellation(error: BaseException | None) -> bool:
-    """Return whether it is one that the handler has raised, and by which nobody is to end."""
-    if not isinstance(error, asyncio.CancelledError):
-        return False
+def _run_unless_ended(
+    call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any
+) -> Any:
+    # The socket may have ended while the method waited for this thread.
+    return _drop(consumer) if has_ended(consumer) else _run(call, method, consumer, args, kwargs)
+
+
+class _InThread:
+    """The adapter of sync consumers: all code runs in the current thread, and may block."""
+
+    @staticmethod
+    async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
+        result = _run(call, method, consumer, args, kwargs)
+        # A decorator of another package between the guard and auto_route may want to await it.
+        if method.perms is None and inspect.isawaitable(result):
+            return await _InThread.settle(result)
+        return result
+
+    @staticmethod
+    async def settle(result: Awaitable[T]) -> T:
+        return async_to_sync(_result_of)(result)
+
+
+async def _result_of(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
+    """Check the permissions of a method and call it, in a thread. The result may be awaitable."""
+    if method.perms is not None:
+        call.note_check()
+        call.denial = call.denial or permissions.check(consumer, method.perms)
+        if call.denial is not None:
+            raise call.denial
+        call.add_guard(method.perms)
+    return method.function(consumer, *args, **kwargs)
+
+
+def run_now(running: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of the engine to its end in this thread, where nothing in it waits."""
     try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        # In a thread it may also come from the task that waits for it.
-        return False
-    # Python before 3.11 does not tell whether somebody has cancelled this task.
-    return not getattr(task, "cancelling", lambda: True)()
+        running.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    running.close()
+    raise RuntimeError("The engine waited for an event loop on a sync consumer.")
 
 
-def has_ended(consumer: Consumer) -> bool:
-    """Return whether its socket was ended or closed, so that no message may be handled any more."""
-    connection = consumer.scope.get("websocket_connection")
-    return connection is not None and connection.drops_calls
+def _open_call(consumer: Consumer, content: object) -> Call:
+    """Open a call where a decorator is outermost."""
+    if is_ours(consumer):
+        # It opens a call for each message of its client: this is a channel-layer event.
+        return Call(consumer, content, reply_key=None, is_from_wire=False)
+    try:
+        reply_key = protocol.read_reply_key(content)
+    except MessageError as error:
+        # Nothing runs. The error is the answer.
+        call = Call(consumer, content, reply_key=None, is_from_wire=True)
+        call.denial = error
+        return call
+    return Call(consumer, content, reply_key=reply_key, is_from_wire=reply_key is not None)
 
 
-def current_permission_cache(consumer: Consumer) -> PermissionCache | None:
-    """Return the guards' answers that its connection keeps: another object once one is dropped."""
-    connection = consumer.scope.get("websocket_connection")
-    return None if connection is None else connection.permission_cache
-
-
-def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
-    """Return the consumer's ``encode_json``, unless it is Channels' own, which lets NaN through."""
-    own = getattr(consumer, "encode_json", None)
-    return None if getattr(own, "__func__", own) in _CHANNELS_ENCODERS else own
+def _drop(consumer: Consumer) -> None:
+    logger.debug("Dropped a message to %s: its socket has ended", type(consumer).__name__)

@@ -1,5 +1,5 @@
 """
-Whether a user has permissions now: the question behind ``require_perms``.
+Whether a user has permissions now: the question behind ``require_perms``, and its cached answers.
 """
 
 from __future__ import annotations
@@ -13,65 +13,91 @@ from django import db
 from ..conf import get_setting
 from ..gate import freshness
 from ..protocol import MessageError
+from ..threads import in_our_pool
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ..types import Consumer
 
+__all__ = ["acheck", "check"]
+
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# A new error each time: it is told whom it answers.
-_DENIALS = {
-    "permission_denied": lambda: MessageError("permission_denied", "You may not do this."),
-    "unauthenticated": lambda: MessageError("unauthenticated", "You are not signed in."),
-}
-_NOT_KEPT = object()
+_NOT_CACHED = object()
 
 
-def _denial(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
-    """Return the error for a user who lacks ``perms`` now, ``None`` for one who has them."""
-    code = _kept_answer(consumer, perms)
-    if code is not _NOT_KEPT:
-        return _DENIALS[code]() if code else None
+def check(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
+    """
+    Return the error for a user who lacks ``perms`` now, ``None`` for one who has them.
+
+    An answer younger than ``PERMISSION_MAX_AGE`` comes from the connection's cache. Any other
+    comes from the database.
+    """
+    code = _cached_code(consumer, perms)
+    return _ask(consumer, perms) if code is _NOT_CACHED else _error(code)
+
+
+async def acheck(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
+    """
+    As check(), on the event loop. Only a question to the database goes to a thread.
+
+    If cached answers went there too, a guarded call would cost 2.35 times the CPU (1.89 to 2.80):
+    7 rounds of the table ``replies``, 32 connections, uvicorn, ``PERMISSION_MAX_AGE`` 60.
+    """
+    code = _cached_code(consumer, perms)
+    return await in_our_pool(_ask)(consumer, perms) if code is _NOT_CACHED else _error(code)
+
+
+def _error(code: str | None) -> MessageError | None:
+    """Return a new error, which gets the reply key of its call, or ``None``."""
+    if code is None:
+        return None
+    if code == "unauthenticated":
+        return MessageError("unauthenticated", "You are not signed in.")
+    return MessageError("permission_denied", "You may not do this.")
+
+
+def _cached_code(consumer: Consumer, perms: tuple[str, ...]) -> Any:
+    """Return the error code of a cached answer, ``_NOT_CACHED`` where the database must answer."""
     connection = consumer.scope.get("websocket_connection")
-    # What is dropped while we ask takes our answer with it.
+    cached = None if connection is None else connection.permission_cache.get(perms)
+    if cached is None:
+        return _NOT_CACHED
+    code, user_pk, asked_at = cached
+    if time.monotonic() - asked_at >= get_setting("PERMISSION_MAX_AGE"):
+        return _NOT_CACHED
+    # A consumer may have put another user into the scope.
+    is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
+    return code if is_same and not connection.is_database_unavailable else _NOT_CACHED
+
+
+def _ask(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
+    """Answer from the database, and cache the answer."""
+    connection = consumer.scope.get("websocket_connection")
+    # A permission event replaces the dictionary. An answer from before it goes into the old one.
     permission_cache = connection.permission_cache if connection is not None else {}
     try:
         code, user_pk = _why_denied(consumer, perms)
     except db.Error as error:
-        # One line: an outage refuses thousands.
+        # Without a traceback: an outage refuses thousands of calls.
         logger.error("The database did not answer, a guarded call was refused: %s", error)
         return MessageError("unavailable", "Try again later.")
     permission_cache[perms] = code, user_pk, time.monotonic()
-    return _DENIALS[code]() if code else None
-
-
-def _kept_answer(consumer: Consumer, perms: tuple[str, ...]) -> Any:
-    """Return the code of a denial that was kept, ``_NOT_KEPT`` where the database must be asked."""
-    connection = consumer.scope.get("websocket_connection")
-    kept = None if connection is None else connection.permission_cache.get(perms)
-    if kept is None:
-        return _NOT_KEPT
-    code, user_pk, asked_at = kept
-    if time.monotonic() - asked_at >= get_setting("PERMISSION_MAX_AGE"):
-        return _NOT_KEPT
-    # Somebody else may have been put into the scope.
-    is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
-    return code if is_same and not connection.is_database_unavailable else _NOT_KEPT
+    return _error(code)
 
 
 def _why_denied(consumer: Consumer, perms: tuple[str, ...]) -> tuple[str | None, Any]:
-    """Return the code of a denial, if it is one, and the primary key of whom it is about."""
+    """Return the code of a denial or ``None``, and the primary key of the user it is about."""
     from django.contrib.auth.models import AnonymousUser
 
     user: Any = freshness.fresh_user(consumer.scope)
     if user is None:
         user = AnonymousUser()
-    # For good, not for this call: tasks share the scope.
+    # The user stays in the scope after this call. Tasks share the scope.
     consumer.scope["user"] = user
-    # By now: while permissions are asked for, somebody else may be put there.
+    # Read before the permissions: meanwhile other code may replace the user or its key.
     user_pk = user.pk
     if user.has_perms(perms):
         return None, user_pk

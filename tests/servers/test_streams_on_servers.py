@@ -16,7 +16,7 @@ from channels_websocket_utils.utils import aget_websocket_token
 from ..support.helpers import LIMIT
 from ..support.servers import COMMANDS, serving
 from ..support.settings import database_url
-from ..support.stream_site import OURS, PLAIN
+from ..support.stream_site import OURS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 KINDS = pytest.mark.parametrize("kind", OURS)
@@ -262,19 +262,5 @@ async def test_reader_that_stopped_within_its_credit_can_vanish(dial, report, ki
     await until(report, lambda present: present["made"] > 4)
 
     reader.reset()
-
-    await ends_once_and_leaves_nothing(report, before)
-
-
-@pytest.mark.parametrize("leave", [closes, vanishes])
-@pytest.mark.parametrize("kind", PLAIN)
-async def test_stream_of_a_documented_consumer_ends_with_its_socket(dial, report, kind, leave):
-    """Nothing paces it there; that its client has gone is heard all the same."""
-    before = await at_rest(report)
-    reader = await dial(kind)
-    await reader.send("numbers", reply_key="s", to=None, pause=0.005)
-    await reader.next_for("s")
-
-    await leave(reader)
 
     await ends_once_and_leaves_nothing(report, before)

@@ -18,7 +18,7 @@ from channels_websocket_utils import threads  # noqa: E402
 from channels_websocket_utils.decorators import auto_route  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 
-from .consumers import AsyncManager, AsyncPlainJson, Manager, PlainJson  # noqa: E402
+from .consumers import AsyncManager, Manager  # noqa: E402
 
 
 class Generators:
@@ -105,21 +105,11 @@ class SyncOnAsync(Streaming, AsyncManager):
     """Sync generators on the async consumer."""
 
 
-class Plain(Streaming, PlainJson):
-    """The documented consumer."""
-
-
-class AsyncPlain(AsyncStreaming, AsyncPlainJson):
-    """The documented consumer, async."""
-
-
 # By the name of the route.
 OURS = {"async": Async, "sync-on-async": SyncOnAsync, "sync": Sync, "async-on-sync": AsyncOnSync}
-PLAIN = {"plain-async": AsyncPlain, "plain-sync": Plain}
-KINDS = {**OURS, **PLAIN}
 
 streams = WebSocketTokenAuthMiddlewareStack(
-    URLRouter([path(f"{name}/<str:token>", each.as_asgi()) for name, each in KINDS.items()])
+    URLRouter([path(f"{name}/<str:token>", each.as_asgi()) for name, each in OURS.items()])
 )
 
 

@@ -38,7 +38,7 @@ CALLABLE = {
 
 @pytest.fixture
 async def opened(opened, user):
-    """As everywhere, and greeted: our consumers speak first."""
+    """As in the other files, after the ready message, which our consumers send first."""
 
     async def open_(consumer):
         socket = await opened(consumer)
@@ -50,7 +50,7 @@ async def opened(opened, user):
 
 @BOTH
 async def test_nothing_unlisted_can_be_called(opened, consumer):
-    """Every name in ``dir(consumer)``, and some that are in no ``dir()``, sent as ``type``."""
+    """The client sends every name in ``dir(consumer)``, and some other names, as ``type``."""
     socket = await opened(consumer)
     names = {*dir(consumer), *dir(consumer()), "hidden", "", "nope", "__proto__", "échо"}  # noqa: RUF001
     names |= {"websocket.connect", "websocket.receive", "websocket.accept", "websocket_connect"}
@@ -64,8 +64,8 @@ async def test_nothing_unlisted_can_be_called(opened, consumer):
     assert set(dir(consumer)) >= CALLABLE
 
 
-async def test_naive_dispatch_runs_what_nobody_listed(user, session, open_socket):
-    """The control: with the documented ``getattr`` a client calls ``close`` and whatever else."""
+async def test_naive_dispatch_runs_unlisted_methods(user, session, open_socket):
+    """The control: with the ``getattr`` of version 0.1 a client can call ``close``."""
     token = await aget_websocket_token(user)
     socket = open_socket(stack(PlainJson), f"/ws/{token}", session=session)
     await socket.connect()
@@ -77,18 +77,18 @@ async def test_naive_dispatch_runs_what_nobody_listed(user, session, open_socket
 
 @pytest.mark.parametrize("consumer", MANAGED)
 @pytest.mark.parametrize("text", [*BAD_JSON.values(), *BAD_FORM, ""], ids=lambda t: repr(t[:16]))
-async def test_bad_frame_is_answered_and_survived(opened, consumer, text):
+async def test_bad_message_is_answered_and_the_socket_stays_open(opened, consumer, text):
     socket = await opened(consumer)
 
     await socket.send_text(text)
 
-    frame = await socket.next()
-    assert (frame["key"], frame["error"]["code"]) == ("websocket.error", "bad_message")
+    message = await socket.next()
+    assert (message["key"], message["error"]["code"]) == ("websocket.error", "bad_message")
     assert (await socket.call("echo", value="alive"))["data"] == "alive"
 
 
 @pytest.mark.parametrize("consumer", MANAGED)
-async def test_binary_frame_is_answered_and_survived(opened, consumer):
+async def test_binary_frame_is_answered_and_the_socket_stays_open(opened, consumer):
     socket = await opened(consumer)
 
     for frame in ({"bytes": b"{}"}, {"bytes": b"", "text": None}):
@@ -99,7 +99,7 @@ async def test_binary_frame_is_answered_and_survived(opened, consumer):
 
 
 @BOTH
-async def test_oversized_frame_is_refused_before_it_is_parsed(opened, consumer, settings):
+async def test_oversized_message_is_refused_before_it_is_parsed(opened, consumer, settings):
     settings.WEBSOCKET_UTILS = {"MAX_MESSAGE_SIZE": 100}
 
     class Parses(consumer):
@@ -120,37 +120,37 @@ async def test_bad_reply_key_is_refused_without_an_echo(opened, consumer, reply_
 
     await socket.send("echo", reply_key=reply_key, value=1)
 
-    frame = await socket.next()
-    assert frame["key"] == "websocket.error"
-    assert frame["error"]["code"] == "bad_message"
+    message = await socket.next()
+    assert message["key"] == "websocket.error"
+    assert message["error"]["code"] == "bad_message"
     assert (await socket.call("echo", value="alive"))["data"] == "alive"
 
 
 @BOTH
-async def test_ten_bad_frames_in_a_row_end_the_socket(opened, consumer):
+async def test_ten_bad_messages_in_a_row_end_the_socket(opened, consumer):
     socket = await opened(consumer)
     for _ in range(2):
         for _ in range(9):
             await socket.send_text("{")
             await socket.next()
-        # A good one in between, also one that calls nothing, begins the count anew.
+        # A valid message starts the count again, also if its type is unknown.
         assert (await socket.call("nope"))["error"]["code"] == "unknown_type"
 
     for _ in range(12):
         await socket.send_text("{")
 
-    frames = [await socket.next() for _ in range(11)]
-    assert frames[-1] == 4400
-    assert {frame["error"]["code"] for frame in frames[:10]} == {"bad_message"}
+    messages = [await socket.next() for _ in range(11)]
+    assert messages[-1] == 4400
+    assert {message["error"]["code"] for message in messages[:10]} == {"bad_message"}
     await socket.bye()
     assert socket.output_queue.empty()
 
 
 @BOTH
-async def test_ten_bad_frames_end_the_socket_without_the_middleware_too(
+async def test_ten_bad_messages_end_the_socket_without_the_middleware_too(
     user, session, open_socket, consumer
 ):
-    """There nobody else keeps silent after the close, and servers raise at what is said then."""
+    """Without it nothing drops later messages, and servers raise at a message after the close."""
     token = await aget_websocket_token(user)
     socket = open_socket(bare(consumer), f"/ws/{token}", session=session)
     await socket.connect()
@@ -158,10 +158,10 @@ async def test_ten_bad_frames_end_the_socket_without_the_middleware_too(
         await socket.send_text("{")
     await socket.bye()
 
-    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
-    assert said[-1] == {"type": "websocket.close", "code": 4400}
-    # The hello, ten errors, the close.
-    assert len(said) == 12
+    sent = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert sent[-1] == {"type": "websocket.close", "code": 4400}
+    # The ready message, ten errors, the close.
+    assert len(sent) == 12
 
 
 @BOTH
@@ -179,9 +179,9 @@ async def test_unknown_type_without_a_reply_key_is_a_websocket_error(opened, con
 
     await socket.send("nope")
 
-    frame = await socket.next()
-    assert (frame["key"], frame["type"]) == ("websocket.error", "nope")
-    assert frame["error"]["code"] == "unknown_type"
+    message = await socket.next()
+    assert (message["key"], message["type"]) == ("websocket.error", "nope")
+    assert message["error"]["code"] == "unknown_type"
 
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
@@ -194,7 +194,7 @@ async def test_unknown_type_without_a_reply_key_is_a_websocket_error(opened, con
         (bare, "ws/", "/ws/", 403),
     ],
 )
-async def test_without_an_own_connect_only_a_good_token_opens(
+async def test_default_connect_accepts_only_a_valid_token(
     base, compose, route, path, outcome, session, open_socket
 ):
     class Bare(base):
@@ -222,7 +222,7 @@ def test_identity_survives_a_key_rotation(user, settings):
     assert rotated == before != identity_of(user)
 
 
-async def test_push_is_heard_as_a_frame_of_its_key(opened):
+async def test_push_arrives_with_its_key(opened):
     class Sync(WebSocketManagerConsumer):
         @auto_route
         def ask(self):
@@ -240,7 +240,7 @@ async def test_push_is_heard_as_a_frame_of_its_key(opened):
         assert await socket.next() == {"key": "note", "text": "from below"}
 
 
-async def test_push_that_cannot_arrive_is_the_developers_error(opened, caplog):
+async def test_invalid_push_is_an_internal_error(opened, caplog):
     class Wrong(WebSocketManagerConsumer):
         @auto_route
         def ask(self):
@@ -252,7 +252,7 @@ async def test_push_that_cannot_arrive_is_the_developers_error(opened, caplog):
     assert "reserved name 'type'" in caplog.text
 
 
-async def test_sites_own_encoder_is_used(opened):
+async def test_encoder_of_the_site_is_used(opened):
     class Encodes(WebSocketManagerConsumer):
         @auto_route
         def ask(self):
@@ -265,7 +265,7 @@ async def test_sites_own_encoder_is_used(opened):
     assert (await (await opened(Encodes)).call("ask"))["value"] == [1, 2, 3]
 
 
-# Out of a task these two end the event loop of a test: see evidence/faults.py for real servers.
+# In a task these two end the event loop of the test. evidence/faults.py has them on real servers.
 ENDS_LOOP = {"KeyboardInterrupt", "SystemExit"}
 RAISING = [
     (kind, method)
@@ -280,21 +280,21 @@ RAISING = [
 async def test_whatever_a_handler_raises_is_answered_or_ends_the_socket_with_a_code(
     opened, consumer, kind, method
 ):
-    """An error is answered, and so is a cancellation that nobody asked for; all else is an end."""
+    """Errors are answered, and cancellations that the handler raises. Other exceptions end it."""
     socket = await opened(type("Consumer", (Raising, consumer), {}))
     answer = asyncio.ensure_future(socket.call(method, kind=kind))
     await until(lambda: answer.done() or socket.future.done())
 
     is_answered = isinstance(RAISED[kind](), Exception)
     if consumer is AsyncManager:
-        # A thread's end is its own. Python before 3.11 does not tell whose a cancellation is.
+        # These two only end a thread. Python 3.10 cannot say whether the task was cancelled.
         is_known = sys.version_info >= (3, 11)
         is_answered |= kind in ENDS_LOOP or (kind == "CancelledError" and is_known)
     if is_answered:
         assert (await answer)["error"]["code"] == "internal"
         assert (await socket.call("echo", value=1))["data"] == 1
     elif kind != "GeneratorExit":
-        # Python throws it into a coroutine that is thrown away: there nothing can be said.
+        # Python raises it in a coroutine that is collected, where nothing can be sent.
         assert await answer == 4490
 
 
@@ -323,10 +323,10 @@ def test_override_without_the_mark_is_not_callable():
     assert "ask" not in Child._routes
 
 
-# Sites that put something of their own in between
+# Classes and functions of a site between the consumer and Channels
 
 
-async def test_several_calls_in_one_frame_are_all_answered(opened):
+async def test_several_calls_in_one_message_are_all_answered(opened):
     class Batch(Manager):
         def receive(self, text_data=None, **kwargs):
             for item in json.loads(text_data):
@@ -339,7 +339,7 @@ async def test_several_calls_in_one_frame_are_all_answered(opened):
     assert [(await socket.next())["key"] for _ in calls] == ["k0", "k1", "k2"]
 
 
-async def test_answer_does_not_wait_for_what_receive_does_afterwards(opened):
+async def test_answer_does_not_wait_for_the_rest_of_an_overridden_receive(opened):
     go_on = threading.Event()
 
     class Audited(Manager):
@@ -395,7 +395,7 @@ class AtTheBase(Manager):
 
 
 @pytest.mark.parametrize("consumer", [MixedIn, OnTop, OnInstance, AtTheBase])
-async def test_whoever_wraps_send_sees_the_answers(opened, consumer):
+async def test_wrapper_of_send_sees_the_answers(opened, consumer):
     seen = []
     socket = await opened(type("Consumer", (consumer,), {"seen": seen}))
 
@@ -404,7 +404,7 @@ async def test_whoever_wraps_send_sees_the_answers(opened, consumer):
     assert "answered" in seen[-1]
 
 
-async def test_site_that_dispatches_by_itself_is_answered(opened):
+async def test_consumer_with_its_own_dispatch_answers(opened):
     class Own(Manager):
         async def dispatch(self, message):
             await sync_to_async(self._handle)(message)
@@ -414,7 +414,7 @@ async def test_site_that_dispatches_by_itself_is_answered(opened):
     assert (await socket.call("echo", value=1))["data"] == 1
 
 
-def test_consumer_can_be_tried_without_a_server(user):
+def test_consumer_can_be_called_without_a_server(user):
     sent = []
     consumer = Manager()
     consumer.scope, consumer.base_send = {"user": user}, sent.append
@@ -432,7 +432,7 @@ def test_consumer_can_be_tried_without_a_server(user):
         (AsyncWebSocketManagerConsumer, AsyncJsonWebsocketConsumer),
     ],
 )
-async def test_classes_to_the_right_of_ours_are_not_passed_over(opened, ours, theirs, alias):
+async def test_classes_between_ours_and_channels_are_called(opened, ours, theirs, alias):
     seen = []
 
     class Audit(theirs):
@@ -460,7 +460,7 @@ async def test_classes_to_the_right_of_ours_are_not_passed_over(opened, ours, th
 
 
 async def test_tasks_of_another_package_end_with_the_socket(opened):
-    """djangochannelsrestframework cancels those of a consumer at its disconnect."""
+    """djangochannelsrestframework cancels the tasks of a consumer at its disconnect."""
     tasks = []
 
     class Both(AsyncWebSocketManagerConsumer, AsyncAPIConsumer):

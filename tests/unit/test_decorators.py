@@ -17,7 +17,7 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
-from channels_websocket_utils.messaging.calls import Call
+from channels_websocket_utils.messaging.ongoing_call import Call
 from channels_websocket_utils.models import WebSocketToken
 
 from ..support.consumers import MANAGED, PERM, PLAIN, AsyncPlainJson, PlainJson
@@ -51,9 +51,9 @@ async def test_method_that_takes_no_event_is_called_without_one(opened, consumer
 async def test_without_a_reply_key_nothing_is_sent(opened, consumer):
     socket = await opened(consumer)
 
-    await socket.send("echo", value="unheard")
+    await socket.send("echo", value="not answered")
 
-    assert (await socket.call("echo", value="heard"))["data"] == "heard"
+    assert (await socket.call("echo", value="answered"))["data"] == "answered"
 
 
 @EVERY_CONSUMER
@@ -95,8 +95,8 @@ async def test_bad_reply_key_is_refused_on_plain_consumers_too(opened, consumer)
 
     await socket.send("echo", reply_key="__proto__", value=1)
 
-    frame = await socket.next()
-    assert (frame["key"], frame["error"]["code"]) == ("websocket.error", "bad_message")
+    message = await socket.next()
+    assert (message["key"], message["error"]["code"]) == ("websocket.error", "bad_message")
 
 
 @EVERY_CONSUMER
@@ -119,8 +119,10 @@ async def test_guard_sees_the_database_as_it_is_at_every_call(
     assert (before, given, taken) == ("permission_denied", "done", "permission_denied")
 
 
-async def test_cached_permissions_are_the_weakness_the_guard_mends(user, permission):
-    """The naive check: ``has_perm`` of the connection's user, cached for the socket's life."""
+async def test_has_perm_of_a_user_that_was_read_earlier_misses_a_removed_permission(
+    user, permission
+):
+    """The control: a user object caches its permissions for the life of the socket."""
     await user.user_permissions.aadd(permission)
     kept = await type(user).objects.aget(pk=user.pk)
     assert await kept.ahas_perm(PERM)
@@ -141,9 +143,7 @@ def delete_unnoticed(users):
 
 @pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 @pytest.mark.parametrize("source", ["group", "superuser", "is_active", "password", "deleted"])
-async def test_whatever_gave_the_permission_can_take_it_away(
-    opened, user, permission, consumer, source
-):
+async def test_permission_is_lost_with_whatever_gave_it(opened, user, permission, consumer, source):
     group = await Group.objects.acreate(name="staff")
     await group.permissions.aadd(permission)
     if source == "superuser":
@@ -174,7 +174,7 @@ async def test_whatever_gave_the_permission_can_take_it_away(
 
 
 class Privileged(AsyncWebSocketManagerConsumer):
-    """Handlers that change who the connection thinks it is, and one that is guarded."""
+    """Handlers that change the user in the scope, and one that is guarded."""
 
     @auto_route
     @require_perms(PERM)
@@ -210,7 +210,7 @@ async def test_password_change_is_seen_after_the_user_was_refreshed(opened, user
 
 @pytest.mark.parametrize("compose", [stack, documented, bare])
 @pytest.mark.parametrize("change", ["password", "session", "inactive"])
-async def test_guard_on_a_route_without_a_token_sees_the_same(
+async def test_guard_on_a_route_without_a_token_sees_the_same_changes(
     user, permission, session, open_socket, compose, change
 ):
     class Open(Privileged):
@@ -244,7 +244,7 @@ async def test_logout_elsewhere_is_seen_by_the_guard(opened, user, permission, s
 
 
 @pytest.mark.parametrize("change", ["sign_out", "become"])
-async def test_guard_does_not_bring_back_whom_the_consumer_replaced(
+async def test_guard_checks_the_user_that_the_consumer_has_set(
     opened, user, other, permission, change
 ):
     await user.user_permissions.aadd(permission)
@@ -256,7 +256,7 @@ async def test_guard_does_not_bring_back_whom_the_consumer_replaced(
     assert (await socket.call("who"))["data"] != "ada"
 
 
-async def test_fresh_user_replaces_the_scopes_for_good(opened, user, permission):
+async def test_user_that_the_guard_reads_stays_in_the_scope(opened, user, permission):
     class Renames(AsyncWebSocketManagerConsumer):
         @auto_route
         @require_perms(PERM)
@@ -276,15 +276,15 @@ async def test_fresh_user_replaces_the_scopes_for_good(opened, user, permission)
     assert (await socket.call("unguarded"))["data"] == "Ada"
 
 
-async def test_database_that_is_away_answers_unavailable(opened, monkeypatch, caplog):
+async def test_unavailable_database_is_answered_with_unavailable(opened, monkeypatch, caplog):
     from django.db import OperationalError
 
     from channels_websocket_utils.gate import freshness
 
-    def away(scope):
-        raise OperationalError("the database is away")
+    def fail(scope):
+        raise OperationalError("the database is unavailable")
 
-    monkeypatch.setattr(freshness, "fresh_user", away)
+    monkeypatch.setattr(freshness, "fresh_user", fail)
     for consumer in (PlainJson, *MANAGED):
         reply = await (await opened(consumer)).call("guarded")
 
@@ -301,7 +301,7 @@ def foreign(function):
 
 
 def swallowing(function):
-    """Somebody else's decorator that lets no exception out."""
+    """A decorator of another package that swallows every exception."""
 
     @wraps(function)
     def wrapper(self, *args, **kwargs):
@@ -314,7 +314,7 @@ def swallowing(function):
 
 
 def translating(function):
-    """Somebody else's decorator that turns every exception into its own."""
+    """A decorator of another package that replaces every exception."""
 
     @wraps(function)
     def wrapper(self, *args, **kwargs):
@@ -385,7 +385,7 @@ class Decorated:
 
     @auto_route
     def saves(self, event):
-        self.writes({**event, "by": "somebody"})
+        self.writes({**event, "by": "the server"})
         return "saved"
 
     @require_perms(PERM)
@@ -410,7 +410,7 @@ DECORATED = pytest.mark.parametrize("consumer", [DecoratedPlain, DecoratedManage
 
 @DECORATED
 @pytest.mark.parametrize("method", ["outside", "between", "between_reversed", "inside"])
-async def test_decorators_of_others_run_and_one_answer_comes(
+async def test_decorators_of_other_packages_run_and_one_answer_is_sent(
     opened, user, permission, consumer, method
 ):
     socket = await opened(consumer)
@@ -430,7 +430,7 @@ async def test_decorators_of_others_run_and_one_answer_comes(
 
 @DECORATED
 @pytest.mark.parametrize("method", ["swallowed", "translated"])
-async def test_denial_that_somebody_hides_is_answered_once(opened, consumer, method):
+async def test_denial_that_another_decorator_hides_is_answered_once(opened, consumer, method):
     socket = await opened(consumer)
 
     assert (await socket.call(method))["error"]["code"] == "permission_denied"
@@ -438,17 +438,17 @@ async def test_denial_that_somebody_hides_is_answered_once(opened, consumer, met
 
 
 @DECORATED
-async def test_channels_own_exceptions_go_their_way(opened, consumer):
+async def test_exceptions_by_which_channels_ends_a_consumer_are_not_answered(opened, consumer):
     socket = await opened(consumer)
 
     await socket.send("leaves", reply_key="k")
     await socket.wait(LIMIT)
 
-    said = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
-    assert not [message for message in said if '"k"' in message["text"]]
+    sent = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
+    assert not [message for message in sent if '"k"' in message["text"]]
 
 
-def test_what_ends_the_process_is_no_error_of_a_call():
+def test_exception_that_ends_the_process_is_no_error_of_a_call():
     call = Call(None, {}, reply_key="k", is_from_wire=True)
 
     with pytest.raises(KeyboardInterrupt), call:
@@ -485,7 +485,7 @@ async def test_denial_of_a_step_with_a_content_of_its_own_refuses_the_call(opene
 
 
 class Calls(AsyncJsonWebsocketConsumer):
-    """Calls its methods as code does, and not with a message."""
+    """Calls its methods with keywords, without a message."""
 
     async def receive_json(self, content):
         try:
@@ -511,7 +511,7 @@ class Calls(AsyncJsonWebsocketConsumer):
 async def test_denial_is_raised_to_code_that_calls_without_an_event(
     opened, user, permission, method
 ):
-    """Nobody would tell it otherwise: ``None`` looks like success."""
+    """A returned ``None`` would look like success."""
     socket = await opened(Calls)
 
     await socket.send(method, keywords={})
@@ -524,7 +524,7 @@ async def test_denial_is_raised_to_code_that_calls_without_an_event(
 
 
 async def test_call_that_was_answered_with_an_error_returns_none(opened):
-    """Not the coroutine that has raised it."""
+    """And not the coroutine that has raised the exception."""
     returned = []
 
     class Keeps(AsyncJsonWebsocketConsumer):
@@ -544,7 +544,7 @@ async def test_call_that_was_answered_with_an_error_returns_none(opened):
     replies = [await socket.call(name) for name in ("guarded", "fail")]
 
     assert [reply["error"]["code"] for reply in replies] == ["permission_denied", "internal"]
-    # The second is kept after its answer was sent.
+    # The second one returns after its answer was sent.
     await socket.bye()
     assert returned == [None, None]
 
@@ -569,14 +569,14 @@ async def test_denied_layer_event_is_dropped_with_a_debug_line(
         @auto_route
         @require_perms(PERM)
         def announced(self, event):
-            Listens.heard.append(event["text"])
+            Listens.received.append(event["text"])
             return "not from the wire, so not answered"
 
         @auto_route
         def ask(self):
             return "alive"
 
-    Listens.heard = []
+    Listens.received = []
     caplog.set_level(logging.DEBUG)
     socket = await opened(Listens)
     layer = get_channel_layer()
@@ -586,10 +586,10 @@ async def test_denied_layer_event_is_dropped_with_a_debug_line(
         assert (await socket.call("ask"))["data"] == "alive"
     await user.user_permissions.aadd(permission)
     await layer.group_send("room", {"type": "announced", "text": "yes", "reply_key": "k"})
-    while not Listens.heard:
+    while not Listens.received:
         assert (await socket.call("ask"))["data"] == "alive"
 
-    assert Listens.heard == ["yes"]
+    assert Listens.received == ["yes"]
     assert "Dropped an event for Listens: permission_denied" in caplog.text
 
 
@@ -620,21 +620,21 @@ async def test_task_that_outlives_its_call_has_calls_of_its_own(opened):
 
     await socket.send("start", reply_key="now")
 
-    frames = [await socket.next(), await socket.next()]
-    assert sorted((frame["key"], frame["data"]) for frame in frames) == [
+    messages = [await socket.next(), await socket.next()]
+    assert sorted((message["key"], message["data"]) for message in messages) == [
         ("later", 2),
         ("now", "started"),
     ]
 
 
 @pytest.mark.parametrize("perms", [None, 5, {"a.b"}, ["a.b", 5], lambda self: None])
-def test_what_is_no_permission_is_named(perms):
+def test_invalid_permission_raises_type_error(perms):
     with pytest.raises(TypeError, match="takes a permission"):
         require_perms(perms)
 
 
 @pytest.mark.parametrize("perms", ["", [], (), ["a.b", ""]], ids=repr)
-def test_no_permission_at_all_is_an_error(perms):
+def test_empty_permission_raises_value_error(perms):
     with pytest.raises(ValueError, match="at least one"):
         require_perms(perms)
 
@@ -647,7 +647,7 @@ def test_connect_and_disconnect_cannot_be_decorated(decorate, name):
 
 
 @pytest.mark.parametrize("what", ["name", 5, staticmethod(print), PlainJson], ids=repr)
-def test_what_is_no_method_is_named(what):
+def test_object_that_is_no_method_raises_type_error(what):
     with pytest.raises(TypeError, match="decorates a method"):
         auto_route(what)
 
@@ -667,18 +667,18 @@ async def test_body_of_a_denied_call_does_not_run(opened, permission, user, cons
     ran = []
 
     def secret(self, event):
-        ran.append(event["who"])
+        ran.append(event["user"])
 
     async def asecret(self, event):
-        ran.append(event["who"])
+        ran.append(event["user"])
 
     method, guard = secret if kind == "def" else asecret, require_perms(PERM)
     method = guard(auto_route(method)) if order == "guard outside" else auto_route(guard(method))
     socket = await opened(type("Consumer", (consumer,), {"secret": method}))
 
-    refused = await socket.call("secret", who="stranger")
+    refused = await socket.call("secret", user="without")
     await sync_to_async(user.user_permissions.add)(permission)
-    await socket.call("secret", who="who may")
+    await socket.call("secret", user="with")
 
     assert refused["error"]["code"] == "permission_denied"
-    assert ran == ["who may"]
+    assert ran == ["with"]

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from asgiref.sync import sync_to_async
 
-from channels_websocket_utils import consumers
 from channels_websocket_utils.conf import read_rate
+from channels_websocket_utils.messaging import rate_limit
 from channels_websocket_utils.utils import aget_websocket_token
 
 from ..support.consumers import MANAGED
@@ -36,7 +36,7 @@ def clock(monkeypatch):
             return self.present
 
     clock = Clock()
-    monkeypatch.setattr(consumers, "time", clock)
+    monkeypatch.setattr(rate_limit, "time", clock)
     return clock
 
 

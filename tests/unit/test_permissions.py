@@ -1,4 +1,4 @@
-"""``PERMISSION_MAX_AGE``: answers that are kept, and dropped as soon as something tells."""
+"""``PERMISSION_MAX_AGE``: answers that are cached until they expire or an event comes."""
 
 import pytest
 from channels.layers import get_channel_layer
@@ -22,7 +22,7 @@ ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
 
 @pytest.fixture
-def kept(settings):
+def cached(settings):
     settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": 1000}
 
 
@@ -46,19 +46,19 @@ async def allowed(socket):
 
 
 async def becomes(socket, answer):
-    """Call until the answer has changed: the word takes a turn of the event loop."""
+    """Call until the answer has changed: the event takes a turn of the event loop."""
     while await allowed(socket) != answer:
         pass
 
 
 @ALL
-@pytest.mark.usefixtures("kept")
-async def test_answer_is_kept(opened, user, permission, consumer, questions):
+@pytest.mark.usefixtures("cached")
+async def test_answer_is_cached(opened, user, permission, consumer, questions):
     await user.user_permissions.aadd(permission)
     socket = await opened(consumer)
 
     assert [await allowed(socket) for _ in range(3)] == [True] * 3
-    # Unnoticed, since raw SQL sends no signal: the site has said how long that may last.
+    # Raw SQL sends no signal, so the cached answer is used until it expires.
     await type(user).user_permissions.through.objects.all().adelete()
 
     assert await allowed(socket)
@@ -66,7 +66,7 @@ async def test_answer_is_kept(opened, user, permission, consumer, questions):
 
 
 @ALL
-async def test_nothing_is_kept_by_default(opened, user, permission, consumer, questions):
+async def test_nothing_is_cached_by_default(opened, user, permission, consumer, questions):
     await user.user_permissions.aadd(permission)
     socket = await opened(consumer)
 
@@ -75,7 +75,7 @@ async def test_nothing_is_kept_by_default(opened, user, permission, consumer, qu
     assert len(questions) == 3
 
 
-async def test_kept_answer_grows_old(opened, user, permission, settings, monkeypatch):
+async def test_cached_answer_expires(opened, user, permission, settings, monkeypatch):
     settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": 10}
     clock = type("Clock", (), {"present": 100.0, "monotonic": lambda self: self.present})()
     monkeypatch.setattr(permissions, "time", clock)
@@ -90,13 +90,13 @@ async def test_kept_answer_grows_old(opened, user, permission, settings, monkeyp
     assert not await allowed(socket)
 
 
-@pytest.mark.usefixtures("kept")
+@pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("consumer", [MANAGED[0], MANAGED[1]])
 @pytest.mark.parametrize(
     "change",
     ["user", "group", "group's", "group's, reverse", "group gone", "permission gone", "superuser"],
 )
-async def test_kept_answer_is_dropped_when_a_signal_tells(
+async def test_signal_of_a_change_invalidates_the_cached_answer(
     opened, user, permission, consumer, change
 ):
     group = await Group.objects.acreate(name="staff")
@@ -146,11 +146,9 @@ async def a_permission():
     return permission
 
 
-@pytest.mark.usefixtures("kept")
-async def test_answer_that_was_asked_for_before_the_change_is_not_kept(
-    opened, user, permission, monkeypatch
-):
-    """The change comes while the database is asked; the old answer must not outlive the drop."""
+@pytest.mark.usefixtures("cached")
+async def test_answer_from_before_the_change_is_not_cached(opened, user, permission, monkeypatch):
+    """The change comes during the query. The old answer must not get into the new cache."""
     await user.user_permissions.aadd(permission)
     socket = await opened(MANAGED[1])
     (connection,) = live_connections()
@@ -169,8 +167,8 @@ async def test_answer_that_was_asked_for_before_the_change_is_not_kept(
     assert not await allowed(socket)
 
 
-@pytest.mark.usefixtures("kept")
-async def test_kept_answer_is_of_the_user_who_was_asked_for(opened, user, permission):
+@pytest.mark.usefixtures("cached")
+async def test_cached_answer_is_not_used_for_another_user(opened, user, permission):
     class Replaces(MANAGED[1]):
         @auto_route
         async def replace(self):
@@ -185,11 +183,11 @@ async def test_kept_answer_is_of_the_user_who_was_asked_for(opened, user, permis
     assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
 
 
-@pytest.mark.usefixtures("kept")
-async def test_answer_is_kept_for_whom_it_was_given_whoever_is_put_there_meanwhile(
+@pytest.mark.usefixtures("cached")
+async def test_answer_is_cached_for_the_user_it_was_given_for_although_the_scope_changes(
     opened, user, other, permission, monkeypatch
 ):
-    """A task shares the scope, and the site's backends may be slow."""
+    """A task shares the scope, and the backends of a site can be slow."""
     scopes = []
 
     class Shares(MANAGED[1]):
@@ -214,9 +212,11 @@ async def test_answer_is_kept_for_whom_it_was_given_whoever_is_put_there_meanwhi
     assert (await socket.call("guarded"))["error"]["code"] == "unauthenticated"
 
 
-@pytest.mark.usefixtures("kept")
-async def test_kept_answer_is_not_of_a_user_who_was_deleted_in_the_scope(opened, user, permission):
-    """``user.delete()`` takes the primary key of the very object that the scope holds."""
+@pytest.mark.usefixtures("cached")
+async def test_cached_answer_is_not_used_after_the_user_in_the_scope_was_deleted(
+    opened, user, permission
+):
+    """``user.delete()`` removes the primary key of the object in the scope."""
 
     class Deletes(MANAGED[1]):
         @auto_route
@@ -232,8 +232,8 @@ async def test_kept_answer_is_not_of_a_user_who_was_deleted_in_the_scope(opened,
     assert not await allowed(socket)
 
 
-@pytest.mark.usefixtures("kept")
-async def test_word_of_another_process_drops_kept_answers(opened, user, permission):
+@pytest.mark.usefixtures("cached")
+async def test_event_of_another_process_invalidates_cached_answers(opened, user, permission):
     await user.user_permissions.aadd(permission)
     socket = await opened(MANAGED[1])
     assert await allowed(socket)
@@ -247,7 +247,7 @@ async def test_word_of_another_process_drops_kept_answers(opened, user, permissi
 
 @ALL
 @pytest.mark.parametrize("age", [0, 1000])
-async def test_guarded_call_is_unavailable_while_the_database_is_away(
+async def test_guarded_call_is_unavailable_while_the_database_is_unavailable(
     opened, user, permission, consumer, settings, monkeypatch, age
 ):
     settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": age, **FAST}
@@ -256,12 +256,12 @@ async def test_guarded_call_is_unavailable_while_the_database_is_away(
     assert await allowed(socket)
     (connection,) = live_connections()
 
-    def away(*args):
-        raise OperationalError("away")
+    def fail(*args):
+        raise OperationalError("unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(freshness, "find_outdated", away)
-        patch.setattr(freshness, "fresh_user", away)
+        patch.setattr(freshness, "find_outdated", fail)
+        patch.setattr(freshness, "fresh_user", fail)
         while not connection.is_database_unavailable:
             await socket.call("echo", value=1)
         reply = await socket.call("guarded")
@@ -272,37 +272,37 @@ async def test_guarded_call_is_unavailable_while_the_database_is_away(
     assert await allowed(socket)
 
 
-class Heard:
+class Receives:
     """Events from the channel layer, with and without a guard."""
 
     groups = ["news"]
 
     @require_perms(PERM)
     def guarded_news(self, event):
-        type(self).heard.append("guarded")
+        type(self).received.append("guarded")
 
     @auto_route
     def routed_news(self, event):
-        type(self).heard.append("routed")
+        type(self).received.append("routed")
 
     def news(self, event):
-        type(self).heard.append("plain")
+        type(self).received.append("plain")
 
 
-class HeardSync(Heard, WebSocketManagerConsumer):
-    heard = []
+class ReceivesSync(Receives, WebSocketManagerConsumer):
+    received = []
 
 
-class HeardAsync(Heard, AsyncWebSocketManagerConsumer):
-    heard = []
+class ReceivesAsync(Receives, AsyncWebSocketManagerConsumer):
+    received = []
 
     async def news(self, event):
-        type(self).heard.append("plain")
+        type(self).received.append("plain")
 
 
-@pytest.mark.parametrize("consumer", [HeardSync, HeardAsync])
+@pytest.mark.parametrize("consumer", [ReceivesSync, ReceivesAsync])
 async def test_events_are_guarded(opened, user, permission, consumer, caplog):
-    consumer.heard = []
+    consumer.received = []
     layer = get_channel_layer()
     caplog.set_level("DEBUG", "channels_websocket_utils")
     socket = await opened(consumer)
@@ -312,17 +312,17 @@ async def test_events_are_guarded(opened, user, permission, consumer, caplog):
         for name in names:
             await layer.group_send("news", {"type": name})
 
-    async def hears(count):
-        while len(consumer.heard) < count:
+    async def receives(count):
+        while len(consumer.received) < count:
             await socket.call("websocket.none")
 
     await send("guarded_news", "routed_news", "news")
-    await hears(2)
-    assert consumer.heard == ["routed", "plain"]
+    await receives(2)
+    assert consumer.received == ["routed", "plain"]
     assert f"Dropped an event for {consumer.__name__}: permission_denied" in caplog.text
 
     await user.user_permissions.aadd(permission)
     await send("guarded_news")
-    await hears(3)
-    assert consumer.heard[2:] == ["guarded"]
+    await receives(3)
+    assert consumer.received[2:] == ["guarded"]
     assert socket.output_queue.empty()

@@ -49,7 +49,7 @@ def jwt(settings, user):
     return str(AccessToken.for_user(user))
 
 
-def test_jwt_needs_another_class_and_nothing_else(ask, opens, jwt):
+def test_jwt_needs_only_another_authentication_class(ask, opens, jwt):
     from rest_framework_simplejwt.authentication import JWTAuthentication
 
     classes = [JWTAuthentication]
@@ -59,7 +59,7 @@ def test_jwt_needs_another_class_and_nothing_else(ask, opens, jwt):
     assert ask(authentication_classes=classes).status_code == 401
 
 
-def test_user_who_is_in_no_table_gets_no_token(ask, jwt):
+def test_user_without_a_row_gets_no_token(ask, jwt):
     from rest_framework_simplejwt.authentication import JWTStatelessUserAuthentication
 
     with pytest.raises(TypeError, match="not to TokenUser"):
@@ -67,7 +67,7 @@ def test_user_who_is_in_no_table_gets_no_token(ask, jwt):
 
 
 @pytest.mark.parametrize("first", [SessionAuthentication, TokenAuthentication])
-def test_first_class_decides_how_a_stranger_is_refused(ask, first):
+def test_first_class_decides_the_status_for_an_unauthenticated_client(ask, first):
     both = {SessionAuthentication, TokenAuthentication}
     classes = [first, *(both - {first})]
 

@@ -189,7 +189,7 @@ class Counting:
         return 1
 
 
-@pytest.mark.parametrize("base", [*MANAGED, AsyncPlainJson, PlainJson])
+@pytest.mark.parametrize("base", MANAGED)
 async def test_stream_yields_the_parts(user, base):
     async with open_(stack(type("Consumer", (Counting, base), {})), user=user) as socket:
         assert [part async for part in socket.stream("numbers", to=200)] == [*range(200)]

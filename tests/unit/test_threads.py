@@ -16,12 +16,13 @@ from django.contrib.auth import get_user_model
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
-from channels_websocket_utils import consumers, database_connections, threads
+from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.messaging import dispatch
 from channels_websocket_utils.signals import connection_opened
 from channels_websocket_utils.threads import in_handler_pool, in_our_pool, single_thread
 from channels_websocket_utils.tokens.issuing import issue
@@ -586,7 +587,7 @@ async def test_connection_that_the_server_closed_does_not_fail_later_async_handl
 
 async def test_naive_dispatch_without_the_check_fails_for_ever(opened, notices, monkeypatch):
     """Without the check that Channels makes for each message, a lost connection stays."""
-    monkeypatch.setattr(consumers, "may_hold_stale_connections", lambda loop: False)
+    monkeypatch.setattr(dispatch, "may_hold_stale_connections", lambda loop: False)
     socket = await opened(WithORM)
     await socket.next()
     try:
@@ -667,7 +668,7 @@ async def test_client_that_floods_does_not_block_the_event_loop(opened):
     """All its messages are there at once, so no wait for a message gives others a turn."""
     socket = await opened(AsyncManager)
     await socket.next()
-    turns, sent = 0, 50 * consumers.TURN
+    turns, sent = 0, 50 * dispatch.TURN
     for number in range(sent):
         socket.input_queue.put_nowait(
             {"type": "websocket.receive", "text": f'{{"type": "echo", "value": {number}}}'}
@@ -676,7 +677,7 @@ async def test_client_that_floods_does_not_block_the_event_loop(opened):
         await asyncio.sleep(0)
         turns += 1
 
-    assert turns >= sent / consumers.TURN
+    assert turns >= sent / dispatch.TURN
 
 
 async def test_context_variable_that_connect_sets_is_visible_to_later_messages(opened):

@@ -1,0 +1,120 @@
+"""
+What a call is answered: a result, an error, or nothing. And how a message goes to the client.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import TYPE_CHECKING
+
+from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
+from django.core.exceptions import PermissionDenied, ValidationError
+
+from .. import compat, protocol, strict_json
+from ..live.connection import SocketEnded
+from ..protocol import MessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..types import Consumer, JSONObject
+    from .ongoing_call import Call
+
+__all__ = ["CONTROL_FLOW", "send", "send_answer"]
+
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# The exceptions by which Channels ends a handler: no errors, and never answered.
+CONTROL_FLOW = (AcceptConnection, DenyConnection, StopConsumer)
+_NOT_JSON = (TypeError, ValueError, RecursionError)
+_TEXT_CONSUMERS = (WebsocketConsumer, AsyncWebsocketConsumer)
+
+
+async def send_answer(call: Call) -> None:
+    """
+    Send the answer of ``call``, if there is one.
+
+    If no client waits for an answer, the exception that ended the call is raised again. A denial
+    is dropped if a channel-layer event caused it, otherwise it becomes a ``PermissionDenied``.
+    """
+    answer = _answer_of(call)
+    if answer is None:
+        return
+    try:
+        text = (_site_encoder(call.consumer) or strict_json.encode)(answer)
+        if not isinstance(text, str):
+            # The encode_json() of an async consumer.
+            text = await text
+    except _NOT_JSON as error:
+        call.error = error
+        text = strict_json.encode(_answer_of(call))
+    await _send_text(call.consumer, text)
+
+
+async def send(consumer: Consumer, message: JSONObject) -> None:
+    """Send ``message`` as JSON text, by ``encode_json()`` of the site where there is one."""
+    text = (_site_encoder(consumer) or strict_json.encode)(message)
+    await _send_text(consumer, text if isinstance(text, str) else await text)
+
+
+def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
+    """Return the consumer's ``encode_json``, unless it is Channels' own, which accepts NaN."""
+    own = getattr(consumer, "encode_json", None)
+    return None if getattr(own, "__func__", own) in compat.CHANNELS_ENCODERS else own
+
+
+async def _send_text(consumer: Consumer, text: str) -> None:
+    if isinstance(consumer, _TEXT_CONSUMERS):
+        sending = consumer.send(text_data=text)
+    else:
+        sending = consumer.send({"type": "websocket.send", "text": text})
+    if sending is not None:
+        # On an async consumer.
+        await sending
+
+
+def _answer_of(call: Call) -> JSONObject | None:
+    # The denial comes first: a decorator of another package may have hidden its exception.
+    error = call.denial or call.error
+    if error is None:
+        if not call.is_routed or call.reply_key is None or not call.is_from_wire:
+            return None
+        if call.is_stream:
+            return protocol.build_end(call.reply_key)
+        return protocol.build_reply(call.reply_key, call.result)
+    if isinstance(error, SocketEnded):
+        return None
+    if isinstance(error, CONTROL_FLOW):
+        raise error
+    if call.is_from_wire:
+        return protocol.build_error(_public_error(call, error))
+    if call.denial is None:
+        raise error
+    if not isinstance(call.content, dict):
+        # Code has called the method, without a message or an event: None would look like success.
+        raise PermissionDenied(call.denial.message)
+    logger.debug("Dropped an event for %s: %s", type(call.consumer).__name__, call.denial.code)
+    return None
+
+
+def _public_error(call: Call, error: BaseException) -> MessageError:
+    """Return what the client may know of ``error``, and log what it may not."""
+    if isinstance(error, MessageError):
+        public = error
+    elif isinstance(error, ValidationError):
+        public = MessageError("invalid", " ".join(error.messages))
+    elif isinstance(error, PermissionDenied):
+        public = MessageError("permission_denied", "You may not do this.")
+    else:
+        public = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
+        kind = type(call.consumer).__name__
+        logger.error("Error %s in a message to %s", public.id, kind, exc_info=error)
+    public.reply_key = public.reply_key or call.reply_key
+    if public.type is None and isinstance(call.content, dict):
+        name = call.content.get("type")
+        public.type = name if isinstance(name, str) else None
+    return public

@@ -1,0 +1,95 @@
+"""
+Decorated methods: their marks, and the table of the methods that clients may call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["Method", "describe", "find_routes", "is_routed", "mark", "perms_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """
+    A decorated method. ``perms`` are those of ``require_perms``, and ``None`` of ``auto_route``.
+
+    ``is_async`` says that it runs on the event loop of an async consumer.
+    """
+
+    function: Any
+    perms: tuple[str, ...] | None
+    has_event: bool
+    is_async: bool
+
+
+def describe(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Method:
+    """Return what the engine needs to know of a method that is about to be decorated."""
+    return Method(function, perms, _takes_event(function), _is_async(function))
+
+
+def mark(wrapper: Any, perms: tuple[str, ...] | None) -> None:
+    """Mark the wrapper of a decorated method: clients may call it."""
+    wrapper._is_websocket_routed = True
+    if perms is not None:
+        wrapper._websocket_perms = perms
+    # functools.wraps copies it to wrappers of other packages, which it then does not name.
+    wrapper._websocket_wrapper = wrapper
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    is_decorated = getattr(function, "_websocket_wrapper", None) is function
+    return (
+        is_decorated
+        or inspect.iscoroutinefunction(function)
+        # To call a generator function runs nothing of its body.
+        or inspect.isasyncgenfunction(function)
+        or inspect.isgeneratorfunction(function)
+    )
+
+
+def _takes_event(function: Callable[..., Any]) -> bool:
+    """Return whether ``function(self, event)`` is a possible call, or only ``function(self)``."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def is_routed(function: object) -> bool:
+    """Return whether a decorator of this package allows clients to call ``function``."""
+    return getattr(function, "_is_websocket_routed", False) is True
+
+
+def perms_of(function: object) -> tuple[str, ...] | None:
+    """Return the permissions of the ``require_perms`` of ``function``, or ``None``."""
+    return getattr(function, "_websocket_perms", None)
+
+
+def find_routes(
+    consumer_class: type, reserved: tuple[type, ...]
+) -> dict[str, tuple[Callable[..., Any], bool]]:
+    """
+    Return the methods that clients may call, by name, and whether each takes an event.
+
+    Raises ``TypeError`` for a decorated method with the name of an attribute of ``reserved``.
+    """
+    routes = {}
+    for name in dir(consumer_class):
+        function = inspect.getattr_static(consumer_class, name)
+        if not is_routed(function):
+            continue
+        if any(hasattr(each, name) for each in reserved):
+            raise TypeError(
+                f"{consumer_class.__name__}.{name}() cannot be called by clients: Channels calls "
+                "it. Give the decorated method another name."
+            )
+        routes[name] = function, _takes_event(function)
+    return routes

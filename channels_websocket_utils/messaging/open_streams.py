@@ -1,0 +1,117 @@
+"""
+The streams of one socket, which run beside its messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .. import protocol
+from ..protocol import MessageError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .streams import Stream
+
+__all__ = ["MAX_STREAMS", "STOP_LIMIT", "OpenStreams"]
+
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# More than a page needs, and few enough that one socket cannot take all threads.
+MAX_STREAMS = 16
+# Seconds. A generator that ignores its cancellation must not delay the disconnect for longer.
+STOP_LIMIT = 5
+
+
+class OpenStreams:
+    """
+    The streams of one socket, each in a task of its own, beside the messages of the socket.
+
+    ``turn`` is a lock for a sync consumer, in which one thread may run at a time, else ``None``.
+    ``open()``, ``add_credit()`` and ``cancel()`` may be called in a thread, the rest on the event
+    loop.
+    """
+
+    __slots__ = ("_loop", "_streams", "_tasks", "turn")
+    turn: Any
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: asyncio.Lock | None = None) -> None:
+        self.turn = turn
+        self._loop = loop
+        # By reply key, until the client receives the end: the stream, and its task once begun.
+        self._streams: dict[str | None, tuple[Stream, asyncio.Future[None] | None]] = {}
+        # With the stream that each runs, until the task has ended.
+        self._tasks: dict[asyncio.Future[None], Stream] = {}
+
+    def open(self, stream: Stream) -> None:
+        """
+        Accept a stream, which starts with ``begin()``.
+
+        Raises ``MessageError`` if the call has no ``reply_key``, the key of another stream or an
+        invalid ``credit``, and if there are too many streams.
+        """
+        call = stream.call
+        if call.reply_key is None:
+            raise MessageError("bad_message", 'A stream needs a "reply_key" to send its parts to.')
+        if call.reply_key in self._streams:
+            # The error must not go to the function that waits for the other stream.
+            call.reply_key = None
+            raise MessageError("bad_message", 'This "reply_key" is in use by a stream.')
+        if len(self._streams) >= MAX_STREAMS:
+            raise MessageError("rate_limited", f"More than {MAX_STREAMS} streams at a time.")
+        credit = protocol.read_credit(call.content)
+        if credit is not None:
+            stream.pace(credit)
+        call.is_stream = True
+        self._streams[call.reply_key] = stream, None
+
+    def begin(self) -> None:
+        """Start the streams that were opened."""
+        for reply_key, (stream, task) in [*self._streams.items()]:
+            if task is None:
+                stream.on_end = partial(self._streams.pop, reply_key, None)
+                task = asyncio.ensure_future(stream.run(self.turn))
+                self._streams[reply_key] = stream, task
+                self._tasks[task] = stream
+                task.add_done_callback(self._ended)
+
+    def add_credit(self, reply_key: str | None, parts: int) -> bool:
+        """Let a stream send so many more parts, and return whether it had sent as many."""
+        stream, _ = self._streams.get(reply_key, (None, None))
+        if stream is None or not stream.owes(parts):
+            return False
+        self._loop.call_soon_threadsafe(stream.add_credit, parts)
+        return True
+
+    def cancel(self, reply_key: str | None) -> None:
+        """Cancel a stream, if it has not ended yet."""
+        stream, task = self._streams.get(reply_key, (None, None))
+        if stream is not None:
+            self._loop.call_soon_threadsafe(self._cancel, stream, task)
+
+    async def stop(self) -> None:
+        """Cancel all streams, and wait at most ``STOP_LIMIT`` until they have ended."""
+        for task, stream in self._tasks.items():
+            self._cancel(stream, task)
+        if self._tasks and (await asyncio.wait({*self._tasks}, timeout=STOP_LIMIT))[1]:
+            names = sorted(stream.call.content["type"] for stream in self._tasks.values())
+            logger.error("Streams do not end, though they were cancelled: %s", ", ".join(names))
+
+    def _cancel(self, stream: Stream, task: asyncio.Future[None] | None) -> None:
+        is_ending = stream.is_cancelled or stream.is_closing
+        stream.is_cancelled = True
+        if task is not None and not is_ending:
+            task.cancel()
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        stream = self._tasks.pop(task)
+        key = stream.call.reply_key
+        if self._streams.get(key, (None,))[0] is stream:
+            del self._streams[key]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A stream could not be sent", exc_info=task.exception())
