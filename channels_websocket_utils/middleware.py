@@ -53,7 +53,7 @@ class WebSocketTokenAuthMiddleware:
 
     ``required``: a connection without a valid token never reaches a consumer. Without a
     well-formed token it is refused with HTTP 403. With one that is refused it is accepted and
-    closed with 4401, since a browser cannot tell HTTP 403 from a network failure.
+    closed with 4401, since HTTP 403 looks like a network failure to a browser.
     ``token_only``: the token alone signs its user in, for clients without a session cookie.
     ``token_kwarg``: the name of the token in the routes.
     ``sources``: where the token may be: ``"path"``, or ``"subprotocol"``, offered by the client as

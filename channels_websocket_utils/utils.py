@@ -166,7 +166,7 @@ def disconnect_session(session: SessionBase | str) -> None:
     digest = digests.session_digest(session)
     if not digest:
         raise ImproperlyConfigured(
-            "disconnect_session() cannot tell sessions of signed_cookies apart: their key changes "
+            "disconnect_session() cannot identify a session of signed_cookies: its key changes "
             "at every save. Use disconnect_user()."
         )
     _disconnect(session_digest=digest)

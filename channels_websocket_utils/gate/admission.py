@@ -46,7 +46,7 @@ class Arrival:
     A connection on its way to the decision. Nothing in it holds the token.
 
     ``scope`` has a placeholder instead of the token. ``digest`` is that of a well-formed token;
-    without one, ``reason`` says why. ``path`` is the path that a token may be bound to.
+    without one, ``reason`` is the cause. ``path`` is the path that a token may be bound to.
     ``needs_token`` is false if the connection is accepted without a token.
     """
 

@@ -159,7 +159,7 @@ def _open_case(request: ConnectionRequest) -> _Case:
     """Read the session, and return the case."""
     session, validated_at = request.session, clock.now()
     sign_in = read_sign_in(session, request.user)
-    # The session counts also if an outer middleware says that no user is signed in.
+    # The session counts also if an outer middleware has found no signed-in user.
     has_session = sign_in or read_session(session)
     own_session = own_session_digest(session) if has_session else ""
     return _Case(request, validated_at, sign_in, own_session, can_join_user())

@@ -1,6 +1,4 @@
-"""
-One live connection: its state, and the ``receive`` and ``send`` that its consumer gets.
-"""
+"""One live connection: its state, and the ``receive`` and ``send`` that its consumer gets."""
 
 from __future__ import annotations
 

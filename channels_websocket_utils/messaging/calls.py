@@ -1,7 +1,7 @@
 """
 One message, one answer: the engine that runs the calls of all consumers.
 
-The engine is written once, as coroutines. Two adapters say where the code of a consumer runs:
+The engine is written once, as coroutines. Two adapters decide where the code of a consumer runs:
 ``_OnLoop`` for async consumers, which await the engine, and ``_InThread`` for sync consumers. On
 these nothing in the engine waits, so ``run_now()`` runs it to its end without an event loop.
 
@@ -82,7 +82,7 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 adapter = _InThread if is_sync(call.consumer) else _OnLoop
-                result = await adapter.settle(result)
+                result = await adapter.wait_for(result)
             _open_stream(call, result)
             returned = result
     return returned
@@ -125,7 +125,7 @@ class _OnLoop:
         return await result if inspect.isawaitable(result) else result
 
     @staticmethod
-    def settle(result: Awaitable[T]) -> Awaitable[T]:
+    def wait_for(result: Awaitable[T]) -> Awaitable[T]:
         return result
 
 
@@ -162,11 +162,11 @@ class _InThread:
         result = _run(call, method, consumer, args, kwargs)
         # A decorator of another package between the guard and auto_route may want to await it.
         if method.perms is None and inspect.isawaitable(result):
-            return await _InThread.settle(result)
+            return await _InThread.wait_for(result)
         return result
 
     @staticmethod
-    async def settle(result: Awaitable[T]) -> T:
+    async def wait_for(result: Awaitable[T]) -> T:
         return async_to_sync(_result_of)(result)
 
 

@@ -4,7 +4,7 @@ The way of a message from the server to its handler, without a task or a thread 
 Channels starts a task for each message, goes to a thread before each handler of an async consumer,
 and lets the thread of a sync consumer wait until its answer is sent. The shortcuts in this module
 avoid that. Each names its gain: the server's CPU time without it, as a ratio to the time with it,
-the median (and range) of 7 rounds. Unless it says otherwise, these are 1,500 replies a round to 32
+the median (and range) of 7 rounds. Unless noted otherwise, these are 1,500 replies a round to 32
 connections, as in the table ``replies``: uvicorn, Python 3.11, the server on one of two CPUs. If a
 class of a site or of another package stands between these classes and Channels', its methods are
 called, and the shortcut is not taken.

@@ -20,7 +20,7 @@ class Method:
     """
     A decorated method. ``perms`` are those of ``require_perms``, and ``None`` of ``auto_route``.
 
-    ``is_async`` says that it runs on the event loop of an async consumer.
+    ``is_async`` means that it runs on the event loop of an async consumer.
     """
 
     function: Any

@@ -111,7 +111,7 @@ def _is_own_cancellation(error: BaseException | None) -> bool:
     except RuntimeError:
         # In a thread. There it can come from the task that waits for the thread.
         return False
-    # Python 3.10 cannot say whether the task was cancelled.
+    # Python 3.10 does not record whether the task was cancelled.
     return not getattr(task, "cancelling", lambda: True)()
 
 

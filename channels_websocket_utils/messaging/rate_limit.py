@@ -16,7 +16,7 @@ class MessageLimits:
     """
     What one connection has sent, by ``RATE_LIMIT`` and by the form of its messages.
 
-    ``is_surplus`` says whether the current message exceeds the rate. ``close_code`` is the code to
+    ``is_surplus`` is true if the current message exceeds the rate. ``close_code`` is the code to
     close with after ten bad messages, or ten beyond the rate, in a row; ``None`` before that.
     """
 
@@ -63,7 +63,7 @@ class MessageLimits:
         self._bad = 0
 
     def refuse(self, code: str) -> None:
-        """Count the current message as a bad one, unless ``code`` says that it exceeds the rate."""
+        """Count the current message as a bad one, unless its ``code`` is ``rate_limited``."""
         if code != "rate_limited":
             self._bad += 1
 

@@ -2,7 +2,7 @@
 Generators on their way to a client: each value is a part, and the end is the answer of the call.
 
 Streams are for the two consumers of this package. As in ``calls``, one engine runs on both: a step
-(check, next value, check, send) is a coroutine, and its adapter says where its blocking code runs.
+(check, next value, check, send) is a coroutine, and its adapter decides where its blocking code runs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Stream:
     _has_credit: asyncio.Event | None
     _max_credit: Any
     _permission_cache: PermissionCache | None
-    # A generator of either kind, as _is_async says.
+    # A generator of either kind, see _is_async.
     _values: Any
     on_end: Callable[[], object] | None
 
@@ -117,7 +117,7 @@ class Stream:
                     # A generator that never waits must not block the event loop.
                     await asyncio.sleep(0)
         except asyncio.CancelledError as error:
-            # Python 3.10 cannot say whether other code has cancelled this task.
+            # Python 3.10 does not record whether other code has cancelled this task.
             is_meant = getattr(asyncio.current_task(), "cancelling", lambda: False)()
             if self.is_cancelled or is_meant:
                 raise

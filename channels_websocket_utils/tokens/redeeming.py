@@ -30,8 +30,8 @@ def find(digest: str, *, with_user: bool = False, session_digest: str = "") -> T
     """
     Return the row of the token with this ``digest``, or ``None``. One SELECT, no lock.
 
-    ``session_digest`` is that of the connection's own session. The row's ``is_session_ended`` says
-    whether that session, or the one the token is bound to, was logged out; ``None`` means that the
+    ``session_digest`` is that of the connection's own session. The row's ``is_session_ended`` is
+    true if that session, or the one the token is bound to, was logged out, and ``None`` if the
     store cannot know.
     """
     return current_store().get(digest, with_user=with_user, session_digest=session_digest)
