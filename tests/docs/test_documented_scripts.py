@@ -128,7 +128,7 @@ def test_request_of_the_docs_is_answered_or_logs_its_error(page):
     assert page.evaluate("logged[0].split(' ')[0]") == "closed"
 
 
-def test_listener_of_the_docs_receives_what_is_sent_to_the_group(page):
+def test_listener_of_the_docs_receives_messages_to_the_group(page):
     run(page, f"{LISTEN}\nmanager.sendJSON({{ type: 'say', text: 'Milk' }})")
     expect_logged(page, "Milk")
     run(page, f"{LISTEN}\nstopListening()\nmanager.sendJSON({{ type: 'say', text: 'Bread' }})")

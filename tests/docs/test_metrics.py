@@ -58,7 +58,7 @@ def scrape(monkeypatch):
 
 
 @pytest.mark.parametrize("consumer", [Manager, AsyncManager])
-async def test_recipe_counts_what_happens(user, other, scrape, consumer):
+async def test_recipe_counts_tokens_and_connections(user, other, scrape, consumer):
     application = stack(consumer, required=True)
 
     def open_(path="/ws/{token}", user=user):

@@ -41,7 +41,7 @@ def prove(tmp_path):
 
 
 @pytest.mark.redis
-def test_live_sockets_end_in_every_process(prove):
+def test_live_connections_end_in_every_process(prove):
     """A channel layer ends them at once. Without one, or if it loses events, the timer does."""
     rows = prove("revocation")
 
