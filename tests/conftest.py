@@ -24,14 +24,14 @@ from .support.helpers import ROOT, Socket, sign_in, stack
 from .support.servers import free_port, postgresql_folder, redis_command, running
 from .support.settings import cache, database_url
 
-# As for all else here: it ends with the event, not with the time.
+# Playwright waits for the event, so a long timeout does not make the tests slower.
 expect.set_options(timeout=20_000)
 CACHE_STORE = "channels_websocket_utils.stores.cache.CacheTokenStore"
 
 
 @pytest.fixture(autouse=True)
 def no_linger(monkeypatch):
-    """The live sockets of one test are forgotten before the next."""
+    """Forget the live connections of a test before the next test."""
     monkeypatch.setattr(hub, "LINGER", 0)
 
 
@@ -83,7 +83,7 @@ def run():
 
 @pytest.fixture
 async def open_socket():
-    """A function that makes a ``Socket``; every one is gone when the test ends."""
+    """A function that makes a ``Socket``. All of them are disconnected when the test ends."""
     async with contextlib.AsyncExitStack() as stack:
 
         def make(*args, **kwargs):
@@ -96,7 +96,7 @@ async def open_socket():
 
 @pytest.fixture
 async def opened(user, session, open_socket):
-    """A function that opens a socket of ``user`` on a consumer."""
+    """A function that opens a connection of ``user`` to a consumer."""
 
     async def open_(consumer):
         token = await aget_websocket_token(user)
@@ -115,7 +115,7 @@ def database_environment(transactional_db):
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory):
-    """The URL of a Redis server of the tests' own."""
+    """The URL of a Redis server that only the tests use."""
     port, folder = free_port(), tmp_path_factory.mktemp("redis")
     with running(redis_command(port), port, folder / "log", cwd=folder):
         yield f"redis://127.0.0.1:{port}/0"
@@ -123,7 +123,7 @@ def redis_url(tmp_path_factory):
 
 @pytest.fixture
 def redis_store(settings, redis_url):
-    """Tokens are kept in Redis; the URL of that."""
+    """Store tokens in Redis, and return its URL."""
     settings.CACHES = {"default": cache(redis_url)}
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     caches["default"].clear()
@@ -132,7 +132,7 @@ def redis_store(settings, redis_url):
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
-    """A folder with what git would take of this one, be it a clone or an unpacked sdist."""
+    """A copy of the files of this repository or sdist, without those that git ignores."""
     lines = [".git", "PKG-INFO", *(ROOT / ".gitignore").read_text().split()]
     ignored = shutil.ignore_patterns(*(Path(line).name for line in lines))
     return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "copy", ignore=ignored)
@@ -151,7 +151,7 @@ def wheel(dist):
 
 
 def reader_environment(programs, **more):
-    """Return the environment in which a reader follows a page, with ``programs`` at hand."""
+    """Return the environment of a reader of the docs, with the folder ``programs`` in its PATH."""
     found = {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
@@ -161,18 +161,18 @@ def reader_environment(programs, **more):
         "DJANGO_SUPERUSER_PASSWORD": "a long password",
         **more,
     }
-    # What the tests' own processes are told is not for a reader's.
-    told = ("PYTEST_", "PROMETHEUS_", "DJANGO_SETTINGS_MODULE")
-    return {name: value for name, value in found.items() if not name.startswith(told)}
+    # These variables configure the test run, so a reader does not have them.
+    internal = ("PYTEST_", "PROMETHEUS_", "DJANGO_SETTINGS_MODULE")
+    return {name: value for name, value in found.items() if not name.startswith(internal)}
 
 
-# Of each module: what one reader has installed, the next one has not.
+# The scope is the module, because each reader installs other packages.
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """The environment of a stranger: nothing is installed, but pip finds the wheel."""
-    folder = tmp_path_factory.mktemp("stranger")
+    """The environment of a new user: nothing is installed, but pip finds the wheel."""
+    folder = tmp_path_factory.mktemp("new_user")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
-    # Most of what is installed is never imported.
+    # Most of the installed modules are never imported, so compiling them takes too long.
     pip = {"PIP_FIND_LINKS": str(wheel.parent), "PIP_NO_COMPILE": "1"}
     return reader_environment(folder / "bin", **pip)
 
@@ -190,23 +190,24 @@ def new_readers_project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def readers_project(new_readers_project, tmp_path_factory):
     """
-    The project of the README's first chapter, for which all is installed here already.
+    The project of the README's first chapter, with the packages of the test environment.
 
-    Its folder, and the environment for commands in it. Each module has its own, and may add to it.
+    Return its folder, and the environment of its commands. Each module gets a copy that it may
+    change.
     """
     folder, environment = new_readers_project
     copy = tmp_path_factory.mktemp("project") / folder.name
     return shutil.copytree(folder, copy), environment
 
 
-# No wider than the module: while Playwright runs, async tests cannot.
+# The scope is the module, because async tests cannot run while Playwright runs.
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright, chromium(playwright) as browser:
         yield browser
 
 
-# What a test with the marker needs, and how to find out whether it is there.
+# For each marker: what its tests need, and a function that finds it.
 NEEDS = {
     "axe": ("axe-core, by npm install", (ROOT / "node_modules/axe-core/axe.min.js").exists),
     "esbuild": ("esbuild, by npm install", (ROOT / "node_modules/.bin/esbuild").exists),
@@ -221,17 +222,17 @@ NEEDS = {
 def pytest_runtest_setup(item):
     for name, (what, find) in NEEDS.items():
         if item.get_closest_marker(name) and not find():
-            say = pytest.fail if os.environ.get("TEST_REQUIRE_ALL") else pytest.skip
-            say(f"needs {what}")
+            stop = pytest.fail if os.environ.get("TEST_REQUIRE_ALL") else pytest.skip
+            stop(f"needs {what}")
 
 
 def pytest_collection_modifyitems(items):
-    """Of two files at a time let the long ones begin, or one would go on alone at the end."""
+    """Run the slow files first, so that no worker is idle at the end."""
     long = {item.path for item in items if any(map(item.get_closest_marker, NEEDS))}
     items.sort(key=lambda item: (item.path.name != "test_proofs.py", item.path not in long))
 
 
-# Both run where reports are gathered; with several workers that process runs no test.
+# With several workers, the next two hooks run in the main process, which runs no test.
 
 
 def pytest_sessionfinish(session):
@@ -245,6 +246,6 @@ def pytest_terminal_summary(terminalreporter):
     reasons = {report.nodeid: report.longrepr[2].removeprefix("Skipped: ") for report in skipped}
     not_run = {name: reason for name, reason in reasons.items() if reason.startswith("needs ")}
     if not_run:
-        terminalreporter.section("not run, for want of a program")
+        terminalreporter.section("not run, because a program is missing")
         for name, reason in not_run.items():
             terminalreporter.write_line(f"{name} ({reason})")

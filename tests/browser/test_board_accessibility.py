@@ -1,4 +1,4 @@
-"""The sample site for people who see it as it is, large or small, and for those who do not."""
+"""The accessibility of the sample site, on phones and desktops, and with the keyboard only."""
 
 import pytest
 from playwright.sync_api import expect
@@ -10,13 +10,13 @@ from ..support.sample_site_fixtures import PASSWORDS, running_site
 pytestmark = pytest.mark.browser
 
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
-# What axe finds, in a line each; its default is every rule that is not an experiment.
+# The violations that axe finds, one line each. By default axe uses all stable rules.
 FOUND = """async () => {
   const { violations } = await axe.run({ resultTypes: ["violations"] })
   return violations.flatMap(({ id, help, nodes }) =>
     nodes.map(({ html }) => `${id}: ${help}: ${html.slice(0, 200)}`))
 }"""
-# Whether the eye finds what has the focus: outlined, on the screen, and behind nothing.
+# Whether users can see the element: it has an outline, is on the screen, and nothing covers it.
 IS_SEEN = """(element) => {
   const { outlineStyle, outlineWidth } = getComputedStyle(element)
   const { x, y, width, height } = element.getBoundingClientRect()
@@ -34,12 +34,12 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def signed_in(stage):
-    """A function that signs a user in by keys alone, on a phone, where the top is highest."""
+    """A function that signs a user in with the keyboard only, on a phone."""
 
     def sign_in(username):
         page = stage.open()
         page.set_viewport_size(PHONE)
-        # The name has the focus from the beginning.
+        # The field for the name has the focus at first.
         page.keyboard.type(username)
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORDS[username])
@@ -57,8 +57,8 @@ def stage(site, browser):
 
 
 def audit(page):
-    """Return what axe finds on a page, light and dark, on a phone and on a desktop."""
-    # Evaluated and not added as a script, which the policy of the page would not let in.
+    """Return the violations of a page by width and color scheme."""
+    # Evaluate the code, because the policy of the page forbids an added script.
     page.evaluate(f"() => {{ {AXE.read_text()} }}")
     found = {}
     for size in (PHONE, DESKTOP):
@@ -80,7 +80,7 @@ def test_axe_finds_nothing(stage, state):
 
 
 @pytest.mark.axe
-def test_axe_has_teeth(stage):
+def test_axe_finds_seeded_mistakes(stage):
     page = stage.open()
     page.evaluate("document.querySelector('label').remove()")
     page.evaluate("document.body.style.color = 'silver'")
@@ -92,12 +92,12 @@ def test_axe_has_teeth(stage):
 
 
 def tab_to(page, target):
-    """Press Tab until ``target`` has the focus; whatever has it on the way must show it."""
+    """Press Tab until ``target`` has the focus. Each focused element must be visible."""
     for _ in range(100):
         page.keyboard.press("Tab")
         focused = page.evaluate_handle("document.activeElement").as_element()
         if focused.evaluate("(element) => element === document.body"):
-            # The browser's own buttons come between the last and the first.
+            # Between the last and the first element the browser's own buttons have the focus.
             continue
         assert focused.evaluate(IS_SEEN), focused.evaluate("(element) => element.outerHTML")
         if target.evaluate("(element) => element === document.activeElement"):
@@ -105,7 +105,7 @@ def tab_to(page, target):
     raise AssertionError(f"Tab does not reach {target}")
 
 
-def test_keys_post_a_note_and_mark_it_done(stage, signed_in):
+def test_keyboard_posts_a_note_and_marks_it_done(stage, signed_in):
     stage.clear()
     page = signed_in("ben")
 
@@ -121,7 +121,7 @@ def test_keys_post_a_note_and_mark_it_done(stage, signed_in):
     assert reopen.evaluate(IS_SEEN)
 
 
-def test_keys_start_and_cancel_the_report(signed_in):
+def test_keyboard_starts_and_cancels_the_report(signed_in):
     page = signed_in("ben")
     start = page.get_by_role("button", name="Make the report")
 
@@ -137,7 +137,7 @@ def test_keys_start_and_cancel_the_report(signed_in):
     assert start.evaluate(IS_SEEN)
 
 
-def test_keys_publish_an_announcement(stage, signed_in):
+def test_keyboard_publishes_an_announcement(stage, signed_in):
     stage.clear()
     page = signed_in("ada")
 
@@ -150,7 +150,7 @@ def test_keys_publish_an_announcement(stage, signed_in):
 
 
 @pytest.mark.parametrize("where", ["here", "everywhere"])
-def test_keys_sign_out(stage, signed_in, where):
+def test_keyboard_signs_out(stage, signed_in, where):
     page = signed_in("ben")
 
     if where == "everywhere":

@@ -1,4 +1,4 @@
-"""The sample site in Chromium: two people, one board."""
+"""The sample site in Chromium, with two users on one board."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from ..support.sample_site_fixtures import LIMIT, Visitor, running_site
 
 pytestmark = pytest.mark.browser
 
-# Told by addInitScript, so it hears what the page's own policy forbids from the first moment on.
+# An init script, so that it records all violations of the page's policy from the beginning.
 WATCH_POLICY = """
 window.violations = []
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -23,7 +23,7 @@ document.addEventListener("securitypolicyviolation", (event) => {
 })
 """
 
-# With what codes the sockets of a page were closed: Playwright does not tell.
+# Record the close codes of a page's WebSockets, which Playwright does not report.
 NOTE_CLOSE_CODES = """
 window.closeCodes = []
 window.WebSocket = class extends WebSocket {
@@ -34,10 +34,9 @@ window.WebSocket = class extends WebSocket {
 }
 """
 
-# A board that is open while somebody signs out hears of it, and asks for a token once or twice:
-# Chromium logs each answer as an error.
+# After a sign-out an open board requests a token once or twice. Chromium logs each 401 as an error.
 REFUSED_TOKEN = re.compile(r"status of 401 .*/websocket/token/$")
-# The pages of Django's admin name no icon, so Chromium asks for one that is not there.
+# The pages of Django's admin have no icon, so Chromium requests /favicon.ico.
 NO_ICON = re.compile(r"status of 404 .*/favicon\.ico$")
 
 
@@ -49,7 +48,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def sign_in(site, browser):
-    """A function that signs a user in, in a browser of their own, and returns the page."""
+    """A function that signs a user in, in a new browser context, and returns the page."""
     with contextlib.ExitStack() as stack:
 
         def sign_in(username):
@@ -58,7 +57,7 @@ def sign_in(site, browser):
             context.set_default_timeout(LIMIT * 1000)
             context.add_init_script(WATCH_POLICY)
             page = context.new_page()
-            # Of every tab of this browser.
+            # The problems of all tabs of this context.
             page.problems, page.is_signing_out = [], False
             context.on("console", lambda message: note_console(page, message))
             context.on("weberror", lambda error: page.problems.append(str(error.error)))
@@ -94,7 +93,7 @@ def note_console(page, message):
 
 
 def sign_out(page, tab):
-    """Sign out in ``tab``, of the same browser as ``page``."""
+    """Sign out in ``tab``, which is in the same browser context as ``page``."""
     page.is_signing_out = True
     tab.get_by_role("button", name="Sign out").click()
 
@@ -106,7 +105,7 @@ def new_tab(page, url=None):
 
 
 def note_new_sockets(page):
-    """Return a list that grows with every socket that the page opens from now on."""
+    """Return a list to which each new WebSocket of the page is added."""
     opened = []
     page.on("websocket", lambda socket: opened.append(socket))
     return opened
@@ -153,16 +152,16 @@ def test_html_in_a_note_is_text(ada, ben):
     ("text", "message"),
     [("   ", "Write something first."), ("x" * 501, "501 characters are too many: at most 500.")],
 )
-def test_bad_note_is_refused_beside_the_form(ada, text, message):
+def test_form_shows_why_a_bad_note_is_refused(ada, text, message):
     post_note(ada, text)
 
     expect(ada.locator("#note-error")).to_have_text(message)
-    # Nothing that was typed is lost.
+    # The text stays in the form.
     expect(ada.get_by_label("New note")).to_have_value(text)
     expect(ada.get_by_label("New note")).to_have_attribute("aria-invalid", "true")
 
 
-def test_note_is_done_for_everyone(ada, ben):
+def test_done_note_is_done_for_everyone(ada, ben):
     post_note(ada, "Bulb in hall 2")
     note(ben, "Bulb in hall 2").get_by_role("button", name="Done").click()
 
@@ -170,14 +169,14 @@ def test_note_is_done_for_everyone(ada, ben):
     expect(note(ada, "Bulb in hall 2").get_by_role("button")).to_have_text("Reopen")
 
 
-def test_both_see_who_is_here(ada, ben):
+def test_both_pages_show_the_present_users(ada, ben):
     for page in (ada, ben):
         expect(page.locator("#people .person")).to_have_count(2)
         expect(page.locator("#people")).to_contain_text("Ada")
         expect(page.locator("#people")).to_contain_text("Ben")
 
 
-def test_second_tab_is_the_same_person(ada, ben):
+def test_two_tabs_of_a_user_count_as_one(ada, ben):
     tab = new_tab(ben)
     expect_state(tab, "Live")
     expect(ada.locator("#people .person")).to_have_count(2)
@@ -189,7 +188,7 @@ def test_second_tab_is_the_same_person(ada, ben):
     expect(ada.locator("#people .person")).to_have_count(2)
 
 
-def test_announcement_is_for_those_who_may(ada, ben):
+def test_announcement_needs_the_permission_in_the_browser(ada, ben):
     ben.get_by_label("Text for everyone").fill("Free coffee")
     ben.get_by_role("button", name="Publish").click()
     expect(ben.locator("#announcement-error")).to_have_text(
@@ -203,7 +202,7 @@ def test_announcement_is_for_those_who_may(ada, ben):
         expect(page.locator("#announcement .text")).to_have_text("Fire drill at 03:00")
 
 
-def test_report_shows_how_far_it_is_and_then_arrives(ada):
+def test_report_shows_its_progress_and_then_its_result(ada):
     post_note(ada, "Pump 1 checked")
     expect(note(ada, "Pump 1 checked")).to_have_count(1)
 
@@ -232,12 +231,12 @@ def test_report_can_be_cancelled(ada):
     assert any("websocket.cancel" in str(frame) for frame in frames)
     expect(ada.locator("#report-error")).to_have_text("")
     expect(button).to_be_focused()
-    # And it can be made again.
+    # The report can be made again.
     button.click()
     expect(ada.locator("#report dl")).to_be_visible()
 
 
-def test_keyboard_is_enough(ada):
+def test_note_can_be_posted_with_the_keyboard(ada):
     ada.get_by_label("New note").focus()
     ada.keyboard.type("Typed, not clicked")
     ada.keyboard.press("Tab")
@@ -247,7 +246,7 @@ def test_keyboard_is_enough(ada):
     assert ada.evaluate("document.activeElement.textContent") == "Post note"
 
 
-def test_source_of_the_page_holds_no_token(ada):
+def test_source_of_the_page_contains_no_token(ada):
     assert "wst_" not in ada.request.get(ada.url).text()
     assert "wst_" not in ada.content()
 
@@ -261,7 +260,7 @@ def test_board_fits_a_phone(ada):
     assert ada.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_signing_out_ends_on_the_login_page(site, ada, ben):
+def test_signing_out_leads_to_the_login_page(site, ada, ben):
     sign_out(ben, tab=ben)
 
     expect(ben).to_have_url(f"{site.url}/login/")
@@ -270,8 +269,8 @@ def test_signing_out_ends_on_the_login_page(site, ada, ben):
     expect(ben).to_have_url(f"{site.url}/login/?next=/")
 
 
-def test_signing_out_ends_the_boards_of_that_browser_alone(site, sign_in, ben):
-    """The other tab says so and shows the board no longer; another browser does not notice."""
+def test_signing_out_ends_only_the_boards_of_that_browser(site, sign_in, ben):
+    """The other tab hides the board and shows why. Another browser is not affected."""
     elsewhere = sign_in("ben")
     opened = note_new_sockets(elsewhere)
     post_note(ben, "For the shift's eyes")
@@ -295,7 +294,7 @@ def test_signing_out_ends_the_boards_of_that_browser_alone(site, sign_in, ben):
 
 
 def test_signing_out_everywhere_ends_the_boards_of_every_browser(site, sign_in, ada, ben):
-    """The user's alone: nobody else's page notices."""
+    """The pages of other users are not affected."""
     elsewhere = sign_in("ben")
     opened = note_new_sockets(ada)
     post_note(ben, "For nobody who comes later")
@@ -317,12 +316,12 @@ def test_signing_out_everywhere_ends_the_boards_of_every_browser(site, sign_in, 
     sign_in("ben")
 
 
-def test_board_of_somebody_else_by_now_is_not_shown(ben):
-    """Ben signs out and Ada signs in, in another tab, before the board has asked again."""
+def test_board_is_hidden_after_another_user_has_signed_in(ben):
+    """Ben signs out and Ada signs in, in another tab, before the board requests a token again."""
     tab = new_tab(ben)
     expect_state(tab, "Live")
 
-    # Three seconds would be over before somebody on a slow machine has signed in.
+    # Stop the clock of the board: on a slow machine the sign-in takes more than three seconds.
     ben.clock.install(time=0)
     ben.clock.pause_at(1000)
     sign_out(ben, tab)
@@ -337,12 +336,12 @@ def test_board_of_somebody_else_by_now_is_not_shown(ben):
     expect(ben.locator("#who")).to_contain_text("Ada")
 
 
-def test_page_whose_socket_staff_have_ended_comes_back(sign_in, ada, ben):
-    """With a new socket and nothing lost; the same user's other page keeps its own."""
+def test_page_reconnects_after_staff_end_its_connection(sign_in, ada, ben):
+    """It opens a new connection and loses nothing. The user's other page keeps its connection."""
     elsewhere = sign_in("ben")
     opened = note_new_sockets(elsewhere)
     ada.get_by_role("link", name="Live sockets").click()
-    # Above these two there may be some of tests before, whose end the server has not noticed yet.
+    # The last two. The server may still list connections of earlier tests above them.
     button = ada.get_by_role("region", name="Ben").get_by_label("End socket").all()[-2]
     socket = button.get_attribute("aria-label").removeprefix("End ").capitalize()
 
@@ -366,20 +365,20 @@ def test_page_of_live_sockets_fits_a_phone(ada):
 
 
 def open_in_admin(page, *links):
-    """Go from the board through the admin to the last of ``links``; no page breaks the policy."""
+    """Follow ``links`` from the board through the admin. No page may violate its policy."""
     for link in ("Admin", *links):
         page.get_by_role("link", name=link, exact=True).first.click()
         assert page.evaluate("window.violations") == []
 
 
 def act_on(page, row, action):
-    """Have the admin do ``action`` with the row of a list in which ``row`` stands."""
+    """Select the row of a list that contains ``row``, and run ``action`` on it."""
     page.get_by_role("row", name=row).get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option(label=action)
     page.get_by_role("button", name=re.compile(r"^(Go|Run)$")).click()
 
 
-def test_token_that_staff_have_revoked_opens_nothing(site, ada):
+def test_token_that_staff_have_revoked_is_refused(site, ada):
     visitor = Visitor(site).sign_in("ben")
     revoked, kept = (json.loads(visitor.ask_for_token().text)["token"] for _ in range(2))
     open_in_admin(ada, "WebSocket tokens")
@@ -406,8 +405,8 @@ def test_token_that_staff_have_revoked_opens_nothing(site, ada):
         ("WebSocket tokens", "Disconnect the users of the selected tokens"),
     ],
 )
-def test_page_whose_user_the_admin_disconnects_comes_back(site, ada, ben, link, action):
-    """Its socket ends with 4410; still signed in, it opens a new one."""
+def test_page_reconnects_after_the_admin_disconnects_its_user(site, ada, ben, link, action):
+    """The connection ends with 4410. The user is still signed in, so the page reconnects."""
     site.sql("DELETE FROM channels_websocket_utils_websockettoken")
     ben.add_init_script(NOTE_CLOSE_CODES)
     ben.reload()
@@ -426,8 +425,8 @@ def test_page_whose_user_the_admin_disconnects_comes_back(site, ada, ben, link, 
     expect(ada.get_by_text("Ended all live WebSockets.").first).to_be_visible()
 
 
-def test_page_comes_back_after_a_restart(site, sign_in):
-    """With a fresh token, and with the note that was written meanwhile."""
+def test_page_reconnects_after_a_restart(site, sign_in):
+    """With a new token, and with the note that was added meanwhile."""
     page = sign_in("ada")
     tokens = []
     page.on("websocket", lambda socket: tokens.append(re.search(r"wst_[\w-]+", socket.url)[0]))
@@ -450,8 +449,8 @@ def test_page_comes_back_after_a_restart(site, sign_in):
     assert len(tokens) == len(set(tokens)) >= 2
 
 
-def test_page_of_an_ended_session_says_so(site, sign_in):
-    """Signed out in another tab while the server was away: no dialling in vain."""
+def test_page_of_an_ended_session_shows_signed_out(site, sign_in):
+    """The session ended while the server was stopped, so the page stops connecting."""
     page = sign_in("ben")
     site.sql("DELETE FROM board_session")
     site.stop(kill=True)
@@ -463,7 +462,7 @@ def test_page_of_an_ended_session_says_so(site, sign_in):
     expect(page.get_by_label("Password")).to_be_visible()
 
 
-def test_wrong_password_is_told(site, browser):
+def test_wrong_password_shows_an_error(site, browser):
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(site.url)

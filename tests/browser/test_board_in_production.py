@@ -1,4 +1,4 @@
-"""The sample site as it would be on the internet: two processes behind nginx."""
+"""The sample site in production: two processes behind nginx."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 PAGE = "docs/sample_site.rst"
-# With these settings manage.py create_demo_users refuses: the passwords are public.
+# With production settings create_demo_users refuses to run, because the passwords are public.
 CREATE_USERS = f"""
 for username, password in {PASSWORDS!r}.items():
     User.objects.create_user(username, password=password, first_name=username.capitalize())
@@ -40,7 +40,7 @@ class Production:
         self.url, self._logs, self._nginx_logs = url, logs, nginx_logs
 
     def opened(self):
-        """Return how many sockets each process has opened so far."""
+        """Return the number of connections that each process has opened so far."""
         return [
             len(re.findall(r'"WebSocket .*\[accepted\]', log.read_text())) for log in self._logs
         ]
@@ -111,7 +111,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def sign_in(site, browser):
-    """A function that signs a user in, in a browser of their own, and returns the page."""
+    """A function that signs a user in, in a new browser context, and returns the page."""
     with contextlib.ExitStack() as stack:
 
         def sign_in(username):
@@ -127,7 +127,7 @@ def sign_in(site, browser):
 
 
 def process_of(site, page):
-    """Reload a board and return the number of the process in which it has its socket now."""
+    """Reload a board and return the number of the process of its new connection."""
     before = site.opened()
     page.reload()
     expect_state(page, "Live")
@@ -136,17 +136,17 @@ def process_of(site, page):
     return grown.index(1)
 
 
-def part(site, first, second):
-    """Have two boards' sockets in different processes: nginx takes these in turn."""
+def separate(site, first, second):
+    """Connect two boards to different processes. nginx chooses the processes in turn."""
     here = process_of(site, first)
     while process_of(site, second) == here:
-        # A reload may take an even number of turns, and come out where it was.
+        # If a reload makes an even number of requests, one more request changes the process.
         second.request.get(f"{site.url}/login/", max_redirects=0)
 
 
-def test_boards_in_two_processes_are_one_board(site, sign_in):
+def test_boards_in_two_processes_show_the_same(site, sign_in):
     ada, ben = sign_in("ada"), sign_in("ben")
-    part(site, ada, ben)
+    separate(site, ada, ben)
 
     ada.get_by_label("New note").fill("Seen in the other process")
     ada.get_by_role("button", name="Post note").click()
@@ -159,10 +159,10 @@ def test_boards_in_two_processes_are_one_board(site, sign_in):
 
 
 def test_signing_out_everywhere_ends_the_pages_in_both_processes(site, sign_in):
-    """Whichever of them is asked: one of the pages has its socket in the other."""
+    """One process handles the request, and one page is connected to the other process."""
     ada = sign_in("ada")
     pages = [sign_in("ben"), sign_in("ben")]
-    part(site, *pages)
+    separate(site, *pages)
     leaving = sign_in("ben")
     leaving.goto(f"{site.url}/account/")
 
@@ -183,9 +183,9 @@ def test_login_page_of_production_names_no_demo_users(site, browser):
         assert "demo" not in page.content().lower()
 
 
-def test_no_log_holds_a_token(site):
-    """Stands last: after all the sockets above."""
+def test_no_log_contains_a_token(site):
+    """This test is the last one of the file, so the logs contain all connections above."""
     assert sum(site.opened()) >= 4
-    # A consumer sees zeros in its place, and so does what uvicorn logs after it.
+    # A consumer gets zeros instead of the token, and so do the later log lines of uvicorn.
     found = [re.findall(r"wst_(?!0{43})[\w-]{20,}", log) for log in site.logs()]
     assert found == [[]] * len(found)

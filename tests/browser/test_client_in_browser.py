@@ -1,4 +1,4 @@
-"""The client in Chromium, on real servers that are restarted, stopped and cut off."""
+"""The client in Chromium, with real servers that are restarted, stopped and suspended."""
 
 import contextlib
 import json
@@ -22,9 +22,9 @@ from ..support.servers import COMMANDS, free_port, running, wait_until
 pytestmark = pytest.mark.browser
 
 LIMIT = 20
-# On every server that people run; elsewhere one will do.
+# These tests run on all common servers, the others on one.
 ON_ALL = pytest.mark.parametrize("site", COMMANDS, indirect=True)
-# From before the first script of a page runs.
+# Runs before the first script of a page.
 WATCH_POLICY = """
 window.violations = []
 document.addEventListener("securitypolicyviolation", ({ violatedDirective }) => {
@@ -34,7 +34,7 @@ document.addEventListener("securitypolicyviolation", ({ violatedDirective }) => 
 
 
 class Site:
-    """``client_site`` as a process that can be stopped in every way, and started again."""
+    """``client_site`` as a process that can be stopped, killed, suspended and started again."""
 
     def __init__(self, server, folder):
         self.log_file = folder / "log"
@@ -64,14 +64,14 @@ class Site:
         self.process = None
 
     def pause(self):
-        """Let the process stand still: its sockets stay, and nothing is said on them."""
+        """Suspend the process: its connections stay open, but it sends nothing."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self):
         self.process.send_signal(signal.SIGCONT)
 
     def log(self, *begin):
-        """Return what the server has logged, as far as it begins so."""
+        """Return the lines of the server's log that begin with ``begin``."""
         lines = json.loads(self.get("log/"))
         return [line for line in lines if line[: len(begin)] == [*begin]]
 
@@ -103,12 +103,12 @@ def site(request, sites):
     yield site
     if site.process is not None:
         site.go_on()
-        # By now all pages are closed; what they still do must not be seen by the next test.
+        # All pages are closed now. Wait for their last messages, so that the next test gets none.
         wait_until(lambda: len(site.log("came")) == len(site.log("gone")))
         site.get("log/forget/")
 
 
-# No wider than the module: while Playwright runs, async tests cannot.
+# The scope is the module, because async tests cannot run while Playwright runs.
 @pytest.fixture(scope="module")
 def playwright():
     with sync_playwright() as playwright:
@@ -124,10 +124,10 @@ def browser(playwright):
 @pytest.fixture(scope="module")
 def window(playwright, tmp_path_factory):
     """
-    One window of a browser whose tabs hide each other, freeze and come back as they do for people.
+    A window of a browser in which tabs are hidden, frozen and restored as for a real user.
 
-    Playwright keeps every page visible and turns the back/forward cache off, but not in a browser
-    that it did not start and is told to leave as it is.
+    In a browser that Playwright starts, every page is visible and the back/forward cache is off.
+    Therefore the test starts this browser, and Playwright connects to it without its defaults.
     """
     folder, port = tmp_path_factory.mktemp("window"), free_port()
     command = [
@@ -145,14 +145,14 @@ def window(playwright, tmp_path_factory):
 
 def connected_to(playwright, url):
     for _ in range(2):
-        # On a machine with much else to do it has been seen not to answer its first client.
+        # On a busy machine Chromium sometimes does not answer the first client.
         with contextlib.suppress(TimeoutError):
             return playwright.chromium.connect_over_cdp(url, no_defaults=True, timeout=15_000)
     return playwright.chromium.connect_over_cdp(url, no_defaults=True)
 
 
 class Watched:
-    """What a page's network shows of it: its sockets, its frames, its calls for a token."""
+    """The network of a page: its WebSockets, its messages and its token requests."""
 
     def __init__(self, page):
         self.urls = []
@@ -175,7 +175,7 @@ class Watched:
 
 @pytest.fixture
 def open_page(site, browser):
-    """A function that opens a page as a user, by default each in a browser of its own."""
+    """A function that opens a page as a user, by default in a new browser context."""
     with contextlib.ExitStack() as stack:
         pages = []
 
@@ -199,7 +199,7 @@ def open_page(site, browser):
         yield open_page
         for page in pages:
             assert page.problems == []
-            # Whatever a test did to the page: no token opens, nor tries to open, a second socket.
+            # In no test does a page use a token for a second attempt.
             assert len(page.watched.tokens) == len(set(page.watched.tokens))
             assert page.watched.urls
             if not page.is_closed():
@@ -212,12 +212,12 @@ def page(open_page):
 
 
 def expect_state(page, text):
-    """Wait for a state that stays."""
+    """Wait for a state that lasts."""
     expect(page.locator("#state")).to_have_text(text)
 
 
 def expect_passing_state(page, state, reason, seconds=LIMIT):
-    """Wait for a state that may be over before anybody looks."""
+    """Wait for a state that may already have passed."""
     wait_until(
         lambda: any(
             (each["state"], each["reason"]) == (state, reason) for each in page.evaluate("states")
@@ -230,13 +230,13 @@ def ask(page, name, **content):
     return page.evaluate("(message) => ask(message)", {"type": name, **content})
 
 
-# A link that is lost
+# Lost connections
 
 
 @ON_ALL
-@pytest.mark.parametrize("kill", [True, False], ids=["killed", "told to end"])
-def test_requests_in_flight_at_a_restart_are_settled(site, page, kill):
-    """Each is answered or rejected, none hangs; and the page comes back by itself."""
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "terminated"])
+def test_pending_requests_are_answered_or_rejected_at_a_restart(site, page, kill):
+    """Each request is answered or rejected, none waits for ever, and the page reconnects."""
     page.evaluate(
         """() => {
           const texts = ["one", "two", "three"]
@@ -254,11 +254,11 @@ def test_requests_in_flight_at_a_restart_are_settled(site, page, kill):
         assert outcome == lost or (outcome == ["answered", text] and not kill)
     expect_state(page, "open")
     assert ask(page, "note", text="back") == ["answered", "back"]
-    # What was lost is not sent again.
+    # The client does not send the lost requests again.
     assert site.log("waits") == []
 
 
-def test_token_replayed_by_hand_is_refused_while_the_page_comes_back(site, page):
+def test_reused_token_is_refused_and_the_page_reconnects_with_a_new_one(site, page):
     [used] = page.watched.urls
     cookies = "; ".join(f"{each['name']}={each['value']}" for each in page.context.cookies())
 
@@ -269,7 +269,7 @@ def test_token_replayed_by_hand_is_refused_while_the_page_comes_back(site, page)
         raw.recv(LIMIT)
     assert closed.value.rcvd.code == 4401
     assert page.evaluate("(url) => dial(url)", used) == 4401
-    # That one was dialled by the test.
+    # The second attempt with this URL was made by the test.
     assert page.watched.urls == [used, used]
     page.watched.urls.pop()
 
@@ -281,15 +281,15 @@ def test_token_replayed_by_hand_is_refused_while_the_page_comes_back(site, page)
     page.watched.urls.pop()
 
 
-def test_page_that_goes_offline_notices_and_comes_back_at_once(site, page):
-    """Chromium closes no socket then, it holds back the frames of both ends: a ping has to tell."""
+def test_page_notices_that_it_is_offline_and_reconnects_at_once(site, page):
+    """Chromium then delivers no messages but closes no WebSocket, so the client sends a ping."""
     page.context.set_offline(True)
 
     expect_passing_state(page, "waiting", "timeout")
     page.evaluate(
         "() => { window.queued = ask({ type: 'note', text: 'queued' }, { timeout: 60000 }) }"
     )
-    # It goes on trying: being offline does not keep a page from a server on the same machine.
+    # The client still makes attempts, because the server may be on the same machine.
     expect_passing_state(page, "waiting", "token_failed")
     page.context.set_offline(False)
     expect_state(page, "open")
@@ -302,15 +302,15 @@ def test_page_that_goes_offline_notices_and_comes_back_at_once(site, page):
 
 
 def since(page, event, state):
-    """Return the milliseconds from the last such event of the page to the next such state."""
+    """Return the milliseconds from the last ``event`` of the page to the next ``state``."""
     [*_, event] = [each for each in page.evaluate("events") if each["type"] == event]
     states = [each for each in page.evaluate("states") if each["at"] >= event["at"]]
     return next(each["at"] for each in states if each["state"] == state) - event["at"]
 
 
 @pytest.mark.slow
-def test_link_that_is_silently_cut_is_noticed(site, page):
-    """At most 35 s after its last frame, in a page where nothing happens."""
+def test_dead_connection_is_noticed(site, page):
+    """At most 35 s after the last message, in an idle page."""
     site.pause()
     expect_passing_state(page, "waiting", "timeout", seconds=60)
     site.go_on()
@@ -318,17 +318,17 @@ def test_link_that_is_silently_cut_is_noticed(site, page):
     expect_state(page, "open")
     [first, second, *_] = page.evaluate("states")
     assert (first["state"], second["state"]) == ("open", "waiting")
-    # A page is no clock: the timers' lateness is allowed for.
+    # The timers of a page may be late.
     assert second["at"] - first["at"] < 37_000
-    # All that it did about it.
+    # The client has sent nothing else.
     assert page.watched.sent == [{"type": "websocket.ping"}]
     assert ask(page, "note", text="back") == ["answered", "back"]
 
 
-# What happens to a page
+# Hidden, frozen and cached pages
 
 
-def test_cut_link_is_noticed_soon_after_somebody_looks_at_the_page(site, open_page, window):
+def test_dead_connection_is_noticed_soon_after_the_page_becomes_visible(site, open_page, window):
     page = open_page(context=window)
     tab = window.new_page()
     expect_event(page, "visibilitychange")
@@ -343,13 +343,13 @@ def test_cut_link_is_noticed_soon_after_somebody_looks_at_the_page(site, open_pa
     assert since(page, "visibilitychange", "waiting") < 5000
 
 
-def test_hidden_page_that_lost_its_link_waits_until_somebody_looks(site, open_page, window):
+def test_hidden_page_does_not_reconnect_until_it_is_visible(site, open_page, window):
     page = open_page(context=window)
     with shown_instead(page) as tab:
         site.stop(kill=True)
         expect_state(page, "waiting: hidden")
         site.start()
-        # As much of the server as the page would need, and it does not ask.
+        # The server answers again, but the hidden page requests no token.
         tab.goto(f"{site.url}log/")
         assert page.watched.asked == 1
 
@@ -358,8 +358,8 @@ def test_hidden_page_that_lost_its_link_waits_until_somebody_looks(site, open_pa
     assert since(page, "visibilitychange", "open") < 3000
 
 
-def test_page_that_was_frozen_comes_back(site, open_page, window):
-    """It has left its link, lest the server thinks that somebody is there."""
+def test_page_that_was_frozen_reconnects(site, open_page, window):
+    """A frozen page closes its connection, so the server does not count it as present."""
     page = open_page(context=window)
     lifecycle = window.new_cdp_session(page)
     page.evaluate("() => { window.call = ask({ type: 'wait', text: 'x', seconds: 1 }) }")
@@ -381,14 +381,14 @@ def test_page_that_was_frozen_comes_back(site, open_page, window):
     assert ask(page, "note", text="back") == ["answered", "back"]
 
 
-def test_page_from_the_back_forward_cache_comes_back(site, open_page, window):
-    """The same page with all it kept, and not one that is loaded anew."""
+def test_page_from_the_back_forward_cache_reconnects(site, open_page, window):
+    """The restored page keeps its state; it is not loaded again."""
     page = open_page(context=window)
     page.evaluate("() => { window.kept = 'kept' }")
     page.goto(f"{site.url}log/")
     wait_until(lambda: site.log("gone"))
 
-    # go_back() would wait for a page to load.
+    # page.go_back() would wait until a page is loaded.
     page.evaluate("history.back()")
 
     expect_state(page, "open")
@@ -413,11 +413,11 @@ def expect_event(page, name):
     wait_until(lambda: page.evaluate("events.at(-1).type") == name)
 
 
-# Whose page it is
+# The user of a page
 
 
-def test_page_of_a_user_who_signed_out_asks_no_more(site, page):
-    """Not in an hour, nor when it is looked at or the network comes back."""
+def test_page_of_a_user_who_signed_out_requests_no_more_tokens(site, page):
+    """Neither within an hour, nor when the page becomes visible or the network returns."""
     page.clock.install()
     tab = page.context.new_page()
     tab.goto(f"{site.url}sign-out/")
@@ -433,7 +433,7 @@ def test_page_of_a_user_who_signed_out_asks_no_more(site, page):
         }"""
     )
 
-    # For the first link; then at once, and once more 3 s later.
+    # One for the first connection, one at once after the sign-out, and one 3 s later.
     assert page.watched.asked == asked == 3
     assert len(page.watched.urls) == 1
     assert page.locator("#state").text_content() == "closed: signed_out"
@@ -441,8 +441,8 @@ def test_page_of_a_user_who_signed_out_asks_no_more(site, page):
     assert ask(page, "note", text="x") == ["rejected", "closed"]
 
 
-def test_nothing_of_one_user_runs_as_another(site, open_page, window):
-    """Ben signs in where Ada has signed out, in another tab, while her page has much to say."""
+def test_no_call_of_one_user_runs_as_another(site, open_page, window):
+    """In another tab Ada signs out and Ben signs in, while calls of Ada wait in the page."""
     page = open_page(context=window)
     page.evaluate("() => { window.calls = [ask({ type: 'wait', text: 'in flight', seconds: 1 })] }")
     wait_until(lambda: site.log("waits", "ada", "in flight"))
@@ -463,15 +463,15 @@ def test_nothing_of_one_user_runs_as_another(site, open_page, window):
     lost = ["rejected", "disconnected"]
     assert page.evaluate("() => Promise.all(calls)") == [lost, changed, [[], "user_changed"]]
     assert ask(page, "note", text="later") == ["rejected", "closed"]
-    # While Ben's own page is heard.
+    # Ben's own page works.
     assert ask(open_page("ben", context=window), "note", text="own") == ["answered", "own"]
     assert site.log("noted", "ben") == [["noted", "ben", "own"]]
     assert site.log("made") == site.log("noted", "ada", "queued") == []
 
 
 @ON_ALL
-def test_token_that_is_offered_as_a_subprotocol_is_in_no_url(site, open_page):
-    """And a refusal has its code: Chromium would say 1006 if the offer were not answered."""
+def test_token_offered_as_a_subprotocol_is_in_no_url(site, open_page):
+    """A refusal has its close code. Without an answer to the offer Chromium reports 1006."""
     page = open_page(socket="offered")
     assert ask(page, "note", text="offered") == ["answered", "offered"]
 
@@ -486,23 +486,23 @@ def test_token_that_is_offered_as_a_subprotocol_is_in_no_url(site, open_page):
     assert page.evaluate("(args) => dial(...args)", [page.watched.urls[0], offers]) == 4401
 
 
-# What a page may be
+# Kinds of pages
 
 
 @pytest.mark.parametrize("kind", ["classic", "module", "tagged"])
-def test_strict_content_security_policy_is_enough(open_page, kind):
+def test_client_works_with_a_strict_content_security_policy(open_page, kind):
     page = open_page(kind=kind)
 
     assert ask(page, "note", text="x") == ["answered", "x"]
     assert page.evaluate("take(manager.stream({ type: 'numbers', to: 3 }))") == [[0, 1, 2], "ended"]
     assert page.evaluate("violations") == []
-    # And it is in force.
+    # The policy is in force.
     page.evaluate("() => { try { document.body.innerHTML = '<p>x</p>' } catch {} }")
     assert page.evaluate("violations.splice(0)") == ["require-trusted-types-for"]
 
 
-def test_page_of_the_template_tag_connects_with_its_token_and_then_with_fresh_ones(open_page):
-    """And the one that it was rendered with leaves the document."""
+def test_page_of_the_template_tag_connects_with_its_token_and_then_with_new_ones(open_page):
+    """The client removes the rendered token from the document."""
     page = open_page(kind="tagged")
     element = page.locator("[data-socket-path]")
     assert page.watched.asked == 0
@@ -518,8 +518,8 @@ def test_page_of_the_template_tag_connects_with_its_token_and_then_with_fresh_on
 
 
 @pytest.mark.slow
-def test_silent_page_on_a_documented_consumer_lives(site, open_page):
-    """For 60 s, and no frame of ours reaches a consumer that would call what the frame names."""
+def test_idle_connection_to_a_documented_consumer_stays_open(site, open_page):
+    """For 60 s. The client sends no websocket.* message, which such a consumer would call."""
     pages = {socket: open_page(socket=socket) for socket in ("plain", "async-plain")}
     silent_from = time.monotonic()
     for page in pages.values():
@@ -528,7 +528,7 @@ def test_silent_page_on_a_documented_consumer_lives(site, open_page):
     time.sleep(max(0, silent_from + 60 - time.monotonic()))
 
     for socket, page in pages.items():
-        # What makes a page ask whether its link lives, where the server would understand.
+        # With a server that answers pings, these events would cause a ping.
         page.context.set_offline(True)
         page.context.set_offline(False)
         expect_event(page, "online")
@@ -543,7 +543,7 @@ def test_silent_page_on_a_documented_consumer_lives(site, open_page):
 
 
 @ON_ALL
-def test_stream_arrives_whole_and_in_order(page):
+def test_stream_arrives_complete_and_in_order(page):
     read = page.evaluate(
         """async () => {
           const numbers = []
@@ -584,13 +584,13 @@ def test_closing_the_tab_ends_the_generator(site, page):
 
 
 @ON_ALL
-def test_stream_cut_by_a_restart_gives_what_came_and_then_the_error(site, page):
+def test_stream_that_a_restart_ends_gives_its_parts_and_then_the_error(site, page):
     page.evaluate(
         "() => { window.stream = manager.stream({ type: 'numbers', to: 20, hold: true }) }"
     )
     assert page.evaluate("take(stream, 1)") == [[0]]
     wait_until(lambda: site.log("holds"))
-    # Its answer comes after all parts.
+    # The answer to this call comes after all parts.
     assert ask(page, "note", text="x") == ["answered", "x"]
 
     site.stop(kill=True)
@@ -604,15 +604,15 @@ def test_stream_cut_by_a_restart_gives_what_came_and_then_the_error(site, page):
 
 
 @ON_ALL
-def test_server_stays_64_parts_ahead_of_a_slow_reader(site, page):
+def test_server_is_at_most_64_parts_ahead_of_a_slow_reader(site, page):
     page.evaluate("() => { window.stream = manager.stream({ type: 'numbers', to: 1000 }) }")
     taken = 0
-    # It grants after each 32.
+    # The client sends credit after every 32 parts.
     for take, made in [(1, 64), (30, 64), (1, 96), (31, 96), (33, 160)]:
         taken += take
         page.evaluate("(most) => take(stream, most)", take)
         wait_until(lambda made=made: len(site.log("made")) == made)
-        # Time enough for the next, if there were one.
+        # During these calls the server could make another part.
         for _ in range(5):
             ask(page, "note", text="x")
         assert len(site.log("made")) == made <= taken + 64

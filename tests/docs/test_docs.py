@@ -1,4 +1,4 @@
-"""The pages of docs/: their code runs, their conversations happen, their tables are whole."""
+"""The pages of docs/: their code runs, their dialogues are real, their tables are complete."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ def found(*kinds):
 
 @pytest.mark.parametrize("name", [name for name in PAGES if of_kind(name, "python")])
 def test_python_of_the_docs_runs(name, user):
-    """All of a page, from top to bottom, but for what waits for a server."""
+    """All blocks of a page run in order, except those that await a server."""
     executed(name, user=user)
 
 
@@ -74,7 +74,7 @@ def test_settings_of_the_docs_pass_the_checks(name, number, code, db, tmp_path):
     exec(code, names)
     given = {key: value for key, value in names.items() if key.isupper() and key != "BASE_DIR"}
 
-    # A test may not change these; they are tried below.
+    # override_settings() cannot change the databases, so the test tries them below.
     databases = ConnectionHandler(given.pop("DATABASES", {}))
     layers = given.get("CHANNEL_LAYERS", {})
     with override_settings(**given):
@@ -117,7 +117,7 @@ def test_logging_of_the_docs_can_be_set_up(name, number, code):
 def test_templates_of_the_docs_render(name, number, code, user):
     request = RequestFactory().get("/", SCRIPT_NAME="/app")
     request.user = user
-    # As startproject's context processors have it.
+    # The context processors of startproject add the request.
     context = {"request": request, "token": get_websocket_token(user)}
 
     html = engines["django"].from_string(code).render(context, request)
@@ -132,7 +132,7 @@ def test_templates_of_the_docs_render(name, number, code, user):
 
 @pytest.mark.nginx
 @pytest.mark.parametrize(("name", "number", "code"), found("nginx"))
-def test_nginx_takes_the_configurations_of_the_docs(name, number, code, tmp_path):
+def test_nginx_accepts_the_configurations_of_the_docs(name, number, code, tmp_path):
     make_certificate(tmp_path)
     code = code.replace("/var/log/nginx", str(tmp_path))
     http, main = nginx_parts(code, free_port(), tmp_path)
@@ -144,11 +144,11 @@ def test_nginx_takes_the_configurations_of_the_docs(name, number, code, tmp_path
     assert done.returncode == 0, done.stderr
 
 
-# The explanations
+# Explanations and reference
 
 
-async def test_conversations_of_the_wire_page_happen(user, session, open_socket):
-    """Each line that the server says there, word for word, but for what is told as "..."."""
+async def test_server_answers_as_the_wire_page_shows(user, session, open_socket):
+    """The server sends exactly the lines of the page. "..." stands for any value."""
     names = await sync_to_async(executed)("docs/wire.rst")
     socket = open_socket(
         stack(names["ChatConsumer"]), f"/ws/{await aget_websocket_token(user)}", session=session
@@ -161,12 +161,12 @@ async def test_conversations_of_the_wire_page_happen(user, session, open_socket)
         if side == ">":
             await socket.send_text(text)
             continue
-        expected, frame = json.loads(text), await socket.next()
+        expected, message = json.loads(text), await socket.next()
         for name in expected:
             if expected[name] == "...":
-                assert frame[name]
-                frame[name] = "..."
-        assert frame == expected
+                assert message[name]
+                message[name] = "..."
+        assert message == expected
         lines += 1
 
     assert lines > 15
@@ -199,8 +199,10 @@ def test_gate_page_has_every_reason():
     assert table(PAGES["docs/gate.rst"], "reason") == set(re.findall(r"``(\w+)``", named))
 
 
-async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_socket, caplog):
-    """It makes no chapter more once its user was disconnected; the log says so as documented."""
+async def test_handler_of_the_docs_stops_when_its_connection_ends(
+    user, session, open_socket, caplog
+):
+    """After a disconnect of the user the handler ends, and the log has the documented line."""
     caplog.set_level("INFO", "channels_websocket_utils")
     names = await sync_to_async(executed)("docs/live_sockets.rst")
     socket = open_socket(
@@ -213,7 +215,7 @@ async def test_handler_of_the_docs_stops_with_its_socket(user, session, open_soc
     await adisconnect_user(user)
 
     assert await ended(socket) == 4410
-    # Its handler has returned, or the application would not end.
+    # The application ends only after the handler has returned.
     await socket.wait(LIMIT)
     (line,) = re.findall(r"``(Ended 1 .*?)``", PAGES["docs/howto_several_servers.rst"])
     assert line in caplog.messages
@@ -227,7 +229,7 @@ def test_reference_has_every_helper_and_its_twin_right_after_it():
     assert [f"a{name}" for name in listed[::2]] == listed[1::2]
 
 
-def test_map_of_contributing_names_what_is_there():
+def test_map_of_contributing_names_existing_files_and_names():
     page = (ROOT / "CONTRIBUTING.rst").read_text()
     body = re.search(r"\nWhat is where\n=+\n(.*?)\nHabits\n", page, re.S)[1]
     files = {each.name: each for each in PACKAGE.rglob("*") if each.is_file()}
@@ -239,8 +241,8 @@ def test_map_of_contributing_names_what_is_there():
     paths = [each for each in named if re.fullmatch(r"[\w/.]+\.(py|rst|js|d\.ts)", each)]
     for name in paths:
         assert name in files or (PACKAGE / name).exists() or (ROOT / name).exists()
-    words = [each.split("(")[0].split(".")[-1] for each in named if each not in paths]
-    missing = {each for each in words if not re.search(rf"\b{each}\b", sources)}
+    identifiers = [each.split("(")[0].split(".")[-1] for each in named if each not in paths]
+    missing = {each for each in identifiers if not re.search(rf"\b{each}\b", sources)}
 
     assert len(paths) > 15
     assert missing == {"Cookie", "Authorization"}
@@ -265,18 +267,18 @@ def test_table_of_contributing_lists_every_module_and_no_other():
 
 
 def test_drawing_of_the_package_is_current():
-    """If it fails after a change of the imports: ``make drawings``."""
+    """If this test fails after a change of the imports, run ``make drawings``."""
     assert DRAWING.read_text() == draw()
 
 
 # The pages themselves
 
 
-# Of these pages all blocks are followed by a module of their own: test_metrics.py and so on.
+# Each of these pages has its own test module, which runs all of its blocks.
 FOLLOWED = {"metrics", "other_clients", "other_consumers", "tutorial"}
 
 
-def test_every_page_with_code_is_one_of_which_all_is_run():
+def test_every_page_with_code_is_run_completely():
     pages = [*ROOT.glob("*.rst"), *(ROOT / "docs").glob("*.rst")]
     with_code = {page.stem for page in pages if "code-block::" in page.read_text()}
     with_literals = {
@@ -287,12 +289,12 @@ def test_every_page_with_code_is_one_of_which_all_is_run():
     assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
-    # The two commands that everything begins with.
+    # The two commands at the beginning.
     assert with_literals == {"README"}
 
 
 def test_every_block_is_run():
-    """Those of the first kinds above, or in test_documented_commands.py."""
+    """The kinds in ``everywhere`` run above or in test_documented_commands.py."""
     everywhere = {"python", "html", "nginx", "shell", "console"}
     found = {(Path(name).stem, block.kind) for name in PAGES for block in blocks(name)}
     awaiting = [(name, code) for name in PAGES for code in of_kind(name, "python") if awaits(code)]
@@ -307,7 +309,7 @@ def test_every_block_is_run():
         # test_log_filters.py
         ("security", "json"),
         ("security", "bash"),
-        # Above.
+        # In this module.
         ("wire", "text"),
     }
     # test_howtos.py
@@ -330,7 +332,7 @@ def test_readme_fits_a_screen_of_88_columns():
     assert [line for line in lines if len(line) > 88] == []
 
 
-def test_links_of_the_readme_and_the_changelog_lead_to_files():
+def test_links_of_the_readme_and_the_changelog_name_existing_files():
     for name in ("README.rst", "CHANGELOG.rst"):
         links = re.findall(r"<([\w/]+\.rst)>`__", (ROOT / name).read_text())
 

@@ -1,4 +1,4 @@
-"""The Python of the docs as a site would have it: its sockets, permissions, signals and admin."""
+"""The Python of the docs in a site: its connections, permissions, signals and admin."""
 
 import sys
 from types import ModuleType
@@ -21,7 +21,7 @@ from ..support.pages import SiteConsumer, executed, named, signals_restored
 
 @pytest.fixture
 def module(monkeypatch):
-    """A function that makes a module of names, which settings can then name."""
+    """A function that makes an importable module with the given names."""
 
     def make(names):
         made = ModuleType("site_of_the_docs")
@@ -36,7 +36,7 @@ def opened(user, path="/ws/{token}", consumer=SiteConsumer):
     return WebSocketCommunicator(stack(consumer), path, user=user)
 
 
-# Sockets
+# Connections
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,18 @@ def opened(user, path="/ws/{token}", consumer=SiteConsumer):
         ("docs/security.rst", "/ws/chat/"),
     ],
 )
-async def test_application_opens_for_its_own_pages_alone(user, settings, page, path):
+async def test_application_refuses_pages_of_other_origins(user, settings, page, path):
     settings.ALLOWED_HOSTS = ["testserver"]
     application = (await sync_to_async(executed)(page, user=user))["application"]
     elsewhere = {"Origin": "https://elsewhere.example"}
 
     async with WebSocketCommunicator(application, path + "{token}", user=user):
         pass
-    stranger = WebSocketCommunicator(application, path + "{token}", user=user, headers=elsewhere)
-    await stranger.assert_refused(403)
+    foreign = WebSocketCommunicator(application, path + "{token}", user=user, headers=elsewhere)
+    await foreign.assert_refused(403)
 
 
-async def test_consumer_that_asks_lets_nobody_in_with_a_bad_token(user):
+async def test_consumer_that_checks_the_token_refuses_a_bad_one(user):
     consumer = named("docs/tokens.rst", "def connect(self)")["YourConsumer"]
     application = documented(consumer)
 
@@ -68,25 +68,25 @@ async def test_consumer_that_asks_lets_nobody_in_with_a_bad_token(user):
     await WebSocketCommunicator(application, f"/ws/{UNKNOWN_TOKEN}", user=user).assert_refused(4401)
 
 
-async def test_phone_needs_no_origin_and_a_browser_a_matching_one(user, settings):
+async def test_native_client_needs_no_origin_and_a_browser_a_matching_one(user, settings):
     settings.ALLOWED_HOSTS = ["example.org"]
     application = (await sync_to_async(executed)("docs/native_clients.rst"))["websocket"]
 
-    def come(path, origin):
+    def connection(path, origin):
         headers = {"Origin": origin}
         return WebSocketCommunicator(application, path, user=user, headers=headers)
 
     for origin in (None, "https://example.org"):
-        async with come("/native/chat/{token}", origin):
+        async with connection("/native/chat/{token}", origin):
             pass
-    await come("/native/chat/{token}", "https://elsewhere.example").assert_refused(403)
-    # To the other gate, of which nothing else is told.
-    async with come("/ws/{token}", None):
+    await connection("/native/chat/{token}", "https://elsewhere.example").assert_refused(403)
+    # The page does not restrict the origins of the other gate.
+    async with connection("/ws/{token}", None):
         pass
 
 
-async def test_existing_consumer_answers_and_stays_what_it_was(user):
-    """What the warning beside it says: every method can be called."""
+async def test_existing_consumer_answers_and_keeps_its_methods(user):
+    """As the warning on the page says, a client can call every method."""
     names = named("docs/existing_consumers.rst", "getattr(self")
 
     async with opened(user, consumer=names["YourConsumer"]) as socket:
@@ -98,7 +98,7 @@ async def test_existing_consumer_answers_and_stays_what_it_was(user):
     assert echo == {"type": "send_json"}
 
 
-async def test_guarded_method_is_for_who_may(user, permission):
+async def test_guarded_method_needs_the_permission(user, permission):
     consumer = named("docs/permissions.rst", "async def rename")["ChatConsumer"]
 
     async with opened(user, consumer=consumer) as socket:
@@ -110,7 +110,7 @@ async def test_guarded_method_is_for_who_may(user, permission):
     assert answer == {"renamed_by": "ada"}
 
 
-def test_tokens_of_a_class_of_the_sites_own_are_in_its_cache(user, settings, module):
+def test_tokens_of_the_sites_own_store_are_in_its_cache(user, settings, module):
     backend = "django.core.cache.backends.locmem.LocMemCache"
     settings.CACHES = {
         alias: {"BACKEND": backend, "LOCATION": alias} for alias in ("default", "tokens")
@@ -127,7 +127,7 @@ def test_tokens_of_a_class_of_the_sites_own_are_in_its_cache(user, settings, mod
     assert not WebSocketToken.objects.exists()
 
 
-def test_urls_for_who_comes_from_0_1_have_the_endpoint(user, settings, module):
+def test_urls_for_sites_with_0_1_have_the_endpoint(user, settings, module):
     settings.ROOT_URLCONF = module(named("docs/howto_from_0_1.rst", "urlpatterns ="))
     client = Client()
     client.force_login(user)
@@ -135,7 +135,7 @@ def test_urls_for_who_comes_from_0_1_have_the_endpoint(user, settings, module):
     assert set(client.post("/websocket/token/").json()) == {"token", "expires_in", "identity"}
 
 
-# Signals and lists
+# Signals and the list of connections
 
 
 async def test_closed_connection_is_counted(user, capsys):
@@ -176,7 +176,7 @@ def offered(site, user, user_admin):
     return actions_on_users(site, user)
 
 
-def test_action_on_users_comes_with_the_tokens_unless_it_is_dropped(admin_user):
+def test_registering_the_tokens_adds_the_action_on_users_unless_it_is_removed(admin_user):
     dropping = named("docs/admin.rst", "def get_actions")["YourUserAdmin"]
     with_tokens, naive = (named("docs/admin.rst", "your_site.register")["your_site"] for _ in "12")
 
@@ -184,7 +184,7 @@ def test_action_on_users_comes_with_the_tokens_unless_it_is_dropped(admin_user):
     assert "disconnect_users" not in offered(with_tokens, admin_user, dropping)
 
 
-def test_action_on_users_can_be_named_without_the_tokens(admin_user):
+def test_action_on_users_can_be_added_without_the_tokens(admin_user):
     naming = named("docs/admin.rst", "actions = [")["YourUserAdmin"]
 
     assert "disconnect_users" not in offered(AdminSite(), admin_user, UserAdmin)

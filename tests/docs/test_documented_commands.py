@@ -27,7 +27,7 @@ DONE = [line for line in LINES if line.startswith(("python manage.py ", "pip ins
 
 @pytest.mark.parametrize("command", SERVED)
 def test_commands_serve_the_project(readers_project, tmp_path, command):
-    """Each on its port, with the gate of the project behind it."""
+    """Each server answers on its port, and the gate of the project refuses an unknown token."""
     folder, environment = readers_project
     (folder / "logging.json").write_text(of_kind("docs/security.rst", "json")[0])
     port = free_port()
@@ -35,7 +35,7 @@ def test_commands_serve_the_project(readers_project, tmp_path, command):
     if "8000" not in command:
         bind = ["--bind", f"127.0.0.1:{port}"] if program == "hypercorn" else ["--port", str(port)]
         arguments = [*bind, *arguments]
-    # uvicorn puts the prefix in front by itself.
+    # uvicorn adds the prefix to the path; for the other servers the client sends it.
     prefix = "/app" if "/app" in arguments and program != "uvicorn" else ""
     address = f"ws://127.0.0.1:{port}{prefix}/ws/chat/{UNKNOWN_TOKEN}"
     log = tmp_path / "log"
@@ -46,19 +46,19 @@ def test_commands_serve_the_project(readers_project, tmp_path, command):
     ):
         with pytest.raises(ConnectionClosed):
             socket.recv(LIMIT)
-        said = log.read_text()
+        output = log.read_text()
 
     assert socket.close_code == 4401
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
-def test_commands_are_done_one_after_the_other(readers_project):
+def test_commands_succeed_in_order(readers_project):
     folder, environment = readers_project
     run = {"shell": True, "cwd": folder, "env": environment, "timeout": 60}
 
     for command in DONE:
         done = subprocess.run(command, capture_output=True, text=True, **run)
-        # Of settings of development Django has much to say, and from 6.1 on an error.
+        # check --deploy complains about development settings; since Django 6.1 it fails.
         is_fine = done.returncode == 0 or command.endswith("check --deploy")
         assert is_fine, command + done.stdout + done.stderr
         assert "(channels_websocket_utils." not in done.stderr

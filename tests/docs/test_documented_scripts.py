@@ -14,7 +14,7 @@ from ..support.pages import PACKAGE, of_kind
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-# A block more or less on one of these pages, and this module says so.
+# Unpacking fails if a page has more or fewer blocks.
 (BY_HAND,) = of_kind("docs/tokens.rst", "javascript")
 REQUEST, LISTEN = of_kind("docs/messages.rst", "javascript")
 (STREAM,) = of_kind("docs/streams.rst", "javascript")
@@ -48,7 +48,7 @@ class Site(NamedTuple):
     begin: int
 
     def printed(self):
-        """Return what the server has printed since the test began."""
+        """Return the output of the server since the test began."""
         return self.log.read_text()[self.begin :]
 
 
@@ -88,7 +88,9 @@ def page(site, browser):
         page = context.new_page()
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.add_init_script("window.said = []; console.log = (...all) => said.push(all.join(' '))")
+        page.add_init_script(
+            "window.logged = []; console.log = (...all) => logged.push(all.join(' '))"
+        )
         sign_in(page, site.url)
         expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
         yield page
@@ -100,14 +102,14 @@ def run(page, script):
     return page.evaluate(f"async () => {{\n{script}\n}}")
 
 
-def expect_said(page, *lines):
-    """Wait until the page has said all these lines in its console, and nothing else."""
-    page.wait_for_function("(count) => said.length >= count", arg=len(lines))
-    assert page.evaluate("said") == [*lines]
+def expect_logged(page, *lines):
+    """Wait until the page has logged exactly these lines to its console."""
+    page.wait_for_function("(count) => logged.length >= count", arg=len(lines))
+    assert page.evaluate("logged") == [*lines]
 
 
 def show(page, site, path, script, file=None):
-    """Go to another page, with ``script`` as its ``file``, or at its end."""
+    """Open another page with ``script`` as its ``file``, or at the end of the page."""
     if file is None:
         page.goto(f"{site.url}/{path}")
         page.add_script_tag(content=script)
@@ -117,29 +119,29 @@ def show(page, site, path, script, file=None):
         page.goto(f"{site.url}/{path}")
 
 
-def test_request_of_the_docs_is_answered_or_says_why_not(page):
+def test_request_of_the_docs_is_answered_or_logs_its_error(page):
     answer = run(page, f"{REQUEST}\nreturn greet('well?')")
-    said = page.evaluate("said")
+    logged = page.evaluate("logged")
     run(page, f"{REQUEST}\nmanager.close()\nreturn greet('well?')")
 
-    assert (answer, said) == ({"text": "Hello ada, well?"}, [])
-    assert page.evaluate("said[0].split(' ')[0]") == "closed"
+    assert (answer, logged) == ({"text": "Hello ada, well?"}, [])
+    assert page.evaluate("logged[0].split(' ')[0]") == "closed"
 
 
-def test_listener_of_the_docs_receives_what_is_sent_to_the_group(page):
+def test_listener_of_the_docs_receives_messages_to_the_group(page):
     run(page, f"{LISTEN}\nmanager.sendJSON({{ type: 'say', text: 'Milk' }})")
-    expect_said(page, "Milk")
+    expect_logged(page, "Milk")
     run(page, f"{LISTEN}\nstopListening()\nmanager.sendJSON({{ type: 'say', text: 'Bread' }})")
 
-    # By the first listener alone.
-    expect_said(page, "Milk", "Bread")
+    # Only the first listener logs it.
+    expect_logged(page, "Milk", "Bread")
 
 
-def test_stream_of_the_docs_counts_and_is_cancelled_where_the_page_leaves_it(page, site):
+def test_stream_of_the_docs_counts_and_is_cancelled_when_the_loop_ends(page, site):
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p id=number></p>')")
 
     run(page, f"{STREAM}\nreturn countDown()")
-    # By when this is answered the cancel has been read.
+    # When the server answers this call, it has read the cancel.
     run(page, "await manager.request({ type: 'greet', how: '' })")
 
     expect(page.locator("#number")).to_have_text("3")
@@ -160,7 +162,7 @@ def test_page_of_the_docs_shows_its_state(page):
     expect(shown).to_have_text("closed")
 
 
-def test_manager_of_the_docs_is_made_of_path_token_and_options(page):
+def test_manager_of_the_docs_takes_path_token_and_options(page):
     reply = run(
         page,
         f"""
@@ -189,8 +191,8 @@ def test_manager_of_the_docs_is_made_of_path_token_and_options(page):
         ),
     ],
 )
-def test_pages_of_the_docs_connect_and_come_back(page, site, path, script, file, manager):
-    """With the token in the page first, and then with a fresh one."""
+def test_pages_of_the_docs_connect_and_reconnect(page, site, path, script, file, manager):
+    """The first connection uses the token in the page, the second one a new token."""
     greet = f"return {manager}.request({{ type: 'greet', how: 'hi' }})"
     asked = []
     page.on("request", lambda request: asked.append(request.url))
@@ -207,15 +209,15 @@ def test_pages_of_the_docs_connect_and_come_back(page, site, path, script, file,
     assert f"{site.url}/websocket/token/" not in before
 
 
-def test_page_for_who_had_a_token_of_their_own_says_and_hears(page, site):
+def test_page_for_sites_with_their_own_token_sends_and_receives(page, site):
     show(page, site, "examples/own_token/", OWN_TOKEN, "chat.js")
 
-    expect_said(page, "hello")
+    expect_logged(page, "hello")
 
 
 @pytest.mark.esbuild
 def test_typescript_of_the_docs_runs(page, site, tmp_path):
-    """Bundled, as who writes TypeScript would."""
+    """The script is bundled, as in a TypeScript project."""
     (tmp_path / "example.ts").write_text(f"{TYPED}console.log('Listens')")
     client = PACKAGE / "static/websocket_utils/WebSocketManager.mjs"
     names = [f"--alias:channels-websocket-utils={client}", "--bundle", "--format=esm"]
@@ -224,7 +226,7 @@ def test_typescript_of_the_docs_runs(page, site, tmp_path):
 
     page.add_script_tag(content=bundle.stdout, type="module")
     lines = [*(f"{number} Hello ada, well?" for number in range(10, 0, -1)), "Listens"]
-    expect_said(page, *lines)
+    expect_logged(page, *lines)
     page.evaluate("manager.sendJSON({ type: 'say', text: 'Milk' })")
-    expect_said(page, *lines, "Milk")
+    expect_logged(page, *lines, "Milk")
     assert site.printed().count("Counted, or cancelled") == 1

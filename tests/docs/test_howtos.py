@@ -1,4 +1,4 @@
-"""What the how-to pages claim: of proxies and servers, and of coming from something else."""
+"""The claims of the how-to pages about proxies, servers and migrations."""
 
 import ast
 import asyncio
@@ -33,7 +33,7 @@ WHOLE, PATIENT, KEEPS_PREFIX, TAKES_PREFIX = of_kind(NGINX_PAGE, "nginx")
 
 @contextlib.contextmanager
 def server(name, folder, environment, *options, application="tests.support.asgi:plain"):
-    """Serve a site; ``plain`` is at the root path that the server names."""
+    """Run a server. ``plain`` is the site at the root path of the server."""
     port = free_port()
     command = ALL_COMMANDS[name].format(port=port, application=application).split()
     environment = {**os.environ, **environment, "DJANGO_SETTINGS_MODULE": "tests.support.settings"}
@@ -46,7 +46,7 @@ def server(name, folder, environment, *options, application="tests.support.asgi:
 async def test_socket_opens_through_the_documented_nginx(
     user, session, database_environment, tmp_path
 ):
-    """And without its two lines about the upgrade the server sees a plain request."""
+    """Without the two lines about the upgrade the server receives a plain HTTP request."""
     code = WHOLE.replace("location /ws/", "location /async/")
     naive = re.sub(r".*(Upgrade|Connection).*\n", "", code)
     with server("uvicorn websockets-sansio", tmp_path, database_environment) as upstream:
@@ -64,10 +64,10 @@ async def test_socket_opens_through_the_documented_nginx(
 
 @pytest.mark.nginx
 @pytest.mark.parametrize("name", ["daphne", "uvicorn websockets-sansio", "hypercorn"])
-async def test_prefix_is_taken_away_by_whom_the_docs_say(
+async def test_prefix_is_removed_by_nginx_or_the_server_as_documented(
     name, user, session, database_environment, tmp_path
 ):
-    """And with the other recipe every handshake is answered with 403."""
+    """With the other recipe the server answers every handshake with 403."""
     right, wrong = KEEPS_PREFIX, TAKES_PREFIX
     if name.startswith("uvicorn"):
         right, wrong = wrong, right
@@ -83,8 +83,8 @@ async def test_prefix_is_taken_away_by_whom_the_docs_say(
     assert json.loads(answer)["key"] == "websocket.ready"
 
 
-def test_each_documented_location_says_who_asks_and_how():
-    """One that has a header of its own inherits none; the token endpoint asks for the scheme."""
+def test_each_documented_location_passes_the_host_and_the_scheme():
+    """A location with a header inherits none. The token endpoint needs the scheme."""
     found = re.findall(r"location .*\{\n((?:.+\n)+?) *\}", "".join(of_kind(NGINX_PAGE, "nginx")))
 
     for header in ("Host $http_host", "X-Forwarded-Proto $scheme"):
@@ -97,7 +97,7 @@ async def opened(port, user, session, tls=None):
     token = await aget_websocket_token(user)
     address = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/async/{token}"
     cookie = {"Cookie": f"sessionid={session}"}
-    # It answers pings, and sends none of its own.
+    # This client answers pings and sends none.
     async with websockets.connect(
         address, additional_headers=cookie, ping_interval=None, ssl=tls, proxy=None
     ) as socket:
@@ -111,10 +111,10 @@ async def is_open(socket):
 
 
 @pytest.mark.nginx
-async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
+async def test_pings_of_the_server_keep_an_idle_connection_open_through_nginx(
     user, session, database_environment, tmp_path
 ):
-    """Without them it ends, and is no older by then than the one that lives on."""
+    """Without pings nginx closes the connection, which is not older than the other one."""
     patient = f"location /async/ {{\n{PATIENT.replace('1h', '4s')}"
     code = WHOLE.replace("location /ws/ {", patient)
     async with contextlib.AsyncExitStack() as exits:
@@ -136,8 +136,8 @@ async def test_pings_of_the_server_keep_an_idle_socket_through_nginx(
 
 
 @pytest.mark.systemd
-def test_systemd_takes_the_documented_unit_and_enables_two_of_it(tmp_path):
-    """All but ``--now``: no systemd may be at work here. That they run so is seen below."""
+def test_systemd_accepts_the_documented_unit_and_enables_two_instances(tmp_path):
+    """Without ``--now``, because systemd may not be running. A later test runs the units."""
     (code,) = of_kind(SERVERS_PAGE, "ini")
     (name,) = re.findall(r"``/(etc/systemd/system/.*?)``", (ROOT / SERVERS_PAGE).read_text())
     file = tmp_path / name
@@ -157,7 +157,7 @@ def test_systemd_takes_the_documented_unit_and_enables_two_of_it(tmp_path):
 
 @contextlib.contextmanager
 def unit(name, folder, environment):
-    """Run the documented unit of systemd, but for its paths; yield what it has said."""
+    """Run the command of the documented unit with other paths; yield its log file."""
     (code,) = of_kind(SERVERS_PAGE, "ini")
     (line,) = re.findall(r"ExecStart=\S+/(.*)", code.replace("%i", name))
     line = line.replace("/run", str(folder)).replace(
@@ -186,7 +186,7 @@ def unit(name, folder, environment):
 async def test_documented_servers_are_one_site(
     user, session, redis_url, database_environment, tmp_path
 ):
-    """Each has one of two sockets, and the documented command ends both at once."""
+    """Each server has one of two connections. The documented command ends both at once."""
     environment = {**os.environ, **database_environment, "TEST_REDIS_URL": redis_url}
     environment["DJANGO_SETTINGS_MODULE"] = "tests.support.settings"
     (upstream,) = of_kind(SERVERS_PAGE, "nginx")
@@ -210,8 +210,10 @@ async def test_documented_servers_are_one_site(
     assert shares == [1, 1]
 
 
-async def test_daphne_ends_what_is_too_old_with_1000(user, session, database_environment, tmp_path):
-    """Which a client takes for done; with -1 it does not."""
+async def test_daphne_closes_old_connections_with_1000(
+    user, session, database_environment, tmp_path
+):
+    """A client does not reconnect after 1000. With -1 Daphne ends no connection."""
     async with contextlib.AsyncExitStack() as exits:
         sockets = []
         for seconds in ("-1", "1"):
@@ -250,7 +252,7 @@ def test_endpoint_behind_tls_answers_with_the_documented_setting(user):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "is_believed"),
+    ("name", "options", "is_trusted"),
     [
         ("uvicorn websockets-sansio", (), True),
         ("uvicorn websockets-sansio", ("--forwarded-allow-ips", "192.0.2.1"), False),
@@ -259,18 +261,18 @@ def test_endpoint_behind_tls_answers_with_the_documented_setting(user):
         ("hypercorn", (), False),
     ],
 )
-async def test_server_believes_who_the_client_is_as_the_docs_say(
-    name, options, is_believed, tmp_path
+async def test_server_trusts_forwarded_client_addresses_as_documented(
+    name, options, is_trusted, tmp_path
 ):
     headers = [b"X-Forwarded-For: 192.0.2.7"]
     serve = server(name, tmp_path, {}, *options, application="tests.support.asgi:report_client")
     with serve as port:
         client = await knock(port, b"/", headers=headers)
 
-    assert client == ("192.0.2.7" if is_believed else "127.0.0.1")
+    assert client == ("192.0.2.7" if is_trusted else "127.0.0.1")
 
 
-async def test_documented_middleware_of_hypercorn_believes_it(open_socket, db):
+async def test_documented_middleware_for_hypercorn_trusts_the_forwarded_address(open_socket, db):
     application = await sync_to_async(executed)(NGINX_PAGE, application=report_client)
     headers = [(b"x-forwarded-for", b"192.0.2.7")]
     socket = open_socket(application["application"], "/", headers=headers, client=["127.0.0.1", 1])
@@ -282,7 +284,7 @@ async def test_documented_middleware_of_hypercorn_believes_it(open_socket, db):
 
 
 async def test_native_client_of_the_docs_gets_its_reply(user, database_environment, tmp_path):
-    """Its code, at this server."""
+    """The code of the page, with the address of this server."""
     python = of_kind("docs/native_clients.rst", "python")
     (code,) = (code for code in python if code.startswith("async with"))
     serve = server(
@@ -302,7 +304,7 @@ async def test_native_client_of_the_docs_gets_its_reply(user, database_environme
     assert names["message"] == {"key": "1", "data": None}
 
 
-# Coming from elsewhere
+# Migrations
 
 
 OLD_MODELS = """from django.db import models
@@ -314,13 +316,13 @@ class Token(models.Model):
 
 
 @pytest.mark.parametrize("is_in_time", [True, False])
-def test_tables_come_to_a_site_that_had_made_migrations_for_0_1(is_in_time, tmp_path):
-    """Without the first step ``migrate`` takes ours for done; the second way out still works."""
+def test_tables_are_created_in_a_site_with_migrations_for_0_1(is_in_time, tmp_path):
+    """Without the first step ``migrate`` skips the tables; the second way repairs that."""
     shell = of_kind("docs/howto_from_0_1.rst", "shell")
     leave, forget, _ = (code.split()[2:] for code in shell)
     old_package = tmp_path / "old/channels_websocket_utils"
     (old_package / "migrations").mkdir(parents=True)
-    # What it lacks Python would find in the package that is installed here.
+    # Empty modules keep Python from importing those of the installed package.
     for name in [file.name for file in PACKAGE.glob("*.py")] + ["migrations/__init__.py"]:
         (old_package / name).touch()
     (old_package / "models.py").write_text(OLD_MODELS)
@@ -363,7 +365,7 @@ def test_tables_come_to_a_site_that_had_made_migrations_for_0_1(is_in_time, tmp_
 
 
 @pytest.mark.parametrize("number", [0, 1])
-async def test_consumers_for_who_comes_from_0_1_answer(number, user, permission, open_socket):
+async def test_consumers_for_sites_with_0_1_answer(number, user, permission, open_socket):
     codes = of_kind("docs/howto_from_0_1.rst", "python")
     names = {}
     exec([code for code in codes if "def your_method" in code][number], names)
@@ -378,31 +380,31 @@ async def test_consumers_for_who_comes_from_0_1_answer(number, user, permission,
     assert (await socket.call("top_secret"))["secret"] == 42
 
 
-async def test_old_and_new_tokens_are_accepted_for_a_while(user, session, open_socket):
-    """The old one as often as it likes, the new one once; and both end with their user."""
+async def test_old_and_new_tokens_are_accepted_during_the_migration(user, session, open_socket):
+    """The old token works repeatedly, the new one once. Both end with a disconnect."""
     names = await sync_to_async(executed)("docs/howto_from_own_token.rst")
     old = f"token={signing.dumps(user.pk)}".encode()
     token = await aget_websocket_token(user)
 
-    async def come(path, query=b"", gate="both"):
+    async def connect(path, query=b"", gate="both"):
         socket = open_socket(names[gate], path, session=session, query_string=query)
         return socket, await socket.outcome('{"hello": 1}')
 
-    first, outcome = await come("/ws/chat/", old)
-    again = await come("/ws/chat/", old)
-    new, is_new = await come(f"/ws/chat/{token}")
+    first, outcome = await connect("/ws/chat/", old)
+    again = await connect("/ws/chat/", old)
+    new, is_new = await connect(f"/ws/chat/{token}")
 
     assert [outcome, again[1], is_new] == [OPEN] * 3
-    assert (await come(f"/ws/chat/{token}"))[1] == 4401
-    assert (await come("/ws/chat/", b"token=forged"))[1] == 403
+    assert (await connect(f"/ws/chat/{token}"))[1] == 4401
+    assert (await connect("/ws/chat/", b"token=forged"))[1] == 403
     await adisconnect_user(user)
     assert [await ended(socket) for socket in (first, again[0], new)] == [4410] * 3
-    # The last step.
-    assert (await come("/ws/chat/", old, "new"))[1] == 403
+    # After the last step of the page.
+    assert (await connect("/ws/chat/", old, "new"))[1] == 403
 
 
-async def test_old_middleware_alone_ends_nothing_and_lets_in_who_may_not(user, open_socket):
-    """What the page says is wrong with it: the control."""
+async def test_old_middleware_alone_ends_nothing_and_accepts_inactive_users(user, open_socket):
+    """The control: the mistakes that the page describes."""
     names = await sync_to_async(executed)("docs/howto_from_own_token.rst")
     application = names["QueryTokenMiddleware"](
         URLRouter([path("ws/chat/", names["ChatConsumer"].as_asgi())])

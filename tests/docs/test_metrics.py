@@ -1,4 +1,4 @@
-"""docs/metrics.rst: the recipe as it stands there, with real sockets."""
+"""The recipe of docs/metrics.rst, with real connections."""
 
 import contextlib
 import http.client
@@ -27,7 +27,7 @@ RECIPE = blocks(PAGE, "The recipe")[0].code
 
 
 def read(text):
-    """Return the numbers of an exposition by name, or by name and label."""
+    """Return the values of an exposition by name, or by name and label."""
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in text_string_to_metric_families(text)
@@ -38,10 +38,10 @@ def read(text):
 
 @pytest.fixture
 def scrape(monkeypatch):
-    """A function that returns what the recipe's page says: the text."""
+    """A function that returns the text of the metrics page."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     for name in signals.__all__:
-        # Those of the recipe are forgotten with the list.
+        # monkeypatch restores the list, and the receivers of the recipe are gone.
         monkeypatch.setattr(getattr(signals, name), "receivers", [])
     names = {}
     exec(RECIPE, names)
@@ -58,7 +58,7 @@ def scrape(monkeypatch):
 
 
 @pytest.mark.parametrize("consumer", [Manager, AsyncManager])
-async def test_recipe_counts_what_happens(user, other, scrape, consumer):
+async def test_recipe_counts_tokens_and_connections(user, other, scrape, consumer):
     application = stack(consumer, required=True)
 
     def open_(path="/ws/{token}", user=user):
@@ -111,7 +111,7 @@ def test_page_names_every_metric_of_the_recipe(scrape):
         assert f"``{name}" in page
 
 
-# Of the project's own user: a session, and tokens for it.
+# Print a session of the project's user, and tokens for it.
 SIGN_IN = """
 from channels_websocket_utils.utils import get_websocket_token
 from django.test import Client
@@ -143,7 +143,7 @@ def project(readers_project):
 
 
 @pytest.mark.nginx
-def test_nginx_of_the_page_lets_no_stranger_ask(project, tmp_path):
+def test_nginx_of_the_page_does_not_publish_the_metrics(project, tmp_path):
     (whole, *_) = of_kind("docs/howto_behind_nginx.rst", "nginx")
     whole = whole.replace("    location / {", f"{FORBIDDEN.code}    location / {{")
 
@@ -156,8 +156,8 @@ def test_nginx_of_the_page_lets_no_stranger_ask(project, tmp_path):
     assert statuses == [403, 302]
 
 
-def test_any_process_answers_for_all_until_one_is_killed(project, tmp_path):
-    """What that one says of its live sockets still counts, until gunicorn's hook tells."""
+def test_each_process_reports_the_metrics_of_all(project, tmp_path):
+    """The live connections of a killed process count until gunicorn's hook runs."""
     folder, environment = project
     shared = SHARED._replace(code=SHARED.code.replace("/run", str(tmp_path)))
     environment = type_in(shared, folder, environment)

@@ -1,4 +1,4 @@
-"""docs/other_clients.rst, done as it says: an API's clients on a real server, in a real browser."""
+"""The steps of docs/other_clients.rst: an API's clients, a real server and a real browser."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from ..support.servers import free_port, running
 pytestmark = pytest.mark.slow
 
 PAGE = "docs/other_clients.rst"
-# Of the client, which a bundler would bring.
+# The files of the client. A bundler would add them.
 CLIENT = ROOT / "channels_websocket_utils/static/websocket_utils"
 HTML = """<!doctype html>
 <p id="state"></p><p id="reply"></p>
@@ -32,11 +32,11 @@ HTML = """<!doctype html>
 <script type="module" src="SCRIPT"></script>
 """
 FOR_TESTS = """
-# Without a channel layer another process is heard so late.
+# Without a channel layer an event of another process needs this long.
 WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 """
-# Names of users, each with a token of the API, ada with the page's; the password is the name.
+# Each user has a token of the API, and the name as password. The page creates the token of ada.
 USERS = ["ada", "ben", "eve"]
 CREATE_USERS = f"""
 from django.contrib.auth.models import User
@@ -48,7 +48,7 @@ for token in Token.objects.order_by("user__username"):
     token.user.save()
     print(token.key)
 """
-# A dial by hand: what a page learns of a socket that was refused before it opened is 1006.
+# Connect without the client. If the server refuses the handshake, a page gets the code 1006.
 DIAL = """(url) => new Promise((resolve) => {
   const socket = new WebSocket(url)
   socket.onmessage = () => resolve("open")
@@ -57,13 +57,13 @@ DIAL = """(url) => new Promise((resolve) => {
 
 
 class Site:
-    """The site of the page, its API on one origin, and the pages of two others."""
+    """The site of the page: the API on one origin, and pages on two other origins."""
 
     def __init__(self, folder, environment):
         self.folder = folder
         self.pages = folder / "pages"
         self.port = free_port()
-        # Only one of them is among the CORS_ALLOWED_ORIGINS.
+        # CORS_ALLOWED_ORIGINS contains only "app".
         self.ports = {"app": free_port(), "third": free_port()}
         self.origins = {name: f"http://127.0.0.1:{port}" for name, port in self.ports.items()}
         self.environment = {
@@ -157,7 +157,7 @@ def site(readers_project):
 
 @pytest.fixture
 def open_page(browser, site):
-    """A function that opens a page of an origin; who has a token of the API keeps it there."""
+    """A function that opens a page of an origin, with a token of the API if a user is named."""
     context = browser.new_context()
 
     def open_page(origin, name, user=None):
@@ -173,14 +173,14 @@ def open_page(browser, site):
 
 
 def sign_in(page, site, user):
-    """Sign in to the session of the API's host, which browsers keep for all its ports."""
-    # An answer on its way to the page before this one could change the cookie of its CSRF token.
+    """Sign in to the API's host. Browsers share its session cookie between all of its ports."""
+    # A late response to the previous page could change the CSRF cookie.
     page.goto("about:blank")
     following.sign_in(page, f"http://127.0.0.1:{site.port}/admin/login/", user, user)
     expect(page.locator("#user-tools")).to_be_visible()
 
 
-def test_endpoint_answers_whom_the_api_knows(site):
+def test_endpoint_issues_a_token_to_a_user_of_the_api(site):
     status, headers, answer = site.ask(site.keys["ada"])
 
     assert status == 200
@@ -189,7 +189,7 @@ def test_endpoint_answers_whom_the_api_knows(site):
 
 
 @pytest.mark.parametrize("key", [None, "invented"])
-def test_endpoint_refuses_strangers_with_401(site, key):
+def test_endpoint_refuses_unauthenticated_clients_with_401(site, key):
     before = site.count_tokens()
 
     status, headers, answer = site.ask(key)
@@ -202,32 +202,32 @@ def test_endpoint_refuses_strangers_with_401(site, key):
 @pytest.mark.parametrize(
     ("origin", "opens"), [(None, True), ("app", True), ("third", False)], ids=str
 )
-def test_native_gate_takes_a_missing_origin_and_no_foreign_one(site, origin, opens):
+def test_native_gate_accepts_a_missing_origin_and_refuses_a_foreign_one(site, origin, opens):
     url = site.url(site.token("ada"))
     origin = origin and site.origins[origin]
 
     if not opens:
         with pytest.raises(websockets.InvalidStatus, match="403"):
             connect(url, origin=origin, proxy=None)
-        # Nothing is spent before the origin is known to be right.
+        # The refused connection has not redeemed the token.
         origin = site.origins["app"]
     with connect(url, origin=origin, proxy=None) as socket:
         assert json.loads(socket.recv(LIMIT))["key"] == "websocket.ready"
 
 
-def test_token_of_the_api_opens_its_own_path_alone(site):
+def test_token_of_the_api_is_refused_on_another_path(site):
     url = site.url(site.token("ada"), "/native/other/")
 
     with pytest.raises(websockets.InvalidStatus, match="403"):
         connect(url, proxy=None)
 
 
-def test_client_of_the_page_is_greeted(site):
+def test_client_of_the_page_gets_its_reply(site):
     assert site.run_client("ada") == "Hello ada, well?\n"
 
 
 @pytest.mark.browser
-def test_page_of_another_origin_is_greeted(open_page):
+def test_page_of_another_origin_gets_its_reply(open_page):
     page = open_page("app", "app", "ada")
 
     expect(page.locator("#reply")).to_have_text("Hello ada, well?")
@@ -235,13 +235,13 @@ def test_page_of_another_origin_is_greeted(open_page):
 
 
 @pytest.mark.browser
-def test_page_without_a_token_of_the_api_is_told_that_nobody_is_signed_in(open_page):
+def test_page_without_a_token_of_the_api_shows_signed_out(open_page):
     expect(open_page("app", "app").locator("#state")).to_have_text("signed_out")
 
 
 @pytest.mark.browser
-def test_page_of_a_third_origin_gets_no_token_and_no_socket(site, open_page):
-    """Whatever it knows: here a token of the API, and then a good token for a socket."""
+def test_page_of_a_third_origin_gets_no_token_and_no_connection(site, open_page):
+    """Even if the page has a token of the API, and then a valid token for a connection."""
     before = site.count_tokens()
 
     page = open_page("third", "app", "ada")
@@ -254,7 +254,7 @@ def test_page_of_a_third_origin_gets_no_token_and_no_socket(site, open_page):
 
 
 @pytest.mark.browser
-def test_page_of_another_origin_is_greeted_as_the_user_of_its_session(site, open_page):
+def test_page_of_another_origin_gets_a_reply_for_the_user_of_its_session(site, open_page):
     page = open_page("app", "session")
     sign_in(page, site, "ben")
 
@@ -264,15 +264,15 @@ def test_page_of_another_origin_is_greeted_as_the_user_of_its_session(site, open
 
 
 @pytest.mark.browser
-def test_page_of_a_third_origin_gets_nowhere_with_the_session(site, open_page):
-    """Though the browser has its cookie: ports of a host share them."""
+def test_page_of_a_third_origin_gets_no_token_with_the_session(site, open_page):
+    """The browser has the session cookie, because the ports of a host share cookies."""
     page = open_page("third", "session")
     sign_in(page, site, "ben")
     page.goto(f"{site.origins['third']}/session.html")
     before = site.count_tokens()
     api = f"http://127.0.0.1:{site.port}"
 
-    # A call that asks for no leave before it is sent.
+    # A request without a preflight.
     post = "(url) => { fetch(url, { method: 'POST', mode: 'no-cors', credentials: 'include' }) }"
     with page.expect_response(f"{api}/websocket/token/") as answer:
         page.evaluate(post, f"{api}/websocket/token/")
@@ -283,11 +283,11 @@ def test_page_of_a_third_origin_gets_nowhere_with_the_session(site, open_page):
 
 
 @pytest.mark.browser
-def test_token_of_a_session_opens_a_socket_of_that_session_from_the_right_page(site, open_page):
+def test_token_of_a_session_needs_that_session_and_the_right_origin(site, open_page):
     page = open_page("app", "session")
     sign_in(page, site, "ben")
     with page.expect_response("**/websocket/token/") as answer:
-        # Its own socket is given up before it can spend the token.
+        # The page opens no connection, so it cannot redeem the token.
         page.add_init_script("window.WebSocket = class { close() {} }")
         page.goto(f"{site.origins['app']}/session.html")
     url = site.url(answer.value.json()["token"], "/ws/chat/")
@@ -303,7 +303,7 @@ def test_token_of_a_session_opens_a_socket_of_that_session_from_the_right_page(s
 
 
 @pytest.mark.browser
-def test_page_that_asks_too_often_is_told_when_to_ask_again(site, open_page):
+def test_page_that_requests_too_many_tokens_gets_a_retry_after(site, open_page):
     page = open_page("app", "app", "eve")
     expect(page.locator("#state")).to_have_text("open")
     ask = """async (url) => {
@@ -315,14 +315,14 @@ def test_page_that_asks_too_often_is_told_when_to_ask_again(site, open_page):
 
     answers = [page.evaluate(ask, endpoint) for _ in range(30)]
 
-    # The page had asked already.
+    # The page has already made one request.
     assert [status for status, _ in answers] == [200] * 29 + [429]
     assert 0 < answers[-1][1] <= 60
 
 
 @pytest.mark.browser
-def test_deleted_token_of_the_api_ends_its_sockets(site, open_page):
-    """And the client asks for another, to learn that it has to sign in."""
+def test_deleting_a_token_of_the_api_ends_its_connections(site, open_page):
+    """The client then requests a token, and the response shows that the user is signed out."""
     page = open_page("app", "app", "ben")
     expect(page.locator("#state")).to_have_text("open")
 

@@ -1,4 +1,4 @@
-"""docs/other_consumers.rst: consumers of other packages, the real ones, behind our gate."""
+"""docs/other_consumers.rst: the consumers of other packages behind this package's gate."""
 
 import gc
 import inspect
@@ -34,15 +34,15 @@ BOTH = pytest.mark.parametrize("package", [DCRF, CHANX])
 
 
 @pytest.fixture(autouse=True)
-def told():
-    """What chanx has logged, which it would print."""
+def chanx_log():
+    """The log entries of chanx, which it would print."""
     if sys.version_info < (3, 11):
         yield []
         return
     from structlog.testing import capture_logs
 
-    with capture_logs() as told:
-        yield told
+    with capture_logs() as entries:
+        yield entries
 
 
 def consumer_of(package):
@@ -54,13 +54,13 @@ def consumer_of(package):
 
 
 def documented_denial(package):
-    """Return the answer to a denied call, as the page has it."""
+    """Return the answer to a denied call on the page."""
     _, block = blocks(PAGE, package)
     return json.loads(block.code)
 
 
 def call(package, name, value):
-    """Return the frame with which a client of ``package`` calls."""
+    """Return the message with which a client of ``package`` calls a method."""
     if package == DCRF:
         argument = {"greet": "how", "rename": "name", "retrieve": "pk"}.get(name, "event")
         return {"action": name, "request_id": 1, argument: value}
@@ -68,7 +68,7 @@ def call(package, name, value):
 
 
 def open_(consumer, user, token="{token}"):
-    """Return a socket to ``consumer`` behind the gate of the page."""
+    """Return a connection to ``consumer`` behind the gate of the page."""
     (block,) = blocks(PAGE, "What they have in common")
     names = {
         "PeopleConsumer": consumer,
@@ -80,33 +80,33 @@ def open_(consumer, user, token="{token}"):
     return WebSocketCommunicator(gate, f"/ws/people/{token}", user=user)
 
 
-async def ask(socket, frame):
-    await socket.send_json(frame)
+async def ask(socket, message):
+    await socket.send_json(message)
     return await socket.receive_json()
 
 
-def said(reply):
-    """Return what a reply of either package carries."""
+def content(reply):
+    """Return the content of a reply of either package."""
     return reply["payload"] if "payload" in reply else reply["data"]
 
 
-def test_sections_are_all_that_the_page_has():
+def test_sections_contain_all_blocks_of_the_page():
     sections = ["What they have in common", DCRF, "chanx"]
 
     assert [block for section in sections for block in blocks(PAGE, section)] == blocks(PAGE)
 
 
 @BOTH
-async def test_methods_are_called_in_the_packages_own_way(user, package):
+async def test_methods_are_called_in_the_format_of_the_package(user, package):
     async with open_(consumer_of(package), user) as socket:
         reply = await ask(socket, call(package, "greet", "well?"))
 
     greeting = "Hello ada, well?"
-    assert said(reply) == (greeting if package == "chanx" else {"text": greeting})
+    assert content(reply) == (greeting if package == "chanx" else {"text": greeting})
 
 
 @BOTH
-async def test_guard_asks_at_each_call_and_a_denial_is_told_in_the_packages_own_way(
+async def test_guard_checks_each_call_and_a_denial_has_the_format_of_the_package(
     user, permission, package
 ):
     rename = call(package, "rename", "Ada")
@@ -120,16 +120,18 @@ async def test_guard_asks_at_each_call_and_a_denial_is_told_in_the_packages_own_
 
     assert unchanged == user
     assert denied == denied_again == documented_denial(package)
-    assert said(done) == ("Ada" if package == "chanx" else {"name": "Ada"})
+    assert content(done) == ("Ada" if package == "chanx" else {"name": "Ada"})
     assert (await get_user_model().objects.aget()).first_name == "Ada"
 
 
 @BOTH
-async def test_gate_stands_before_a_consumer_that_accepts_whoever_comes(user, package):
+async def test_required_gate_refuses_bad_tokens_although_the_consumer_accepts_everyone(
+    user, package
+):
     consumer = consumer_of(package)
     await open_(consumer, user, UNKNOWN_TOKEN).assert_refused(4401)
 
-    # Why the page says required=True.
+    # The control, without required=True.
     naive = WebSocketCommunicator(stack(consumer), f"/ws/{UNKNOWN_TOKEN}", user=user)
     async with naive as socket:
         reply = await ask(socket, call(package, "greet", "well?"))
@@ -137,7 +139,7 @@ async def test_gate_stands_before_a_consumer_that_accepts_whoever_comes(user, pa
 
 
 @BOTH
-async def test_token_opens_one_socket_of_another_packages_consumer(user, package):
+async def test_token_opens_one_connection_to_another_packages_consumer(user, package):
     application = stack(consumer_of(package), required=True, token_only=True)
     address = f"/ws/{await aget_websocket_token(user)}"
 
@@ -147,7 +149,7 @@ async def test_token_opens_one_socket_of_another_packages_consumer(user, package
 
 
 @BOTH
-async def test_socket_of_another_packages_consumer_ends_with_its_user(user, package):
+async def test_disconnecting_the_user_ends_a_connection_to_another_packages_consumer(user, package):
     async with open_(consumer_of(package), user) as socket:
         await adisconnect_user(user)
 
@@ -155,7 +157,7 @@ async def test_socket_of_another_packages_consumer_ends_with_its_user(user, pack
 
 
 @BOTH
-async def test_push_reaches_another_packages_client_as_a_frame_of_ours(user, package):
+async def test_push_reaches_another_packages_client_in_this_packages_format(user, package):
     async with open_(consumer_of(package), user) as socket:
         await apush_to_user(user, "news", {"text": "Milk"})
 
@@ -163,7 +165,7 @@ async def test_push_reaches_another_packages_client_as_a_frame_of_ours(user, pac
 
 
 @BOTH
-async def test_our_mark_alone_lets_no_client_of_another_package_call(user, permission, package):
+async def test_auto_route_alone_lets_no_client_of_another_package_call(user, permission, package):
     ran = []
 
     class Marked(consumer_of(package)):
@@ -196,7 +198,7 @@ async def test_action_of_a_mixin_is_guarded_and_gets_its_arguments(user, other, 
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")
-async def test_guard_below_an_action_lets_nothing_run(user, permission):
+async def test_method_with_its_guard_below_the_action_does_not_run(user, permission):
     ran = []
 
     class Swapped(consumer_of(DCRF)):
@@ -209,16 +211,16 @@ async def test_guard_below_an_action_lets_nothing_run(user, permission):
     await user.user_permissions.aadd(permission)
     async with open_(Swapped, user) as socket:
         await socket.send_json(call(DCRF, "swapped", 1))
-        # What is answered first came first.
+        # Answers come in the order of the calls.
         reply = await ask(socket, call(DCRF, "greet", "well?"))
 
     assert reply["action"] == "greet"
     assert ran == []
-    # What nobody has awaited warns when it goes: here, and not in another test.
+    # Collect the coroutine that was never awaited here, so that no other test gets its warning.
     gc.collect()
 
 
-async def test_denial_that_an_api_consumer_does_not_know_ends_its_socket(user):
+async def test_denial_that_an_api_consumer_does_not_handle_ends_its_connection(user):
     class Naive(consumer_of(DCRF)):
         handle_exception = AsyncAPIConsumer.handle_exception
 
@@ -226,20 +228,20 @@ async def test_denial_that_an_api_consumer_does_not_know_ends_its_socket(user):
     await socket.connect()
     await socket.send_json(call(DCRF, "rename", "Ada"))
 
-    # The test kit raises what has ended the application.
+    # The test client raises the exception that ended the application.
     with pytest.raises(PermissionDenied):
         await socket.disconnect()
     assert socket.close_code == 4490
 
 
 class HasPerm(BasePermission):
-    """As one is written for djangochannelsrestframework."""
+    """A typical permission class for djangochannelsrestframework."""
 
     async def has_permission(self, scope, consumer, action, **kwargs):
         return await sync_to_async(scope["user"].has_perm)(PERM)
 
 
-async def test_permission_class_sees_the_user_as_the_guard_has_last_read_them(user, permission):
+async def test_permission_class_uses_the_permissions_that_the_guard_has_read(user, permission):
     class Guarded(consumer_of(DCRF)):
         permission_classes = [HasPerm]
 
@@ -262,12 +264,12 @@ async def test_permission_class_sees_the_user_as_the_guard_has_last_read_them(us
         taken = [await status(name) for name in ("greet", "guarded", "greet")]
 
     assert given == 200
-    # Only then is it known that the permission was taken away.
+    # Only the guard of the second call reads the permissions again.
     assert taken == [200, 403, 403]
 
 
 @needs_chanx
-async def test_guard_above_the_mark_of_chanx_denies_as_below_it(user, permission):
+async def test_guard_above_the_decorator_of_chanx_denies_as_below_it(user, permission):
     from chanx.core.decorators import ws_handler
 
     consumer = consumer_of("chanx")
@@ -279,11 +281,11 @@ async def test_guard_above_the_mark_of_chanx_denies_as_below_it(user, permission
         done = await ask(socket, call("chanx", "rename", "Ada"))
 
     assert denied == documented_denial("chanx")
-    assert said(done) == "Ada"
+    assert content(done) == "Ada"
 
 
 @needs_chanx
-async def test_denial_that_chanx_does_not_know_is_a_failure_in_its_log(user, told):
+async def test_denial_that_chanx_does_not_handle_is_a_failure_in_its_log(user, chanx_log):
     class Naive(consumer_of("chanx")):
         handle_message_handler_error = consumer_of("chanx").__base__.handle_message_handler_error
 
@@ -291,5 +293,5 @@ async def test_denial_that_chanx_does_not_know_is_a_failure_in_its_log(user, tol
         reply = await ask(socket, call("chanx", "rename", "Ada"))
 
     assert reply["payload"] == {"detail": "Failed to process message for rename"}
-    # It logs when it has answered.
-    await until(lambda: [each for each in told if each.get("exc_info")])
+    # chanx logs after it has answered.
+    await until(lambda: [each for each in chanx_log if each.get("exc_info")])

@@ -1,4 +1,4 @@
-"""The README alone leads from an empty folder to the first authenticated reply in a browser."""
+"""The README leads from an empty folder to the first authenticated reply in a browser."""
 
 import re
 
@@ -15,7 +15,7 @@ FROM_0_1 = "docs/howto_from_0_1.rst"
 
 @pytest.fixture(scope="module")
 def project(environment, tmp_path_factory):
-    """The project of the README's first chapter, and how many lines of it were written by hand."""
+    """The project of the README's first chapter, and the number of lines that the reader writes."""
     start = tmp_path_factory.mktemp("start")
     folder, written = follow(blocks("README.rst", "In your own project"), start, environment)
     return folder, len(written)
@@ -23,8 +23,8 @@ def project(environment, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_readme_alone_leads_to_the_first_reply(project, environment, browser, tmp_path):
-    """With fewer than 40 lines of one's own."""
+def test_steps_of_the_readme_lead_to_the_first_reply(project, environment, browser, tmp_path):
+    """The reader writes fewer than 40 lines."""
     folder, lines = project
 
     log = tmp_path / "log"
@@ -37,7 +37,7 @@ def test_readme_alone_leads_to_the_first_reply(project, environment, browser, tm
     assert 30 < lines < 40
 
 
-def test_sections_are_all_that_the_page_about_tests_has():
+def test_sections_contain_all_blocks_of_the_page_about_tests():
     assert [block for section in SECTIONS for block in blocks(TESTING, section)] == blocks(TESTING)
 
 
@@ -59,8 +59,8 @@ def test_test_of_a_revocation_passes_in_the_project_of_the_readme(project, envir
 
 
 @pytest.mark.slow
-def test_commands_that_change_the_package_run(project, environment):
-    """Those for who comes from 0.1."""
+def test_commands_that_replace_the_package_succeed(project, environment):
+    """The commands for sites with version 0.1."""
     (change,) = [block for block in blocks(FROM_0_1) if "pip uninstall" in block.code]
     folder, _ = project
 

@@ -1,7 +1,7 @@
 """
-The tutorial, word for word: from an empty folder to a board behind nginx, seen in a browser.
+All steps of the tutorial: from an empty folder to a board behind nginx, in a browser.
 
-``TUTORIAL_IMAGES=1`` takes the pictures of docs/images anew.
+``TUTORIAL_IMAGES=1`` makes new pictures for docs/images.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 PAGE = "docs/tutorial.rst"
 CHAPTERS = re.findall(r"\n\n([^\n]+)\n=+\n\n", (ROOT / PAGE).read_text())
 PASSWORDS = {"ada": "a long password", "ben": "another long password"}
-# As in test_board_in_browser.py: what the page's own policy forbids.
+# Record the violations of the page's policy, as in test_board_in_browser.py.
 WATCH_POLICY = """
 window.violations = []
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -36,14 +36,14 @@ document.addEventListener("securitypolicyviolation", (event) => {
 
 
 class Reader:
-    """Somebody who has read as far as ``chapter`` and has done what it says."""
+    """The project of a reader, who follows the tutorial chapter by chapter."""
 
     def __init__(self, folder, environment):
         self.folder, self.environment = folder, environment
         self._left = list(CHAPTERS)
 
     def read(self, chapter):
-        """Go on to the end of ``chapter``, unless it has been read already."""
+        """Follow all chapters up to ``chapter`` that were not followed before."""
         while chapter in self._left:
             found = blocks(PAGE, self._left.pop(0))
             self.folder, _ = follow(found, self.folder, self.environment)
@@ -63,7 +63,7 @@ def reader(environment, tmp_path_factory):
 
 @pytest.fixture
 def sign_in(browser):
-    """A function that signs a user in, in a browser of their own, and returns the page."""
+    """A function that signs a user in, in a new browser context, and returns the page."""
     contexts = []
 
     def sign_in(url, username):
@@ -128,7 +128,7 @@ def test_page_posts_a_note_and_shows_why_another_is_refused(reader, sign_in):
         expect(ada.locator("#error")).to_have_text("This field cannot be blank.")
 
 
-def test_note_is_on_everybodys_page_at_once_and_once(reader, sign_in):
+def test_note_appears_on_every_page_at_once_and_once(reader, sign_in):
     reader.read("Everybody's page, at once")
     with reader.runserver() as url:
         ada, ben = sign_in(url, "ada"), sign_in(url, "ben")
@@ -139,7 +139,7 @@ def test_note_is_on_everybodys_page_at_once_and_once(reader, sign_in):
         expect_note(ada, ben, text="ben: Not any more")
 
 
-def test_permission_given_and_taken_away_counts_at_the_next_click(reader, sign_in):
+def test_granted_and_removed_permission_applies_at_the_next_click(reader, sign_in):
     reader.read("Who may announce")
     with reader.runserver() as url:
         ada, ben = sign_in(url, "ada"), sign_in(url, "ben")
@@ -167,7 +167,7 @@ def test_permission_given_and_taken_away_counts_at_the_next_click(reader, sign_i
         expect(note(ada, "Lunch is at three")).to_have_count(0)
 
 
-def test_report_tells_its_progress_and_ends_on_the_server_when_cancelled(reader, sign_in):
+def test_report_shows_its_progress_and_ends_on_the_server_when_cancelled(reader, sign_in):
     reader.read("A long job")
     with reader.runserver() as url:
         ada = sign_in(url, "ada")
@@ -191,7 +191,7 @@ def test_report_tells_its_progress_and_ends_on_the_server_when_cancelled(reader,
     assert second[0] < second[1]
 
 
-def test_page_says_that_the_link_is_broken_and_comes_back_with_what_it_missed(reader, sign_in):
+def test_page_shows_a_lost_connection_and_the_missed_note_after_it(reader, sign_in):
     reader.read("When the link breaks")
     with reader.runserver() as url:
         ada = sign_in(url, "ada")
@@ -207,7 +207,7 @@ def test_page_says_that_the_link_is_broken_and_comes_back_with_what_it_missed(re
         expect_note(ada, text="ben: Missed me?")
 
 
-def test_sign_out_everywhere_is_seen_in_the_other_browser(reader, sign_in):
+def test_sign_out_everywhere_ends_the_page_in_the_other_browser(reader, sign_in):
     reader.read("Signed out, everywhere")
     with reader.runserver() as url:
         here, hall, ben = (sign_in(url, username) for username in ("ada", "ada", "ben"))
@@ -234,7 +234,7 @@ def test_tests_of_the_tutorial_pass(reader):
 
 @pytest.fixture
 def production(tmp_path):
-    """Values for ``board.env``, with servers of our own behind them."""
+    """Values for ``board.env``, with a PostgreSQL and a Redis of this test."""
     # PostgreSQL does not run as root, and its user may not enter the folders of pytest.
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -261,7 +261,7 @@ def production(tmp_path):
         }
 
 
-# What Debian and its systemd would do, in the folder of an nginx of ours.
+# Programs that replace those of Debian, for an nginx in the folder of this test.
 SYSTEM = {
     "sudo": 'exec "$@"',
     "nginx": f'exec {NGINX} -p {{folder}} -c {{folder}}/nginx.conf "$@"',
@@ -271,13 +271,13 @@ SYSTEM = {
 
 @contextlib.contextmanager
 def system_nginx(folder, environment):
-    """Run nginx with a ``conf.d`` in its folder; yield it, and where commands find it."""
+    """Run nginx with a ``conf.d`` in its folder; yield it, and the environment of commands."""
     port = free_port()
     proxy = Nginx(folder, NGINX_AROUND, port, included="conf.d/*.conf")
     programs = folder / "bin"
     for new in (programs, folder / "conf.d"):
         new.mkdir()
-    # As Debian's has a site of its own.
+    # Debian's nginx has a default site too.
     (folder / "conf.d/default.conf").write_text(f"server {{ listen 127.0.0.1:{port}; }}\n")
     for name, does in SYSTEM.items():
         (programs / name).write_text(f"#!/bin/sh\n{does.format(folder=folder)}\n")
@@ -315,7 +315,7 @@ def test_board_runs_in_two_processes_behind_nginx(reader, production, sign_in, t
         proxy.wait_for(port)
         url = f"https://127.0.0.1:{port}"
         ada, ben = sign_in(url, "ada"), sign_in(url, "ben")
-        # With as many it is unlikely that one process has them all.
+        # With six pages it is unlikely that one process has all of them.
         pages = [ada, ben, *(ben.context.new_page() for _ in range(4))]
         for page in pages[2:]:
             page.goto(url)

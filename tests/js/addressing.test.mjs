@@ -30,7 +30,7 @@ for (const [path, token, url] of addresses) {
   })
 }
 
-test("an http page gives ws:, its port included", (t) => {
+test("an http page gives a ws: URL with its port", (t) => {
   const page = openPage(t, { href: "http://localhost:8000/" })
 
   page.connect("/ws/")
@@ -60,7 +60,7 @@ function holding(attributes, tag = "script") {
   return { querySelector: (selectors) => (selectors.split(",").some(matches) ? element : null) }
 }
 
-test("without a path the page tells it, with the token and the tokenURL", async (t) => {
+test("without a path the manager reads path, token and tokenURL from the page", async (t) => {
   const attributes = { "data-socket-path": "/ws/chat/", "data-token": "wst_a", "data-token-url": "/token/" }
   const page = openPage(t, { document: holding(attributes) })
   const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
@@ -74,7 +74,7 @@ test("without a path the page tells it, with the token and the tokenURL", async 
   assert.equal(manager.state, "connecting")
 })
 
-test("the page's token serves the first manager alone", (t) => {
+test("only the first manager uses the token of the page", (t) => {
   const page = openPage(t, { document: holding({ "data-socket-path": "/ws/", "data-token": "wst_a" }) })
 
   WebSocketManager()
@@ -83,7 +83,7 @@ test("the page's token serves the first manager alone", (t) => {
   assert.deepEqual(page.sockets.map(({ url }) => url), ["wss://example.com/ws/wst_a", "wss://example.com/ws/"])
 })
 
-test("the page tells of a token that is offered as a subprotocol", (t) => {
+test("the page can require the token as a subprotocol", (t) => {
   const attributes = { "data-socket-path": "/ws/", "data-token": "wst_a", "data-token-source": "subprotocol" }
   const page = openPage(t, { document: holding(attributes) })
 
@@ -93,7 +93,7 @@ test("the page tells of a token that is offered as a subprotocol", (t) => {
   assert.deepEqual(page.socket.protocols, ["websocket.token", "wst_a"])
 })
 
-test("a token and options that are passed go before the page's", async (t) => {
+test("arguments override the token and options of the page", async (t) => {
   const attributes = { "data-socket-path": "/ws/", "data-token": "wst_a", "data-token-url": "/token/" }
   const page = openPage(t, { document: holding(attributes) })
   const requests = fakeEndpoint(t, { body: { token: "wst_c" } })
@@ -106,7 +106,7 @@ test("a token and options that are passed go before the page's", async (t) => {
   assert.equal(requests[0].url, "/other/")
 })
 
-test("the body may tell it, and no element that people may have written", (t) => {
+test("the body can have the attributes, and elements that users can write are ignored", (t) => {
   const attributes = { "data-socket-path": "/ws/" }
   const page = openPage(t, { document: holding(attributes, "body") })
   WebSocketManager()
@@ -116,7 +116,7 @@ test("the body may tell it, and no element that people may have written", (t) =>
   assert.throws(() => WebSocketManager(), { name: "TypeError", message: /path must be a string, not undefined/ })
 })
 
-test("a path that is passed asks nothing of the page", (t) => {
+test("with a path nothing is read from the page", (t) => {
   const page = openPage(t, { document: holding({ "data-socket-path": "/ws/", "data-token": "wst_a" }) })
 
   WebSocketManager("/ws/other/")
@@ -151,7 +151,7 @@ test("a relative path without a page throws a TypeError that names the path", (t
   assert.throws(() => WebSocketManager("/ws/"), { name: "TypeError", message: /path/ })
 })
 
-test("new is optional and instanceof holds either way", (t) => {
+test("new is optional and instanceof works with and without it", (t) => {
   openPage(t)
 
   const called = WebSocketManager("/ws/")
@@ -163,7 +163,7 @@ test("new is optional and instanceof holds either way", (t) => {
   assert.equal(called.state, "connecting")
 })
 
-test("a subclass overrides methods and reaches the base through super", (t) => {
+test("a subclass overrides methods and calls the base through super", (t) => {
   const page = openPage(t)
   class Chat extends WebSocketManager {
     constructor(room) {
@@ -181,5 +181,5 @@ test("a subclass overrides methods and reaches the base through super", (t) => {
 
   assert.ok(chat instanceof Chat)
   assert.ok(chat instanceof WebSocketManager)
-  assert.deepEqual(page.socket.frames, [{ type: "say", room: 1 }])
+  assert.deepEqual(page.socket.sent, [{ type: "say", room: 1 }])
 })

@@ -9,12 +9,12 @@ function openManager(t, options) {
   const page = openPage(t)
   const connection = page.connect("/ws/", null, options)
   page.socket.accept()
-  // Who says whose page it is waits for the server to say it too.
+  // With options.identity the manager waits 1 s for websocket.ready.
   if (options?.identity) page.tick(1000)
   return { page, ...connection }
 }
 
-/** Collect how a promise ends, without waiting for it. */
+/** Return a list that receives the result of a promise. */
 function ending(promise) {
   const ends = []
   promise.then(
@@ -24,7 +24,7 @@ function ending(promise) {
   return ends
 }
 
-test("sendJSON() returns true when it sent, false when it queued", (t) => {
+test("sendJSON() returns true for a sent message, false for a queued one", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
 
@@ -33,17 +33,17 @@ test("sendJSON() returns true when it sent, false when it queued", (t) => {
   assert.equal(manager.sendJSON({ type: "b" }), true)
   page.socket.drop()
   assert.equal(manager.sendJSON({ type: "c" }), false)
-  assert.deepEqual(page.socket.frames, [{ type: "a" }, { type: "b" }])
+  assert.deepEqual(page.socket.sent, [{ type: "a" }, { type: "b" }])
 })
 
-test("a message to a socket that is closing is queued, not lost", (t) => {
+test("a message during the close of a socket is queued", (t) => {
   const { page, manager } = openManager(t)
   page.socket.readyState = 2
 
   assert.equal(manager.sendJSON({ type: "a" }), false)
 })
 
-test("the queue goes out in order when the first connection opens", (t) => {
+test("the queue is sent in order when the first connection opens", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   manager.on("state", ({ state }) => state === "open" && manager.sendJSON({ type: "in the handler" }))
@@ -55,18 +55,18 @@ test("the queue goes out in order when the first connection opens", (t) => {
 
   page.socket.accept()
 
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b", "c", "in the handler"])
+  assert.deepEqual(page.socket.sent.map(({ type }) => type), ["a", "b", "c", "in the handler"])
   manager.close()
 })
 
-test("a handler adds a reply_key to a copy, and no handler adds none", (t) => {
+test("a message with a handler is copied with a reply_key, without one it has none", (t) => {
   const { page, manager } = openManager(t)
   const message = Object.freeze({ type: "a", n: 1 })
 
   manager.sendJSON(message)
   manager.sendJSON(message, () => {})
 
-  const [plain, called] = page.socket.frames
+  const [plain, called] = page.socket.sent
   assert.deepEqual(plain, { type: "a", n: 1 })
   assert.deepEqual(Object.keys(called), ["type", "n", "reply_key"])
   assert.match(called.reply_key, /^[A-Za-z0-9_.:-]{1,64}$/)
@@ -84,20 +84,20 @@ test("reply keys differ between messages, managers, tabs and reconnects", async 
       for (let n = 0; n < 10; n++) manager.request({ type: "a" }).catch(() => {})
     }
     for (const socket of page.sockets.slice(-2)) {
-      for (const frame of socket.frames) keys.add(frame.reply_key)
+      for (const message of socket.sent) keys.add(message.reply_key)
       socket.drop()
     }
     page.tick(4000)
   }
   assert.equal(keys.size, 60)
 
-  // Another tab: the same counter, another moment or another random number.
+  // Another tab has the same counter, but another time or another random number.
   const [key] = keys
   page.random = () => 0.25
   const three = page.connect("/three/")
   page.socket.accept()
   three.manager.request({ type: "a" }).catch(() => {})
-  assert.notEqual(page.socket.frames[0].reply_key.split(".")[0], key.split(".")[0])
+  assert.notEqual(page.socket.sent[0].reply_key.split(".")[0], key.split(".")[0])
   for (const { manager } of [one, two, three]) manager.close()
   await settled()
 })
@@ -120,7 +120,7 @@ for (const [body, value] of replies) {
     manager.sendJSON({ type: "a" }, (reply) => handled.push(reply))
     const promise = manager.request({ type: "a" })
 
-    for (const { reply_key } of page.socket.frames) page.socket.push({ key: reply_key, ...body })
+    for (const { reply_key } of page.socket.sent) page.socket.push({ key: reply_key, ...body })
 
     assert.deepEqual(handled, [value])
     assert.deepEqual(await promise, value)
@@ -136,7 +136,7 @@ test("an error reply rejects request() and goes to on(\"error\") for a handler",
   const promise = manager.request({ type: "a" })
 
   const error = { code: "internal", message: "Something broke", id: "e-1" }
-  for (const { reply_key } of page.socket.frames) page.socket.push({ key: reply_key, error })
+  for (const { reply_key } of page.socket.sent) page.socket.push({ key: reply_key, error })
 
   await assert.rejects(promise, { name: "WebSocketManagerError", ...error })
   assert.deepEqual(handled, [])
@@ -151,7 +151,7 @@ test("an error without an id has none, and one without a code is internal", asyn
   const { page, manager } = openManager(t)
   for (const [error, code] of [[{ code: "invalid", message: "no" }, "invalid"], [{}, "internal"], ["no", "internal"]]) {
     const ends = ending(manager.request({ type: "a" }))
-    page.socket.push({ key: page.socket.frames.at(-1).reply_key, error })
+    page.socket.push({ key: page.socket.sent.at(-1).reply_key, error })
     await settled()
 
     assert.equal(ends[0].code, code)
@@ -169,11 +169,11 @@ test("websocket.error goes to on(\"error\") with its code, even a malformed one"
   assert.deepEqual(codes(), ["unknown_type", "internal", "internal"])
 })
 
-test("a call is settled once; late and unknown keys are ignored", async (t) => {
+test("a call ends once; late and unknown keys are ignored", async (t) => {
   const { page, manager, errors } = openManager(t)
   const handled = []
   manager.sendJSON({ type: "a" }, (reply) => handled.push(reply))
-  const { reply_key } = page.socket.frames[0]
+  const { reply_key } = page.socket.sent[0]
 
   page.socket.push({ key: reply_key, n: 1 })
   page.socket.push({ key: reply_key, n: 2 })
@@ -186,7 +186,7 @@ test("a call is settled once; late and unknown keys are ignored", async (t) => {
   assert.deepEqual(errors, [])
 })
 
-test("a key that is queued but was never sent is no reply", async (t) => {
+test("a message with the key of a queued call is no reply", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   page.socket.accept()
@@ -194,7 +194,7 @@ test("a key that is queued but was never sent is no reply", async (t) => {
   const ends = ending(manager.request({ type: "a" }))
   page.socket.readyState = 1
   const other = ending(manager.request({ type: "b" }))
-  const [prefix, number] = page.socket.frames[0].reply_key.split(".")
+  const [prefix, number] = page.socket.sent[0].reply_key.split(".")
 
   page.socket.push({ key: `${prefix}.${number - 1}`, n: 1 })
   await settled()
@@ -230,7 +230,7 @@ test("a handler's timeout goes to on(\"error\")", (t) => {
   assert.deepEqual(codes(), ["timeout"])
 })
 
-test("a queued frame whose caller was told timeout or aborted is never sent", async (t) => {
+test("a queued message that timed out or was aborted is never sent", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   const controller = new AbortController()
@@ -245,7 +245,7 @@ test("a queued frame whose caller was told timeout or aborted is never sent", as
 
   assert.equal(slow[0].code, "timeout")
   assert.equal(left[0].code, "aborted")
-  assert.deepEqual(page.socket.frames, [{ type: "kept" }])
+  assert.deepEqual(page.socket.sent, [{ type: "kept" }])
 })
 
 test("aborting a sent request rejects it and its late reply is ignored", async (t) => {
@@ -254,7 +254,7 @@ test("aborting a sent request rejects it and its late reply is ignored", async (
   const ends = ending(manager.request({ type: "a" }, { signal: controller.signal }))
 
   controller.abort()
-  page.socket.push({ key: page.socket.frames[0].reply_key, n: 1 })
+  page.socket.push({ key: page.socket.sent[0].reply_key, n: 1 })
   await settled()
 
   assert.deepEqual(ends.map(({ code }) => code), ["aborted"])
@@ -266,22 +266,22 @@ test("a request with an aborted signal is not sent", async (t) => {
 
   await assert.rejects(manager.request({ type: "a" }, { signal: AbortSignal.abort() }), { code: "aborted" })
 
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("a settled request no longer listens to its signal", async (t) => {
+test("a finished request has no listener on its signal", async (t) => {
   const { page, manager } = openManager(t)
   const { signal } = new AbortController()
   const removed = t.mock.method(signal, "removeEventListener")
   const promise = manager.request({ type: "a" }, { signal })
 
-  page.socket.push({ key: page.socket.frames[0].reply_key })
+  page.socket.push({ key: page.socket.sent[0].reply_key })
   await promise
 
   assert.equal(removed.mock.callCount(), 1)
 })
 
-test("what was sent when the link drops is rejected as disconnected and never sent again", async (t) => {
+test("sent calls are rejected as disconnected when the connection is lost, and never sent again", async (t) => {
   const { page, manager, codes } = openManager(t, { identity: "u-1" })
   const ends = ending(manager.request({ type: "a" }))
   manager.sendJSON({ type: "b" }, () => {})
@@ -294,10 +294,10 @@ test("what was sent when the link drops is rejected as disconnected and never se
   page.tick(1700)
   page.socket.accept()
   page.socket.push({ key: "websocket.ready", identity: "u-1" })
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("a message without a handler that was sent is done: its connection's end is no error", (t) => {
+test("a lost connection is no error for a sent message without a handler", (t) => {
   const { page, manager, errors } = openManager(t)
   manager.sendJSON({ type: "a" })
 
@@ -307,7 +307,7 @@ test("a message without a handler that was sent is done: its connection's end is
   assert.deepEqual(errors, [])
 })
 
-test("what was sent when a close code stops the manager is disconnected too", async (t) => {
+test("sent calls are disconnected when a close code stops the manager", async (t) => {
   const { page, manager } = openManager(t)
   const ends = ending(manager.request({ type: "a" }))
 
@@ -317,13 +317,13 @@ test("what was sent when a close code stops the manager is disconnected too", as
   assert.deepEqual(ends.map(({ code }) => code), ["disconnected"])
 })
 
-test("reconnect() rejects what was sent and keeps what is queued", async (t) => {
+test("reconnect() rejects sent calls and keeps the queue", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   manager.sendJSON({ type: "queued" })
   manager.reconnect()
   page.socket.accept()
-  assert.deepEqual(page.socket.frames, [{ type: "queued" }])
+  assert.deepEqual(page.socket.sent, [{ type: "queued" }])
 
   const ends = ending(manager.request({ type: "a" }))
   manager.reconnect()
@@ -369,27 +369,27 @@ test("a listener of the closed state may reconnect and send", (t) => {
   assert.equal(page.sockets.length, 2)
 })
 
-test("of 100,000 sends while offline 100 are kept and every other caller is told", (t) => {
+test("of 100,000 messages while offline 100 are queued and the others fail with overflow", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
-  let told = 0
+  let overflows = 0
   for (let n = 0; n < 100000; n++) {
     try {
       assert.equal(manager.sendJSON({ type: "a", n }), false)
     } catch (error) {
       assert.ok(error instanceof WebSocketManagerError)
       assert.equal(error.code, "overflow")
-      told++
+      overflows++
     }
   }
 
   page.socket.accept()
 
-  assert.equal(told, 99900)
-  assert.deepEqual(page.socket.frames.map(({ n }) => n), [...Array(100).keys()])
+  assert.equal(overflows, 99900)
+  assert.deepEqual(page.socket.sent.map(({ n }) => n), [...Array(100).keys()])
 })
 
-test("calls that wait for a reply take no room in the queue", async (t) => {
+test("calls that wait for a reply do not count in the queue", async (t) => {
   const { page, manager } = openManager(t)
   for (let n = 0; n < 150; n++) manager.request({ type: "a" }).catch(() => {})
   page.socket.readyState = 2
@@ -399,7 +399,7 @@ test("calls that wait for a reply take no room in the queue", async (t) => {
   manager.close()
 })
 
-test("the queue holds 1 MiB, counted in bytes as they travel", async (t) => {
+test("the queue holds 1 MiB, counted in bytes of UTF-8", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   const text = "\u20ac".repeat(170000) // 510,000 bytes
@@ -411,10 +411,10 @@ test("the queue holds 1 MiB, counted in bytes as they travel", async (t) => {
   manager.sendJSON({ type: "d" })
   page.socket.accept()
 
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b", "d"])
+  assert.deepEqual(page.socket.sent.map(({ type }) => type), ["a", "b", "d"])
 })
 
-test("a settled queued call makes room again", async (t) => {
+test("a queued call that ends leaves the queue", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   for (let n = 0; n < 100; n++) manager.request({ type: "a" }, { timeout: 100 }).catch(() => {})
@@ -425,7 +425,7 @@ test("a settled queued call makes room again", async (t) => {
   assert.equal(manager.sendJSON({ type: "b" }), false)
 })
 
-test("what waits in the queue for 60 s is told to its caller and never sent", async (t) => {
+test("a message that waits for 60 s in the queue times out and is never sent", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect()
   manager.sendJSON({ type: "a" })
@@ -440,10 +440,10 @@ test("what waits in the queue for 60 s is told to its caller and never sent", as
 
   manager.reconnect()
   page.socket.accept()
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("the 60 s are of the queue: a request once sent has the time it asked for", async (t) => {
+test("a request has its own time limit after it leaves the queue", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   const ends = ending(manager.request({ type: "a" }, { timeout: 90000 }))
@@ -455,8 +455,8 @@ test("the 60 s are of the queue: a request once sent has the time it asked for",
   assert.equal(ends[0].code, "timeout")
 })
 
-for (const [slept, sent, told] of [[15000, ["message"], []], [65000, [], ["timeout"]]]) {
-  test(`after ${slept} ms of the machine's sleep only what is not stale is sent`, async (t) => {
+for (const [slept, sent, reported] of [[15000, ["message"], []], [65000, [], ["timeout"]]]) {
+  test(`after a sleep of ${slept} ms only messages that are not too old are sent`, async (t) => {
     const page = openPage(t)
     const { manager, codes } = page.connect()
     manager.sendJSON({ type: "message" })
@@ -466,8 +466,8 @@ for (const [slept, sent, told] of [[15000, ["message"], []], [65000, [], ["timeo
     page.socket.accept()
     await settled()
 
-    assert.deepEqual(page.socket.frames.map(({ type }) => type), sent)
-    assert.deepEqual(codes(), told)
+    assert.deepEqual(page.socket.sent.map(({ type }) => type), sent)
+    assert.deepEqual(codes(), reported)
     assert.equal(ends[0].code, "timeout")
   })
 }
@@ -484,18 +484,18 @@ test("a message must be an object with a string type", async (t) => {
   const circular = { type: "a" }
   circular.self = circular
   assert.throws(() => manager.sendJSON(circular, () => {}), TypeError)
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
   assert.equal(page.timers.size, 0)
 })
 
-test("a throwing reply handler goes to on(\"error\") and harms nothing", (t) => {
+test("an error of a reply handler goes to on(\"error\") and affects nothing else", (t) => {
   const { page, manager, errors } = openManager(t)
   const cause = new Error("mine")
   manager.sendJSON({ type: "a" }, () => {
     throw cause
   })
 
-  page.socket.push({ key: page.socket.frames[0].reply_key })
+  page.socket.push({ key: page.socket.sent[0].reply_key })
 
   assert.equal(errors[0].code, "handler_failed")
   assert.equal(errors[0].cause, cause)
@@ -506,10 +506,10 @@ const texts = ["", "{", "null", "7", '"text"', "[]", "NaN", "[".repeat(100000)]
 const badFrames = [...texts, new ArrayBuffer(4), new Blob(["{}"]), undefined]
 
 for (const data of badFrames) {
-  test(`a frame ${String(data).slice(0, 30)} is told as bad_message and harms nothing`, (t) => {
+  test(`a message ${String(data).slice(0, 30)} is reported as bad_message and affects nothing else`, (t) => {
     const { page, manager, codes } = openManager(t)
     const pushed = []
-    manager.addMessageListener("news", (frame) => pushed.push(frame))
+    manager.addMessageListener("news", (message) => pushed.push(message))
 
     page.socket.onmessage({ data })
     page.socket.push({ key: "news" })
@@ -519,11 +519,11 @@ for (const data of badFrames) {
   })
 }
 
-// A socket that takes more than it can send
+// A socket whose buffer is full
 
 const MIB = 1048576
 
-test("over 1 MiB in the socket messages are queued, and sent in order when it has drained", (t) => {
+test("messages are queued while the socket holds over 1 MiB, and sent in order afterwards", (t) => {
   const { page, manager } = openManager(t)
   page.socket.bufferedAmount = MIB
   assert.equal(manager.sendJSON({ type: "a" }), true)
@@ -531,27 +531,27 @@ test("over 1 MiB in the socket messages are queued, and sent in order when it ha
   assert.equal(manager.sendJSON({ type: "b" }), false)
   manager.request({ type: "c" }).catch(() => {})
   page.tick(5000)
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a"])
+  assert.deepEqual(page.socket.sent.map(({ type }) => type), ["a"])
 
   page.socket.bufferedAmount = MIB
   page.tick(100)
 
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b", "c"])
+  assert.deepEqual(page.socket.sent.map(({ type }) => type), ["a", "b", "c"])
   page.tick(10000)
   assert.equal(page.timers.size, 0)
 })
 
-test("what is sent when the socket has just drained goes out behind what was queued", (t) => {
+test("a message right after the socket has drained is sent after the queue", (t) => {
   const { page, manager } = openManager(t)
   page.socket.bufferedAmount = 2 * MIB
   manager.sendJSON({ type: "a" })
   page.socket.bufferedAmount = 0
 
   assert.equal(manager.sendJSON({ type: "b" }), true)
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b"])
+  assert.deepEqual(page.socket.sent.map(({ type }) => type), ["a", "b"])
 })
 
-test("the queue of a full socket has the same limits: 100 messages, 60 s", async (t) => {
+test("the queue of a full socket has the limits 100 messages and 60 s", async (t) => {
   const { page, manager, codes } = openManager(t)
   page.socket.bufferedAmount = 2 * MIB
   for (let n = 0; n < 100; n++) assert.equal(manager.sendJSON({ type: "a" }), false)
@@ -564,29 +564,29 @@ test("the queue of a full socket has the same limits: 100 messages, 60 s", async
   assert.equal(codes().length, 100)
   page.socket.bufferedAmount = 0
   page.tick(1000)
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("a flush fills the socket no further than 1 MiB either", (t) => {
+test("sending the queue fills the socket to at most 1 MiB", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   for (const type of ["a", "b", "c"]) manager.sendJSON({ type })
   const { socket } = page
   const send = socket.send.bind(socket)
-  socket.send = (frame) => {
-    send(frame)
+  socket.send = (message) => {
+    send(message)
     socket.bufferedAmount += 600000
   }
 
   socket.accept()
-  assert.deepEqual(socket.frames.map(({ type }) => type), ["a", "b"])
+  assert.deepEqual(socket.sent.map(({ type }) => type), ["a", "b"])
   socket.bufferedAmount = 0
   page.tick(100)
 
-  assert.deepEqual(socket.frames.map(({ type }) => type), ["a", "b", "c"])
+  assert.deepEqual(socket.sent.map(({ type }) => type), ["a", "b", "c"])
 })
 
-test("what is given up before it was sent is not cancelled on the server", async (t) => {
+test("a call that ends before it is sent is not cancelled on the server", async (t) => {
   const { page, manager } = openManager(t)
   page.socket.push({ key: "websocket.ready" })
   page.socket.bufferedAmount = 2 * MIB
@@ -599,10 +599,10 @@ test("what is given up before it was sent is not cancelled on the server", async
   await page.pass(100)
 
   assert.deepEqual([aborted[0].code, late[0].code], ["aborted", "timeout"])
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("close() while a full socket is watched leaves no timer", (t) => {
+test("close() leaves no timer while the socket is full", (t) => {
   const { page, manager } = openManager(t)
   page.socket.bufferedAmount = 2 * MIB
   manager.sendJSON({ type: "a" })
@@ -612,7 +612,7 @@ test("close() while a full socket is watched leaves no timer", (t) => {
   assert.equal(page.timers.size, 0)
 })
 
-test("a message whose 60 s are over by the clock is not sent, though its timer is late", (t) => {
+test("a message is not sent after 60 s, even if its timer is late", (t) => {
   const { page, manager, codes } = openManager(t)
   page.socket.bufferedAmount = 2 * MIB
   manager.sendJSON({ type: "old" })
@@ -621,11 +621,11 @@ test("a message whose 60 s are over by the clock is not sent, though its timer i
   manager.sendJSON({ type: "new" })
   page.tick(0)
 
-  assert.deepEqual(page.socket.frames, [{ type: "new" }])
+  assert.deepEqual(page.socket.sent, [{ type: "new" }])
   assert.deepEqual(codes(), ["timeout"])
 })
 
-test("a message that calls close() while it is written is not sent", (t) => {
+test("a message whose toJSON() calls close() is not sent", (t) => {
   const { page, manager } = openManager(t)
   const toJSON = () => manager.close()
 
@@ -637,9 +637,9 @@ for (const [timeout, name] of [
   [NaN, "NaN"],
   [null, "null"],
   [-1, "negative"],
-  ["soon", "a word"],
+  ["soon", "a text"],
 ]) {
-  test(`a timeout that is ${name} is the usual one`, async (t) => {
+  test(`a timeout that is ${name} counts as the default`, async (t) => {
     const { page, manager } = openManager(t)
     const ends = ending(manager.request({ type: "a" }, { timeout }))
 
@@ -651,7 +651,7 @@ for (const [timeout, name] of [
   })
 }
 
-test("a call without any time left does not lift the limit of the queue", async (t) => {
+test("a call with the timeout 0 does not change the limit of the queue", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   page.socket.accept()
@@ -664,7 +664,7 @@ test("a call without any time left does not lift the limit of the queue", async 
   assert.throws(() => manager.sendJSON({ type: "c", text }), { code: "overflow" })
 })
 
-test("the limit of the queue is 1 MiB to the byte", (t) => {
+test("the limit of the queue is exactly 1 MiB", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   const empty = JSON.stringify({ type: "a", text: "" }).length
@@ -675,7 +675,7 @@ test("the limit of the queue is 1 MiB to the byte", (t) => {
   manager.sendJSON({ type: "a", text: "x".repeat(half - empty) })
 })
 
-test("a full socket is looked at every 100 ms, and not more often", (t) => {
+test("a full socket is checked every 100 ms, and not more often", (t) => {
   const { page, manager } = openManager(t)
   page.socket.bufferedAmount = 2 * MIB
   let looks = 0
@@ -689,7 +689,7 @@ test("a full socket is looked at every 100 ms, and not more often", (t) => {
 })
 
 for (const [what, other] of [
-  ["born in the same millisecond", (page) => (page.random = () => 0.25)],
+  ["opened in the same millisecond", (page) => (page.random = () => 0.25)],
   ["with the same random number", (page) => page.tick(1)],
 ]) {
   test(`keys differ between two tabs ${what}`, (t) => {
@@ -698,8 +698,8 @@ for (const [what, other] of [
       const { manager } = page.connect()
       page.socket.accept()
       manager.sendJSON({ type: "a" }, () => {})
-      // The rest is a counter, which begins anew in each tab.
-      return page.socket.frames[0].reply_key.split(".")[0]
+      // The rest is a counter, which starts at the same number in each tab.
+      return page.socket.sent[0].reply_key.split(".")[0]
     }
     const one = prefix()
     other(page)
@@ -708,7 +708,7 @@ for (const [what, other] of [
   })
 }
 
-test("a message says by toJSON() what it is, with a handler and without", (t) => {
+test("toJSON() of a message is used with and without a handler", (t) => {
   const { page, manager } = openManager(t)
   class Note {
     toJSON() {
@@ -719,10 +719,10 @@ test("a message says by toJSON() what it is, with a handler and without", (t) =>
   manager.sendJSON(new Note())
   manager.sendJSON(new Note(), () => {})
 
-  assert.deepEqual(page.socket.frames.map(({ type, text }) => [type, text]), [["note", "x"], ["note", "x"]])
+  assert.deepEqual(page.socket.sent.map(({ type, text }) => [type, text]), [["note", "x"], ["note", "x"]])
 })
 
-test("a call that options.backoff makes on a link that is lost is disconnected as well", async (t) => {
+test("a call from inside options.backoff on a lost connection is disconnected too", async (t) => {
   const page = openPage(t)
   let ends
   const { manager } = page.connect("/ws/", null, {

@@ -5,7 +5,7 @@ import { openPage, random, settled, tokens, WebSocketManager } from "./support.m
 
 const last = (states) => states.at(-1)
 
-test("a connection is connecting, then open, and its events say why", (t) => {
+test("a connection is connecting, then open, and its events have the reason", (t) => {
   const page = openPage(t)
   const { manager, states } = page.connect()
 
@@ -52,7 +52,7 @@ test("ten minutes of outage cost at most 100 dials", (t) => {
   assert.ok(page.sockets.length <= 100, `${page.sockets.length} dials`)
 })
 
-test("the longest wait of ten minutes of outage is 15.2 s, and no two clients are in step", (t) => {
+test("the longest wait in ten minutes of outage is 15.2 s, and no two clients dial together", (t) => {
   const page = openPage(t)
   page.random = random
   const clients = [page.connect("/a/"), page.connect("/b/")]
@@ -68,7 +68,7 @@ test("the longest wait of ten minutes of outage is 15.2 s, and no two clients ar
   assert.deepEqual(one.filter((delay) => two.includes(delay)), [])
 })
 
-test("of 1,000 clients whose server is away for 60 s no tenth dials within 100 ms, and no token twice", async (t) => {
+test("of 1,000 clients at most a tenth dials within 100 ms after an outage, and no token is used twice", async (t) => {
   const page = openPage(t)
   page.random = random
   const clients = 1000
@@ -108,7 +108,7 @@ test("of 1,000 clients whose server is away for 60 s no tenth dials within 100 m
   for (const manager of managers) manager.close()
 })
 
-test("a server that accepts and then drops is dialled at most 20 times a minute", (t) => {
+test("a server that accepts and then drops connections is dialled at most 20 times a minute", (t) => {
   const page = openPage(t)
   page.connect()
 
@@ -142,7 +142,7 @@ test("the wait is short again after 5 s open, and not before", (t) => {
   assert.equal(last(states).attempt, 2)
 })
 
-test("options.backoff overrides the wait, and nonsense from it does not", (t) => {
+test("options.backoff overrides the wait, and invalid results do not", (t) => {
   const page = openPage(t)
   const waits = [50, undefined, NaN, -1, "9", Infinity]
   const asked = []
@@ -162,10 +162,10 @@ test("options.backoff overrides the wait, and nonsense from it does not", (t) =>
 
   assert.deepEqual(asked, [0, 1, 2, 3, 4, 5])
   assert.deepEqual(delays, [50, 2300, 3140, 4316, 5962, Infinity])
-  assert.equal(page.sockets.length, 6, "an endless wait is no wait of 1 ms")
+  assert.equal(page.sockets.length, 6, "an infinite wait does not become a wait of 1 ms")
 })
 
-test("a throwing options.backoff is told and the ordinary wait holds", (t) => {
+test("an error of options.backoff is reported and the default wait is used", (t) => {
   const page = openPage(t)
   const { states, codes } = page.connect("/ws/", null, {
     backoff() {
@@ -179,7 +179,7 @@ test("a throwing options.backoff is told and the ordinary wait holds", (t) => {
   assert.deepEqual(codes(), ["handler_failed"])
 })
 
-test("options.maxRetries stops the dialling; without it there is no end", (t) => {
+test("options.maxRetries limits the number of dials; by default there is no limit", (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect("/ws/", null, { maxRetries: 2 })
   for (let dial = 0; dial < 3; dial++) {
@@ -192,7 +192,7 @@ test("options.maxRetries stops the dialling; without it there is no end", (t) =>
   assert.deepEqual(codes(), ["max_retries"])
 })
 
-test("a dial that hangs is given up after 10 s and tried again", (t) => {
+test("a dial that hangs is ended after 10 s and repeated", (t) => {
   const page = openPage(t)
   const { states } = page.connect()
 
@@ -206,7 +206,7 @@ test("a dial that hangs is given up after 10 s and tried again", (t) => {
   assert.equal(page.sockets.length, 2)
 })
 
-test("the 10 s hold token and dial together", async (t) => {
+test("the limit of 10 s is for the token and the dial together", async (t) => {
   const page = openPage(t)
   let answer
   const { states } = page.connect("/ws/", () => new Promise((resolve) => (answer = resolve)))
@@ -220,11 +220,11 @@ test("the 10 s hold token and dial together", async (t) => {
   assert.equal(last(states).reason, "timeout")
 })
 
-test("a late open is closed at once and changes nothing", (t) => {
+test("a socket that opens late is closed at once and changes nothing", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
-  const heard = []
-  manager.addMessageListener("news", (frame) => heard.push(frame))
+  const received = []
+  manager.addMessageListener("news", (message) => received.push(message))
   const [first] = page.sockets
   page.tick(10000)
 
@@ -233,7 +233,7 @@ test("a late open is closed at once and changes nothing", (t) => {
   first.drop(1000)
 
   assert.equal(manager.state, "waiting")
-  assert.deepEqual(heard, [])
+  assert.deepEqual(received, [])
   assert.equal(first.readyState, 3)
   page.tick(1700)
   const [, second] = page.sockets
@@ -246,25 +246,25 @@ test("a late open is closed at once and changes nothing", (t) => {
   assert.equal(manager.state, "open")
 })
 
-test("a WebSocket constructor that throws is a failed dial, and its words go nowhere", async (t) => {
+test("an error of the WebSocket constructor is a failed dial, and is not logged", async (t) => {
   const page = openPage(t)
-  const heard = []
+  const received = []
   globalThis.WebSocket = class {
     constructor(url) {
       throw new Error(`bad URL ${url}`)
     }
   }
-  const hear = (...words) => heard.push(...words.map(String), JSON.stringify(words))
-  const logger = { debug: hear, warn: hear, error: hear }
+  const log = (...values) => received.push(...values.map(String), JSON.stringify(values))
+  const logger = { debug: log, warn: log, error: log }
   const { manager, states } = page.connect("/ws/", "wst_secret", { tokenURL: "/token/", logger })
   await settled()
 
   assert.equal(manager.state, "waiting")
-  assert.equal(states.length, 1, "heard by who made the manager")
-  assert.doesNotMatch(JSON.stringify(heard), /wst_secret/)
+  assert.equal(states.length, 1, "the listener of the caller is called")
+  assert.doesNotMatch(JSON.stringify(received), /wst_secret/)
 })
 
-test("a constructor that cannot even encode the token is a failed dial", async (t) => {
+test("a token that cannot be encoded is a failed dial", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect("/ws/", () => "\ud800")
   await settled()
@@ -313,7 +313,7 @@ for (const code of [1001, 1005, 1006, 1011, 1012, 1013, 1015, 3000, 4000, 4404, 
   })
 }
 
-test("close code 4429 is waited out for at least 30 s", (t) => {
+test("after close code 4429 the wait is at least 30 s", (t) => {
   const page = openPage(t)
   page.random = () => 0
   const { states } = page.connect()
@@ -323,7 +323,7 @@ test("close code 4429 is waited out for at least 30 s", (t) => {
   assert.equal(last(states).delay, 30200)
 })
 
-test("close code 4401 asks for a fresh token twice, the first time at once, then stops", async (t) => {
+test("close code 4401 causes two token requests, the first at once, then the manager stops", async (t) => {
   const page = openPage(t)
   const ask = tokens()
   const { manager, states, codes } = page.connect("/ws/", ask)
@@ -343,7 +343,7 @@ test("close code 4401 asks for a fresh token twice, the first time at once, then
   assert.equal(page.timers.size, 0)
 })
 
-test("a received frame, or 5 s open, ends the row of 4401", async (t) => {
+test("a received message, or 5 s open, resets the count of 4401", async (t) => {
   for (const live of [(page) => page.socket.push({ key: "news" }), (page) => page.tick(5000)]) {
     const page = openPage(t)
     const { manager, states } = page.connect("/ws/", tokens())
@@ -361,7 +361,7 @@ test("a received frame, or 5 s open, ends the row of 4401", async (t) => {
   }
 })
 
-test("4401 and 4410 in turn are no way to be stormed", async (t) => {
+test("4401 and 4410 in turn cause no flood of dials", async (t) => {
   const page = openPage(t)
   page.connect("/ws/", tokens())
 
@@ -378,7 +378,7 @@ test("4401 and 4410 in turn are no way to be stormed", async (t) => {
   assert.ok(page.sockets.length <= 20, `${page.sockets.length} dials`)
 })
 
-test("close code 4410 asks for a token at once, and who is still signed in comes back", async (t) => {
+test("close code 4410 causes a token request at once, and a user who is signed in reconnects", async (t) => {
   const page = openPage(t)
   const ask = tokens()
   const { manager } = page.connect("/ws/", ask)
@@ -397,7 +397,7 @@ test("close code 4410 asks for a token at once, and who is still signed in comes
   }
 })
 
-test("close code 4410 asks once more 3 s after a refusal, then stops as signed_out", async (t) => {
+test("after 4410 and a refused token the manager asks again after 3 s, then stops as signed_out", async (t) => {
   const page = openPage(t)
   const asked = []
   const ask = () => {
@@ -424,7 +424,7 @@ test("close code 4410 asks once more 3 s after a refusal, then stops as signed_o
   assert.equal(page.timers.size, 0)
 })
 
-test("a granted token ends what 4410 began: a later refusal stops at once", async (t) => {
+test("after 4410 and a new token, a later refusal stops at once", async (t) => {
   const page = openPage(t)
   let asked = 0
   const ask = () => {
@@ -444,7 +444,7 @@ test("a granted token ends what 4410 began: a later refusal stops at once", asyn
   assert.deepEqual(codes(), ["token_refused"])
 })
 
-test("a network failure between a 4410 and its question does not lose the second question", async (t) => {
+test("a network failure after 4410 does not replace the second token request", async (t) => {
   const page = openPage(t)
   const answers = ["first", new Error("network"), { status: 401 }, "last"]
   const ask = () => {
@@ -465,7 +465,7 @@ test("a network failure between a 4410 and its question does not lose the second
   assert.equal(page.socket.url, "wss://example.com/ws/last")
 })
 
-test("options.shouldReconnect overrides what a close code means", (t) => {
+test("options.shouldReconnect overrides the meaning of a close code", (t) => {
   const page = openPage(t)
   const seen = []
   const stay = page.connect("/a/", null, { shouldReconnect: (event) => (seen.push(event.code), true) })
@@ -482,7 +482,7 @@ test("options.shouldReconnect overrides what a close code means", (t) => {
   assert.equal(shrug.manager.state, "closed")
 })
 
-test("a throwing options.shouldReconnect is told, and the code means what it meant", (t) => {
+test("an error of options.shouldReconnect is reported, and the code keeps its meaning", (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect("/ws/", null, {
     shouldReconnect() {
@@ -497,7 +497,7 @@ test("a throwing options.shouldReconnect is told, and the code means what it mea
 })
 
 const moments = {
-  "while a token is asked for": () => {},
+  "while a token is requested": () => {},
   "while dialling": async () => settled(),
   "while open": async (page) => {
     await settled()
@@ -548,7 +548,7 @@ for (const [moment, reach] of Object.entries(moments)) {
   })
 }
 
-test("reconnect() counts its attempts from one again", (t) => {
+test("reconnect() counts attempts from one again", (t) => {
   const page = openPage(t)
   const { manager, states } = page.connect()
   for (let dial = 0; dial < 5; dial++) {
@@ -578,7 +578,7 @@ test("reconnect() right after a constructor that threw makes one dial", async (t
   assert.equal(page.sockets.length, 1)
 })
 
-test("reconnect() comes back from closed", (t) => {
+test("reconnect() works from closed", (t) => {
   const page = openPage(t)
   const { manager, states } = page.connect()
   page.socket.drop(4403)
@@ -649,13 +649,13 @@ test("nothing is written to the console", async (t) => {
   assert.ok(written.every(({ mock }) => mock.callCount() === 0))
 })
 
-test("a logger hears states and errors, and may throw", (t) => {
+test("a logger receives states and errors, and may throw", (t) => {
   const page = openPage(t)
-  const heard = []
+  const received = []
   const logger = {
-    debug: (name, event) => heard.push(event.state),
+    debug: (name, event) => received.push(event.state),
     error: (name, error) => {
-      heard.push(error.code)
+      received.push(error.code)
       throw new Error("broken logger")
     },
   }
@@ -664,23 +664,23 @@ test("a logger hears states and errors, and may throw", (t) => {
   page.socket.push([])
   page.socket.drop(4403)
 
-  assert.deepEqual(heard, ["connecting", "open", "bad_message", "closed", "refused"])
+  assert.deepEqual(received, ["connecting", "open", "bad_message", "closed", "refused"])
 })
 
-test("a listener that changes the state leaves the others with the last event", (t) => {
+test("after a listener changes the state, the others get only the last event", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
-  const heard = []
+  const received = []
   manager.on("state", ({ state }) => state === "waiting" && manager.close())
-  manager.on("state", ({ state }) => heard.push(state))
+  manager.on("state", ({ state }) => received.push(state))
   page.socket.accept()
 
   page.socket.drop()
 
-  assert.deepEqual(heard, ["open", "closed"])
+  assert.deepEqual(received, ["open", "closed"])
 })
 
-test("options.backoff may be 0, and a hidden page does not dial all the same", async (t) => {
+test("options.backoff may be 0, and a hidden page still does not dial", async (t) => {
   const page = openPage(t)
   const { manager, states } = page.connect("/ws/", null, { backoff: () => 0 })
   page.socket.drop()
@@ -696,7 +696,7 @@ test("options.backoff may be 0, and a hidden page does not dial all the same", a
 })
 
 for (const code of [4401, 4410]) {
-  test(`${code} is asked about at once after an earlier loss, and by a hidden page too`, async (t) => {
+  test(`${code} causes a token request at once, also after an earlier loss and in a hidden page`, async (t) => {
     const page = openPage(t)
     const ask = tokens("u-1")
     page.connect("/ws/", ask)
@@ -714,7 +714,7 @@ for (const code of [4401, 4410]) {
   })
 }
 
-test("what 4410 began is forgotten by reconnect()", async (t) => {
+test("reconnect() resets the count of 4410", async (t) => {
   const page = openPage(t)
   let answer = "wst_a"
   const { manager, states } = page.connect("/ws/", async () => {
@@ -731,10 +731,10 @@ test("what 4410 began is forgotten by reconnect()", async (t) => {
   manager.reconnect()
   await settled()
 
-  assert.equal(last(states).reason, "token_refused", "and not signed_out: nobody has said so")
+  assert.equal(last(states).reason, "token_refused", "not signed_out, because no request after 4410 was refused")
 })
 
-test("a code that stops keeps its reason when shouldReconnect says no", (t) => {
+test("a code that stops keeps its reason when shouldReconnect returns false", (t) => {
   const page = openPage(t)
   const { states } = page.connect("/ws/", null, { shouldReconnect: () => false })
   page.socket.accept()

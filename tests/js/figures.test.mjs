@@ -8,8 +8,8 @@ import { measure, ROWS } from "../../benchmarks/client/figures.mjs"
 
 const PROMISES = ROWS.filter(({ holds }) => holds)
 
-// What one writes on the first day: Naive dials again and keeps what it cannot send. Careless waits
-// longer, drops instead, and asks for a token more than it uses.
+// Two simple clients. Naive reconnects and queues messages. Careless waits longer, drops messages, and
+// requests one token more than it uses.
 const script = new Script(`
   class Naive {
     queue = []
@@ -45,7 +45,7 @@ const script = new Script(`
   }
   var client = { Naive, Careless }`)
 
-const firstDays = (name) => ({
+const simpleClient = (name) => ({
   bytes: 0,
   script,
   open({ [name]: Client }, { token }) {
@@ -55,19 +55,19 @@ const firstDays = (name) => ({
   serve: () => () => {},
 })
 
-test("our client reaches the figures that are promised", async (t) => {
+test("the client reaches the promised figures", async (t) => {
   const figures = await measure(await load(ours))
 
   for (const { name, bar, show, holds } of PROMISES) {
     t.diagnostic(`${name}: ${show(figures)}, promised ${bar}`)
     await t.test(name, () => assert.ok(holds(figures), `${show(figures)}, promised ${bar}`))
   }
-  assert.equal(figures.kept, 100, "what is kept is sent when the server is back")
+  assert.equal(figures.kept, 100, "the queue is sent when the server is back")
 })
 
-test("each of them is missed by a naive client or by a careless one", async () => {
+test("each promise is missed by a naive or a careless client", async () => {
   const reached = async (name) => {
-    const figures = await measure(firstDays(name))
+    const figures = await measure(simpleClient(name))
     return PROMISES.filter(({ holds }) => holds(figures)).map((row) => row.name)
   }
 
@@ -80,7 +80,7 @@ test("each of them is missed by a naive client or by a careless one", async () =
   assert.deepEqual(naive.filter((name) => careless.includes(name)), [])
 })
 
-test("the page in docs has the rows that are measured", async () => {
+test("the page in docs has the measured rows", async () => {
   const page = await readFile(new URL("../../docs/client.rst", import.meta.url), "utf8")
   const lines = page.split("\n")
 

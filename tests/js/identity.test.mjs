@@ -4,13 +4,13 @@ import { test } from "node:test"
 import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
 
 const ready = (page, identity) => page.socket.push({ key: "websocket.ready", identity })
-const types = (page) => page.socket.frames.map(({ type }) => type)
+const types = (page) => page.socket.sent.map(({ type }) => type)
 
-// What may be lost with a socket that opens only to be closed waits for so long.
+// The server refuses a token after the handshake, so the queue waits this long (ms).
 const PROOF = 100
 
 /** Open, drop, queue "queued", and open again. */
-async function comeBack(page, manager, afterFirstOpen = () => {}) {
+async function reopen(page, manager, afterFirstOpen = () => {}) {
   await settled()
   page.socket.accept()
   page.tick(PROOF)
@@ -29,25 +29,25 @@ function changingUser() {
   return tokens(() => (users.length > 1 ? users.shift() : users[0]))
 }
 
-test("after a reconnect the queue is sent when the token function tells the same identity", async (t) => {
+test("after a reconnect the queue is sent if the token function returns the same identity", async (t) => {
   const page = openPage(t)
   const { manager, errors } = page.connect("/ws/", tokens("u-1"))
-  await comeBack(page, manager)
+  await reopen(page, manager)
 
   assert.deepEqual(types(page), ["queued"])
   assert.deepEqual(errors, [])
 })
 
-test("after a reconnect the queue is sent when the tokenURL tells the same identity", async (t) => {
+test("after a reconnect the queue is sent if the tokenURL answers with the same identity", async (t) => {
   const page = openPage(t)
   fakeEndpoint(t, { body: { token: "wst_b", identity: "u-1" } }, { body: { token: "wst_c", identity: "u-1" } })
   const { manager } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
-  await comeBack(page, manager)
+  await reopen(page, manager)
 
   assert.deepEqual(types(page), ["queued"])
 })
 
-test("options.identity tells whose a page with a token string is", async (t) => {
+test("options.identity is the user of a page with a token string", async (t) => {
   for (const [identity, sent, codes] of [
     ["u-1", ["queued"], []],
     ["u-2", [], ["user_changed", "user_changed"]],
@@ -55,19 +55,19 @@ test("options.identity tells whose a page with a token string is", async (t) => 
     const page = openPage(t)
     fakeEndpoint(t, { body: { token: "wst_b", identity } })
     const connection = page.connect("/ws/", "wst_a", { tokenURL: "/websocket/token/", identity: "u-1" })
-    await comeBack(page, connection.manager)
+    await reopen(page, connection.manager)
 
-    assert.deepEqual(page.sockets.flatMap((socket) => socket.frames.map(({ type }) => type)), sent)
+    assert.deepEqual(page.sockets.flatMap((socket) => socket.sent.map(({ type }) => type)), sent)
     assert.deepEqual(connection.codes(), codes)
     t.mock.restoreAll()
     t.mock.timers.reset()
   }
 })
 
-test("the queue waits for websocket.ready when only that will tell, and new messages follow it", async (t) => {
+test("the queue waits for websocket.ready if no other identity is known, and new messages follow it", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
-  await comeBack(page, manager, () => ready(page, "u-1"))
+  await reopen(page, manager, () => ready(page, "u-1"))
 
   assert.equal(manager.state, "connecting")
   assert.equal(manager.sendJSON({ type: "meanwhile" }), false)
@@ -76,13 +76,13 @@ test("the queue waits for websocket.ready when only that will tell, and new mess
 
   assert.deepEqual(types(page), ["queued", "meanwhile"])
   assert.equal(manager.sendJSON({ type: "after" }), true)
-  assert.equal(page.timers.size, 1, "only the one that waits for a silence to ask about")
+  assert.equal(page.timers.size, 1, "only the timer of the next ping")
 })
 
-test("websocket.ready is waited for 1 s, then the queue is rejected and life goes on", async (t) => {
+test("the queue waits 1 s for websocket.ready, then it is rejected and the manager continues", async (t) => {
   const page = openPage(t)
   const { manager, states, codes } = page.connect()
-  await comeBack(page, manager, () => ready(page, "u-1"))
+  await reopen(page, manager, () => ready(page, "u-1"))
 
   page.tick(999 - PROOF)
   assert.deepEqual(codes(), [])
@@ -94,33 +94,33 @@ test("websocket.ready is waited for 1 s, then the queue is rejected and life goe
   assert.deepEqual(types(page), ["after"])
 })
 
-test("close() while websocket.ready is waited for leaves no timer", async (t) => {
+test("close() leaves no timer while the queue waits for websocket.ready", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
-  await comeBack(page, manager, () => ready(page, "u-1"))
+  await reopen(page, manager, () => ready(page, "u-1"))
 
   manager.close()
 
   assert.equal(page.timers.size, 0)
 })
 
-test("websocket.ready of a first connection, or a second one, disturbs no call", async (t) => {
+test("websocket.ready of a first or repeated connection affects no call", async (t) => {
   const page = openPage(t)
   const { manager, errors } = page.connect()
   page.socket.accept()
   const promise = manager.request({ type: "asked" })
   ready(page, "u-1")
   ready(page, "u-1")
-  page.socket.push({ key: page.socket.frames[0].reply_key, data: 1 })
+  page.socket.push({ key: page.socket.sent[0].reply_key, data: 1 })
 
   assert.equal(await promise, 1)
   assert.deepEqual(errors, [])
 })
 
-test("a socket that is closing when the wait for websocket.ready ends is sent nothing", async (t) => {
+test("nothing is sent on a closing socket when the wait for websocket.ready ends", async (t) => {
   const page = openPage(t)
   const { manager, errors } = page.connect("/ws/", null, { identity: "u-1" })
-  await comeBack(page, manager)
+  await reopen(page, manager)
   page.socket.readyState = 2
   page.tick(1000)
   page.socket.drop()
@@ -132,17 +132,17 @@ test("a socket that is closing when the wait for websocket.ready ends is sent no
   assert.deepEqual(errors, [])
 })
 
-test("options.identity speaks for a server that says nothing, but not against one that does", async (t) => {
-  for (const [say, sent, codes] of [
+test("options.identity counts if the server sends no identity, else that of the server counts", async (t) => {
+  for (const [identify, sent, codes] of [
     [(page) => page.tick(1000), ["queued"], []],
     [(page) => ready(page, "u-1"), ["queued"], []],
     [(page) => ready(page, "u-2"), [], ["user_changed", "user_changed"]],
   ]) {
     const page = openPage(t)
     const connection = page.connect("/ws/", null, { identity: "u-1" })
-    await comeBack(page, connection.manager)
+    await reopen(page, connection.manager)
     assert.deepEqual(types(page), [])
-    say(page)
+    identify(page)
 
     assert.deepEqual(types(page), sent)
     assert.deepEqual(connection.codes(), codes)
@@ -152,42 +152,42 @@ test("options.identity speaks for a server that says nothing, but not against on
   }
 })
 
-test("with no identity on either side what was queued is rejected as disconnected", async (t) => {
+test("without any identity the queue is rejected as disconnected", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect()
-  await comeBack(page, manager)
+  await reopen(page, manager)
 
   assert.deepEqual(types(page), [])
   assert.deepEqual(codes(), ["disconnected"])
   assert.equal(manager.sendJSON({ type: "after" }), true)
 })
 
-test("with no identity a message sent from the handler of open goes out", async (t) => {
+test("without an identity a message from the handler of open is sent", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   manager.on("state", ({ state }) => state === "open" && manager.sendJSON({ type: "subscribe" }))
-  await comeBack(page, manager)
+  await reopen(page, manager)
 
   assert.deepEqual(types(page), ["subscribe"])
 })
 
-test("an identity that is known only now says nothing about the queue", async (t) => {
+test("a new identity does not prove the user of the queue", async (t) => {
   const page = openPage(t)
   let identity
   let count = 0
   const ask = () => ({ token: `wst_${++count}`, identity })
   const { manager, codes } = page.connect("/ws/", ask)
-  await comeBack(page, manager, () => (identity = "u-1"))
+  await reopen(page, manager, () => (identity = "u-1"))
 
   assert.deepEqual(types(page), [])
   assert.deepEqual(codes(), ["disconnected"])
 })
 
-test("an identity that was unknown in between says nothing about the queue", async (t) => {
+test("an identity that was unknown in between does not prove the user of the queue", async (t) => {
   const page = openPage(t)
   const identities = ["u-1", null, "u-1"]
   const { manager, codes } = page.connect("/ws/", tokens(() => identities.shift()))
-  await comeBack(page, manager)
+  await reopen(page, manager)
   page.tick(1000)
   assert.deepEqual(codes(), ["disconnected"])
 
@@ -204,13 +204,13 @@ test("an identity that was unknown in between says nothing about the queue", asy
 test("null is no identity", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect("/ws/", tokens(() => null), { identity: null })
-  await comeBack(page, manager, () => ready(page, null))
+  await reopen(page, manager, () => ready(page, null))
 
   assert.deepEqual(codes(), ["disconnected"])
   assert.equal(manager.state, "open")
 })
 
-test("another user's token stops the manager before it is dialled: queue and requests are user_changed", async (t) => {
+test("another user's token stops the manager before the dial: queue and requests are user_changed", async (t) => {
   const page = openPage(t)
   const { manager, states, codes } = page.connect("/ws/", changingUser())
   await settled()
@@ -232,7 +232,7 @@ test("another user in websocket.ready stops the manager, even when it comes late
   for (const delay of [0, 5000]) {
     const page = openPage(t)
     const { manager } = page.connect()
-    await comeBack(page, manager, () => ready(page, "u-1"))
+    await reopen(page, manager, () => ready(page, "u-1"))
     page.tick(delay)
     const ends = []
     manager.request({ type: "asked" }).catch(({ code }) => ends.push(code))
@@ -249,10 +249,10 @@ test("another user in websocket.ready stops the manager, even when it comes late
   }
 })
 
-test("options.allowUserChange rejects the queue and goes on", async (t) => {
+test("options.allowUserChange rejects the queue and continues", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect("/ws/", changingUser(), { allowUserChange: true })
-  await comeBack(page, manager)
+  await reopen(page, manager)
 
   assert.equal(manager.state, "open")
   assert.deepEqual(codes(), ["user_changed", "user_changed"])
@@ -267,10 +267,10 @@ test("options.allowUserChange rejects the queue and goes on", async (t) => {
   assert.deepEqual(types(page), ["of the second user"])
 })
 
-test("reconnect() after user_changed goes on as the new user", async (t) => {
+test("reconnect() after user_changed continues as the new user", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect("/ws/", changingUser())
-  await comeBack(page, manager)
+  await reopen(page, manager)
   assert.equal(manager.state, "closed")
 
   manager.reconnect()
@@ -282,10 +282,10 @@ test("reconnect() after user_changed goes on as the new user", async (t) => {
   assert.deepEqual(types(page), ["of the second user"])
 })
 
-test("the token's word for a connection is not contradicted by websocket.ready", async (t) => {
+test("the identity of the token counts more than that of websocket.ready", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect("/ws/", tokens("bob"))
-  await comeBack(page, manager, () => ready(page, "opaque"))
+  await reopen(page, manager, () => ready(page, "opaque"))
   ready(page, "opaque")
 
   assert.equal(manager.state, "open")
@@ -297,7 +297,7 @@ for (const [name, token] of [
   ["a token function", () => tokens()],
   ["a token string", () => "wst_a"],
 ]) {
-  test(`with ${name}, a page of options.identity sends nothing to a server that greets another user`, async (t) => {
+  test(`with ${name}, a page with options.identity sends nothing if the server has another user`, async (t) => {
     const page = openPage(t)
     const { manager, codes } = page.connect("/ws/", token(), { identity: "ada" })
     manager.sendJSON({ type: "transfer" })
@@ -312,10 +312,10 @@ for (const [name, token] of [
   })
 }
 
-test("a link that is lost before its server has spoken does not forget whose the queue is", async (t) => {
+test("a connection that is lost before websocket.ready does not change the user of the queue", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect()
-  await comeBack(page, manager, () => ready(page, "u-1"))
+  await reopen(page, manager, () => ready(page, "u-1"))
   page.socket.drop()
   await page.pass(2300)
   page.socket.accept()
@@ -325,12 +325,12 @@ test("a link that is lost before its server has spoken does not forget whose the
   assert.deepEqual(codes(), [])
 })
 
-test("open is told when messages go out: what its handler sends is sent", async (t) => {
+test("messages can be sent in the handler of open", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect()
   const sent = []
   manager.on("state", ({ state }) => state === "open" && sent.push(manager.sendJSON({ type: "subscribe" })))
-  await comeBack(page, manager, () => ready(page, "u-1"))
+  await reopen(page, manager, () => ready(page, "u-1"))
   assert.equal(manager.state, "connecting")
 
   page.tick(1000)

@@ -8,21 +8,21 @@ const MINUTE = 60 * SECOND
 
 const wakes = {
   "becoming visible": (page) => page.show(true),
-  "resume": (page) => page.document.tell("resume"),
-  "pageshow": (page) => page.window.tell("pageshow", { persisted: true }),
-  "online": (page) => page.window.tell("online"),
+  "resume": (page) => page.document.dispatch("resume"),
+  "pageshow": (page) => page.window.dispatch("pageshow", { persisted: true }),
+  "online": (page) => page.window.dispatch("online"),
 }
 
 const leavings = {
-  "freeze": (page) => page.document.tell("freeze"),
-  "pagehide": (page) => page.window.tell("pagehide", { persisted: true }),
+  "freeze": (page) => page.document.dispatch("freeze"),
+  "pagehide": (page) => page.window.dispatch("pagehide", { persisted: true }),
 }
 
 function wakeInEveryWay(page) {
   for (const wake of Object.values(wakes)) wake(page)
 }
 
-/** A page with a token function, whose socket is open and has said that its server answers pings. */
+/** A page with a token function and an open socket, which has received websocket.ready. */
 async function openReady(t, options) {
   const page = openPage(t)
   const ask = tokens("u-1")
@@ -33,11 +33,11 @@ async function openReady(t, options) {
   return { page, asked: ask.questions, ...connection }
 }
 
-const pings = (page) => page.socket.frames.filter(({ type }) => type === "websocket.ping").length
+const pings = (page) => page.socket.sent.filter(({ type }) => type === "websocket.ping").length
 const shown = (states) => states.map(({ state, reason, delay }) => [state, reason, delay])
 
 for (const [name, wake] of Object.entries(wakes)) {
-  test(`${name}: a live link has 3 s for a sign of life`, async (t) => {
+  test(`${name}: an open connection has 3 s to answer`, async (t) => {
     const { page, manager, states } = await openReady(t)
     wake(page)
     assert.equal(pings(page), 1)
@@ -54,7 +54,7 @@ for (const [name, wake] of Object.entries(wakes)) {
     assert.equal(states.at(-1).reason, "timeout")
   })
 
-  test(`${name}: who waits dials at once`, async (t) => {
+  test(`${name}: a waiting manager dials at once`, async (t) => {
     const { page, manager, states, asked } = await openReady(t)
     page.socket.drop()
     assert.equal(manager.state, "waiting")
@@ -67,7 +67,7 @@ for (const [name, wake] of Object.entries(wakes)) {
     assert.deepEqual(shown(states).at(-1), ["connecting", "wake", 0])
   })
 
-  test(`${name}: a dial under way is left alone`, async (t) => {
+  test(`${name}: a running dial is not changed`, async (t) => {
     const page = openPage(t)
     const ask = tokens()
     const { manager } = page.connect("/ws/", ask)
@@ -82,7 +82,7 @@ for (const [name, wake] of Object.entries(wakes)) {
   })
 }
 
-test("all wake events of one moment make one dial and one token call", async (t) => {
+test("simultaneous wake events cause one dial and one token call", async (t) => {
   const { page, asked } = await openReady(t)
   page.socket.drop()
 
@@ -95,7 +95,7 @@ test("all wake events of one moment make one dial and one token call", async (t)
   assert.equal(page.sockets.length, 2)
 })
 
-test("all wake events of one moment make one ping", async (t) => {
+test("simultaneous wake events cause one ping", async (t) => {
   const { page } = await openReady(t)
 
   wakeInEveryWay(page)
@@ -104,7 +104,7 @@ test("all wake events of one moment make one ping", async (t) => {
   assert.equal(pings(page), 1)
 })
 
-test("a wake while a ping is out gives the answer 3 s, and further wakes give it no more", async (t) => {
+test("a wake during a ping limits its answer to 3 s, and further wakes do not extend the limit", async (t) => {
   const { page, manager } = await openReady(t)
   await page.pass(27 * SECOND)
   for (let second = 0; second < 3; second++) {
@@ -116,7 +116,7 @@ test("a wake while a ping is out gives the answer 3 s, and further wakes give it
   assert.equal(manager.state, "waiting")
 })
 
-test("an hour's sleep in the middle of a dial ends in one dial, whatever comes first", async (t) => {
+test("a sleep of an hour during a dial is followed by one dial, whichever event comes first", async (t) => {
   for (const order of [["wake", "timers"], ["timers", "wake"]]) {
     const page = openPage(t)
     const ask = tokens()
@@ -135,7 +135,7 @@ test("an hour's sleep in the middle of a dial ends in one dial, whatever comes f
   }
 })
 
-test("going hidden asks the link nothing, and a connected hidden page stays connected", async (t) => {
+test("a page that becomes hidden sends no ping, and stays connected", async (t) => {
   const { page, manager } = await openReady(t)
   page.show(false)
   assert.equal(pings(page), 0)
@@ -149,7 +149,7 @@ test("going hidden asks the link nothing, and a connected hidden page stays conn
   assert.equal(page.sockets.length, 1)
 })
 
-test("while hidden nobody dials again, and the event says so; becoming visible dials at once", async (t) => {
+test("a hidden page does not dial, its event has the reason, and it dials at once when visible", async (t) => {
   const { page, states, asked } = await openReady(t)
   page.show(false)
   page.socket.drop()
@@ -170,7 +170,7 @@ test("while hidden nobody dials again, and the event says so; becoming visible d
 
 for (const [name, wake] of Object.entries(wakes)) {
   if (name === "becoming visible") continue
-  test(`${name}: a page that is still hidden goes on waiting`, async (t) => {
+  test(`${name}: a page that is still hidden does not dial`, async (t) => {
     const { page, asked } = await openReady(t)
     page.show(false)
     page.socket.drop()
@@ -183,7 +183,7 @@ for (const [name, wake] of Object.entries(wakes)) {
   })
 }
 
-test("whether the page is hidden is read at the moment of the dial", async (t) => {
+test("document.hidden is read when the dial is due", async (t) => {
   const { page, asked } = await openReady(t)
   page.document.hidden = true
   page.socket.drop()
@@ -197,7 +197,7 @@ test("whether the page is hidden is read at the moment of the dial", async (t) =
   assert.equal(asked.length, 2)
 })
 
-test("the first dial, and one that is asked for, wait for nobody's eyes", async (t) => {
+test("the first dial and reconnect() also work in a hidden page", async (t) => {
   const page = openPage(t, { document: { hidden: true } })
   const { manager } = page.connect()
   assert.equal(page.sockets.length, 1)
@@ -209,27 +209,27 @@ test("the first dial, and one that is asked for, wait for nobody's eyes", async 
   assert.equal(page.sockets.length, 2)
 })
 
-test("going offline asks a live link for a sign of life within 3 s", async (t) => {
+test("offline gives an open connection 3 s to answer", async (t) => {
   const { page, manager } = await openReady(t)
-  page.window.tell("offline")
+  page.window.dispatch("offline")
   assert.equal(pings(page), 1)
   page.socket.push({ key: "websocket.pong" })
   await page.pass(20 * SECOND)
-  assert.equal(manager.state, "open", "a server on this machine is there all the same")
+  assert.equal(manager.state, "open", "a server on the same machine still answers")
 
-  page.window.tell("offline")
+  page.window.dispatch("offline")
   await page.pass(3 * SECOND)
 
   assert.equal(manager.state, "waiting")
 })
 
-test("dials go on while offline, at the usual pace, and online starts anew", async (t) => {
+test("while offline the dials continue with the usual waits, and online resets them", async (t) => {
   const { page, states } = await openReady(t)
-  page.window.tell("offline")
+  page.window.dispatch("offline")
   page.socket.drop()
   const begun = page.sockets.length
   for (let second = 0; second < 60; second++) {
-    page.window.tell("offline")
+    page.window.dispatch("offline")
     if (page.socket.readyState === 0) page.socket.drop()
     await page.pass(SECOND)
   }
@@ -238,14 +238,14 @@ test("dials go on while offline, at the usual pace, and online starts anew", asy
   if (page.socket.readyState === 0) page.socket.drop()
   assert.ok(states.at(-1).delay > 7000)
 
-  page.window.tell("online")
+  page.window.dispatch("online")
   await settled()
   assert.equal(page.sockets.length - begun, dials + 1)
   page.socket.drop()
   assert.equal(states.at(-1).delay, 1700)
 })
 
-test("no wake shortens what the server has asked for", async (t) => {
+test("no wake shortens a wait that the server has requested", async (t) => {
   for (const [name, wait, refuse] of [
     ["4429", 30, async (page) => page.socket.drop(4429)],
     ["Retry-After", 7, async (page) => (page.socket.drop(), await page.pass(1700))],
@@ -276,7 +276,7 @@ test("no wake shortens what the server has asked for", async (t) => {
   }
 })
 
-test("no wake shortens the 3 s before the second question after 4410", async (t) => {
+test("no wake shortens the 3 s before the second token request after 4410", async (t) => {
   const page = openPage(t)
   let asked = 0
   const ask = () => {
@@ -298,7 +298,7 @@ test("no wake shortens the 3 s before the second question after 4410", async (t)
 })
 
 for (const [name, leave] of Object.entries(leavings)) {
-  test(`${name}: the link is closed, its calls are disconnected, and nobody dials until the page is back`, async (t) => {
+  test(`${name}: the connection is closed, its calls are disconnected, and the next dial waits for the page`, async (t) => {
     const { page, manager, states, asked } = await openReady(t)
     const [socket] = page.sockets
     const rejected = assert.rejects(manager.request({ type: "a" }), { code: "disconnected" })
@@ -318,7 +318,7 @@ for (const [name, leave] of Object.entries(leavings)) {
     assert.equal(manager.state, "open")
   })
 
-  test(`${name}: a dial under way is given up, and its token is never used`, async (t) => {
+  test(`${name}: a running dial is ended, and its token is never used`, async (t) => {
     const page = openPage(t)
     const asked = []
     page.connect("/ws/", ({ signal }) => new Promise((answer) => asked.push({ signal, answer })))
@@ -329,14 +329,14 @@ for (const [name, leave] of Object.entries(leavings)) {
     await page.pass(MINUTE)
     assert.equal(page.sockets.length, 0)
 
-    page.document.tell("resume")
+    page.document.dispatch("resume")
     asked[1].answer("fresh")
     await settled()
 
     assert.deepEqual(page.sockets.map(({ url }) => url), ["wss://example.com/ws/fresh"])
   })
 
-  test(`${name}: what was queued is kept, and told when its time is over by the clock`, async (t) => {
+  test(`${name}: the queue is kept, and a message times out by the clock`, async (t) => {
     const page = openPage(t)
     const { manager, codes } = page.connect("/ws/", tokens("u-1"))
     manager.sendJSON({ type: "old" })
@@ -344,16 +344,16 @@ for (const [name, leave] of Object.entries(leavings)) {
     manager.sendJSON({ type: "new" })
     leave(page)
     page.sleep(20 * SECOND)
-    page.document.tell("resume")
+    page.document.dispatch("resume")
     await settled()
     page.socket.accept()
     page.tick(100)
 
     assert.deepEqual(codes(), ["timeout"])
-    assert.deepEqual(page.socket.frames, [{ type: "new" }])
+    assert.deepEqual(page.socket.sent, [{ type: "new" }])
   })
 
-  test(`${name}: a link that could not come back is kept`, async (t) => {
+  test(`${name}: a connection without a source of new tokens is kept`, async (t) => {
     const page = openPage(t)
     const { manager } = page.connect("/ws/", "wst_a")
     page.socket.accept()
@@ -365,7 +365,7 @@ for (const [name, leave] of Object.entries(leavings)) {
     assert.equal(page.socket.readyState, 1)
   })
 
-  test(`${name}: no wait goes on in a page that is left`, async (t) => {
+  test(`${name}: the wait for the next dial stops`, async (t) => {
     const { page, states, asked } = await openReady(t)
     page.socket.drop()
     leave(page)
@@ -377,13 +377,13 @@ for (const [name, leave] of Object.entries(leavings)) {
   })
 }
 
-test("a page from the back/forward cache does not forget what the server had asked for", async (t) => {
+test("a page from the back/forward cache keeps the wait that the server has requested", async (t) => {
   const { page, asked } = await openReady(t)
   page.socket.drop(4429)
-  page.window.tell("pagehide", { persisted: true })
+  page.window.dispatch("pagehide", { persisted: true })
   await page.pass(5 * SECOND)
 
-  page.window.tell("pageshow", { persisted: true })
+  page.window.dispatch("pageshow", { persisted: true })
   await page.pass(25 * SECOND - 1)
   assert.equal(asked.length, 1)
   await page.pass(1)
@@ -392,14 +392,14 @@ test("a page from the back/forward cache does not forget what the server had ask
 })
 
 const moments = {
-  "while a token is asked for": async () => {},
+  "while a token is requested": async () => {},
   "while dialling": () => settled(),
   "while open": async (page) => {
     await settled()
     page.socket.accept()
     page.socket.push({ key: "websocket.ready", identity: "u-1" })
   },
-  "while a ping is out": async (page) => {
+  "during a ping": async (page) => {
     await moments["while open"](page)
     await page.pass(26 * SECOND)
   },
@@ -407,7 +407,7 @@ const moments = {
     await settled()
     page.socket.drop()
   },
-  "while waiting unseen": async (page) => {
+  "while waiting hidden": async (page) => {
     page.show(false)
     await settled()
     page.socket.drop()
@@ -415,7 +415,7 @@ const moments = {
   },
   "while frozen": async (page) => {
     await settled()
-    page.document.tell("freeze")
+    page.document.dispatch("freeze")
   },
   "after a code that stops": async (page) => {
     await settled()
@@ -424,7 +424,7 @@ const moments = {
 }
 
 for (const [moment, reach] of Object.entries(moments)) {
-  test(`close() ${moment} beats every wake: no socket, no timer and no listener of the page is left`, async (t) => {
+  test(`close() ${moment} leaves no socket, timer or page listener, and no wake changes that`, async (t) => {
     const page = openPage(t)
     const ask = tokens("u-1")
     const { manager, states } = page.connect("/ws/", ask)
@@ -445,7 +445,7 @@ for (const [moment, reach] of Object.entries(moments)) {
     assert.ok(page.sockets.every(({ readyState }) => readyState >= 2))
   })
 
-  test(`reconnect() ${moment} listens to the page once`, async (t) => {
+  test(`reconnect() ${moment} adds the page listeners once`, async (t) => {
     const page = openPage(t)
     const ask = tokens("u-1")
     const { manager } = page.connect("/ws/", ask)
@@ -468,7 +468,7 @@ for (const [moment, reach] of Object.entries(moments)) {
   })
 }
 
-test("whoever is made to reconnect from the event of close() listens to the page again", async (t) => {
+test("reconnect() from inside the event of close() adds the page listeners again", async (t) => {
   const { page, manager } = await openReady(t)
   const { listening } = page
   manager.on("state", ({ state }) => state === "closed" && manager.reconnect(), { once: true })
@@ -480,8 +480,8 @@ test("whoever is made to reconnect from the event of close() listens to the page
 })
 
 const emissions = {
-  "of a link that is left": ["hidden", (page) => page.document.tell("freeze")],
-  "of a wait that goes on unseen": ["hidden", (page) => (page.show(false), page.socket.drop(), page.pass(1700))],
+  "of a frozen page": ["hidden", (page) => page.document.dispatch("freeze")],
+  "of a wait in a hidden page": ["hidden", (page) => (page.show(false), page.socket.drop(), page.pass(1700))],
   "of a wake": ["wake", (page) => (page.socket.drop(), page.show(true))],
 }
 
@@ -522,13 +522,13 @@ for (const act of ["close", "reconnect"]) {
   })
 }
 
-test("a worker has a window's network events and no document", async (t) => {
+test("a worker has the network events of a window and no document", async (t) => {
   const page = openPage(t, { document: null })
   const { manager } = page.connect()
   assert.ok(page.listening > 0)
   page.socket.drop()
 
-  page.window.tell("online")
+  page.window.dispatch("online")
 
   assert.equal(page.sockets.length, 2)
   page.socket.drop()
@@ -538,7 +538,7 @@ test("a worker has a window's network events and no document", async (t) => {
   assert.equal(page.listening, 0)
 })
 
-test("where there are neither window nor document nothing is missed", async (t) => {
+test("the manager works without window and document", async (t) => {
   const page = openPage(t, { document: null })
   delete globalThis.addEventListener
   delete globalThis.removeEventListener
@@ -552,7 +552,7 @@ test("where there are neither window nor document nothing is missed", async (t) 
   manager.close()
 })
 
-test("loading the script listens to nothing; only a manager does", (t) => {
+test("loading the script adds no listener; only a manager does", (t) => {
   const page = openPage(t)
   assert.equal(page.listening, 0)
 

@@ -10,68 +10,68 @@ function openManager(t) {
   return { page, ...connection, push: (key) => page.socket.push({ key }) }
 }
 
-test("a push reaches the listeners of its key as the whole frame, in order", (t) => {
+test("a push reaches the listeners of its key as the whole message, in order", (t) => {
   const { page, manager } = openManager(t)
-  const heard = []
-  manager.addMessageListener("news", (frame) => heard.push(["first", frame]))
-  manager.addMessageListener("news", (frame) => heard.push(["second", frame]))
-  manager.addMessageListener("other", (frame) => heard.push(["other", frame]))
+  const received = []
+  manager.addMessageListener("news", (message) => received.push(["first", message]))
+  manager.addMessageListener("news", (message) => received.push(["second", message]))
+  manager.addMessageListener("other", (message) => received.push(["other", message]))
 
   page.socket.push({ key: "news", data: 1, error: "mine" })
 
-  const frame = { key: "news", data: 1, error: "mine" }
-  assert.deepEqual(heard, [["first", frame], ["second", frame]])
+  const message = { key: "news", data: 1, error: "mine" }
+  assert.deepEqual(received, [["first", message], ["second", message]])
 })
 
 test("listeners survive reconnects", (t) => {
   const { page, manager, push } = openManager(t)
-  let heard = 0
-  manager.addMessageListener("news", () => heard++)
+  let received = 0
+  manager.addMessageListener("news", () => received++)
 
   page.socket.drop()
   page.tick(1700)
   page.socket.accept()
   push("news")
 
-  assert.equal(heard, 1)
+  assert.equal(received, 1)
 })
 
-test("addMessageListener() returns its own undo", (t) => {
+test("addMessageListener() returns a function that removes the listener", (t) => {
   const { manager, push } = openManager(t)
-  let heard = 0
-  const listen = () => heard++
+  let received = 0
+  const listen = () => received++
   manager.addMessageListener("news", () => {})
   const undo = manager.addMessageListener("news", listen)
   undo()
   push("news")
-  assert.equal(heard, 0)
+  assert.equal(received, 0)
 
   manager.addMessageListener("news", listen)
   undo()
   push("news")
-  assert.equal(heard, 1, "an old undo does not undo a later addition")
+  assert.equal(received, 1, "an old undo does not undo a later addition")
 })
 
-test("the same pair twice counts once", (t) => {
+test("the same pair of key and handler counts once", (t) => {
   const { manager, push } = openManager(t)
-  let heard = 0
-  const listen = () => heard++
+  let received = 0
+  const listen = () => received++
   for (const which of [0, 1]) {
-    heard = 0
+    received = 0
     const undos = [manager.addMessageListener("news", listen), manager.addMessageListener("news", listen)]
     push("news")
-    assert.equal(heard, 1)
+    assert.equal(received, 1)
 
     undos[which]()
     push("news")
-    assert.equal(heard, 1, "either undo ends it")
+    assert.equal(received, 1, "each undo removes it")
   }
 })
 
-test("removeMessageListener() removes a pair, and an unknown pair is nothing", (t) => {
+test("removeMessageListener() removes a pair and ignores an unknown one", (t) => {
   const { manager, push } = openManager(t)
-  let heard = 0
-  const listen = () => heard++
+  let received = 0
+  const listen = () => received++
   manager.addMessageListener("news", listen)
   manager.removeMessageListener("other", listen)
   manager.removeMessageListener("news", () => {})
@@ -79,16 +79,16 @@ test("removeMessageListener() removes a pair, and an unknown pair is nothing", (
   manager.removeMessageListener("news", listen)
   push("news")
 
-  assert.equal(heard, 1)
+  assert.equal(received, 1)
 })
 
-test("{once} hears one frame, even when its handler causes another", (t) => {
+test("{once} receives one message, even if its handler causes another", (t) => {
   const { manager, push } = openManager(t)
-  let heard = 0
+  let received = 0
   manager.addMessageListener(
     "news",
     () => {
-      heard++
+      received++
       push("news")
     },
     { once: true },
@@ -97,44 +97,44 @@ test("{once} hears one frame, even when its handler causes another", (t) => {
   push("news")
   push("news")
 
-  assert.equal(heard, 1)
+  assert.equal(received, 1)
 })
 
-test("{signal} ends the listening, and an aborted one never begins it", (t) => {
+test("{signal} removes the listener, and with an aborted signal none is added", (t) => {
   const { manager, push } = openManager(t)
   const controller = new AbortController()
-  let heard = 0
-  manager.addMessageListener("news", () => heard++, { signal: controller.signal })
-  manager.addMessageListener("news", () => heard++, { signal: AbortSignal.abort() })
+  let received = 0
+  manager.addMessageListener("news", () => received++, { signal: controller.signal })
+  manager.addMessageListener("news", () => received++, { signal: AbortSignal.abort() })
 
   push("news")
   controller.abort()
   push("news")
 
-  assert.equal(heard, 1)
+  assert.equal(received, 1)
 })
 
-test("a throwing listener harms neither the others nor the socket", (t) => {
+test("an error of a listener affects neither the others nor the socket", (t) => {
   const { manager, push, errors } = openManager(t)
   const cause = new Error("mine")
-  let heard = 0
+  let received = 0
   manager.addMessageListener("news", () => {
     throw cause
   })
-  manager.addMessageListener("news", () => heard++)
+  manager.addMessageListener("news", () => received++)
 
   push("news")
 
-  assert.equal(heard, 1)
+  assert.equal(received, 1)
   assert.equal(manager.state, "open")
   assert.deepEqual(errors.map((error) => [error.code, error.cause]), [["handler_failed", cause]])
 })
 
-test("throwing error and state handlers harm nothing and end in no loop", (t) => {
+test("errors of error and state handlers affect nothing and cause no loop", (t) => {
   const { page, manager, push } = openManager(t)
-  let told = 0
+  let reported = 0
   manager.on("error", () => {
-    told++
+    reported++
     throw new Error("mine")
   })
   manager.on("state", () => {
@@ -147,49 +147,49 @@ test("throwing error and state handlers harm nothing and end in no loop", (t) =>
   push("error")
   page.socket.drop()
 
-  assert.equal(told, 2)
+  assert.equal(reported, 2)
   assert.equal(manager.state, "waiting")
 })
 
-test("what is removed during a dispatch is not called, what is added waits for the next", (t) => {
+test("a listener removed during a dispatch is not called, an added one waits for the next message", (t) => {
   const { manager, push } = openManager(t)
-  const heard = []
-  const removed = () => heard.push("removed")
+  const received = []
+  const removed = () => received.push("removed")
   manager.addMessageListener("news", () => {
-    heard.push("first")
+    received.push("first")
     manager.removeMessageListener("news", removed)
-    manager.addMessageListener("news", () => heard.push("added"))
+    manager.addMessageListener("news", () => received.push("added"))
   })
   manager.addMessageListener("news", removed)
-  manager.addMessageListener("news", () => heard.push("last"))
+  manager.addMessageListener("news", () => received.push("last"))
 
   push("news")
 
-  assert.deepEqual(heard, ["first", "last"])
+  assert.deepEqual(received, ["first", "last"])
 })
 
-test("__proto__ and constructor are only keys", (t) => {
+test("__proto__ and constructor are ordinary keys", (t) => {
   const { page, manager } = openManager(t)
-  const heard = []
-  for (const key of ["__proto__", "constructor"]) manager.addMessageListener(key, (frame) => heard.push(frame.key))
+  const received = []
+  for (const key of ["__proto__", "constructor"]) manager.addMessageListener(key, (message) => received.push(message.key))
 
   page.socket.onmessage({ data: '{"key": "__proto__", "__proto__": {"polluted": true}}' })
   page.socket.onmessage({ data: '{"key": "constructor"}' })
 
-  assert.deepEqual(heard, ["__proto__", "constructor"])
+  assert.deepEqual(received, ["__proto__", "constructor"])
   assert.equal({}.polluted, undefined)
 })
 
-test("on() returns its own undo", (t) => {
+test("on() returns a function that removes the handler", (t) => {
   const { page, manager } = openManager(t)
-  let heard = 0
-  const undo = manager.on("state", () => heard++)
+  let received = 0
+  const undo = manager.on("state", () => received++)
 
   page.socket.drop()
   undo()
   page.tick(1700)
 
-  assert.equal(heard, 1)
+  assert.equal(received, 1)
 })
 
 test("a key that is no string and a handler that is no function throw a TypeError", (t) => {
@@ -200,24 +200,24 @@ test("a key that is no string and a handler that is no function throw a TypeErro
   assert.throws(() => manager.on("state", null), { name: "TypeError", message: /handler/ })
 })
 
-test("a listener that removes all listeners of its key harms nothing", (t) => {
+test("a listener can remove all listeners of its key", (t) => {
   const page = openPage(t)
   const { manager, errors } = page.connect()
-  const heard = []
+  const received = []
   const undo = [
     manager.addMessageListener("news", () => undo.forEach((each) => each())),
-    manager.addMessageListener("news", () => heard.push("second")),
+    manager.addMessageListener("news", () => received.push("second")),
   ]
   page.socket.accept()
 
   page.socket.push({ key: "news" })
   page.socket.push({ key: "news" })
 
-  assert.deepEqual(heard, [])
+  assert.deepEqual(received, [])
   assert.deepEqual(errors, [])
 })
 
-test("a listener that was undone has left its signal", (t) => {
+test("a removed listener has no listener on its signal", (t) => {
   const { signal } = new AbortController()
   const listening = new Set()
   signal.addEventListener = (_, listener) => listening.add(listener)

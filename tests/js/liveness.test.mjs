@@ -6,7 +6,7 @@ import { openPage, settled, tokens } from "./support.mjs"
 const PING = { type: "websocket.ping" }
 const SECOND = 1000
 
-/** A page whose socket is open and has said that its server answers pings. */
+/** A page with an open socket, which has received websocket.ready. */
 function openReady(t, options) {
   const page = openPage(t)
   const connection = page.connect("/ws/", null, options)
@@ -15,34 +15,34 @@ function openReady(t, options) {
   return { page, ...connection }
 }
 
-const pings = (socket) => socket.frames.filter(({ type }) => type === "websocket.ping").length
+const pings = (socket) => socket.sent.filter(({ type }) => type === "websocket.ping").length
 const pong = (page) => page.socket.push({ key: "websocket.pong" })
 
-/** Milliseconds from now until the manager leaves its link, to the tenth of a second; `limit` if it does not. */
+/** Milliseconds until the manager closes its connection, in steps of 100, or `limit` if it stays open. */
 function lifetime(page, manager, limit = 300 * SECOND) {
   let ms = 0
   for (; ms < limit && manager.state === "open"; ms += 100) page.tick(100)
   return ms
 }
 
-test("after 25 s of silence there is one ping, and after its answer 25 s of peace", (t) => {
+test("after 25 s of silence there is one ping, and 25 s after its answer the next one", (t) => {
   const { page, manager } = openReady(t)
 
   page.tick(25 * SECOND - 1)
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
   page.tick(1)
-  assert.deepEqual(page.socket.frames, [PING])
+  assert.deepEqual(page.socket.sent, [PING])
   page.tick(9 * SECOND)
   pong(page)
   page.tick(25 * SECOND - 1)
   assert.equal(pings(page.socket), 1)
   page.tick(1)
 
-  assert.deepEqual(page.socket.frames, [PING, PING])
+  assert.deepEqual(page.socket.sent, [PING, PING])
   assert.equal(manager.state, "open")
 })
 
-test("a half-open link is noticed after 35 s, closed, and dialled anew", (t) => {
+test("a half-open connection is noticed after 35 s, closed, and followed by a new dial", (t) => {
   const { page, manager, states } = openReady(t)
   const [dead] = page.sockets
 
@@ -54,10 +54,10 @@ test("a half-open link is noticed after 35 s, closed, and dialled anew", (t) => 
   assert.equal(page.sockets.length, 2)
 })
 
-test("a dead socket may end late, and what it says then changes nothing", (t) => {
+test("late events of a dead socket change nothing", (t) => {
   const { page, manager } = openReady(t)
-  const heard = []
-  manager.addMessageListener("news", (frame) => heard.push(frame))
+  const received = []
+  manager.addMessageListener("news", (message) => received.push(message))
   const [dead] = page.sockets
   lifetime(page, manager)
   page.tick(1700)
@@ -67,12 +67,12 @@ test("a dead socket may end late, and what it says then changes nothing", (t) =>
   dead.push({ key: "news" })
   dead.drop(4403)
 
-  assert.deepEqual(heard, [])
+  assert.deepEqual(received, [])
   assert.equal(manager.state, "open")
   assert.equal(page.sockets.length, 2)
 })
 
-test("what was sent on a link that proves dead is disconnected, and never sent again", async (t) => {
+test("calls sent on a dead connection are disconnected, and never sent again", async (t) => {
   const { page, manager, codes } = openReady(t, { identity: "u-1" })
   const ends = []
   manager.request({ type: "a" }, { timeout: Infinity }).catch(({ code }) => ends.push(code))
@@ -85,16 +85,16 @@ test("what was sent on a link that proves dead is disconnected, and never sent a
 
   assert.deepEqual(ends, ["disconnected"])
   assert.deepEqual(codes(), [])
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
 for (const [name, data] of [
   ["a push", '{"key": "news"}'],
-  ["a reply to nobody", '{"key": "unknown", "data": 1}'],
+  ["a reply to an unknown call", '{"key": "unknown", "data": 1}'],
   ["an error", '{"key": "websocket.error", "error": {"code": "rate_limited"}}'],
-  ["a frame that cannot be read", "}"],
+  ["a message that is not JSON", "}"],
 ]) {
-  test(`${name} is a sign of life as good as a pong`, (t) => {
+  test(`${name} counts like a pong`, (t) => {
     const { page, manager } = openReady(t)
     page.tick(30 * SECOND)
     assert.equal(pings(page.socket), 1)
@@ -105,7 +105,7 @@ for (const [name, data] of [
   })
 }
 
-test("a plain consumer is never sent a websocket.* frame, and its silent socket lives", (t) => {
+test("a plain consumer receives no websocket.* message, and its idle connection stays open", (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect()
   page.socket.accept()
@@ -116,28 +116,28 @@ test("a plain consumer is never sent a websocket.* frame, and its silent socket 
 
   for (let minute = 0; minute < 60; minute++) {
     page.tick(60 * SECOND)
-    page.window.tell("online")
-    page.window.tell("offline")
+    page.window.dispatch("online")
+    page.window.dispatch("offline")
   }
 
   assert.equal(manager.state, "open")
   assert.deepEqual(codes(), ["timeout"])
-  assert.deepEqual(page.socket.frames.map(({ type }) => type), ["a", "b"])
+  assert.deepEqual(page.socket.sent.map(({ type }) => type), ["a", "b"])
 })
 
-test("each socket says for itself whether its server answers pings", (t) => {
+test("websocket.ready counts only for the socket that received it", (t) => {
   const { page, manager } = openReady(t, { identity: "u-1" })
   page.socket.drop()
   page.tick(1700)
   page.socket.accept()
 
   page.tick(60 * SECOND)
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
   page.socket.push({ key: "websocket.ready", identity: "u-1" })
   page.tick(25 * SECOND)
 
   assert.equal(manager.state, "open")
-  assert.deepEqual(page.socket.frames, [PING])
+  assert.deepEqual(page.socket.sent, [PING])
 })
 
 const ways = {
@@ -148,7 +148,7 @@ const ways = {
 }
 
 for (const [way, send] of Object.entries(ways)) {
-  test(`a call ${way} may hold up the pong for 120 s`, (t) => {
+  test(`a call ${way} may delay the pong for 120 s`, (t) => {
     const { page, manager } = openReady(t)
     page.tick(20 * SECOND)
     send(manager)
@@ -157,10 +157,10 @@ for (const [way, send] of Object.entries(ways)) {
     assert.equal(manager.state, "open")
     pong(page)
 
-    assert.equal(lifetime(page, manager), 35 * SECOND, "and once something came it is over")
+    assert.equal(lifetime(page, manager), 35 * SECOND, "the call does not count after a message has arrived")
   })
 
-  test(`120 s after a call ${way} a link that said nothing is dead`, (t) => {
+  test(`120 s after a call ${way} a silent connection is dead`, (t) => {
     const { page, manager } = openReady(t)
     page.tick(20 * SECOND)
     send(manager)
@@ -169,7 +169,7 @@ for (const [way, send] of Object.entries(ways)) {
   })
 }
 
-test("a call sent after the ping may hold up the pong too", (t) => {
+test("a call sent after the ping may delay the pong too", (t) => {
   const { page, manager } = openReady(t)
   page.tick(34 * SECOND)
   manager.sendJSON({ type: "slow" })
@@ -177,16 +177,16 @@ test("a call sent after the ping may hold up the pong too", (t) => {
   assert.equal(lifetime(page, manager), 120 * SECOND)
 })
 
-test("a call that came before the last frame is no excuse", (t) => {
+test("a call sent before the last message does not extend the limit", (t) => {
   const { page, manager } = openReady(t)
   manager.sendJSON({ type: "a" })
   manager.request({ type: "b" })
-  page.socket.push({ key: page.socket.frames[1].reply_key, data: 1 })
+  page.socket.push({ key: page.socket.sent[1].reply_key, data: 1 })
 
   assert.equal(lifetime(page, manager), 35 * SECOND)
 })
 
-test("a call without its reply may still be running, whatever else was heard", (t) => {
+test("a call without its reply extends the limit, even if other messages have arrived", (t) => {
   const { page, manager } = openReady(t)
   manager.request({ type: "slow" }, { timeout: Infinity }).catch(() => {})
   page.tick(10 * SECOND)
@@ -195,15 +195,15 @@ test("a call without its reply may still be running, whatever else was heard", (
   assert.equal(lifetime(page, manager), 110 * SECOND)
 })
 
-test("a stream that flows runs beside the pongs, and is no excuse", (t) => {
+test("a stream with parts does not extend the limit", (t) => {
   const { page, manager } = openReady(t)
   manager.stream({ type: "flow" })
-  page.socket.push({ key: page.socket.frames[0].reply_key, data: 1, more: true })
+  page.socket.push({ key: page.socket.sent[0].reply_key, data: 1, more: true })
 
   assert.equal(lifetime(page, manager), 35 * SECOND)
 })
 
-test("after the machine has slept a link has 3 s to answer", (t) => {
+test("after a sleep of the machine a connection has 3 s to answer", (t) => {
   for (const [answer, expected] of [
     [() => {}, 3 * SECOND],
     [pong, 35 * SECOND],
@@ -221,7 +221,7 @@ test("after the machine has slept a link has 3 s to answer", (t) => {
   }
 })
 
-test("an answer that arrived during the sleep is heard before the link is given up", (t) => {
+test("an answer that arrived during the sleep keeps the connection open", (t) => {
   for (const [answer, expected] of [
     [() => {}, 3 * SECOND],
     [pong, 35 * SECOND],
@@ -242,10 +242,10 @@ test("an answer that arrived during the sleep is heard before the link is given 
 })
 
 for (const [name, answers, state] of [
-  ["lives when it answers", true, "open"],
-  ["is left when it does not", false, "waiting"],
+  ["stays open if it answers", true, "open"],
+  ["is closed if it does not", false, "waiting"],
 ]) {
-  test(`a link of a hidden page, whose timers fire once a minute, ${name}`, (t) => {
+  test(`a connection of a hidden page, whose timers fire once a minute, ${name}`, (t) => {
     const { page, manager } = openReady(t)
     page.show(false)
     let answered = 0
@@ -272,7 +272,7 @@ test("a clock that is set back by an hour stops nothing", (t) => {
   assert.ok(pings(page.sockets[0]) > 0)
 })
 
-test("a wait whose clock is set back is over in twice its time at most", (t) => {
+test("a wait takes at most twice its time if the clock is set back", (t) => {
   const page = openPage(t)
   page.connect()
   page.socket.drop()
@@ -283,23 +283,23 @@ test("a wait whose clock is set back is over in twice its time at most", (t) => 
   assert.equal(page.sockets.length, 2)
 })
 
-test("close() and a lost link end the watch, with a ping under way or not", (t) => {
+test("close() and a lost connection end the liveness checks, with or without a ping", (t) => {
   for (const silence of [0, 30 * SECOND]) {
     for (const end of [({ manager }) => manager.close(), ({ page }) => page.socket.drop(4403)]) {
       const { page, manager } = openReady(t)
       page.tick(silence)
       end({ page, manager })
-      const sent = page.socket.frames.length
+      const sent = page.socket.sent.length
 
       assert.equal(page.timers.size, 0)
       page.tick(300 * SECOND)
-      assert.equal(page.socket.frames.length, sent)
+      assert.equal(page.socket.sent.length, sent)
       t.mock.timers.reset()
     }
   }
 })
 
-test("after close() and reconnect() all limits hold as before", (t) => {
+test("after close() and reconnect() all limits are as before", (t) => {
   const { page, manager, states } = openReady(t)
   manager.close()
   page.tick(60 * SECOND)
@@ -317,7 +317,7 @@ for (const [name, act, state] of [
   ["close()", (manager) => manager.close(), "closed"],
   ["reconnect()", (manager) => manager.reconnect(), "connecting"],
 ]) {
-  test(`${name} from inside the event of a dead link wins`, (t) => {
+  test(`${name} from inside the event of a dead connection wins`, (t) => {
     const { page, manager } = openReady(t)
     manager.on("state", ({ reason }) => reason === "timeout" && act(manager))
 
@@ -329,7 +329,7 @@ for (const [name, act, state] of [
   })
 }
 
-test("a link that stood and then proved dead is dialled with the shortest wait again", async (t) => {
+test("after a steady connection proves dead, the first wait is the shortest again", async (t) => {
   const page = openPage(t)
   const { states } = page.connect("/ws/", tokens("u-1"))
   await settled()
@@ -349,7 +349,7 @@ for (const [name, call] of [
   ["request()", (manager) => manager.request({ type: "poll" }).catch(() => {})],
   ["sendJSON()", (manager) => manager.sendJSON({ type: "note" })],
 ]) {
-  test(`a half-open link that a page goes on using by ${name} is noticed too, 240 s after the ping`, async (t) => {
+  test(`a half-open connection on which the page calls ${name} is noticed 240 s after the ping`, async (t) => {
     const { page, manager } = openReady(t, { identity: "u-1" })
     await page.pass(25 * SECOND)
     assert.equal(pings(page.socket), 1)
@@ -366,11 +366,11 @@ for (const [name, call] of [
 
 test("a second wake, right after an answered ping, has 3 s of its own", (t) => {
   const { page, manager } = openReady(t)
-  page.window.tell("online")
+  page.window.dispatch("online")
   pong(page)
   page.tick(SECOND)
 
-  page.window.tell("online")
+  page.window.dispatch("online")
 
   assert.equal(pings(page.socket), 2)
   assert.equal(lifetime(page, manager), 3 * SECOND)

@@ -17,7 +17,7 @@ import webpack from "webpack"
 import { installPackage } from "./packed.mjs"
 import { FakeSocket, root, script } from "./support.mjs"
 
-// Bytes, minified for ES2020 and gzipped. To raise one, say what it buys, as docs/decisions.rst does.
+// Bytes, minified for ES2020 and gzipped. If you raise a limit, explain the gain in docs/decisions.rst.
 const SCRIPT_LIMIT = 5350
 const BUNDLE_LIMIT = 5670
 
@@ -84,7 +84,7 @@ async function pack(...configurations) {
 
 // The script in a page
 
-test("browsers that read ES2021 need no build step", async () => {
+test("browsers with ES2021 need no build step", async () => {
   const [lowered, whole] = await Promise.all(["es2021", "esnext"].map((target) => transform(source, { target })))
   const older = await transform(source, { target: "es2020" })
 
@@ -92,7 +92,7 @@ test("browsers that read ES2021 need no build step", async () => {
   assert.notEqual(older.code, whole.code)
 })
 
-test("as a classic script it gives one global, and nothing else", () => {
+test("as a classic script it defines one global", () => {
   const window = page()
   const before = Object.keys(window)
   runInNewContext(source, window)
@@ -116,7 +116,7 @@ test("loading it reads no browser global", () => {
   delete globalThis.WebSocketManager
 })
 
-test("it runs without eval, as a strict Content-Security-Policy asks", async () => {
+test("it runs without eval, as a strict Content-Security-Policy requires", async () => {
   const { code } = await transform(source, { minify: true, target: "es2020" })
 
   assert.doesNotMatch(code, /\beval\b|new Function|\bFunction\(/)
@@ -136,7 +136,7 @@ test("a browser that imports the .mjs gets the class too, and the global", async
 
 // The package
 
-test("the package holds the script, its types, and what npm always takes", async () => {
+test("the package contains the script, its types, and the files that npm always adds", async () => {
   const files = await readdir(project.installed, { recursive: true, withFileTypes: true })
   const names = files.filter((file) => file.isFile()).map(({ name }) => name)
   const inside = await readdir(join(project.installed, STATIC))
@@ -150,7 +150,7 @@ test("the package holds the script, its types, and what npm always takes", async
   }
 })
 
-test("package.json names each file where it is looked for, types first", () => {
+test("package.json names each file in its conditions, types first", () => {
   const { import: esm, require: cjs } = meta.exports["."]
   const paths = [esm.types, cjs.types, cjs.default, esm.default]
 
@@ -169,14 +169,14 @@ test("the package has the version of the Python package", async () => {
   assert.equal(meta.version, /^__version__ = "(.+)"$/m.exec(python)[1])
 })
 
-test("publint has nothing to say", async () => {
+test("publint finds nothing", async () => {
   const tarball = new Uint8Array(project.tarball).buffer
   const { messages } = await publint({ pack: { tarball }, strict: true })
 
   assert.deepEqual(messages, [])
 })
 
-test("are-the-types-wrong finds them right, however they are resolved", async () => {
+test("are-the-types-wrong finds no mistake in any resolution", async () => {
   const { types, problems, entrypoints } = await checkPackage(createPackageFromTarballData(new Uint8Array(project.tarball)))
   const found = Object.entries(entrypoints["."].resolutions).map(([how, { resolution }]) => [how, basename(resolution.fileName)])
 
@@ -190,7 +190,7 @@ test("are-the-types-wrong finds them right, however they are resolved", async ()
   })
 })
 
-// Where it is imported
+// Imports
 
 test("require() gives the class, also as .default, and leaves no global", (t) => {
   const WebSocketManager = require("channels-websocket-utils")
@@ -211,23 +211,23 @@ test("import gives the class that require() gives, as default and by name", asyn
   assert.deepEqual(Object.keys(given).sort(), ["WebSocketManager", "default"])
 })
 
-test("esbuild makes a bundle of an import that runs", async () => {
+test("esbuild makes a working bundle of an import", async () => {
   assertRuns(await bundle(`${IMPORT}\n${USE}`))
 })
 
-test("esbuild makes a bundle of a require() that runs", async () => {
+test("esbuild makes a working bundle of a require()", async () => {
   assertRuns(await bundle(`const { default: byDefault } = require("channels-websocket-utils")
     const WebSocketManager = require("channels-websocket-utils")\n${USE}`))
 })
 
-test("esbuild makes a bundle for Node that runs", async () => {
+test("esbuild makes a working bundle for Node", async () => {
   const text = await bundle('export { default } from "channels-websocket-utils"', { format: "esm" })
   const given = await import(`data:text/javascript,${encodeURIComponent(text)}`)
 
   assert.equal(typeof given.default.WebSocketManagerError, "function")
 })
 
-test("vite makes a bundle that runs", async () => {
+test("vite makes a working bundle", async () => {
   const input = await project.write("vite.js", `${IMPORT}\n${USE}`)
   const { output } = await viteBuild({
     root: project.folder,
@@ -240,10 +240,10 @@ test("vite makes a bundle that runs", async () => {
   assertRuns(output[0].code)
 })
 
-test("webpack makes bundles that run, also of a bare import", async () => {
+test("webpack makes working bundles, also of a bare import", async () => {
   await project.write("webpack.js", `${IMPORT}\n${USE}`)
   await project.write("bare.js", 'import "channels-websocket-utils"')
-  // To a bundler that leaves CommonJS alone the script is a classic one: its global is what is asked for.
+  // A bundler that does not convert CommonJS treats the file as a classic script, which defines the global.
   const classic = { parser: { javascript: { commonjs: false } } }
   const [imported, bare] = await pack({ entry: "./webpack.js" }, { entry: "./bare.js", module: classic })
 
@@ -253,11 +253,11 @@ test("webpack makes bundles that run, also of a bare import", async () => {
   assertDials(window.WebSocketManager)
 })
 
-test("a bundler warns of no bare import, and keeps it", async () => {
+test("a bundler keeps a bare import without a warning", async () => {
   assert.match(await bundle('import "channels-websocket-utils"'), /class WebSocketManagerError/)
 })
 
-test("script and bundle stay small", async (t) => {
+test("script and bundle are within their size limits", async (t) => {
   const { code } = await transform(source, { minify: true, target: "es2020" })
   const bundled = await bundle('export { default } from "channels-websocket-utils"', { minify: true, format: "esm" })
   const [scriptBytes, bundleBytes] = [code, bundled].map((text) => gzipSync(text, { level: 9 }).length)

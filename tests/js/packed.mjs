@@ -11,9 +11,9 @@ import { root } from "./support.mjs"
 export const run = promisify(execFile)
 
 /**
- * A project in a folder of its own that has installed the package as npm packs it, without a network.
+ * A new project with the package installed from npm's tarball, without a network.
  *
- * Its own scripts are ES modules. The folder is removed when the tests of the file have run.
+ * Its scripts are ES modules. The folder is removed after the tests of the file.
  */
 export async function installPackage() {
   const folder = await mkdtemp(join(await realpath(tmpdir()), "websocket-manager-"))

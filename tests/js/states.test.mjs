@@ -31,7 +31,7 @@ async function documented() {
   return transitions
 }
 
-/** The transitions that `manager` makes from now on; entering the same state again counts. */
+/** A list that receives the next transitions of `manager`, also those to the same state. */
 function record({ _manager: inside }) {
   const made = []
   let { state } = inside
@@ -73,7 +73,7 @@ test("every allowed transition happens", async (t) => {
     await open()
     page.socket.drop()
   }
-  const leaves = [() => manager.reconnect(), () => page.window.tell("pagehide"), () => manager.close()]
+  const leaves = [() => manager.reconnect(), () => page.window.dispatch("pagehide"), () => manager.close()]
 
   for (const leave of leaves) {
     manager.reconnect()
@@ -93,7 +93,7 @@ test("every allowed transition happens", async (t) => {
   assert.deepEqual([...new Set([...made, ...later])].sort(), (await allowed()).sort())
 })
 
-test("an illegal transition throws, and changes nothing", (t) => {
+test("a forbidden transition throws, and changes nothing", (t) => {
   const page = openPage(t)
   const { manager } = page.connect("/ws/", "wst_a")
   manager._manager.state = "waiting"

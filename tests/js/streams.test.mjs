@@ -14,10 +14,10 @@ function openManager(t, { isReady = true, token = null, options } = {}) {
 }
 
 const isCall = ({ reply_key, type }) => reply_key && !type.startsWith("websocket.")
-const lastKey = (page) => page.socket.frames.findLast(isCall).reply_key
-const control = (page, type) => page.socket.frames.filter((frame) => frame.type === `websocket.${type}`)
+const lastKey = (page) => page.socket.sent.findLast(isCall).reply_key
+const control = (page, type) => page.socket.sent.filter((message) => message.type === `websocket.${type}`)
 
-/** The server's end of the stream that was opened last. */
+/** The server's side of the stream that was opened last. */
 function serverOf(page) {
   const { socket } = page
   const key = lastKey(page)
@@ -29,7 +29,7 @@ function serverOf(page) {
   }
 }
 
-/** Read a stream to its end, without waiting for it. */
+/** Start to read a stream to its end. */
 function reading(stream) {
   const read = { parts: [], end: undefined }
   read.done = (async () => {
@@ -55,12 +55,12 @@ test("a stream is sent at once, with a reply_key and credit for 64 parts", (t) =
 
   manager.stream(message)
 
-  const [{ reply_key, ...rest }] = page.socket.frames
+  const [{ reply_key, ...rest }] = page.socket.sent
   assert.deepEqual(rest, { type: "count", to: 3, credit: 64 })
   assert.match(reply_key, /^[A-Za-z0-9_.:-]{1,64}$/)
 })
 
-test("the parts come in order, and the last frame ends the loop", async (t) => {
+test("the parts come in order, and the last message ends the loop", async (t) => {
   const { page, manager, errors } = openManager(t)
   const read = reading(manager.stream({ type: "count" }))
   const server = serverOf(page)
@@ -94,7 +94,7 @@ for (const [body, value] of bodies) {
     manager.sendJSON({ type: "count" }, (part) => handled.push(part))
     const read = reading(manager.stream({ type: "count" }))
 
-    for (const { reply_key: key } of [...page.socket.frames]) {
+    for (const { reply_key: key } of [...page.socket.sent]) {
       page.socket.push({ key, ...body, more: true })
       page.socket.push({ key, more: false })
     }
@@ -140,7 +140,7 @@ test("an error of the server comes after the parts before it, with its id", asyn
   assert.deepEqual(control(page, "cancel"), [])
 })
 
-/** A manager whose stream has been sent; its server has not told yet whose the connection is. */
+/** A manager whose stream is sent, but whose server has not sent websocket.ready yet. */
 function openStream(t) {
   const { page, manager } = openManager(t, { isReady: false, options: { identity: "u-1" } })
   const controller = new AbortController()
@@ -157,7 +157,7 @@ const endings = {
 }
 
 for (const [code, end] of Object.entries(endings)) {
-  test(`a stream that ends as ${code} first gives what had arrived, then throws, then is done`, async (t) => {
+  test(`a stream that ends as ${code} first gives the arrived parts, then throws, then is done`, async (t) => {
     const { stream, ...opened } = openStream(t)
     serverOf(opened.page).part(0, 1)
     end(opened)
@@ -169,7 +169,7 @@ for (const [code, end] of Object.entries(endings)) {
     assert.deepEqual(await stream.next(), { value: undefined, done: true })
   })
 
-  test(`a reader that waits hears of ${code}`, async (t) => {
+  test(`a waiting reader gets ${code}`, async (t) => {
     const { stream, ...opened } = openStream(t)
     const read = reading(stream)
     await settled()
@@ -179,7 +179,7 @@ for (const [code, end] of Object.entries(endings)) {
     assert.equal(read.end, code)
   })
 
-  test(`${code} of a stream that nobody reads is no unhandled rejection`, async (t) => {
+  test(`${code} of a stream without a reader is no unhandled rejection`, async (t) => {
     const escaped = []
     const note = (error) => escaped.push(error)
     process.on("unhandledRejection", note)
@@ -195,16 +195,16 @@ for (const [code, end] of Object.entries(endings)) {
 for (const [name, code, prepare] of [
   ["on a closed manager", "closed", ({ manager }) => manager.close()],
   ["with an aborted signal", "aborted", () => AbortSignal.abort()],
-  ["that finds the queue full", "overflow", ({ page, manager }) => {
+  ["with a full queue", "overflow", ({ page, manager }) => {
     page.socket.readyState = 2
     for (let n = 0; n < 100; n++) manager.sendJSON({ type: "a" })
   }],
 ]) {
-  test(`a stream ${name} is ${code}, told to its reader and to nobody else`, async (t) => {
+  test(`a stream ${name} fails with ${code} for its reader only`, async (t) => {
     const { page, manager, errors } = openManager(t)
     const signal = prepare({ page, manager })
     errors.length = 0
-    const sent = page.socket.frames.length
+    const sent = page.socket.sent.length
 
     const stream = manager.stream({ type: "count" }, { signal })
     await settled()
@@ -212,7 +212,7 @@ for (const [name, code, prepare] of [
     await assert.rejects(stream.next(), { code })
     assert.deepEqual(await stream.next(), { value: undefined, done: true })
     assert.deepEqual(errors, [])
-    assert.equal(page.socket.frames.length, sent)
+    assert.equal(page.socket.sent.length, sent)
   })
 }
 
@@ -222,7 +222,7 @@ test("a message without a type is a TypeError of the reader", async (t) => {
   await assert.rejects(manager.stream({}).next(), { name: "TypeError", message: /type of the message/ })
 })
 
-// Leaving
+// Leaving the loop
 
 const leavings = {
   "break": async (stream) => {
@@ -256,7 +256,7 @@ const leavings = {
 }
 
 for (const [way, leave] of Object.entries(leavings)) {
-  test(`leaving by ${way} cancels on the server once, and what still comes is ignored`, async (t) => {
+  test(`leaving by ${way} cancels once on the server, and later parts are ignored`, async (t) => {
     const { page, manager, errors } = openManager(t)
     const stream = manager.stream({ type: "count" })
     const server = serverOf(page)
@@ -275,7 +275,7 @@ for (const [way, leave] of Object.entries(leavings)) {
   })
 }
 
-test("leaving a stream that has ended, or whose link is gone, cancels nothing", async (t) => {
+test("leaving a stream that has ended, or whose connection is lost, cancels nothing", async (t) => {
   const { page, manager } = openManager(t, { options: { identity: "u-1" } })
   const ended = manager.stream({ type: "count" })
   serverOf(page).end()
@@ -287,10 +287,10 @@ test("leaving a stream that has ended, or whose link is gone, cancels nothing", 
   page.socket.push({ key: "websocket.ready", identity: "u-1" })
   await lost.return()
 
-  assert.deepEqual(page.sockets.flatMap((socket) => socket.frames.map(({ type }) => type)), ["count", "count"])
+  assert.deepEqual(page.sockets.flatMap((socket) => socket.sent.map(({ type }) => type)), ["count", "count"])
 })
 
-test("leaving a stream that was never sent takes it out of the queue", async (t) => {
+test("leaving a stream that was not sent removes it from the queue", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   const stream = manager.stream({ type: "count" })
@@ -299,10 +299,10 @@ test("leaving a stream that was never sent takes it out of the queue", async (t)
   page.socket.accept()
   page.socket.push({ key: "websocket.ready" })
 
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("a left stream no longer listens to its signal", async (t) => {
+test("a left stream has no listener on its signal", async (t) => {
   const { manager } = openManager(t)
   const { signal } = new AbortController()
   const removed = t.mock.method(signal, "removeEventListener")
@@ -312,7 +312,7 @@ test("a left stream no longer listens to its signal", async (t) => {
   assert.equal(removed.mock.callCount(), 1)
 })
 
-test("several next() at once get a part each, in order, and the rest is done", async (t) => {
+test("simultaneous next() calls get one part each, in order, and the others are done", async (t) => {
   const { page, manager } = openManager(t)
   const stream = manager.stream({ type: "count" })
   const answers = [stream.next(), stream.next(), stream.next(), stream.next()]
@@ -328,7 +328,7 @@ test("several next() at once get a part each, in order, and the rest is done", a
   ])
 })
 
-test("a part that is a rejected promise's look-alike, undefined or falsy passes as it is", async (t) => {
+test("a part that is falsy or looks like a promise is not changed", async (t) => {
   const { page, manager } = openManager(t)
   const read = reading(manager.stream({ type: "count" }))
   const server = serverOf(page)
@@ -339,9 +339,9 @@ test("a part that is a rejected promise's look-alike, undefined or falsy passes 
   assert.deepEqual(read.parts, [0, "", false, null, { then: 1 }])
 })
 
-// Pacing
+// Credit
 
-test("a reader grants 32 parts when it has taken 32, and nothing for what it has not taken", async (t) => {
+test("a reader adds credit for 32 parts when it has taken 32, and none before", async (t) => {
   const { page, manager } = openManager(t)
   const stream = manager.stream({ type: "count" })
   const server = serverOf(page)
@@ -359,7 +359,7 @@ test("a reader grants 32 parts when it has taken 32, and nothing for what it has
   assert.deepEqual(control(page, "more"), [grant, grant])
 })
 
-test("10,000 parts of a server that keeps to its credit arrive complete and in order", async (t) => {
+test("10,000 parts of a server that uses only its credit arrive complete and in order", async (t) => {
   const { page, manager } = openManager(t)
   const read = reading(manager.stream({ type: "count" }))
   const server = serverOf(page)
@@ -378,11 +378,11 @@ test("10,000 parts of a server that keeps to its credit arrive complete and in o
   assert.equal(ahead, 64)
 })
 
-test("a handler is called for each part and grants as it goes", (t) => {
+test("a handler is called for each part, and credit is added meanwhile", (t) => {
   const { page, manager, errors } = openManager(t)
   const handled = []
   manager.sendJSON({ type: "count" }, (part) => handled.push(part))
-  assert.equal(page.socket.frames[0].credit, 64)
+  assert.equal(page.socket.sent[0].credit, 64)
   const server = serverOf(page)
 
   server.part(...range(31))
@@ -398,7 +398,7 @@ test("a handler is called for each part and grants as it goes", (t) => {
   assert.deepEqual(errors, [])
 })
 
-test("nothing is granted to a stream that has ended", async (t) => {
+test("no credit is added to a stream that has ended", async (t) => {
   const { page, manager } = openManager(t)
   const stream = manager.stream({ type: "count" })
   const server = serverOf(page)
@@ -410,7 +410,7 @@ test("nothing is granted to a stream that has ended", async (t) => {
   assert.deepEqual(control(page, "more"), [])
 })
 
-test("a throwing part handler is told each time and ends nothing", (t) => {
+test("each error of a part handler is reported and ends nothing", (t) => {
   const { page, manager, codes } = openManager(t)
   let calls = 0
   manager.sendJSON({ type: "count" }, () => {
@@ -426,7 +426,7 @@ test("a throwing part handler is told each time and ends nothing", (t) => {
 })
 
 for (const act of ["close", "reconnect"]) {
-  test(`${act}() from inside a part handler sends nothing more on that link`, (t) => {
+  test(`${act}() from inside a part handler sends nothing more on that connection`, (t) => {
     const { page, manager } = openManager(t)
     const [socket] = page.sockets
     let calls = 0
@@ -434,13 +434,13 @@ for (const act of ["close", "reconnect"]) {
     serverOf(page).part(...range(40))
 
     assert.equal(calls, 32)
-    assert.deepEqual(socket.frames.map(({ type }) => type), ["count"])
+    assert.deepEqual(socket.sent.map(({ type }) => type), ["count"])
   })
 }
 
 // Plain consumers
 
-test("a plain consumer gets no credit, no more and no cancel; its parts flow unpaced", async (t) => {
+test("a plain consumer receives no credit and no cancel, and its parts arrive without limit", async (t) => {
   const { page, manager, codes } = openManager(t, { isReady: false })
   const handled = []
   manager.sendJSON({ type: "count" }, (part) => handled.push(part))
@@ -460,7 +460,7 @@ test("a plain consumer gets no credit, no more and no cancel; its parts flow unp
 
   assert.equal(handled.length, 100)
   assert.deepEqual(codes(), [])
-  assert.deepEqual(page.socket.frames.map(({ reply_key, ...rest }) => rest), [
+  assert.deepEqual(page.socket.sent.map(({ reply_key, ...rest }) => rest), [
     { type: "count" },
     { type: "count" },
     { type: "left" },
@@ -468,7 +468,7 @@ test("a plain consumer gets no credit, no more and no cancel; its parts flow unp
   ])
 })
 
-test("a stream sent before websocket.ready is never granted, but is cancelled after it", async (t) => {
+test("a stream sent before websocket.ready gets no credit, but is cancelled after it", async (t) => {
   const { page, manager } = openManager(t, { isReady: false })
   const stream = manager.stream({ type: "count" })
   await page.pass(SECOND)
@@ -478,50 +478,50 @@ test("a stream sent before websocket.ready is never granted, but is cancelled af
   await take(stream, 64)
   await stream.return()
 
-  assert.equal("credit" in page.socket.frames[0], false)
+  assert.equal("credit" in page.socket.sent[0], false)
   assert.deepEqual(control(page, "more"), [])
   assert.equal(control(page, "cancel").length, 1)
 })
 
-test("a stream waits for websocket.ready, so that it is paced, and what follows waits behind it", (t) => {
+test("a stream waits for websocket.ready to get credit, and later messages wait behind it", (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   manager.stream({ type: "count" })
   assert.equal(manager.sendJSON({ type: "after" }), false)
   page.socket.accept()
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
   assert.equal(manager.sendJSON({ type: "last" }), false)
 
   page.socket.push({ key: "websocket.ready" })
 
-  assert.deepEqual(page.socket.frames.map(({ type, credit }) => [type, credit]), [
+  assert.deepEqual(page.socket.sent.map(({ type, credit }) => [type, credit]), [
     ["count", 64],
     ["after", undefined],
     ["last", undefined],
   ])
 })
 
-test("what waits behind a stream is a queue like any other", (t) => {
+test("the messages behind a waiting stream are an ordinary queue", (t) => {
   const { page, manager } = openManager(t, { isReady: false })
   manager.stream({ type: "count" })
   for (let n = 0; n < 99; n++) assert.equal(manager.sendJSON({ type: "a" }), false)
 
   assert.throws(() => manager.sendJSON({ type: "a" }), { code: "overflow" })
   page.socket.push({ key: "websocket.ready" })
-  assert.equal(page.socket.frames.length, 100)
+  assert.equal(page.socket.sent.length, 100)
 })
 
-test("a stream waits for websocket.ready no longer than 1 s after the open", (t) => {
+test("a stream waits for websocket.ready at most 1 s after the open", (t) => {
   const { page, manager } = openManager(t, { isReady: false })
   page.tick(600)
   manager.stream({ type: "count" })
   page.tick(399)
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
   page.tick(1)
-  assert.equal(page.socket.frames.length, 1)
+  assert.equal(page.socket.sent.length, 1)
   manager.stream({ type: "count" })
 
-  assert.equal(page.socket.frames.length, 2)
+  assert.equal(page.socket.sent.length, 2)
 })
 
 // request() of a stream
@@ -529,7 +529,7 @@ test("a stream waits for websocket.ready no longer than 1 s after the open", (t)
 test("request() of a method that streams is rejected as stream, and the stream is cancelled", async (t) => {
   const { page, manager } = openManager(t)
   const rejected = assert.rejects(manager.request({ type: "count" }), { code: "stream", message: /use stream\(\)/ })
-  assert.equal("credit" in page.socket.frames[0], false)
+  assert.equal("credit" in page.socket.sent[0], false)
   const server = serverOf(page)
   server.part(0)
   server.part(1)
@@ -547,7 +547,7 @@ test("request() of a stream without a part is rejected as stream", async (t) => 
   await rejected
 })
 
-test("more that is neither true nor false is a reply's own", async (t) => {
+test("`more` with another value than true or false is part of a reply", async (t) => {
   const { page, manager } = openManager(t)
   const promise = manager.request({ type: "page" })
 
@@ -556,14 +556,14 @@ test("more that is neither true nor false is a reply's own", async (t) => {
   assert.deepEqual(await promise, { items: [], more: "/page/2" })
 })
 
-test("what the caller gives up is cancelled on the server", async (t) => {
+test("a call that its caller ends is cancelled on the server", async (t) => {
   const { page, manager } = openManager(t)
   const controller = new AbortController()
   manager.request({ type: "a" }, { timeout: 100 }).catch(() => {})
   manager.request({ type: "b" }, { signal: controller.signal }).catch(() => {})
   manager.sendJSON({ type: "c" }, () => {})
   manager.sendJSON({ type: "d" })
-  const [a, b, c] = page.socket.frames.map(({ reply_key }) => reply_key)
+  const [a, b, c] = page.socket.sent.map(({ reply_key }) => reply_key)
 
   page.tick(100)
   controller.abort()
@@ -592,7 +592,7 @@ test("a stream has no time limit by default, a handler has one for the first par
   assert.deepEqual(codes(), [])
 })
 
-test("a handler whose first part does not come in 10 s is told, and the stream is cancelled", (t) => {
+test("if the first part for a handler does not come in 10 s, the call times out and is cancelled", (t) => {
   const { page, manager, codes } = openManager(t)
   manager.sendJSON({ type: "count" }, () => {})
 
@@ -620,7 +620,7 @@ test("timeout counts from part to part while the reader waits", async (t) => {
   assert.equal(control(page, "cancel").length, 1)
 })
 
-test("timeout does not count while the reader is busy and the server may go on", async (t) => {
+test("timeout does not count while the reader is busy and the server has credit", async (t) => {
   const { page, manager } = openManager(t)
   const stream = manager.stream({ type: "count" }, { timeout: SECOND })
   await page.pass(60 * SECOND - 1)
@@ -637,7 +637,7 @@ test("timeout does not count while the reader is busy and the server may go on",
   assert.deepEqual(await waiting, { value: 1, done: false })
 })
 
-test("timeout ends a stream whose reader takes nothing while the server may send nothing", async (t) => {
+test("timeout ends a stream whose reader takes nothing while the server has no credit", async (t) => {
   const { page, manager } = openManager(t)
   const stream = manager.stream({ type: "count" }, { timeout: SECOND })
   const server = serverOf(page)
@@ -648,7 +648,7 @@ test("timeout ends a stream whose reader takes nothing while the server may send
   await page.pass(SECOND - 1)
   await take(stream, 1)
   await page.pass(SECOND - 1)
-  assert.deepEqual(control(page, "cancel"), [], "taking a part is a sign of life of the reader")
+  assert.deepEqual(control(page, "cancel"), [], "taking a part restarts the time limit")
   await page.pass(1)
 
   assert.equal(control(page, "cancel").length, 1)
@@ -658,7 +658,7 @@ test("timeout ends a stream whose reader takes nothing while the server may send
 
 // The queue
 
-test("a stream that is queued goes out with the rest, paced by what the new link says", async (t) => {
+test("a queued stream is sent with the queue, with credit if the new connection supports it", async (t) => {
   const { page, manager } = openManager(t, { options: { identity: "u-1" } })
   page.socket.drop()
   const read = reading(manager.stream({ type: "count" }))
@@ -670,11 +670,11 @@ test("a stream that is queued goes out with the rest, paced by what the new link
   server.end()
   await read.done
 
-  assert.equal(page.socket.frames[0].credit, 64)
+  assert.equal(page.socket.sent[0].credit, 64)
   assert.deepEqual([read.parts, read.end], [[1], "done"])
 })
 
-test("a stream that waits 60 s in the queue is timed out, and never sent", async (t) => {
+test("a stream that waits 60 s in the queue times out, and is never sent", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect("/ws/", tokens("u-1"))
   const read = reading(manager.stream({ type: "count" }))
@@ -688,10 +688,10 @@ test("a stream that waits 60 s in the queue is timed out, and never sent", async
   page.socket.accept()
 
   assert.equal(read.end, "timeout")
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
-test("a stream's own timeout holds in the queue too, while its reader waits", async (t) => {
+test("a stream's own timeout counts in the queue too, while its reader waits", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect()
   const read = reading(manager.stream({ type: "count" }, { timeout: 500 }))
@@ -701,7 +701,7 @@ test("a stream's own timeout holds in the queue too, while its reader waits", as
   assert.equal(read.end, "timeout")
 })
 
-test("a stream whose user is not known to be the same is disconnected, and never sent", async (t) => {
+test("a queued stream of an unknown user is disconnected, and never sent", async (t) => {
   const { page, manager } = openManager(t, { isReady: false })
   page.socket.drop()
   const read = reading(manager.stream({ type: "count" }))
@@ -711,11 +711,11 @@ test("a stream whose user is not known to be the same is disconnected, and never
 
   assert.equal(read.end, "disconnected")
   page.tick(2 * SECOND)
-  assert.deepEqual(page.socket.frames, [])
+  assert.deepEqual(page.socket.sent, [])
 })
 
 test("freeze and pagehide end a stream as disconnected", async (t) => {
-  for (const leave of [(page) => page.document.tell("freeze"), (page) => page.window.tell("pagehide")]) {
+  for (const leave of [(page) => page.document.dispatch("freeze"), (page) => page.window.dispatch("pagehide")]) {
     const { page, manager } = openManager(t)
     const read = reading(manager.stream({ type: "count" }))
     leave(page)
@@ -728,14 +728,14 @@ test("freeze and pagehide end a stream as disconnected", async (t) => {
   }
 })
 
-test("a stream is one call: no part of it goes to listeners, and its key to nobody else", async (t) => {
+test("the parts of a stream go to no listener and to no other call", async (t) => {
   const { page, manager } = openManager(t)
-  const heard = []
+  const received = []
   const one = reading(manager.stream({ type: "count" }))
   const first = serverOf(page)
   const two = reading(manager.stream({ type: "count" }))
   const second = serverOf(page)
-  manager.addMessageListener(first.key, (frame) => heard.push(frame))
+  manager.addMessageListener(first.key, (message) => received.push(message))
   first.part("a")
   second.part("b")
   second.end()
@@ -745,10 +745,10 @@ test("a stream is one call: no part of it goes to listeners, and its key to nobo
 
   assert.deepEqual(one.parts, ["a", "c"])
   assert.deepEqual(two.parts, ["b"])
-  assert.deepEqual(heard, [])
+  assert.deepEqual(received, [])
 })
 
-test("a slow reader of a stream without credit is given no time limit", async (t) => {
+test("a slow reader of a stream without credit has no time limit", async (t) => {
   const { page, manager } = openManager(t, { isReady: false })
   page.tick(SECOND)
   const stream = manager.stream({ type: "count" }, { timeout: SECOND })
@@ -775,7 +775,7 @@ test("timeout ends a stream whose reader takes nothing at all", async (t) => {
   assert.deepEqual([read.parts.length, read.end], [64, "timeout"])
 })
 
-test("timeout does not count while a reader is busy that has waited before", async (t) => {
+test("timeout does not count while a reader that has waited before is busy", async (t) => {
   const { page, manager } = openManager(t)
   const stream = manager.stream({ type: "count" }, { timeout: SECOND })
   const server = serverOf(page)

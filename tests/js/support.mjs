@@ -4,10 +4,10 @@ export const root = new URL("../../", import.meta.url)
 export const script = new URL("channels_websocket_utils/static/websocket_utils/WebSocketManager.js", root)
 export const WebSocketManager = createRequire(import.meta.url)(script.pathname)
 
-/** Math.random() as it is outside of a page. */
+/** The original Math.random(). */
 export const { random } = Math
 
-/** A WebSocket whose server is the test. */
+/** A WebSocket without a network. The test is its server. */
 export class FakeSocket {
   static all = []
 
@@ -18,13 +18,13 @@ export class FakeSocket {
     this.protocols = protocols
     this.dialledAt = Date.now()
     this.readyState = 0
-    this.frames = []
+    this.sent = []
     FakeSocket.all.push(this)
   }
 
-  send(frame) {
+  send(text) {
     if (this.readyState === 0) throw new Error("InvalidStateError")
-    if (this.readyState === 1) this.frames.push(JSON.parse(frame))
+    if (this.readyState === 1) this.sent.push(JSON.parse(text))
   }
 
   close() {
@@ -36,8 +36,8 @@ export class FakeSocket {
     this.onopen?.({})
   }
 
-  push(frame) {
-    this.onmessage?.({ data: JSON.stringify(frame) })
+  push(message) {
+    this.onmessage?.({ data: JSON.stringify(message) })
   }
 
   drop(code = 1006) {
@@ -46,7 +46,7 @@ export class FakeSocket {
   }
 }
 
-/** A window or a document, as far as it has listeners. */
+/** The listeners of a window or a document. */
 class Target {
   #listeners = new Map()
 
@@ -61,19 +61,19 @@ class Target {
 
   removeEventListener = (type, listener) => this.#listeners.get(type)?.delete(listener)
 
-  tell(type, facts) {
-    for (const listener of [...(this.#listeners.get(type) ?? [])]) listener({ type, ...facts })
+  dispatch(type, properties) {
+    for (const listener of [...(this.#listeners.get(type) ?? [])]) listener({ type, ...properties })
   }
 }
 
-/** Let every promise that can settle settle. */
+/** Wait until all promises that can settle have settled. */
 export const settled = () => new Promise((done) => setImmediate(done))
 
 /**
  * A page with a virtual clock. Its random() is 0.5, so the waits are 1,700 ms, 2,300 ms, 3,140 ms...
  *
- * `timers` holds what is still to fire; `connect()` returns a manager with what it has told. Without
- * a `document` (null) it is a worker.
+ * `timers` contains the pending timers. `connect()` returns a manager with its states and errors. With the
+ * `document` null it is a worker.
  */
 export function openPage(t, { href = "https://example.com/app/page?x=1", document = {} } = {}) {
   FakeSocket.all = []
@@ -83,7 +83,7 @@ export function openPage(t, { href = "https://example.com/app/page?x=1", documen
   const now = Date.now
   const { setTimeout: set, clearTimeout: clear } = globalThis
   globalThis.setTimeout = (callback, delay, ...rest) => {
-    // As in a browser: whole milliseconds, and one that is too long fires at once.
+    // As in a browser: whole milliseconds, and a timer that is too long fires at once.
     const wait = delay > 2147483647 ? 1 : Math.max(1, Math.trunc(delay) || 0)
     const timer = set(() => {
       timers.delete(timer)
@@ -125,33 +125,33 @@ export function openPage(t, { href = "https://example.com/app/page?x=1", documen
     get socket() {
       return FakeSocket.all.at(-1)
     },
-    /** How many listeners window and document have. */
+    /** The number of listeners of window and document. */
     get listening() {
       return window.listening + (shown?.listening ?? 0)
     },
-    /** Let `ms` go by, one timer after the other. */
+    /** Move the clock by `ms`, one timer after the other. */
     tick(ms) {
       const end = now() + ms
       while (step(end));
     },
-    /** As tick(), and let promises settle after each timer. */
+    /** Like tick(), but wait for promises after each timer. */
     async pass(ms) {
       const end = now() + ms
       do await settled()
       while (step(end))
       await settled()
     },
-    /** The machine sleeps: the clock goes on and no timer fires. Those that are overdue fire next. */
+    /** The machine sleeps: the clock moves and no timer fires. Overdue timers fire afterwards. */
     sleep(ms) {
       t.mock.timers.setTime(now() + ms)
     },
-    /** Somebody sets the clock back; timers do not mind. */
+    /** Set the clock back. Timers are not affected. */
     setBack(ms) {
       t.mock.method(Date, "now", () => now() - ms)
     },
     show(isVisible) {
       shown.hidden = !isVisible
-      shown.tell("visibilitychange")
+      shown.dispatch("visibilitychange")
     },
     connect(path = "/ws/chat/", token = null, options = {}) {
       const manager = new WebSocketManager(path, token, options)
@@ -165,7 +165,7 @@ export function openPage(t, { href = "https://example.com/app/page?x=1", documen
   return page
 }
 
-/** A fetch() that gives `answers` in turn, each {status, body, headers} or an Error to throw. */
+/** Mock fetch(): it gives `answers` in turn, each {status, body, headers} or an Error to throw. */
 export function fakeEndpoint(t, ...answers) {
   const requests = []
   t.mock.method(globalThis, "fetch", async (url, init) => {
@@ -178,7 +178,7 @@ export function fakeEndpoint(t, ...answers) {
   return requests
 }
 
-/** A token function that numbers its tokens, and counts how often it was asked. */
+/** A token function that numbers its tokens and keeps its arguments in `questions`. */
 export function tokens(identity) {
   const ask = (question) => {
     ask.questions.push(question)

@@ -5,7 +5,7 @@ import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
 
 const urls = (page) => page.sockets.map((socket) => socket.url.replace("wss://example.com", ""))
 
-test("a token string serves the first dial only: without a tokenURL the first loss is the end", (t) => {
+test("a token string is used for one dial; without a tokenURL the first loss stops the manager", (t) => {
   const page = openPage(t)
   const { manager, states, codes } = page.connect("/ws/", "wst_a")
   manager.sendJSON({ type: "a" })
@@ -20,7 +20,7 @@ test("a token string serves the first dial only: without a tokenURL the first lo
   assert.equal(page.timers.size, 0)
 })
 
-test("reconnect() does not replay a token string either", (t) => {
+test("reconnect() does not use a token string again", (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect("/ws/", "wst_a")
   page.socket.accept()
@@ -34,7 +34,7 @@ test("reconnect() does not replay a token string either", (t) => {
   assert.deepEqual(codes(), ["no_token", "no_token"])
 })
 
-test("a token string with a tokenURL asks there from the second dial on", async (t) => {
+test("with a token string and a tokenURL, the second dial requests a token", async (t) => {
   const page = openPage(t)
   const requests = fakeEndpoint(t, { body: { token: "wst_b", expires_in: 60 } }, { body: { token: "wst_c" } })
   page.connect("/ws/", "wst_a", { tokenURL: "/websocket/token/" })
@@ -50,7 +50,7 @@ test("a token string with a tokenURL asks there from the second dial on", async 
   assert.equal(requests.length, 2)
 })
 
-test("without a token the tokenURL is asked before the first dial", async (t) => {
+test("without a token the first dial requests one from the tokenURL", async (t) => {
   const page = openPage(t)
   fakeEndpoint(t, { body: { token: "wst_b" } })
   page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
@@ -85,9 +85,9 @@ const noAttribute = { querySelector: () => null }
 const sources = [
   ["a csrfToken function", { csrfToken: () => "of-function" }, { ...attribute, cookie: "csrftoken=of-cookie" }, "of-function"],
   ["the csrftoken cookie", {}, { ...attribute, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
-  ["a data-csrf-token attribute, where no cookie can be read", {}, { ...attribute, cookie: "a=1" }, "of-attribute"],
-  ["nothing, where there is none", {}, { ...noAttribute, cookie: "a=1" }, undefined],
-  ["nothing, where there is no document", {}, null, undefined],
+  ["a data-csrf-token attribute, if the cookie cannot be read", {}, { ...attribute, cookie: "a=1" }, "of-attribute"],
+  ["nothing, if there is none", {}, { ...noAttribute, cookie: "a=1" }, undefined],
+  ["nothing, if there is no document", {}, null, undefined],
 ]
 
 for (const [name, options, document, expected] of sources) {
@@ -102,7 +102,7 @@ for (const [name, options, document, expected] of sources) {
   })
 }
 
-test("a token function is asked once a dial, with the attempt's number and signal", async (t) => {
+test("a token function is called once for each dial, with attempt and signal", async (t) => {
   const page = openPage(t)
   const ask = tokens()
   page.connect("/ws/", ask)
@@ -139,7 +139,7 @@ const failures = {
 }
 
 for (const [name, fail] of Object.entries(failures)) {
-  test(`a token function that ${name} is asked again later`, async (t) => {
+  test(`a token function that ${name} is called again later`, async (t) => {
     const page = openPage(t)
     let asked = 0
     const { manager, states, errors } = page.connect("/ws/", (question) => (++asked === 1 ? fail(question) : "wst_b"))
@@ -189,7 +189,7 @@ for (const [act, state, dials] of [["close", "closed", 0], ["reconnect", "connec
   })
 }
 
-test("a superseded token call has no say about the user", async (t) => {
+test("the user of an outdated token call is ignored", async (t) => {
   const page = openPage(t)
   const asked = []
   const { manager, errors } = page.connect("/ws/", () => new Promise((answer) => asked.push(answer)))
@@ -251,16 +251,16 @@ const outages = [
   ["fails on the network", new TypeError("Failed to fetch")],
   ["answers 500", { status: 500 }],
   ["answers 404", { status: 404 }],
-  ["answers what is no JSON", { body: "wst_secret" }],
+  ["answers without JSON", { body: "wst_secret" }],
   ["answers null", { body: "null" }],
 ]
 
 for (const [name, answer] of outages) {
-  test(`a tokenURL that ${name} is asked again later`, async (t) => {
+  test(`a tokenURL that ${name} is requested again later`, async (t) => {
     const page = openPage(t)
-    const heard = []
+    const logged = []
     fakeEndpoint(t, answer, { body: { token: "wst_b" } })
-    const logger = { warn: (...words) => heard.push(String(words)) }
+    const logger = { warn: (...values) => logged.push(String(values)) }
     const { states } = page.connect("/ws/", null, { tokenURL: "/websocket/token/", logger })
     await settled()
     assert.deepEqual(states.at(-1), { state: "waiting", reason: "token_failed", attempt: 2, delay: 1700 })
@@ -268,8 +268,8 @@ for (const [name, answer] of outages) {
     await page.pass(1700)
 
     assert.deepEqual(urls(page), ["/ws/wst_b"])
-    assert.equal(heard.length, 1)
-    assert.doesNotMatch(heard[0], /wst_/)
+    assert.equal(logged.length, 1)
+    assert.doesNotMatch(logged[0], /wst_/)
   })
 }
 
@@ -284,7 +284,7 @@ for (const [header, delay] of [["7", 8700], ["0", 1700], ["-9", 1700], ["Wed, 21
   })
 }
 
-test("a Retry-After longer than a timer can be is no wait of 1 ms", async (t) => {
+test("a Retry-After longer than a timer allows does not become a wait of 1 ms", async (t) => {
   const page = openPage(t)
   const requests = fakeEndpoint(t, { status: 503, headers: { "Retry-After": "99999999" } })
   page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
@@ -295,7 +295,7 @@ test("a Retry-After longer than a timer can be is no wait of 1 ms", async (t) =>
   assert.ok([...page.timers.values()].every((at) => at > Date.now() + 2000000000))
 })
 
-test("retryAfter of a token function's error is honoured", async (t) => {
+test("retryAfter of a token function's error is added to the wait", async (t) => {
   const page = openPage(t)
   const { states } = page.connect("/ws/", () => Promise.reject(Object.assign(new Error("busy"), { retryAfter: 2 })))
   await settled()
@@ -305,12 +305,12 @@ test("retryAfter of a token function's error is honoured", async (t) => {
 
 test("no token is in any event, error or log line", async (t) => {
   const page = openPage(t)
-  const heard = []
-  const hear = (...words) => heard.push(JSON.stringify(words), ...words.map(String))
+  const logged = []
+  const log = (...values) => logged.push(JSON.stringify(values), ...values.map(String))
   fakeEndpoint(t, { body: { token: "wst_b" } })
   const { manager, states, errors } = page.connect("/ws/", "wst_a", {
     tokenURL: "/websocket/token/",
-    logger: { debug: hear, warn: hear, error: hear },
+    logger: { debug: log, warn: log, error: log },
   })
   manager.sendJSON({ type: "a" }, () => {})
   page.socket.accept()
@@ -320,10 +320,10 @@ test("no token is in any event, error or log line", async (t) => {
   page.socket.drop(4403)
 
   assert.equal(manager.state, "closed")
-  assert.doesNotMatch(JSON.stringify([heard, states, errors]) + errors.map((error) => error.stack), /wst_/)
+  assert.doesNotMatch(JSON.stringify([logged, states, errors]) + errors.map((error) => error.stack), /wst_/)
 })
 
-test("a message that waits for the first dial is not lost with a string token that has grown old", async (t) => {
+test("a message before the first dial is not lost if the string token has expired", async (t) => {
   const page = openPage(t)
   fakeEndpoint(t, { body: { token: "wst_b" } })
   const { manager, states, errors } = page.connect("/ws/", "wst_old", { tokenURL: "/websocket/token/" })
@@ -333,19 +333,19 @@ test("a message that waits for the first dial is not lost with a string token th
   page.socket.drop(4401)
   await page.pass(100)
 
-  assert.deepEqual(page.sockets[0].frames, [])
-  assert.ok(!states.some(({ state }) => state === "open"), "a refused page was never live")
+  assert.deepEqual(page.sockets[0].sent, [])
+  assert.ok(!states.some(({ state }) => state === "open"), "a page with a refused token was never open")
   page.socket.accept()
   page.tick(100)
-  assert.deepEqual(page.socket.frames, [{ type: "a" }])
+  assert.deepEqual(page.socket.sent, [{ type: "a" }])
   assert.equal(manager.state, "open")
   assert.deepEqual(errors, [])
 })
 
 for (const [name, prove] of [
   ["100 ms", (page) => page.pass(100)],
-  ["the server's hello", (page) => page.socket.push({ key: "websocket.ready", identity: "ada" })],
-  ["any other frame", (page) => page.socket.push({ key: "note" })],
+  ["the ready message", (page) => page.socket.push({ key: "websocket.ready", identity: "ada" })],
+  ["any other message", (page) => page.socket.push({ key: "note" })],
 ]) {
   test(`a string token is proven by ${name}`, async (t) => {
     const page = openPage(t)
@@ -357,11 +357,11 @@ for (const [name, prove] of [
     await prove(page)
 
     assert.equal(manager.state, "open")
-    assert.deepEqual(page.socket.frames, [{ type: "a" }])
+    assert.deepEqual(page.socket.sent, [{ type: "a" }])
   })
 }
 
-test("a hello of another user stops a page before its first message is sent", async (t) => {
+test("the ready message of another user stops a page before its first message is sent", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect("/ws/", "wst_a", { identity: "ada" })
   manager.sendJSON({ type: "a" })
@@ -370,7 +370,7 @@ test("a hello of another user stops a page before its first message is sent", as
   page.socket.push({ key: "websocket.ready", identity: "ben" })
 
   assert.equal(manager.state, "closed")
-  assert.deepEqual(page.sockets[0].frames, [])
+  assert.deepEqual(page.sockets[0].sent, [])
   assert.ok(codes().includes("user_changed"))
 })
 
@@ -378,7 +378,7 @@ for (const [name, token, options] of [
   ["a token function", () => tokens("u-1"), {}],
   ["a tokenURL", () => null, { tokenURL: "/websocket/token/" }],
 ]) {
-  test(`what is queued is not lost with a socket that opens only to be closed, with ${name}`, async (t) => {
+  test(`the queue is not lost if a socket is closed right after it opens, with ${name}`, async (t) => {
     const page = openPage(t)
     fakeEndpoint(t, { body: { token: "wst_b" } }, { body: { token: "wst_c" } })
     const { manager, states, errors } = page.connect("/ws/", token(), options)
@@ -392,12 +392,12 @@ for (const [name, token, options] of [
     page.socket.accept()
     await page.pass(100)
 
-    assert.deepEqual(page.sockets.map(({ frames }) => frames), [[], [{ type: "note" }]])
+    assert.deepEqual(page.sockets.map(({ sent }) => sent), [[], [{ type: "note" }]])
     assert.deepEqual(errors, [])
   })
 }
 
-test("with nothing queued a token that was just issued is open at once", async (t) => {
+test("with an empty queue and a new token the state is open at once", async (t) => {
   const page = openPage(t)
   const { manager } = page.connect("/ws/", tokens("u-1"))
   await settled()
@@ -406,7 +406,7 @@ test("with nothing queued a token that was just issued is open at once", async (
   assert.equal(manager.state, "open")
 })
 
-test("a token that comes twice is not dialled twice, and asked for again", async (t) => {
+test("a token that is returned twice is used once, and requested again", async (t) => {
   const page = openPage(t)
   const given = ["wst_a", "wst_a", "wst_b"]
   const { states } = page.connect("/ws/", () => given.shift())
@@ -420,7 +420,7 @@ test("a token that comes twice is not dialled twice, and asked for again", async
   assert.deepEqual(page.sockets.map(({ url }) => url), ["wss://example.com/ws/wst_a", "wss://example.com/ws/wst_b"])
 })
 
-test("a superseded token call that is refused closes nothing", async (t) => {
+test("the refusal of an outdated token call closes nothing", async (t) => {
   const page = openPage(t)
   const refuse = []
   const ask = () => new Promise((_, reject) => refuse.push(reject))
@@ -436,7 +436,7 @@ test("a superseded token call that is refused closes nothing", async (t) => {
   assert.deepEqual(errors, [])
 })
 
-test("a fatal error stops at once, also when it comes after a 4410", async (t) => {
+test("a fatal error stops at once, also after 4410", async (t) => {
   const page = openPage(t)
   const ask = tokens("u-1")
   const { manager, states } = page.connect("/ws/", (question) => {
@@ -464,7 +464,7 @@ for (const retryAfter of [7n, "7", 7]) {
   })
 }
 
-test("what a constructor throws, and with it the token, is in no error", async (t) => {
+test("the constructor's error, which contains the token, is in no error of the manager", async (t) => {
   const page = openPage(t)
   globalThis.WebSocket = class {
     constructor(url) {
@@ -480,13 +480,13 @@ test("what a constructor throws, and with it the token, is in no error", async (
   })
   await settled()
 
-  const told = [...lines, ...errors, ...states].flatMap((each) => [each, each?.cause, each?.message, each?.stack])
+  const reported = [...lines, ...errors, ...states].flatMap((each) => [each, each?.cause, each?.message, each?.stack])
   assert.equal(manager.state, "closed")
   assert.ok(errors.length)
-  assert.ok(!told.some((each) => String(each?.message ?? each).includes("wst_secret")))
+  assert.ok(!reported.some((each) => String(each?.message ?? each).includes("wst_secret")))
 })
 
-test("tokenSource subprotocol offers each token beside websocket.token, and keeps it out of the URL", async (t) => {
+test("tokenSource subprotocol offers each token with websocket.token, and not in the URL", async (t) => {
   const page = openPage(t)
   page.connect("/ws/chat/", tokens("u-1"), { tokenSource: "subprotocol" })
   await settled()
@@ -501,7 +501,7 @@ test("tokenSource subprotocol offers each token beside websocket.token, and keep
   ])
 })
 
-test("without a token nothing is offered, and by default the path carries it", async (t) => {
+test("without a token nothing is offered, and by default the token is in the path", async (t) => {
   const page = openPage(t)
   page.connect("/ws/", null, { tokenSource: "subprotocol" })
   page.connect("/ws/", "wst_a", { tokenSource: "path" })

@@ -16,11 +16,11 @@ await cp(new URL("types", import.meta.url), project.folder, { recursive: true })
 await symlink(fileURLToPath(new URL("node_modules/@types", root)), join(project.folder, "node_modules", "@types"))
 
 const typescript = require.resolve("typescript/package.json")
-// are-the-types-wrong brings a TypeScript of its own, which is the older one of users.
+// The older TypeScript is the one that are-the-types-wrong depends on.
 const older = createRequire(require.resolve("@arethetypeswrong/core")).resolve("typescript/package.json")
 const versions = await Promise.all([typescript, older].map(async (file) => JSON.parse(await readFile(file)).version))
 
-/** What tsc says of `files` in the project; nothing, if all is well. */
+/** Returns the errors that tsc finds in `files` of the project. */
 async function check(files, options, compiler = typescript) {
   const compilerOptions = {
     strict: true,
@@ -57,12 +57,12 @@ const everyConsumer = {
 }
 
 for (const [name, [files, options]] of Object.entries(everyConsumer)) {
-  test(`the types hold in ${name}`, async () => {
+  test(`the types are correct in ${name}`, async () => {
     assert.equal(await check(files, options), "")
   })
 }
 
-test(`the types hold with TypeScript ${versions[1]}, as they do with ${versions[0]}`, async () => {
+test(`the types are correct with TypeScript ${versions[1]} as with ${versions[0]}`, async () => {
   const node10 = { module: "CommonJS", moduleResolution: "Node10", esModuleInterop: false, lib: ["ES2022"] }
 
   assert.notEqual(versions[0], versions[1])
@@ -70,28 +70,28 @@ test(`the types hold with TypeScript ${versions[1]}, as they do with ${versions[
   assert.equal(await check(["commonjs.cts"], node10, older), "")
 })
 
-/** What the scripts on the pages take for granted, each where the script itself does not declare it. */
-const granted = {
+/** Names that the scripts on the pages use. Each is declared if the script does not declare it. */
+const assumed = {
   manager: "WebSocketManager",
   path: "string",
   token: "string",
   options: "WebSocketManager.Options",
 }
 
-test("the scripts on the pages call what there is, and a misspelt call is found", async () => {
+test("the scripts on the pages call existing methods, and a misspelt call is found", async () => {
   const files = []
   const names = ["howto_from_0_1", "howto_from_own_token", "javascript", "messages", "streams", "tokens"]
   for (const name of ["README.rst", ...names.map((each) => `docs/${each}.rst`)]) {
     const page = await readFile(new URL(name, root), "utf8")
     for (const [, block] of page.matchAll(/^\.\. code-block:: javascript\n\n((?: {4}.*\n|\n)+)/gm)) {
       const code = block.replace(/^ {4}/gm, "")
-      const declared = Object.entries(granted).filter(([each]) => !code.includes(`const ${each} =`))
+      const declared = Object.entries(assumed).filter(([each]) => !code.includes(`const ${each} =`))
       const lines = declared.map(([each, type]) => `declare const ${each}: ${type}`)
       files.push(`page.${files.length}.ts`)
       await project.write(files.at(-1), [...lines, code, "export {}"].join("\n"))
     }
   }
-  // As loose as a page's own script is, for which the class is a global.
+  // A script of a page is not strict, and the class is a global.
   const loose = { strict: false, exactOptionalPropertyTypes: false, noImplicitOverride: false }
   const options = { ...loose, allowUmdGlobalAccess: true, types: ["channels-websocket-utils"] }
   const misspelt = "declare const manager: WebSocketManager\nmanager.sendJson({ type: 'greet' })\nexport {}"
@@ -102,7 +102,7 @@ test("the scripts on the pages call what there is, and a misspelt call is found"
   assert.match(await check(["misspelt-script.ts"], options), /'sendJson' does not exist/)
 })
 
-test("the example of the docs compiles, and with a misspelt call it does not", async () => {
+test("the example of the docs compiles, and does not with a misspelt call", async () => {
   const page = await readFile(new URL("docs/client.rst", root), "utf8")
   const [, block] = /^\.\. code-block:: typescript\n\n((?: {4}.*\n|\n)+)/m.exec(page)
   const example = block.replace(/^ {4}/gm, "")
@@ -113,7 +113,7 @@ test("the example of the docs compiles, and with a misspelt call it does not", a
   assert.match(await check(["misspelt.ts"], {}), /"great"/)
 })
 
-test("a misuse that compiles would be noticed", async () => {
+test("each marked misuse is an error", async () => {
   const misuse = await readFile(new URL("types/wrong.ts", import.meta.url), "utf8")
   const claims = misuse.match(/@ts-expect-error: /g)
   await project.write("unmarked.ts", misuse.replaceAll("@ts-expect-error", ""))
@@ -123,24 +123,24 @@ test("a misuse that compiles would be noticed", async () => {
   assert.equal(errors.length, claims.length)
 })
 
-test("the types name each member, option and word of the script, and no other member or option", async () => {
+test("the types name each member, option, state and code of the script, and no other member or option", async () => {
   const source = await readFile(script, "utf8")
   const code = source.split("\n").filter((line) => !/^ *(\/\*|\*|\/\/)/.test(line))
-  const telling = code.filter((line) => /\b(STOPS|reason|wait|dial|dialIn|retry|stop|newError|fail|rejectCalls)\b/.test(line))
+  const naming = code.filter((line) => /\b(STOPS|reason|wait|dial|dialIn|retry|stop|newError|fail|rejectCalls)\b/.test(line))
   const members = Object.getOwnPropertyNames(WebSocketManager.prototype).filter((name) => name !== "constructor")
   const options = [...source.matchAll(/\boptions\??\.(\w+)/g)].map((match) => match[1])
-  const words = telling.flatMap((line) => [...line.matchAll(/(?<!typeof \S+ === )"([a-z_]+)"/g)].map((match) => match[1]))
+  const texts = naming.flatMap((line) => [...line.matchAll(/(?<!typeof \S+ === )"([a-z_]+)"/g)].map((match) => match[1]))
   const named = (names) => JSON.stringify(Object.fromEntries(names.map((name) => [name, true])))
   await project.write(
     "names.ts",
     `import W from "channels-websocket-utils"
-     type Word = W.State | W.Reason | W.ManagerErrorCode | keyof W.Events
+     type Text = W.State | W.Reason | W.ManagerErrorCode | keyof W.Events
      export const members = ${named(members)} satisfies Record<keyof W, true>
      export const statics = ${named(Object.keys(WebSocketManager))} satisfies Record<Exclude<keyof typeof W, "prototype">, true>
      export const options = ${named(options)} satisfies Record<keyof W.Options, true>
-     export const words = ${named(words)} satisfies Partial<Record<Word, true>>`,
+     export const texts = ${named(texts)} satisfies Partial<Record<Text, true>>`,
   )
 
-  assert.ok(new Set(words).size > 20)
+  assert.ok(new Set(texts).size > 20)
   assert.equal(await check(["names.ts"], {}), "")
 })

@@ -1,4 +1,4 @@
-"""What a stranger downloads: what is in it, how it was built, and what it says of itself."""
+"""The sdist and the wheel: their contents, their build, their requirements and metadata."""
 
 import configparser
 import email
@@ -43,7 +43,7 @@ def setup_cfg():
 
 @pytest.fixture(scope="module")
 def environments():
-    """Those of tox.ini: (Python, Django, "oldest" or "newest") by name."""
+    """The environments of tox.ini: (Python, Django, "oldest" or "newest") by name."""
     text = (ROOT / "tox.ini").read_text()
     return {
         found[0]: (f"3.{found[1]}", f"{found[2]}.{found[3]}", found[4])
@@ -52,10 +52,10 @@ def environments():
     }
 
 
-# What is in it
+# Contents
 
 
-def test_wheel_holds_the_package_and_its_metadata_and_no_more(source, wheel):
+def test_wheel_contains_only_the_package_and_its_metadata(source, wheel):
     package = {f"{PACKAGE}/{name}" for name in files(source / PACKAGE)}
     metadata = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
@@ -80,8 +80,8 @@ def test_wheel_holds_the_package_and_its_metadata_and_no_more(source, wheel):
     assert entry_points == f"[pytest11]\n{PACKAGE} = {PACKAGE}.pytest_plugin\n"
 
 
-def test_sdist_holds_all_that_git_does(source, dist):
-    """So the tests can be run from it, by ``make test`` too."""
+def test_sdist_contains_all_files_of_the_repository(source, dist):
+    """Therefore ``make test`` works in an unpacked sdist."""
     (file,) = dist.glob("*.tar.gz")
     with tarfile.open(file) as archive:
         inside = {
@@ -97,18 +97,18 @@ def test_sdist_holds_all_that_git_does(source, dist):
     assert set(inside) - made == expected
     for name in {"Makefile", "package.json", "tox.ini", ".ci/install", "tests/unit/test_tokens.py"}:
         assert name in expected
-    # setuptools writes it anew, with what it was told on the command line.
+    # setuptools rewrites this file with the options of the command line.
     for name in expected - {"setup.cfg"}:
         assert inside[name] == (source / name).read_bytes(), name
 
 
-def test_index_would_take_them(dist):
-    """The README can be rendered, and so on."""
+def test_twine_accepts_the_distributions(dist):
+    """twine checks for example that the README can be rendered."""
     command = [sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir()]
     subprocess.run(command, check=True, timeout=LIMIT)
 
 
-def test_both_are_the_same_to_the_byte_wherever_they_are_built(source, dist, tmp_path):
+def test_distributions_are_identical_wherever_they_are_built(source, dist, tmp_path):
     elsewhere = shutil.copytree(source, tmp_path / "a" / "clone" / "elsewhere")
     for path in elsewhere.rglob("*"):
         path.chmod(0o700 if path.is_dir() or os.access(path, os.X_OK) else 0o600)
@@ -122,12 +122,12 @@ def test_both_are_the_same_to_the_byte_wherever_they_are_built(source, dist, tmp
         assert (again / name).read_bytes() == (dist / name).read_bytes(), name
 
 
-# What it needs
+# Requirements
 
 
 @pytest.fixture(scope="module")
 def bare_python(wheel, tmp_path_factory):
-    """The Python of an environment in which the wheel and what it asks for are all there is."""
+    """The Python of an environment that contains only the wheel and its requirements."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=LIMIT)
     python = folder / "bin/python"
@@ -138,7 +138,7 @@ def bare_python(wheel, tmp_path_factory):
 
 @pytest.mark.parametrize("arguments", [[], ["--no-admin"]])
 def test_wheel_needs_nothing_but_django_channels_and_asgiref(source, bare_python, arguments):
-    """All of it is imported there, but for what only pytest or the admin would."""
+    """All modules are imported, except those for pytest and the admin."""
     script = [bare_python, "-I", "-W", "error", ROOT / "tests/support/everything.py", *arguments]
     done = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -148,28 +148,28 @@ def test_wheel_needs_nothing_but_django_channels_and_asgiref(source, bare_python
     left_out = {"pytest_plugin", "admin"} if arguments else {"pytest_plugin"}
 
     assert found["file"].startswith(str(bare_python.parents[1]))
-    # The last two are Django's and asgiref's own.
+    # Django requires sqlparse, asgiref requires typing_extensions.
     alone = {"channels-websocket-utils", "django", "channels", "asgiref"}
     assert alone <= installed <= alone | {"sqlparse", "typing_extensions"}
     assert set(found["imported"]) == {f"{PACKAGE}.{name}" for name in named - left_out}
 
 
-# What it says of itself
+# Metadata
 
 
-def test_license_is_named_as_scanners_read_it(metadata):
+def test_metadata_names_the_license(metadata):
     assert metadata["License-Expression"] == "MIT"
     assert metadata.get_all("License-File") == ["LICENSE"]
 
 
 def test_changelog_begins_with_this_version(metadata):
-    """That package.json has the same is asserted beside the npm package."""
+    """A test of the npm package checks the version in package.json."""
     first = re.search(r"^(\S+) \(.+\)\n=+$", (ROOT / "CHANGELOG.rst").read_text(), re.M)
 
     assert metadata["Version"] == first[1] == __version__
 
 
-def test_classifiers_name_what_the_matrix_runs(metadata, environments):
+def test_classifiers_name_the_versions_of_the_matrix(metadata, environments):
     classifiers = metadata.get_all("Classifier")
 
     def named(kind):
@@ -181,11 +181,11 @@ def test_classifiers_name_what_the_matrix_runs(metadata, environments):
     assert metadata["Requires-Python"] == f">={min(pythons, key=lambda name: int(name[2:]))}"
 
 
-def test_matrix_has_each_python_with_each_django_and_each_django_at_its_oldest(environments):
+def test_matrix_has_each_python_with_each_django_and_the_oldest_of_each_django(environments):
     newest = {pair[:2] for pair in environments.values() if pair[2] == "newest"}
     oldest = [django for _, django, age in environments.values() if age == "oldest"]
 
-    # Django 6 begins at Python 3.12.
+    # Django 6 needs Python 3.12.
     assert newest == {
         (f"3.{python}", django)
         for python in (10, 11, 12, 13)
@@ -196,7 +196,7 @@ def test_matrix_has_each_python_with_each_django_and_each_django_at_its_oldest(e
 
 
 def test_matrix_runs_the_lower_bounds(setup_cfg):
-    """What is promised to be enough was tried."""
+    """The oldest environments pin exactly the lower bounds of the requirements."""
     bounds = re.findall(r"^(\w+)>=([\d.]+)$", setup_cfg["options"]["install_requires"], re.M)
     tox = (ROOT / "tox.ini").read_text()
     pinned = re.findall(r"^ +(?:dj52-)?oldest: (\w+)==([\d.]+)$", tox, re.M)

@@ -1,4 +1,4 @@
-"""``check --deploy`` on the sample site's production settings, as they are and with mistakes."""
+"""``check --deploy`` with the production settings of the sample site, correct and with mistakes."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 SITE = Path(__file__).parents[2] / "sample_site"
 LIMIT = 120
 
-# By the check that is to name it: what is added to the settings.
+# For each check: the mistaken settings that it must find.
 MISTAKES = {
     "E001": 'WEBSOCKET_UTILS = {"TOKEN_MAX_AGE": "60", "TOKEN_MAX_AGES": 60}',
     "E002": 'WEBSOCKET_UTILS = {"TOKEN_STORE": "board.stores.Tokens"}',
@@ -54,7 +54,7 @@ from django.urls import path
 router = URLRouter([path("ws/board/<str:token>", {consumer})])
 application = ProtocolTypeRouter({{"http": http, "websocket": {websocket}}})
 """
-# How the application of such a site is composed: the consumer in its route, and what is around it.
+# The application of such a site: the consumer of the route, and the middleware around the router.
 APPLICATIONS = {
     "E004": ("BoardConsumer()", "WebSocketTokenAuthMiddlewareStack(router)"),
     "E008": (
@@ -70,7 +70,7 @@ APPLICATIONS = {
 
 
 def check(settings, folder):
-    """Return what ``check --deploy`` prints; warnings count as much as errors."""
+    """Return the exit status and the output of ``check --deploy``. Warnings are errors."""
     command = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
     environment = {
         **os.environ,
@@ -91,8 +91,8 @@ def check(settings, folder):
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """What is said of each site with a mistake, by the check that is to find it."""
+def results(tmp_path_factory):
+    """The exit status and the output for each site with a mistake, by the name of the check."""
     folder = tmp_path_factory.mktemp("sites")
     for name, mistake in MISTAKES.items():
         (folder / f"seeded_{name}.py").write_text(f"from config.production import *\n{mistake}\n")
@@ -104,16 +104,16 @@ def answers(tmp_path_factory):
         return dict(zip(MISTAKES, found, strict=True))
 
 
-def test_production_settings_of_the_sample_site_are_silent(tmp_path):
-    status, said = check("config.production", tmp_path)
+def test_production_settings_of_the_sample_site_have_no_warnings(tmp_path):
+    status, output = check("config.production", tmp_path)
 
-    assert (status, said) == (0, "System check identified no issues (0 silenced).\n")
+    assert (status, output) == (0, "System check identified no issues (0 silenced).\n")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_named(answers, name):
-    status, said = answers[name]
+def test_mistake_is_named(results, name):
+    status, output = results[name]
 
     assert status == 1
-    assert set(re.findall(r"\(channels_websocket_utils\.(\w+)\)", said)) == {name}
-    assert "HINT: " in said
+    assert set(re.findall(r"\(channels_websocket_utils\.(\w+)\)", output)) == {name}
+    assert "HINT: " in output

@@ -22,8 +22,8 @@ def visitors(site):
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_left(site):
-    """The sockets of the test before are gone, but the server may not have noticed yet."""
+def no_presence(site):
+    """Delete the presence of earlier tests, whose ends the server may not have noticed yet."""
     site.sql("DELETE FROM board_presence")
 
 
@@ -41,18 +41,18 @@ def ben(visitors):
         yield socket
 
 
-def names(frame):
-    return [person["name"] for person in frame["people"]]
+def names(message):
+    return [person["name"] for person in message["people"]]
 
 
 def socket_ids(staff):
-    """Return the ids on the page of live sockets, those that the server is about to forget too."""
+    """Return the ids on the page of live sockets, including connections that have just ended."""
     return set(re.findall(r'name="socket" value="(\d+)"', staff.get("/sockets/").text))
 
 
 @contextlib.contextmanager
 def new_socket(staff, visitor):
-    """A socket of ``visitor`` on the board, and its id on the page of live sockets."""
+    """Yield a connection of ``visitor`` to the board, and its id on the page of live sockets."""
     before = socket_ids(staff)
     with visitor.open_board() as socket:
         socket.next_push("people")
@@ -61,7 +61,7 @@ def new_socket(staff, visitor):
 
 
 def close_code(socket):
-    """Wait until the server closes a socket, and return with what."""
+    """Wait until the server closes a connection, and return the code."""
     with pytest.raises(ConnectionClosed) as closed:
         socket.next_push("no such key")
     return closed.value.rcvd.code
@@ -71,13 +71,13 @@ def is_live(socket):
     return "notes" in socket.ask("board")
 
 
-def test_nothing_is_left_to_check_or_migrate(site):
+def test_checks_and_migrations_are_complete(site):
     site.manage("check", "--fail-level", "WARNING")
     site.manage("makemigrations", "--check", "--dry-run")
 
 
 def test_demo_users_can_be_created_again(site):
-    """The command prints who there is, and running it again changes nothing."""
+    """The command lists the users, and a second run changes nothing."""
     before = site.sql("SELECT id, username, password, is_staff FROM auth_user")
 
     printed = site.manage("create_demo_users")
@@ -87,14 +87,14 @@ def test_demo_users_can_be_created_again(site):
     assert "ben / ben-demo-1" in printed
 
 
-def test_stranger_is_sent_to_the_login_page(site):
+def test_unauthenticated_client_is_redirected_to_the_login_page(site):
     page = Visitor(site).get("/")
 
     assert page.url == f"{site.url}/login/?next=/"
     assert "ada-demo-1" in page.text
 
 
-def test_stranger_gets_no_token(site):
+def test_unauthenticated_client_gets_no_token(site):
     assert Visitor(site).ask_for_token().status == 401
 
 
@@ -103,7 +103,7 @@ def test_stranger_gets_no_token(site):
     ["/", "/sockets/", "/admin/", "/admin/channels_websocket_utils/websockettoken/"],
 )
 def test_pages_allow_no_inline_script(visitors, path):
-    """The policy is strict, and the pages live by it; no token is in their source."""
+    """The pages have a strict policy and comply with it. Their source contains no token."""
     page = visitors["ada"].get(path)
 
     assert page.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
@@ -112,7 +112,7 @@ def test_pages_allow_no_inline_script(visitors, path):
     assert "no-store" in page.headers["Cache-Control"]
 
 
-def test_page_of_another_site_cannot_open_a_socket(visitors):
+def test_page_of_another_site_cannot_open_a_connection(visitors):
     socket = visitors["ada"].open_board(origin="https://elsewhere.example")
 
     with pytest.raises(InvalidStatus) as refused, socket:
@@ -121,7 +121,7 @@ def test_page_of_another_site_cannot_open_a_socket(visitors):
     assert refused.value.response.status_code == 403
 
 
-def test_token_of_ada_is_no_use_to_ben(visitors):
+def test_token_of_ada_is_refused_for_ben(visitors):
     token = re.search(r"wst_[\w-]+", visitors["ada"].ask_for_token().text)[0]
 
     with visitors["ben"].open_board(token) as socket, pytest.raises(ConnectionClosed) as closed:
@@ -133,9 +133,9 @@ def test_token_of_ada_is_no_use_to_ben(visitors):
 def test_note_reaches_everyone(ada, ben):
     reply = ada.ask("post_note", text="  Gate 4 <b>sticks</b>  ")
 
-    heard = ben.next_push("note")
-    assert heard["text"] == reply["text"] == "Gate 4 <b>sticks</b>"
-    assert heard["author"] == {"username": "ada", "name": "Ada"}
+    push = ben.next_push("note")
+    assert push["text"] == reply["text"] == "Gate 4 <b>sticks</b>"
+    assert push["author"] == {"username": "ada", "name": "Ada"}
     assert ben.ask("board")["notes"][0]["id"] == reply["id"]
 
 
@@ -150,12 +150,12 @@ def test_bad_note_is_refused(ada, text):
     assert len(ada.ask("board")["notes"]) == before
 
 
-def test_longest_note_is_taken(ada):
+def test_longest_note_is_accepted(ada):
     """Characters are counted, not bytes."""
     assert ada.ask("post_note", text="ü" * 500)["text"] == "ü" * 500
 
 
-def test_refusal_of_a_long_note_says_how_long_it_is(ada):
+def test_refusal_of_a_long_note_contains_its_length(ada):
     message = ada.ask("post_note", text="x" * 512)["error"]["message"]
 
     assert message == "512 characters are too many: at most 500."
@@ -165,7 +165,7 @@ def test_note_is_marked_done_for_everyone(ada, ben):
     note = ada.ask("post_note", text="Lamp in hall 2")
 
     assert ben.ask("mark_done", id=note["id"], is_done=True)["is_done"]
-    ada.next_push("note", lambda heard: heard["id"] == note["id"] and heard["is_done"])
+    ada.next_push("note", lambda push: push["id"] == note["id"] and push["is_done"])
     assert not ben.ask("mark_done", id=note["id"], is_done=False)["is_done"]
 
 
@@ -184,7 +184,7 @@ def test_announcement_needs_the_permission(site, ada, ben):
     assert ben.ask("board")["announcement"]["text"] == "Fire drill at 03:00"
 
 
-def test_permission_taken_away_is_gone_at_once(site, ada):
+def test_removed_permission_denies_the_next_call(site, ada):
     rows = site.sql("SELECT user_id, permission_id FROM auth_user_user_permissions")
     site.sql("DELETE FROM auth_user_user_permissions")
 
@@ -201,7 +201,7 @@ def test_permission_taken_away_is_gone_at_once(site, ada):
 @pytest.mark.parametrize(
     "name", ["board_note", "board.note", "board_people", "push", "write", "send_to_board", "close"]
 )
-def test_what_is_not_marked_cannot_be_called(ada, name):
+def test_methods_without_auto_route_cannot_be_called(ada, name):
     assert ada.ask(name, payload={"text": "forged"})["error"]["code"] == "unknown_type"
 
 
@@ -211,7 +211,7 @@ def test_report_counts_the_notes(site, ada, ben):
     ben.ask("post_note", text="two")
     ada.ask("post_note", text="three")
     ada.ask("mark_done", id=first["id"], is_done=True)
-    # Yesterday's notes are not in it.
+    # The report does not contain old notes.
     old = ada.ask("post_note", text="old")
     site.sql("UPDATE board_note SET created_at = '2020-01-01' WHERE id = ?", old["id"])
 
@@ -235,13 +235,13 @@ def test_report_of_no_notes(site, ada):
     assert (report["count"], report["authors"], report["busiest_hour"]) == (0, [], None)
 
 
-def test_two_tabs_are_one_person(visitors, ada):
-    """A user stays until the last tab has left."""
+def test_two_tabs_of_a_user_are_one_presence(visitors, ada):
+    """A user is present until the last tab is closed."""
     with visitors["ben"].open_board() as first:
         ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
         with visitors["ben"].open_board() as second:
             assert names(second.ask("still_here")) == ["Ada", "Ben"]
-        # Its own coming, the second's, and the second's going.
+        # One push when the first tab opens, one when the second opens, one when it closes.
         assert [names(first.next_push("people")) for _ in range(3)] == [["Ada", "Ben"]] * 3
         assert names(ada.ask("still_here")) == ["Ada", "Ben"]
         ada.pushes.clear()
@@ -249,8 +249,8 @@ def test_two_tabs_are_one_person(visitors, ada):
     ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
-def test_two_tabs_closed_together_both_leave(visitors, ada):
-    """What is said to one that has just gone does not keep the other's presence."""
+def test_user_leaves_when_two_tabs_are_closed_together(visitors, ada):
+    """A push to a connection that has just ended does not renew the presence of the other."""
     with visitors["ben"].open_board(), visitors["ben"].open_board() as second:
         assert names(second.ask("still_here")) == ["Ada", "Ben"]
         ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
@@ -259,7 +259,7 @@ def test_two_tabs_closed_together_both_leave(visitors, ada):
     ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
-def test_page_that_leaves_before_its_answer_has_left(visitors, ada):
+def test_user_leaves_if_the_page_disconnects_before_its_answer(visitors, ada):
     with visitors["ben"].open_board() as socket:
         ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
         socket.connection.send('{"type": "handover_report", "reply_key": "k"}')
@@ -267,15 +267,15 @@ def test_page_that_leaves_before_its_answer_has_left(visitors, ada):
     ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
-def test_silent_page_is_forgotten_until_it_speaks(site, ada, ben):
+def test_idle_page_is_absent_until_it_sends_a_message(site, ada, ben):
     site.sql("UPDATE board_presence SET seen_at = '2020-01-01' WHERE user_id = 2")
 
     assert names(ada.ask("still_here")) == ["Ada"]
     assert names(ben.ask("still_here")) == ["Ada", "Ben"]
 
 
-def test_presence_is_true_with_a_second_process(site, ada, tmp_path):
-    """Processes share the table; one that was killed leaves nobody behind for long."""
+def test_presence_is_correct_with_a_second_process(site, ada, tmp_path):
+    """The processes share the table. Users of a killed process stay only for a short time."""
     second = Site(site.database, tmp_path / "log.txt")
     second.start()
     try:
@@ -293,7 +293,7 @@ def test_presence_is_true_with_a_second_process(site, ada, tmp_path):
     assert names(ada.ask("still_here")) == ["Ada"]
 
 
-def test_who_signs_out_is_gone(site, ada):
+def test_user_who_signs_out_is_absent(site, ada):
     visitor = Visitor(site).sign_in("ben")
     with visitor.open_board():
         ada.next_push("people", lambda frame: names(frame) == ["Ada", "Ben"])
@@ -304,7 +304,7 @@ def test_who_signs_out_is_gone(site, ada):
     ada.next_push("people", lambda frame: names(frame) == ["Ada"])
 
 
-def test_signing_out_takes_a_post(visitors):
+def test_signing_out_needs_a_post(visitors):
     assert visitors["ada"].get("/logout/").status == 405
 
 
@@ -342,14 +342,14 @@ def test_admin_is_for_staff(visitors):
     assert 'href="/admin/"' in visitors["ada"].get("/").text
 
 
-def test_page_of_another_site_cannot_end_a_socket(visitors):
+def test_page_of_another_site_cannot_end_a_connection(visitors):
     with new_socket(visitors["ada"], visitors["ben"]) as (socket, socket_id):
         assert visitors["ada"].get("/sockets/", f"socket={socket_id}".encode()).status == 403
         assert is_live(socket)
 
 
-def test_staff_end_exactly_one_socket(visitors, ada):
-    """Its user is still signed in, and may come back."""
+def test_staff_end_exactly_one_connection(visitors, ada):
+    """The user is still signed in and can connect again."""
     with (
         new_socket(visitors["ada"], visitors["ben"]) as (first, first_id),
         new_socket(visitors["ada"], visitors["ben"]) as (second, second_id),
@@ -366,7 +366,7 @@ def test_staff_end_exactly_one_socket(visitors, ada):
         assert is_live(socket)
 
 
-def test_socket_that_has_gone_is_told(visitors, ada):
+def test_ending_a_closed_connection_shows_a_message(visitors, ada):
     with new_socket(visitors["ada"], visitors["ben"]) as (socket, socket_id):
         visitors["ada"].post("/sockets/", socket=socket_id)
         close_code(socket)
@@ -377,7 +377,7 @@ def test_socket_that_has_gone_is_told(visitors, ada):
     assert is_live(ada)
 
 
-def test_staff_end_all_sockets_of_a_user(visitors, ada):
+def test_staff_end_all_connections_of_a_user(visitors, ada):
     with visitors["ben"].open_board() as first, visitors["ben"].open_board() as second:
         for socket in (first, second):
             socket.next_push("people")
@@ -392,7 +392,7 @@ def test_staff_end_all_sockets_of_a_user(visitors, ada):
     assert "There is no such user." in page.text
 
 
-def test_sign_out_ends_the_sockets_of_that_browser_alone(site, visitors, ben):
+def test_sign_out_ends_only_the_connections_of_that_browser(site, visitors, ben):
     visitor = Visitor(site).sign_in("ben")
     with visitor.open_board() as socket:
         socket.next_push("people")
@@ -418,7 +418,7 @@ def test_sign_out_everywhere_ends_every_session_and_token_of_that_user(site, ada
     assert is_live(ada)
 
 
-def test_sign_out_everywhere_takes_a_post_of_this_site(site):
+def test_sign_out_everywhere_needs_a_post_from_this_site(site):
     visitor = Visitor(site).sign_in("ben")
 
     assert visitor.get("/account/sign-out/").status == 405
@@ -426,8 +426,8 @@ def test_sign_out_everywhere_takes_a_post_of_this_site(site):
     assert visitor.get("/account/").url == f"{site.url}/account/"
 
 
-def test_nothing_went_wrong_on_the_server(site):
-    """Stands last: what the site's log says after all the tests above."""
+def test_log_of_the_server_has_no_errors(site):
+    """This test is the last one of the file, so the log contains all tests above."""
     problems = r"Exception inside .*|Internal Server Error.*|Error \w+ in a message.*|Traceback.*"
 
     assert re.findall(problems, site.log.read_text()) == []

@@ -1,4 +1,4 @@
-"""No log contains a token: records of all forms, and the logs of real servers."""
+"""No log contains a token: log records of many forms, and the logs of real servers."""
 
 import io
 import logging
@@ -19,7 +19,7 @@ from ..support.settings import database_url
 
 SECRET = "Ab-_9" * 8 + "xyz"
 TOKEN = f"wst_{SECRET}"
-DUMMY = "wst_" + "0" * 43
+PLACEHOLDER = "wst_" + "0" * 43
 HYPERCORN_FORMAT = '%(h)s %(l)s %(t)s "%(r)s" %(s)s %(b)s "%({x-nothing}i)s" "%({referer}i)s" %(D)s'
 
 
@@ -98,7 +98,7 @@ def test_rest_of_the_line_is_unchanged():
     for name in ("uvicorn", "runserver", "hypercorn", "bytes", "object"):
         naive = logging.Formatter().format(RECORDS[name]())
 
-        assert written(RECORDS[name]()) == naive.replace(TOKEN, DUMMY) + "\n"
+        assert written(RECORDS[name]()) == naive.replace(TOKEN, PLACEHOLDER) + "\n"
 
 
 def test_record_without_a_token_is_unchanged():
@@ -124,7 +124,7 @@ def test_access_formatter_of_uvicorn_reads_the_arguments_one_by_one():
 
     line = written(record_of('%s - "%s %s HTTP/%s" %d', *args), formatter)
 
-    assert line == f"1.2.3.4:5 GET /ws/{DUMMY} HTTP/1.1 404 Not Found\n"
+    assert line == f"1.2.3.4:5 GET /ws/{PLACEHOLDER} HTTP/1.1 404 Not Found\n"
 
 
 def test_arguments_of_the_caller_are_not_changed():
@@ -140,12 +140,12 @@ def test_extra_attributes_are_masked():
 
     line = written(record, logging.Formatter("%(path)s %(details)s"))
 
-    assert line == f"/ws/{DUMMY} {{'all': ['/ws/{DUMMY}']}}\n"
+    assert line == f"/ws/{PLACEHOLDER} {{'all': ['/ws/{PLACEHOLDER}']}}\n"
 
 
 @pytest.mark.parametrize("is_formatted", [False, True])
 def test_exception_that_shows_a_token_is_kept_as_masked_text(is_formatted):
-    """Also if another handler has formatted it before, or formats it again."""
+    """Also if another handler formats the exception before or after this one."""
     try:
         raise ValueError(f"No route found for path '/ws/{TOKEN}'.")
     except ValueError as error:
@@ -154,21 +154,21 @@ def test_exception_that_shows_a_token_is_kept_as_masked_text(is_formatted):
     if not is_formatted:
         record.exc_text = None
 
-    class Anew(logging.Formatter):
+    class FormatsAgain(logging.Formatter):
         def format(self, record):
             record.message = record.getMessage()
-            anew = self.formatException(record.exc_info) if record.exc_info else record.exc_text
-            return f"{record.message} {anew}"
+            text = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+            return f"{record.message} {text}"
 
-    line = written(record, Anew())
+    line = written(record, FormatsAgain())
 
     assert seen([SECRET], naive)
     assert not seen([SECRET], line)
-    assert f"ValueError: No route found for path '/ws/{DUMMY}'." in line
+    assert f"ValueError: No route found for path '/ws/{PLACEHOLDER}'." in line
     assert not seen([SECRET], written(record))
 
 
-def itself():
+def self_containing():
     value = [TOKEN]
     value.append(value)
     return value
@@ -180,20 +180,27 @@ def itself():
         ("%s", (Broken(),)),
         ("%d %d", ("one",)),
         (Broken(), ()),
-        ("%s", (itself(),)),
+        ("%s", (self_containing(),)),
         ("%(a)s", ({},)),
         (None, (5,)),
     ],
-    ids=["unprintable", "wrong arguments", "unprintable message", "itself", "key", "nothing"],
+    ids=[
+        "unprintable",
+        "wrong arguments",
+        "unprintable message",
+        "self-containing",
+        "key",
+        "nothing",
+    ],
 )
 def test_invalid_record_passes_without_an_exception(message, args):
     record = record_of(message, *args, path=f"/ws/{TOKEN}", exc_info=(1, 2, 3))
 
     assert HideTokens().filter(record) is True
-    assert record.path == f"/ws/{DUMMY}"
+    assert record.path == f"/ws/{PLACEHOLDER}"
 
 
-def test_filter_of_a_handler_masks_records_of_child_loggers_and_one_of_a_logger_does_not():
+def test_filter_masks_records_of_child_loggers_only_on_a_handler():
     """Therefore the documentation adds it to handlers."""
     parent, child = logging.getLogger("hide"), logging.getLogger("hide.child")
     output = io.StringIO()
@@ -210,7 +217,7 @@ def test_filter_of_a_handler_masks_records_of_child_loggers_and_one_of_a_logger_
         parent.removeFilter(filter_)
 
     assert naive == f"{TOKEN}\n"
-    assert output.getvalue() == f"{TOKEN}\n{DUMMY}\n"
+    assert output.getvalue() == f"{TOKEN}\n{PLACEHOLDER}\n"
 
 
 # The result of a handshake, by its path.
@@ -248,7 +255,7 @@ def environment(transactional_db):
 async def test_documented_recipe_hides_tokens_in_the_logs_of_a_server(
     server, environment, tmp_path
 ):
-    """The server without the filter shows all of them."""
+    """The control: without the filter the logs contain all tokens."""
     with serving(server, tmp_path / "naive", environment, hide=False) as port:
         naive = await knock_with_canaries(port)
     with serving(server, tmp_path / "hidden", environment, hide=True) as port:
@@ -276,8 +283,8 @@ async def test_documented_logging_of_django_hides_tokens(server, environment, tm
 
 @pytest.mark.nginx
 async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, tmp_path):
-    """Also if the server behind it is down, which nginx writes to its error log."""
-    away = dict.fromkeys(HANDSHAKES, 502)
+    """Also if the server behind nginx is down, which nginx writes to its error log."""
+    unavailable = dict.fromkeys(HANDSHAKES, 502)
     found = {}
     for hide in (False, True):
         folder = tmp_path / str(hide)
@@ -286,7 +293,7 @@ async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, 
         with site as upstream, proxying(upstream, folder, hide) as port:
             canaries = await knock_with_canaries(port)
         with proxying(free_port(), folder, hide) as port:
-            canaries += await knock_with_canaries(port, away)
+            canaries += await knock_with_canaries(port, unavailable)
         found[hide] = canaries, (folder / "access.log").read_text(), logs(folder)
 
     canaries, access, everything = found[False]
@@ -297,10 +304,10 @@ async def test_documented_recipe_hides_tokens_in_the_logs_of_nginx(environment, 
 
 
 @pytest.mark.nginx
-def test_documented_limits_of_nginx_are_by_address_and_for_all(tmp_path):
-    """Without a server behind it: a request that passes the limit is answered with 502."""
+def test_documented_limits_of_nginx_apply_to_both_locations(tmp_path):
+    """There is no server behind nginx: a request within the limits is answered with 502."""
 
-    def ask(path):
+    def request(path):
         try:
             urlopen(f"http://127.0.0.1:{port}{path}", data=b"", timeout=10)
         except HTTPError as error:
@@ -308,7 +315,7 @@ def test_documented_limits_of_nginx_are_by_address_and_for_all(tmp_path):
 
     with proxying(free_port(), tmp_path, number=1) as port:
         for path in ("/websocket/token/", "/ws/chat/"):
-            statuses = [ask(path) for _ in range(40)]
+            statuses = [request(path) for _ in range(40)]
 
             assert statuses[:20] == [502] * 20
             assert 429 in statuses[20:]

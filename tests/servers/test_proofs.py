@@ -1,4 +1,4 @@
-"""The proofs of docs/proofs, small: what happens is asserted here, how fast it was is in docs."""
+"""Small runs of docs/proofs. The tests check the results; the docs contain the times."""
 
 import json
 import os
@@ -13,25 +13,25 @@ from benchmarks.__main__ import TABLES as SPEEDS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# Of all of a table, in seconds.
+# Seconds for one table.
 LIMIT = 300
 WITH_TIMER = ["logout", "password change", "deactivation", "disconnect_user"]
 
 
 @pytest.fixture
 def prove(tmp_path):
-    """A function that measures a table, small, and returns its rows by name."""
+    """A function that makes a small run of a table and returns its rows by name."""
 
     def measure(table, rows="", promised=True):
         package = "benchmarks" if table in SPEEDS else "evidence"
         command = [*(sys.executable, "-W", "error", "-m", package, table)]
         command += ["--small", "--keep", str(tmp_path), "--rows", rows]
-        # An SQLite file of its own: the database of this run is at work.
+        # Use a new SQLite file, because this test run uses its own database.
         environment = {name: os.environ[name] for name in os.environ if name != "TEST_DATABASE"}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT
         )
-        # How fast a few samples were says nothing.
+        # The times of a few samples do not matter.
         assert done.returncode == 0 or not promised, done.stdout + done.stderr
         lines = (tmp_path / f"{table}.jsonl").read_text().splitlines()
         measure.page = done.stdout
@@ -41,8 +41,8 @@ def prove(tmp_path):
 
 
 @pytest.mark.redis
-def test_live_sockets_end_in_every_process(prove):
-    """With a channel layer at once, without one, or with one that drops all, by the timer."""
+def test_live_connections_end_in_every_process(prove):
+    """A channel layer ends them at once. Without one, or if it loses events, the timer does."""
     rows = prove("revocation")
 
     for set_up in ("Redis", "drops all", "no layer"):
@@ -50,11 +50,11 @@ def test_live_sockets_end_in_every_process(prove):
             row = rows[f"{set_up}: {act}"]
             assert row["ended or denied"] == row["samples"] == 3
             assert row["others ended"] == 0
-            # Ten times what is promised: 1 s, or RECHECK_INTERVAL, which is 1 s there.
+            # Ten times the promise: 1 s, or RECHECK_INTERVAL, which is 1 s in this table.
             assert row["max ms"] < 10_000
 
 
-def test_crowd_ends_and_nobody_else(prove):
+def test_many_connections_of_one_user_end_and_no_others(prove):
     rows = prove("crowd")
 
     for name in ("async", "sync", "uvicorn"):
@@ -64,7 +64,7 @@ def test_crowd_ends_and_nobody_else(prove):
 
 
 def test_opening_and_denials_do_not_wait_for_handlers(prove):
-    """The control, Channels' own sync consumer, waits for all six."""
+    """The control, the sync consumer of Channels, waits for all six handlers."""
     rows = prove("opening")
 
     assert {name: row["handlers done before"] for name, row in rows.items()} == {
@@ -76,7 +76,7 @@ def test_opening_and_denials_do_not_wait_for_handlers(prove):
 
 
 @pytest.mark.redis
-def test_nothing_is_left_of_sockets_that_have_gone(prove):
+def test_ended_connections_leave_nothing_behind(prove):
     rows = prove("leaks")
 
     for name in ("memory", "Redis"):
@@ -88,14 +88,14 @@ def test_nothing_is_left_of_sockets_that_have_gone(prove):
             assert after <= before, what
 
 
-def test_streams_arrive_whole_wait_for_their_reader_and_end_with_it(prove):
-    """The control, the same stream without credit, goes on for a reader that has stopped."""
+def test_streams_arrive_complete_wait_for_their_reader_and_end_with_it(prove):
+    """The control, the same stream without credit, does not wait for a reader that stops."""
     rows = prove("streams")
 
     assert [*rows] == ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
     for name, row in rows.items():
         assert row["in order"] == "yes"
-        # Ten times what is promised; a plain consumer knows no cancel.
+        # Ten times the promise. A plain consumer has no cancel.
         endings = row["until finally ms: cancel / close / reset"]
         assert (endings[0] is None) == ("plain" in name)
         assert max(each for each in endings if each is not None) < 10_000
@@ -107,7 +107,7 @@ def test_streams_arrive_whole_wait_for_their_reader_and_end_with_it(prove):
 
 
 def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
-    """The control, without the filters or by naive code, is seen at every place."""
+    """The controls, without filters or with naive code, show tokens at every place."""
     rows = prove("secrets")
 
     assert len(rows) >= 9
@@ -120,7 +120,7 @@ def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
 
 @pytest.mark.postgresql
 @pytest.mark.redis
-def test_tokens_are_spent_once_wherever_they_are_kept(prove):
+def test_each_token_is_redeemed_once_in_every_store(prove):
     """The controls are in test_single_use.py."""
     rows = prove("single_use", "gate")
 
@@ -135,14 +135,14 @@ def check_faults(rows):
         assert answered
         assert lost == row["left"] == 0
         assert row["wrongly accepted"].startswith("0 of ")
-        # Ten times what it takes, and more.
+        # More than ten times the usual time.
         assert row["back s"] < 30
         assert row["logout ended s"] < 30
 
 
 @pytest.mark.redis
-def test_faults_end_sockets_with_a_code_let_nobody_in_and_pass(prove):
-    """The control, a store that calls every token unused, lets somebody in."""
+def test_faults_end_connections_with_a_code_and_accept_nobody_wrongly(prove):
+    """The control, a store for which every token is unused, accepts clients wrongly."""
     rows = prove("faults", "^(?!.*PostgreSQL)")
 
     control = rows.pop("control: no token is redeemed")
@@ -157,7 +157,7 @@ def test_faults_end_sockets_with_a_code_let_nobody_in_and_pass(prove):
 
 
 @pytest.mark.postgresql
-def test_database_that_is_stopped_is_a_fault_that_passes(prove):
+def test_site_recovers_after_the_database_was_stopped(prove):
     rows = prove("faults", "PostgreSQL")
 
     check_faults(rows)
@@ -169,8 +169,8 @@ def test_database_that_is_stopped_is_a_fault_that_passes(prove):
 
 @pytest.mark.nginx
 @pytest.mark.redis
-def test_restarts_lose_nothing_and_do_nothing_twice(prove):
-    """The control, a client as it is usually written, loses what it had sent."""
+def test_restarts_lose_no_call_and_execute_none_twice(prove):
+    """The control, a typical client, loses what it has sent."""
     rows = prove("rolling")
 
     row = rows["uvicorn: kill -9"]
@@ -181,7 +181,7 @@ def test_restarts_lose_nothing_and_do_nothing_twice(prove):
 
 
 def test_attacks_over_the_network_are_stopped(prove):
-    """The control, naive code, lets them in: what gets through would be seen."""
+    """The control, naive code, accepts the attackers, so the test would notice an attack."""
     rows = prove("attacks")
 
     for name, row in rows.items():
@@ -189,7 +189,7 @@ def test_attacks_over_the_network_are_stopped(prove):
             assert row["stopped"] == 0
             assert row["wrongly accepted"] > 0
             continue
-        # A close may be lost on its way: see there.
+        # The network may lose a close, see docs/proofs/attacks.rst.
         assert 0 <= row["tried"] - row["stopped"] <= 1, name
         assert row["wrongly accepted"] == 0, name
         assert row["tracebacks"][0] == 0, name
@@ -214,7 +214,7 @@ def test_refusals_have_one_answer_and_take_no_lock(prove):
 
 
 def test_fuzz_finds_nothing(prove):
-    """But in the control, naive code, it does."""
+    """In the control, naive code, it finds errors."""
     rows = prove("fuzz")
 
     for name in ("messages, async, 1", "messages, sync, 1", "handshakes, 1"):
@@ -242,16 +242,16 @@ def check_scale(prove, database):
     assert row["connects"] > row["refused"] == 0
 
 
-def test_much_that_is_in_sqlite_holds_up_no_connect(prove):
+def test_many_rows_in_sqlite_do_not_delay_connects(prove):
     check_scale(prove, "SQLite")
 
 
 @pytest.mark.postgresql
-def test_much_that_is_in_postgresql_holds_up_no_connect(prove):
+def test_many_rows_in_postgresql_do_not_delay_connects(prove):
     check_scale(prove, "PostgreSQL")
 
 
-def test_many_open_sockets_hold_up_no_connect_and_no_end(prove):
+def test_many_open_connections_do_not_delay_connects_and_disconnects(prove):
     rows = prove("scale", "sockets")
 
     assert rows["sockets open: 200"]["sockets open"] == 200
@@ -264,7 +264,7 @@ def test_many_open_sockets_hold_up_no_connect_and_no_end(prove):
 @pytest.mark.postgresql
 @pytest.mark.redis
 def test_several_processes_behind_nginx_are_one_site(prove):
-    """Each token opens one socket in all of them, and each hears of another's disconnects."""
+    """A token opens one connection in all processes, and a disconnect applies to all of them."""
     rows = prove("machines")
 
     for store in ("PostgreSQL", "Redis"):
@@ -276,7 +276,7 @@ def test_several_processes_behind_nginx_are_one_site(prove):
         assert row["others ended"] == 0
 
 
-def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
+def test_measured_rows_are_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()
 
@@ -286,19 +286,19 @@ def test_what_has_been_measured_is_not_measured_again(prove, tmp_path):
 
 
 def test_seeded_weakness_is_caught(prove):
-    """One of them here; all in docs/proofs. The control shows that the tests pass without it."""
+    """One weakness; docs/proofs has all. In the control, without a weakness, the tests pass."""
     rows = prove("teeth")
 
     assert rows["forget the release"]["caught by"] == "test_everything_is_released"
     assert rows["nothing: the control"]["caught by"] == "nothing, as it should be"
 
 
-# Speed: that what is measured happens; how fast it was is in docs/performance.rst.
+# Speed. These tests check the results of the benchmarks; docs/performance.rst has the times.
 
 
 @pytest.mark.postgresql
 @pytest.mark.redis
-def test_connect_costs_the_statements_that_are_told(prove):
+def test_connect_costs_the_documented_number_of_statements(prove):
     rows = prove("connects", promised=False)
 
     assert len(rows) == 5
@@ -306,7 +306,7 @@ def test_connect_costs_the_statements_that_are_told(prove):
         in_redis = "Redis" in name
         assert row["baseline"]["sql"] == 0, name
         assert row["token_only"]["sql"] == (1 if in_redis else 2), name
-        # A session, the user, and whether that session is over.
+        # The session, the user, and whether that session has ended.
         assert row["stack"]["sql"] == 3, name
     first = rows["uvicorn, SQLite WAL, synchronous=NORMAL: 0"]
     assert (first["session"]["sql"], first["naive token"]["sql"]) == (2, 3)
@@ -314,7 +314,7 @@ def test_connect_costs_the_statements_that_are_told(prove):
     assert "CPU ratio" in prove.page
 
 
-def test_every_contender_answers(prove):
+def test_every_compared_consumer_answers(prove):
     rows = prove("replies", promised=False)
 
     assert len(rows) == 6
@@ -323,7 +323,7 @@ def test_every_contender_answers(prove):
 
 
 def test_slow_handlers_are_measured(prove):
-    """That ours run side by side is seen without a clock in test_threads.py."""
+    """test_threads.py shows without a clock that handlers of this package run in parallel."""
     row = prove("handlers", promised=False)["0"]
 
     assert row["Channels' JsonWebsocketConsumer"] >= 200

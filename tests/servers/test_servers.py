@@ -1,4 +1,4 @@
-"""The same refusals on the servers that people run, seen from the network."""
+"""Refusals and disconnects on common servers, as a network client sees them."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from ..support.settings import database_url
 
 pytestmark = pytest.mark.django_db(transaction=True)
 MODES = pytest.mark.parametrize("mode", ["required", "token", "default"])
-# Paths that reach an application at all; longer ones are refused by the servers themselves.
+# The servers pass these paths to the application. They refuse longer paths themselves.
 MALFORMED = {
     "slash": b"%2F",
     "zero": b"%00",
@@ -55,22 +55,22 @@ def no_traceback(server):
 
 @MODES
 @pytest.mark.parametrize("consumer", ["plain", "manager", "async"])
-async def test_token_opens_one_socket_and_no_second(server, user, session, mode, consumer):
+async def test_token_opens_one_connection_and_no_second(server, user, session, mode, consumer):
     port, _ = server
     token = await aget_websocket_token(user)
     path = f"/{mode}/{consumer}/{token}".encode()
-    ask = '{"type": "who", "reply_key": "k"}'
+    call = '{"type": "who", "reply_key": "k"}'
 
-    first = await knock(port, path, session=session, frames=[ask])
-    second = await knock(port, path, session=session, frames=[ask])
+    first = await knock(port, path, session=session, frames=[call])
+    second = await knock(port, path, session=session, frames=[call])
 
-    # Our consumers greet first, the plain one answers.
+    # This package's consumers send websocket.ready first. The plain consumer only answers.
     assert json.loads(first)["key"] == ("k" if consumer == "plain" else "websocket.ready")
     assert second == 4401
 
 
 @MODES
-async def test_another_users_token_is_refused_and_not_spent(server, user, other, session, mode):
+async def test_another_users_token_is_refused_and_stays_unused(server, user, other, session, mode):
     port, _ = server
     token = await aget_websocket_token(user)
     path = f"/{mode}/async/{token}".encode()
@@ -85,7 +85,7 @@ async def test_another_users_token_is_refused_and_not_spent(server, user, other,
 
 
 @pytest.mark.parametrize("mode", ["required", "default"])
-async def test_nobody_cannot_use_a_token(server, user, mode):
+async def test_unauthenticated_client_cannot_use_a_token(server, user, mode):
     token = await aget_websocket_token(user)
 
     assert await knock(server[0], f"/{mode}/async/{token}".encode()) == 4401
@@ -103,7 +103,7 @@ async def test_unknown_and_expired_tokens_are_refused(server, user, session, mod
 @MODES
 @pytest.mark.parametrize("token", MALFORMED.values(), ids=MALFORMED)
 async def test_malformed_token_is_refused(server, session, mode, token):
-    """Before the accept where a token is required; a path of no route is refused there too."""
+    """With 403 if a token is required, or if the path matches no route."""
     outcome = await knock(server[0], b"/%s/async/%s" % (mode.encode(), token), session=session)
 
     assert outcome in ((403, 4401) if mode == "default" else (403,))
@@ -111,12 +111,12 @@ async def test_malformed_token_is_refused(server, session, mode, token):
 
 @MODES
 async def test_path_of_no_route_is_refused(server, session, mode):
-    """Behind one gate, as here, the refusal is ours and not URLRouter's exception."""
+    """The gate refuses the path before URLRouter can raise its exception."""
     assert await knock(server[0], b"/%s/async" % mode.encode(), session=session) == 403
 
 
-async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(server, session):
-    """Every server hands over what arrived early; the refusal stands before it."""
+async def test_messages_sent_with_a_refused_handshake_are_not_handled(server, session):
+    """All servers pass early messages to the application, but the refusal comes first."""
     port, log = server
     frames = ['{"type": "fail", "error": "value"}'] * 3
 
@@ -126,9 +126,7 @@ async def test_frames_sent_along_with_a_refused_handshake_are_not_handled(server
     assert "a secret of the server" not in log.read_text()
 
 
-async def test_client_that_leaves_before_its_answer_does_not_cost_the_disconnect(
-    server, user, session
-):
+async def test_disconnect_is_handled_if_the_client_leaves_before_its_answer(server, user, session):
     port, log = server
     token = await aget_websocket_token(user)
     headers = {"Cookie": f"sessionid={session}"}
@@ -144,10 +142,10 @@ async def test_client_that_leaves_before_its_answer_does_not_cost_the_disconnect
 
 @MODES
 @pytest.mark.parametrize("consumer", ["plain", "manager", "async"])
-async def test_logout_ends_the_sockets_of_its_session_as_the_client_sees(
+async def test_logout_closes_the_connections_of_its_session_with_4410(
     server, user, session, mode, consumer
 ):
-    """Over HTTP, in the same process: with 4410, and the other browser's socket goes on."""
+    """A logout over HTTP closes them with 4410. The other session's connection stays open."""
     port, _ = server
     elsewhere = await sync_to_async(sign_in)(user)
     async with contextlib.AsyncExitStack() as stack:

@@ -12,7 +12,7 @@ from ..support.servers import serving
 
 
 @pytest.mark.redis
-async def test_push_to_a_group_reaches_the_sockets_of_another_process(
+async def test_push_to_a_group_reaches_the_connections_of_another_process(
     user, session, redis_url, database_environment, tmp_path
 ):
     environment = {**database_environment, "TEST_REDIS_URL": redis_url}

@@ -1,4 +1,4 @@
-"""A token opens one socket, however many processes ask for it at the same moment."""
+"""A token opens one connection, even if several processes redeem it at the same time."""
 
 import pytest
 from django.db import connection
@@ -13,7 +13,7 @@ TOKENS = 200
 
 @pytest.fixture
 def issued(user, settings):
-    """A function that issues tokens in the present store and returns their digests."""
+    """A function that issues tokens in the configured store and returns their digests."""
 
     def issue():
         given = getattr(settings, "WEBSOCKET_UTILS", {})
@@ -37,14 +37,14 @@ def test_each_token_is_accepted_exactly_once_by_8_processes(digests, database_en
     assert accepted == dict.fromkeys(digests, 1)
 
 
-def test_naive_read_check_save_lets_tokens_in_twice(digests, database_environment):
+def test_naive_read_check_save_accepts_tokens_twice(digests, database_environment):
     accepted, _ = race(database_environment, digests, "redeem_naively")
 
     assert [digest for digest in digests if accepted[digest] > 1]
 
 
-def test_update_with_a_join_lets_tokens_in_twice_on_postgresql(digests, database_environment):
-    """It looks the user up first, and not again at the token. SQLite has one writer at a time."""
+def test_update_with_a_join_accepts_tokens_twice_on_postgresql(digests, database_environment):
+    """PostgreSQL does not repeat the subquery after it has waited for the row's lock."""
     accepted, _ = race(database_environment, digests, "redeem_by_join")
 
     twice = [digest for digest in digests if accepted[digest] > 1]
@@ -63,7 +63,7 @@ def test_each_token_in_redis_is_accepted_exactly_once(issued, redis_store, datab
 
 
 @pytest.mark.redis
-def test_naive_mark_in_redis_lets_tokens_in_twice(issued, redis_store, database_environment):
+def test_naive_mark_in_redis_accepts_tokens_twice(issued, redis_store, database_environment):
     environment = {**database_environment, "TEST_CACHE_URL": redis_store}
 
     digests = issued()

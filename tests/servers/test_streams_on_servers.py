@@ -1,4 +1,4 @@
-"""Streams on the servers that people run, seen from the network by readers good and bad."""
+"""Streams on common servers, with readers that read, stop reading, leave or vanish."""
 
 import asyncio
 import contextlib
@@ -20,9 +20,9 @@ from ..support.stream_site import OURS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 KINDS = pytest.mark.parametrize("kind", OURS)
-# Where each part costs a thread's turn, less here; docs/proofs has 10,000 of each kind.
+# Fewer parts where each part needs a thread. docs/proofs has 10,000 of each kind.
 COUNTS = {kind: 10_000 if kind == "async" else 2_000 for kind in OURS}
-CREDIT, GRANT = 64, 32
+CREDIT, MORE_CREDIT = 64, 32
 SIZE = 10 * 1024
 MIB = 2**20
 
@@ -44,7 +44,7 @@ def no_traceback(server):
 
 
 class Client:
-    """One end of a real WebSocket."""
+    """The client of a real WebSocket."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -54,20 +54,20 @@ class Client:
 
     async def next_for(self, key):
         while True:
-            frame = json.loads(await asyncio.wait_for(self.connection.recv(), LIMIT))
-            if frame["key"] == key:
-                return frame
+            message = json.loads(await asyncio.wait_for(self.connection.recv(), LIMIT))
+            if message["key"] == key:
+                return message
 
     async def call(self, name, **content):
         await self.send(name, reply_key="call", **content)
         return await self.next_for("call")
 
     def stop_reading(self):
-        """Leave what comes where it is: in the buffers of the system, then in the server's."""
+        """Stop reading, so that messages stay in the buffers of the system and of the server."""
         self.connection.transport.pause_reading()
 
     def reset(self):
-        """Vanish, without a close of the WebSocket or of the TCP connection."""
+        """Reset the TCP connection, without a close frame."""
         tcp = self.connection.transport.get_extra_info("socket")
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.transport.abort()
@@ -75,12 +75,12 @@ class Client:
 
 @pytest.fixture
 async def dial(server, user, session):
-    """A function that opens a socket of ``user`` on a consumer of the site."""
+    """A function that opens a connection of ``user`` to a consumer of the site."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def dial(name):
             token = "" if name == "report" else f"/{await aget_websocket_token(user)}"
-            # Not compressed: a part of 10 KiB is to be 10 KiB.
+            # Without compression, so that a part of 10 KiB has 10 KiB.
             opening = websockets.connect(
                 f"ws://127.0.0.1:{server[1]}/{name}{token}",
                 additional_headers={"Cookie": f"sessionid={session}"},
@@ -94,20 +94,20 @@ async def dial(server, user, session):
 
 @pytest.fixture
 async def report(dial):
-    """A function that asks the server what has become of its streams since the test began."""
-    # As long as one is there, so is what the server has for all of them.
+    """A function that returns the counters of the server's streams since the test began."""
+    # While this connection is open, the tasks that all connections share are running too.
     other = await dial("async")
     await other.next_for("websocket.ready")
     reporting = await dial("report")
 
-    async def ask():
+    async def request():
         await reporting.send("report")
         return json.loads(await asyncio.wait_for(reporting.connection.recv(), LIMIT))
 
-    first = await ask()
+    first = await request()
 
     async def report():
-        present = await ask()
+        present = await request()
         for count in ("made", "closed", "rss"):
             present[count] -= first[count]
         return present
@@ -116,7 +116,7 @@ async def report(dial):
 
 
 async def until(report, is_true):
-    """Wait until a report of the server is as it should be, and return it."""
+    """Wait until ``is_true`` accepts a report of the server, and return the report."""
     deadline = time.monotonic() + LIMIT
     while not is_true(present := await report()):
         assert time.monotonic() < deadline, present
@@ -124,8 +124,8 @@ async def until(report, is_true):
     return present
 
 
-async def settled(report, *counts, pause=0.2):
-    """Return the report of a server once these ``counts`` do not change any more."""
+async def stable(report, *counts, pause=0.2):
+    """Wait until these ``counts`` of a report do not change any more, and return the report."""
     before, present = None, await report()
     while before is None or any(present[count] != before[count] for count in counts):
         await asyncio.sleep(pause)
@@ -134,8 +134,8 @@ async def settled(report, *counts, pause=0.2):
 
 
 async def at_rest(report):
-    """Return the report of a server that does nothing now: a socket at work has a task less."""
-    return await settled(report, "tasks", "threads", pause=0.05)
+    """Wait until the server is idle, and return its report."""
+    return await stable(report, "tasks", "threads", pause=0.05)
 
 
 @pytest.mark.parametrize(("kind", "count"), COUNTS.items())
@@ -144,53 +144,53 @@ async def test_thousands_of_parts_arrive_complete_and_in_order(dial, report, kin
     await reader.send("numbers", reply_key="s", to=count, credit=CREDIT)
 
     numbers = []
-    while (frame := await reader.next_for("s"))["more"]:
-        numbers.append(frame["number"])
-        if len(numbers) % GRANT == 0:
-            await reader.send("websocket.more", reply_key="s", parts=GRANT)
+    while (message := await reader.next_for("s"))["more"]:
+        numbers.append(message["number"])
+        if len(numbers) % MORE_CREDIT == 0:
+            await reader.send("websocket.more", reply_key="s", parts=MORE_CREDIT)
 
     assert numbers == [*range(count)]
-    assert frame == {"key": "s", "more": False}
+    assert message == {"key": "s", "more": False}
     present = await report()
     assert (present["made"], present["closed"]) == (count, 1)
 
 
 @KINDS
-async def test_no_part_is_made_that_was_not_granted(dial, report, kind):
-    """The client reads, and never says that it has."""
+async def test_no_part_is_made_without_credit(dial, report, kind):
+    """The client reads the parts but sends no credit."""
     reader = await dial(kind)
     await reader.send("numbers", reply_key="s", to=None, size=SIZE, credit=CREDIT)
     for _ in range(CREDIT):
         await reader.next_for("s")
 
-    # The socket is alive meanwhile, and so is its consumer.
+    # The consumer still answers.
     assert (await reader.call("echo", value=7))["data"] == 7
-    assert (await settled(report, "made"))["made"] == CREDIT
+    assert (await stable(report, "made"))["made"] == CREDIT
 
-    await reader.send("websocket.more", reply_key="s", parts=GRANT)
-    for _ in range(GRANT):
+    await reader.send("websocket.more", reply_key="s", parts=MORE_CREDIT)
+    for _ in range(MORE_CREDIT):
         await reader.next_for("s")
-    assert (await settled(report, "made"))["made"] == CREDIT + GRANT
+    assert (await stable(report, "made"))["made"] == CREDIT + MORE_CREDIT
 
 
 @KINDS
-async def test_memory_stays_flat_when_a_reader_stops(dial, report, kind):
-    """What waits for it are 64 parts, here 640 KiB, however long the stream."""
+async def test_memory_does_not_grow_when_a_reader_stops(dial, report, kind):
+    """At most 64 parts (here 640 KiB) wait for the reader, however long the stream is."""
     reader = await dial(kind)
     reader.stop_reading()
 
     await reader.send("numbers", reply_key="s", to=None, size=SIZE, credit=CREDIT)
 
     await until(report, lambda present: present["made"] >= CREDIT)
-    present = await settled(report, "made")
+    present = await stable(report, "made")
     assert present["made"] == CREDIT
     assert present["rss"] < 5 * MIB
     reader.reset()
     await until(report, lambda present: present["closed"] == 1)
 
 
-async def test_memory_grows_with_a_stopped_reader_that_gave_no_credit(server, dial, report):
-    """The control: Daphne keeps what it is given. uvicorn lets the generator wait."""
+async def test_memory_grows_without_credit_when_a_reader_stops(server, dial, report):
+    """The control. Daphne keeps all messages in memory; uvicorn lets the generator wait."""
     name, *_ = server
     offered = 4_000
     reader = await dial("async")
@@ -199,7 +199,7 @@ async def test_memory_grows_with_a_stopped_reader_that_gave_no_credit(server, di
     await reader.send("numbers", reply_key="s", to=offered, size=SIZE)
 
     await until(report, lambda present: present["made"] > CREDIT)
-    present = await settled(report, "made")
+    present = await stable(report, "made")
     if name == "daphne":
         assert present["made"] == offered
         assert present["rss"] > offered * SIZE / 2
@@ -220,9 +220,9 @@ async def vanishes(reader):
 
 
 async def ends_once_and_leaves_nothing(report, before):
-    """Wait until the one stream has ended and what runs is what ran ``before``, or less."""
+    """Wait until the stream has ended, with no more tasks and threads than ``before``."""
     ended = await until(report, lambda present: present["closed"] == 1)
-    # It did not go on for long: a part takes 5 ms.
+    # The stream has ended soon: each part takes 5 ms.
     assert ended["made"] < 1_000
     after = await until(
         report, lambda present: all(present[what] <= before[what] for what in ("tasks", "threads"))
@@ -233,12 +233,12 @@ async def ends_once_and_leaves_nothing(report, before):
 @pytest.mark.parametrize("leave", [cancels, closes, vanishes])
 @pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
 @KINDS
-async def test_finally_has_run_and_nothing_is_left(dial, report, kind, is_paused, leave):
-    """In the middle of its work, or while it waits for its reader."""
+async def test_finally_runs_and_nothing_is_left(dial, report, kind, is_paused, leave):
+    """Also if the generator runs, or waits for credit, when the stream ends."""
     before = await at_rest(report)
     reader = await dial(kind)
     if leave is cancels:
-        # The socket itself stays.
+        # A cancel ends only the stream, so the tasks of the connection stay.
         await reader.next_for("websocket.ready")
         before = await at_rest(report)
     credit = CREDIT if is_paused else 1_000_000
@@ -253,8 +253,8 @@ async def test_finally_has_run_and_nothing_is_left(dial, report, kind, is_paused
 
 
 @KINDS
-async def test_reader_that_stopped_within_its_credit_can_vanish(dial, report, kind):
-    """Its parts are larger than all buffers, so that uvicorn lets the server wait for it."""
+async def test_stream_ends_if_a_reader_stops_reading_and_vanishes(dial, report, kind):
+    """The parts are larger than all buffers, so uvicorn lets the application wait."""
     before = await at_rest(report)
     reader = await dial(kind)
     reader.stop_reading()

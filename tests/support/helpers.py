@@ -98,7 +98,7 @@ class Socket(ApplicationCommunicator):
         self._keys = itertools.count()
 
     async def receive_output(self, timeout=LIMIT):
-        """Like asgiref's method, but fail at once if the application ends without an answer."""
+        """Like asgiref's method, but fail at once if the application ends without a message."""
         answer = asyncio.ensure_future(self.output_queue.get())
         await asyncio.wait({answer, self.future}, timeout=timeout, return_when="FIRST_COMPLETED")
         if answer.done():

@@ -1,7 +1,7 @@
 """
-What a typed site writes, and a type checker must accept. Read by mypy alone.
+Correct code of a typed site, which a type checker must accept. Only mypy reads this file.
 
-Of a line ``by Channels' stubs`` it knows nothing without ``types-channels``.
+Without ``types-channels`` mypy does not know the types of a line ``by Channels' stubs``.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class SyncNoteConsumer(WebSocketManagerConsumer):
         super().receive_json(content, **kwargs)
 
 
-# The decorators on consumers of Channels: the methods stay what they are.
+# On consumers of Channels the decorators do not change the types of methods.
 class DocumentedConsumer(JsonWebsocketConsumer):  # by Channels' stubs
     @auto_route
     @require_perms("notes.add_note")
@@ -145,7 +145,7 @@ def methods(consumer: DocumentedConsumer, other: AsyncDocumentedConsumer) -> Non
     del two
 
 
-# Django's stubs know of views alone.
+# Django's stubs accept only views.
 route: Any = path("ws/<token>", NoteConsumer.as_asgi())  # type: ignore[arg-type]  # by Channels' stubs
 routes = URLRouter([route])
 application = ProtocolTypeRouter(
@@ -191,7 +191,7 @@ def tag(context: Context) -> str:
 
 
 async def test_note(open_websocket: Callable[..., WebSocketCommunicator], user: User) -> None:
-    """With the fixture of the pytest plugin, and without."""
+    """Use the fixture of the pytest plugin, and a communicator without it."""
     async with open_websocket("/ws/{token}", user=user) as socket:
         assert_type(socket, WebSocketCommunicator)
         saved: Saved = await socket.call("save_note", text="Milk", tags=["home"])

@@ -1,4 +1,4 @@
-"""The types: mypy is content with the package, and tells a typed site what is right and wrong."""
+"""mypy accepts the package, and finds the mistakes of a site that uses its types."""
 
 import re
 import shutil
@@ -26,15 +26,16 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with an environment in which the package is installed and not at hand as source."""
+    """A folder with an environment in which the package is installed, without its source tree."""
     folder = tmp_path_factory.mktemp("project")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     paths = {"base": folder / "env", "platbase": folder / "env"}
-    # The scheme "venv", which is the same, is not known to Python 3.10.
+    # Python 3.10 does not have the scheme "venv", which has the same path.
     installed = Path(sysconfig.get_path("purelib", "posix_prefix", paths))
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, installed / PACKAGE.name, ignore=ignored)
-    # What it needs, from here; not the links to our own source, which stand in files like this one.
+    # Add the packages of this environment. Python ignores their .pth files, so the link to the
+    # source tree is not followed.
     (installed / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     for file in (RIGHT, WRONG):
         shutil.copy(file, folder)
@@ -42,7 +43,7 @@ def project(tmp_path_factory):
 
 
 def mypy(*arguments, cwd=PACKAGE.parent):
-    """Return what mypy finds, (file name, line, text) each, and what it says at last."""
+    """Return the errors of mypy as (file name, line, text), and the last line of its output."""
     command = [sys.executable, "-m", "mypy", "--no-pretty", *map(str, arguments)]
     run = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LIMIT)
     *lines, last = run.stdout.splitlines() or [run.stderr]
@@ -51,32 +52,32 @@ def mypy(*arguments, cwd=PACKAGE.parent):
     return [(each[1], int(each[2]), each[3]) for each in found], last
 
 
-def test_package_is_strict_and_the_examples_hold(cache):
-    """Also that each wrong line is rejected for what it says: else its ignore would be unused."""
+def test_package_passes_strict_and_the_examples_are_right(cache):
+    """mypy reports an unused ignore if it does not reject a wrong line for the named error."""
     found, last = mypy("--cache-dir", cache, PACKAGE, RIGHT, WRONG)
 
     assert found == []
     assert last.startswith("Success: no issues found in ")
 
 
-def test_wrong_line_that_is_accepted_fails(cache, tmp_path):
-    """The examples have teeth: what is right and said to be wrong is found, and the reverse."""
-    told = WRONG.read_text()
-    mended = told.replace("require_perms(7)", 'require_perms("notes.add_note")')
-    bare = told.replace("require_perms(7)  # type: ignore[arg-type]", "require_perms(7)")
-    (tmp_path / "mended.py").write_text(mended)
-    (tmp_path / "bare.py").write_text(bare)
+def test_wrong_marks_in_the_examples_are_found(cache, tmp_path):
+    """mypy reports a correct line that is marked as wrong, and a wrong line without a mark."""
+    source = WRONG.read_text()
+    corrected = source.replace("require_perms(7)", 'require_perms("notes.add_note")')
+    unmarked = source.replace("require_perms(7)  # type: ignore[arg-type]", "require_perms(7)")
+    (tmp_path / "corrected.py").write_text(corrected)
+    (tmp_path / "unmarked.py").write_text(unmarked)
 
-    found, _ = mypy("--cache-dir", cache, tmp_path / "mended.py", tmp_path / "bare.py")
+    found, _ = mypy("--cache-dir", cache, tmp_path / "corrected.py", tmp_path / "unmarked.py")
 
-    line = told[: told.index("require_perms(7)")].count("\n") + 1
-    assert {(file, at) for file, at, _ in found} == {("mended.py", line), ("bare.py", line)}
-    said = " ".join(text for *_, text in found)
-    assert "[unused-ignore]" in said
-    assert "[arg-type]" in said
+    line = source[: source.index("require_perms(7)")].count("\n") + 1
+    assert {(file, at) for file, at, _ in found} == {("corrected.py", line), ("unmarked.py", line)}
+    texts = " ".join(text for *_, text in found)
+    assert "[unused-ignore]" in texts
+    assert "[arg-type]" in texts
 
 
-def test_installed_package_brings_its_types(project):
+def test_installed_package_contains_its_types(project):
     found, last = mypy(
         *("--strict", "--cache-dir", project / "cache"),
         *("--python-executable", project / "env" / "bin" / "python", RIGHT.name, WRONG.name),
@@ -87,8 +88,8 @@ def test_installed_package_brings_its_types(project):
     assert last == "Success: no issues found in 2 source files"
 
 
-def test_without_stubs_of_channels_only_what_is_channels_own_is_unknown(project):
-    """Our methods keep their types on a consumer whose base is ``Any``."""
+def test_without_stubs_of_channels_only_types_of_channels_are_unknown(project):
+    """The methods of this package keep their types on a consumer whose base is ``Any``."""
     (project / "mypy.ini").write_text(
         "[mypy]\nstrict = true\n"
         "[mypy-channels.*]\nfollow_imports = skip\nfollow_imports_for_stubs = true\n"

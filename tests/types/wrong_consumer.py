@@ -1,9 +1,9 @@
 """
-What a type checker must reject, and what for. Read by mypy alone.
+Mistakes that a type checker must reject. Only mypy reads this file.
 
-Each wrong line says the error that is expected of it: mypy tells of an ``ignore`` that is not
-needed, so a line that is not rejected any more is an error, too. Of a line ``by Channels' stubs``
-it knows nothing without ``types-channels``.
+Each wrong line names the expected error in its ``ignore``. mypy reports an ``ignore`` that is not
+needed, so it also reports a wrong line that it accepts. Without ``types-channels`` mypy does not
+know the types of a line ``by Channels' stubs``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 /*
  * The types of WebSocketManager.js.
  *
- * Calls and pushes may be described, each with an interface. A method of Calls looks like the method
- * of the consumer: what it takes is the message without `type`, what it returns is the reply.
+ * You can describe calls and pushes with an interface each. A method of Calls looks like the method of
+ * the consumer: its argument is the message without `type`, its result is the reply.
  *
  *   interface Calls {
  *     post_note(message: { text: string }): { id: number }
@@ -18,19 +18,20 @@
  *   for await (const part of manager.stream({ type: "count", to: 3 })) console.log(part)
  *   manager.addMessageListener("note", (note) => console.log(note.text))
  *
- * Without them every message may be sent, and what comes back is `any`. No lib is asked for but
- * ES2018: the types of the DOM, or of Node, are used where the project has them.
+ * Without interfaces you can send every message, and replies have the type `any`. The only required lib
+ * is ES2018. The types of the DOM or of Node are used if the project has them.
  */
 
 /**
- * A WebSocket that comes back. May be called without `new`.
+ * A WebSocket that reconnects. May be called without `new`.
  *
  * @typeParam Calls - The consumer's methods: see the top of this file.
- * @typeParam Pushes - What the server pushes: the payload of each key.
- * @param path - Path or full URL of the socket; the token is added as its last part. Without one it is
- *   read from the page, with the token and the options of the same names: the first script,
- *   or the body, with a `data-socket-path`, `data-token`, `data-token-url`, `data-token-source`.
- * @param token - A string for the first dial, or a function that is asked once a dial.
+ * @typeParam Pushes - The payload of each key that the server pushes.
+ * @param path - Path or full URL of the socket. The token is added as its last part, unless it is offered
+ *   as a subprotocol. Without a path, the constructor reads the page: the first script, or the body, with
+ *   a `data-socket-path`, and its `data-token`, `data-token-url` and `data-token-source`. Arguments
+ *   override these attributes.
+ * @param token - A string for the first dial, or a function that is called once for each dial.
  */
 declare function WebSocketManager<
   Calls extends WebSocketManager.CallMap<Calls> = any,
@@ -46,45 +47,52 @@ declare class WebSocketManager<
   Pushes extends object = any,
 > {
   /**
-   * @param path - Path or full URL of the socket; the token is added as its last part. Without one it
-   *   is read from the page.
-   * @param token - A string for the first dial, or a function that is asked once a dial.
+   * @param path - Path or full URL of the socket. The token is added as its last part, unless it is
+   *   offered as a subprotocol. Without a path, the constructor reads the page.
+   * @param token - A string for the first dial, or a function that is called once for each dial.
    */
   constructor(path?: string | null, token?: WebSocketManager.Token, options?: WebSocketManager.Options)
 
   get state(): WebSocketManager.State
 
   /**
-   * Send `message`; its reply, or each part of a stream, goes to `replyHandler`, its failure to
-   * `on("error")`.
+   * Send `message`. `replyHandler` is called with the reply, or with each part of a stream. An error goes
+   * to `on("error")`.
    *
-   * @returns `true` if it was sent, `false` if it is queued.
+   * @returns `true` if the message was sent, `false` if it is queued.
    * @throws {@link WebSocketManager.WebSocketManagerError} `overflow` if the queue is full, `closed`
-   *   if the manager is.
+   *   if the manager is closed.
    */
   sendJSON<Name extends WebSocketManager.CallName<Calls>>(
     message: WebSocketManager.Message<Calls, Name>,
     replyHandler?: ((reply: WebSocketManager.Part<Calls, Name>) => void) | null,
   ): boolean
 
-  /** Send `message` and return a promise of its reply, rejected with a `WebSocketManagerError`. */
+  /**
+   * Send `message` and return a promise of its reply. The promise is rejected with a
+   * `WebSocketManagerError`.
+   */
   request<Name extends WebSocketManager.RequestName<Calls>>(
     message: WebSocketManager.Message<Calls, Name>,
     options?: WebSocketManager.RequestOptions,
   ): Promise<WebSocketManager.Reply<Calls, Name>>
 
   /**
-   * Send `message` and return its parts: `for await (const part of manager.stream(message))`.
+   * Send `message` at once, or queue it, and return an async iterator of its parts:
+   * `for await (const part of manager.stream(message))`.
    *
-   * It is sent, or queued, at once. What came before an error is delivered before it is thrown.
-   * Leaving the loop cancels the stream on the server. A method that does not stream gives one part.
+   * Parts that came before an error are delivered before the error is thrown. Leaving the loop cancels
+   * the stream on the server. A method that does not stream gives one part.
    */
   stream<Name extends WebSocketManager.CallName<Calls>>(
     message: WebSocketManager.Message<Calls, Name>,
     options?: WebSocketManager.StreamOptions,
   ): WebSocketManager.Stream<WebSocketManager.Part<Calls, Name>>
 
-  /** Call `handler` with every frame that the server pushes under `key`; returns the undo. */
+  /**
+   * Call `handler` with every message that the server pushes under `key`. Returns a function that removes
+   * the handler.
+   */
   addMessageListener<Key extends WebSocketManager.PushKey<Pushes>>(
     key: Key,
     handler: (message: WebSocketManager.Push<Pushes, Key>) => void,
@@ -97,48 +105,51 @@ declare class WebSocketManager<
     handler: (message: WebSocketManager.Push<Pushes, Key>) => void,
   ): void
 
-  /** Hear `"state"`, or `"error"`, which is whatever nobody else handles; returns the undo. */
+  /**
+   * Call `handler` on `"state"`, or on `"error"`: every error that no caller handles. Returns a function
+   * that removes the handler.
+   */
   on<Event extends keyof WebSocketManager.Events>(
     event: Event,
     handler: (detail: WebSocketManager.Events[Event]) => void,
     options?: WebSocketManager.ListenerOptions,
   ): () => void
 
-  /** Close for good: calls are rejected as `closed`, no timer and no listener of the page is left. */
+  /** Close for good: reject calls as `closed`, and remove all timers and all listeners of the page. */
   close(): void
 
-  /** Dial anew at once, from any state. */
+  /** Dial at once, from any state. */
   reconnect(): void
 }
 
 declare namespace WebSocketManager {
   export { WebSocketManager as default }
 
-  /** What a call fails with and `on("error")` hears; `code` says what happened. */
+  /** The error of a failed call, and the detail of an `"error"` event. `code` says what happened. */
   export class WebSocketManagerError extends Error {
     constructor(code: ErrorCode, message?: string, more?: object)
     name: "WebSocketManagerError"
     code: ErrorCode
-    /** Of the server's log, with the code `internal`. */
+    /** The id of the error in the server's log, if the code is `internal`. */
     id?: string
     cause?: unknown
   }
 
   /**
-   * - `connecting`: a token is asked for, or a dial is under way
-   * - `open`
-   * - `waiting`: for the next dial
-   * - `closed`: for good, unless `reconnect()` is called
+   * - `connecting`: the manager gets a token or opens a connection
+   * - `open`: the connection is established
+   * - `waiting`: the manager waits for the next dial
+   * - `closed`: the manager has stopped, until `reconnect()` is called
    */
   export type State = "connecting" | "open" | "waiting" | "closed"
 
-  /** Why it stopped, in a `closed` event and as the code of the error beside it. */
+  /** Why the manager stopped: the reason of a `closed` event, and the code of its error. */
   export type StopReason =
-    | "closed" // by close(), which is no error
-    | "ended" // 1000: the server has no more to say, which is no error
+    | "closed" // by close(); not an error
+    | "ended" // 1000: the server has finished; not an error
     | "signed_out"
     | "token_refused"
-    | "no_token" // a string token opens one socket only, and there is no tokenURL
+    | "no_token" // the string token is used, and there is no tokenURL
     | "user_changed"
     | "refused" // 4403
     | "replaced" // 4409
@@ -152,22 +163,22 @@ declare namespace WebSocketManager {
     | StopReason
     | "start"
     | "disconnected"
-    | "timeout" // of a dial, or of a link that gave no sign of life
+    | "timeout" // of a dial, or of a connection without an answer
     | "token_failed"
-    | "hidden" // nobody dials for a page that is not seen
+    | "hidden" // a hidden page does not dial
     | "wake"
     | "reconnect"
 
   export interface StateEvent {
     state: State
     reason: Reason | null
-    /** 1 for the first dial, and one more than the failures since a connection last stood. */
+    /** 1 for the first dial, and 1 more than the failures since a connection was last steady. */
     attempt: number
     /** Milliseconds until the next dial in `waiting`, `Infinity` while the page is hidden. */
     delay: number
   }
 
-  /** What the manager says of a call, or of itself. */
+  /** Codes of errors that the manager detects. */
   export type ManagerErrorCode =
     | StopReason
     | "timeout"
@@ -175,9 +186,9 @@ declare namespace WebSocketManager {
     | "overflow"
     | "aborted"
     | "stream" // request() of a method that streams: use stream()
-    | "handler_failed" // a handler threw `cause`
+    | "handler_failed" // a handler threw the `cause`
 
-  /** What the server says. */
+  /** Codes of errors that the server sends. */
   export type ServerErrorCode =
     | "bad_message"
     | "unknown_type"
@@ -189,7 +200,7 @@ declare namespace WebSocketManager {
     | "unavailable"
     | "internal"
 
-  /** A server of your own may say others. */
+  /** Other servers may send other codes. */
   export type ErrorCode = ManagerErrorCode | ServerErrorCode | (string & {})
 
   export interface Events {
@@ -200,29 +211,29 @@ declare namespace WebSocketManager {
   export type Token = string | TokenFunction | null | undefined
 
   /**
-   * Asked once before each dial.
+   * Called once before each dial.
    *
-   * An error that it throws may say more, as {@link TokenError}; any other is a failed dial.
+   * It can throw a {@link TokenError}. With any other error, the dial fails.
    */
   export type TokenFunction = (question: TokenQuestion) => TokenAnswer | PromiseLike<TokenAnswer>
 
   export interface TokenQuestion {
-    /** 1 for the first dial, and one more than the failures since a connection last stood. */
+    /** 1 for the first dial, and 1 more than the failures since a connection was last steady. */
     attempt: number
-    /** Aborted when the answer is no longer needed. */
+    /** Aborted when the manager no longer needs the answer. */
     signal: Signal
   }
 
-  /** A token, alone or with the name of its user. */
+  /** A token, alone or with the identity of its user. */
   export type TokenAnswer = string | { token: string; identity?: string | null | undefined }
 
-  /** What the manager reads of an error that a token function throws. */
+  /** The fields that the manager reads of an error that a token function throws. */
   export interface TokenError {
-    /** 401 (`signed_out`) and 403 (`token_refused`) stop. */
+    /** 401 stops the manager as `signed_out`, 403 as `token_refused`. */
     status?: number
-    /** Stops as `token_refused`. */
+    /** Stops the manager as `token_refused`. */
     fatal?: boolean
-    /** Seconds. */
+    /** Seconds to add to the wait. */
     retryAfter?: number | string | null
   }
 
@@ -230,26 +241,26 @@ declare namespace WebSocketManager {
     /** The endpoint that issues tokens. */
     tokenURL?: string | null | undefined
     /**
-     * `"subprotocol"` offers the token as one, which keeps it out of the URL; the gate must name that
-     * source. By default `"path"`.
+     * `"subprotocol"` offers the token as a subprotocol, which keeps it out of the URL; the gate must
+     * accept that source. By default `"path"`.
      */
     tokenSource?: "path" | "subprotocol" | undefined
     /**
-     * For the `tokenURL`; else the cookie, else the first `data-csrf-token` attribute in the page, for
-     * a cookie that is HttpOnly.
+     * The CSRF token for the `tokenURL`. By default the cookie, or the first `data-csrf-token` attribute
+     * in the page if the cookie is HttpOnly.
      */
     csrfToken?: string | (() => string | null | undefined) | null | undefined
-    /** Whose page this is, where the token's answer does not tell: the same text as the server's. */
+    /** The identity of the page's user, as the server names it, if the token's answer has none. */
     identity?: string | null | undefined
-    /** Go on when another user has signed in. */
+    /** Continue after another user has signed in. */
     allowUserChange?: boolean | undefined
-    /** How often it dials again in a row, the first after a loss among them; no limit by default. */
+    /** The number of dials in a row after a loss. No limit by default. */
     maxRetries?: number | undefined
-    /** Milliseconds to wait after `failures` failed dials; `undefined` for the usual wait. */
+    /** Milliseconds to wait after `failures` failed dials; `undefined` for the default wait. */
     backoff?: ((failures: number) => number | undefined) | undefined
-    /** `true` or `false` overrides what the close code means. */
+    /** `true` or `false` overrides the meaning of the close code. */
     shouldReconnect?: ((event: Close) => boolean | undefined) | undefined
-    /** Something like `console`; nothing is logged without it. */
+    /** An object with methods of `console`. Nothing is logged without it. */
     logger?: Logger | undefined
   }
 
@@ -262,58 +273,58 @@ declare namespace WebSocketManager {
   export interface RequestOptions {
     /** Milliseconds until the call fails as `timeout`; 10,000 by default. */
     timeout?: number | undefined
-    /** Its abort ends the call as `aborted`. */
+    /** If the signal is aborted, the call fails as `aborted`. */
     signal?: SignalLike | null | undefined
   }
 
   export interface StreamOptions {
     /**
      * Milliseconds for each part, until the stream fails as `timeout`: while the reader waits, or while
-     * it takes nothing and the server may send no more. No limit by default.
+     * the reader takes nothing and the server may send no more. No limit by default.
      */
     timeout?: number | undefined
-    /** Its abort ends the stream as `aborted`. */
+    /** If the signal is aborted, the stream fails as `aborted`. */
     signal?: SignalLike | null | undefined
   }
 
   export interface ListenerOptions {
     once?: boolean | undefined
-    /** Its abort removes the listener. */
+    /** If the signal is aborted, the listener is removed. */
     signal?: SignalLike | null | undefined
   }
 
-  /** The parts of a stream, to be read once. */
+  /** The parts of a stream. They can be read once. */
   export interface Stream<Part> extends AsyncIterableIterator<Part> {
     next(): Promise<IteratorResult<Part, undefined>>
-    /** Leave the stream: it ends on the server too. */
+    /** Leave the stream. It is cancelled on the server. */
     return(): Promise<IteratorResult<Part, undefined>>
     [Symbol.asyncIterator](): this
   }
 
   // Calls and pushes
 
-  /** What an interface of calls may hold: functions. */
+  /** An interface of calls contains functions only. */
   export type CallMap<Calls> = { [Name in keyof Calls]: (...message: any[]) => any }
 
-  /** The `type` of every message that may be sent. */
+  /** The `type` of every message. */
   export type CallName<Calls> = keyof Calls & string
 
-  /** The `type` of every message that may be sent with `request()`: those of no stream. */
+  /** The `type` of every message for `request()`: methods that do not stream. */
   export type RequestName<Calls> = {
     [Name in CallName<Calls>]: IsStream<Calls[Name]> extends true ? never : Name
   }[CallName<Calls>]
 
-  /** The message of the call `Name`, or of any. */
+  /** The message of the call `Name`, or of any call. */
   export type Message<Calls, Name extends CallName<Calls> = CallName<Calls>> = { type: Name } & (
     Name extends unknown ? { type: Name } & Payload<Calls[Name]> : never
   )
 
-  /** What the call `Name` is answered with; `null` where the method returns nothing. */
+  /** The reply to the call `Name`: `null` if the method returns nothing. */
   export type Reply<Calls, Name extends CallName<Calls> = CallName<Calls>> = Name extends unknown
     ? ReplyOf<Returned<Calls[Name]>>
     : never
 
-  /** One part of the stream `Name`, which is the reply where the method does not stream. */
+  /** One part of the stream `Name`, or the reply if the method does not stream. */
   export type Part<Calls, Name extends CallName<Calls> = CallName<Calls>> = Name extends unknown
     ? PartOf<Returned<Calls[Name]>>
     : never
@@ -321,16 +332,16 @@ declare namespace WebSocketManager {
   /** The key of every push. */
   export type PushKey<Pushes> = keyof Pushes & string
 
-  /** The frame that a listener of `Key` hears: the payload with its key. */
+  /** The message that a listener of `Key` receives: the payload with its key. */
   export type Push<Pushes, Key extends PushKey<Pushes> = PushKey<Pushes>> = IsAny<Pushes> extends true
     ? any
     : Key extends unknown
       ? { key: Key } & Pushes[Key]
       : never
 
-  // What the rest is made of
+  // Types that the others use
 
-  /** As much of an AbortSignal as the manager needs. */
+  /** The members of an AbortSignal that the manager uses. */
   export interface SignalLike {
     readonly aborted: boolean
     addEventListener(type: "abort", listener: () => void): void

@@ -1,4 +1,4 @@
-// A project with neither the DOM's types nor Node's: the manager's own stand in.
+// A project without the types of the DOM and of Node: the manager's own types are used.
 import WebSocketManager from "channels-websocket-utils"
 
 interface Calls {

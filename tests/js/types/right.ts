@@ -22,7 +22,7 @@ interface Pushes {
 declare const signal: AbortSignal
 declare const maybe: AbortSignal | undefined
 
-// With and without new, default and by name, one class.
+// The same class with and without new, as the default and by name.
 const manager = new WebSocketManager<Calls, Pushes>("/ws/notes/")
 const called = WebSocketManager<Calls, Pushes>("/ws/notes/", null, {})
 claim<Same<typeof manager, WebSocketManager<Calls, Pushes>>>()
@@ -50,7 +50,7 @@ async function calls() {
   manager.sendJSON({ type: "count", to: 3 }, (part) => claim<Same<typeof part, number>>())
 }
 
-// Messages on their way through the page's own functions.
+// Messages that pass through functions of the page.
 function ask<Name extends WebSocketManager.RequestName<Calls>>(message: WebSocketManager.Message<Calls, Name>) {
   return manager.request(message)
 }
@@ -139,7 +139,7 @@ const options: WebSocketManager.Options = {
 new WebSocketManager("/ws/", null, options)
 new WebSocketManager("/ws/", null, { csrfToken: "x", tokenURL: undefined, logger: { warn() {} } })
 
-// Without interfaces everything may be sent, and what comes back is any.
+// Without interfaces every message can be sent, and replies are any.
 async function plain() {
   const manager = new WebSocketManager("/ws/")
   const reply = await manager.request({ type: "anything", more: 1 })
@@ -156,7 +156,7 @@ async function plain() {
   return manager.request(note)
 }
 
-// Only pushes known.
+// Only pushes are described.
 async function half() {
   const manager = new WebSocketManager<any, Pushes>("/ws/")
   const reply = await manager.request({ type: "anything" })
@@ -164,7 +164,7 @@ async function half() {
   manager.addMessageListener("note", (note) => claim<Same<typeof note.text, string>>())
 }
 
-// A described manager goes where any manager does, and back.
+// A described manager and any manager can be assigned to each other.
 function show(given: WebSocketManager) {
   return given.state
 }

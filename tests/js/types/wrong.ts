@@ -40,7 +40,7 @@ new WebSocketManager("/ws/", null, { logger: { warn: true } })
 // @ts-expect-error: calls are described by functions.
 new WebSocketManager<{ post_note: { text: string } }>("/ws/")
 
-// @ts-expect-error: nobody answers that.
+// @ts-expect-error: no such call.
 manager.request({ type: "post_notes", text: "x" })
 // @ts-expect-error: the text is missing.
 manager.request({ type: "post_note" })
@@ -82,7 +82,7 @@ async function streams() {
   return parts
 }
 
-// @ts-expect-error: nobody pushes that.
+// @ts-expect-error: no such push.
 manager.addMessageListener("notes", () => {})
 // @ts-expect-error: the payload has no title.
 manager.addMessageListener("note", ({ title }) => title)
@@ -90,7 +90,7 @@ manager.addMessageListener("note", ({ title }) => title)
 manager.addMessageListener("note", () => {}, { onec: true })
 // @ts-expect-error: a listener is a function.
 manager.addMessageListener("note", null)
-// @ts-expect-error: nobody pushes that.
+// @ts-expect-error: no such push.
 manager.removeMessageListener("notes", () => {})
 
 // @ts-expect-error: no such event.
