@@ -1,5 +1,5 @@
 """
-The gate's decision about one connection.
+The result of a decision: ``Verdict``, ``TokenAnnotation``, ``Principal``.
 """
 
 from __future__ import annotations

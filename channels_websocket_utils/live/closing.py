@@ -1,5 +1,5 @@
 """
-The close that the package sends to a client, which may take a limited time.
+Close a client's side of a connection within a time limit.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-The re-check: are the users and sessions of an event loop's connections still valid?
+Check the users and sessions of live connections at an interval.
 """
 
 from __future__ import annotations

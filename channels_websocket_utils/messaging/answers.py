@@ -1,5 +1,5 @@
 """
-What a call is answered: a result, an error, or nothing. And how a message goes to the client.
+The answer of a call: a result, an error or nothing, and how it is sent.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What the package needs to know of a consumer of any class.
+Facts about a consumer of any class: sync or async, of this package, socket ended or not.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-A call: one message of a client with its one answer, and which call the current code belongs to.
+The state of one call: its message, its result or error, and the call of the current code.
 """
 
 from __future__ import annotations

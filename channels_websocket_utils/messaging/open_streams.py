@@ -1,5 +1,5 @@
 """
-The streams of one socket, which run beside its messages.
+The open streams of one connection: start, pace, cancel and stop them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Whether a user has permissions now: the question behind ``require_perms``, and its cached answers.
+Check the permissions of a guarded call, and cache the answers.
 """
 
 from __future__ import annotations

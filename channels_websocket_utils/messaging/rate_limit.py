@@ -1,5 +1,5 @@
 """
-How much one client may send: the token bucket of ``RATE_LIMIT``, and messages that are refused.
+Count the messages of a connection: ``RATE_LIMIT``, and unreadable ones in a row.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What a message from the client is: a call, a ping, a control message of a stream, or refused.
+Read one message of a client: a call, a ping, or a control message of a stream.
 
 Like ``calls``, the engine is written once, as coroutines: ``run_now()`` runs it on the sync
 consumer, where nothing in it waits.

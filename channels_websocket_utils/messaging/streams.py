@@ -1,5 +1,5 @@
 """
-Generators on their way to a client: each value is a part, and the end is the answer of the call.
+Send the values of a generator to the client as the parts of one stream.
 
 Streams are for the two consumers of this package. As in ``calls``, one engine runs on both: a step
 (check, next value, check, send) is a coroutine, and its adapter decides where its blocking code

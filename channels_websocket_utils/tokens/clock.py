@@ -1,5 +1,5 @@
 """
-The clock of tokens and revocations.
+The current time for tokens and revocations, aware or naive as ``USE_TZ`` is.
 """
 
 from __future__ import annotations

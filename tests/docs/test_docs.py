@@ -232,9 +232,9 @@ def test_reference_has_every_helper_and_its_twin_right_after_it():
 def test_map_of_contributing_names_existing_files_and_names():
     page = (ROOT / "CONTRIBUTING.rst").read_text()
     body = re.search(r"\nWhat is where\n=+\n(.*?)\nHabits\n", page, re.S)[1]
-    files = {each.name: each for each in PACKAGE.rglob("*") if each.is_file()}
+    files = {each.name for each in PACKAGE.rglob("*") if each.is_file()}
     sources = "\n".join(
-        file.read_text() for file in files.values() if file.suffix in {".py", ".js", ".ts"}
+        file.read_text() for file in PACKAGE.rglob("*") if file.suffix in {".py", ".js", ".ts"}
     )
 
     named = re.findall(r"``([^`]+)``", body)
