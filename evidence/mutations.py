@@ -2,10 +2,12 @@
 Seeded weaknesses, and the tests that catch them
 ================================================
 
-Each row is one weakness that is put into a copy of the package before a test file runs. *Caught by*
-is the first test of that file that fails. The last row is the control: the unchanged copy, for
-which all of these test files pass.
+Each row is one weakness that is put into a copy of the package before one of the tests runs.
+*Caught by* is that test: it fails. The last row is the control: the unchanged copy, for which all
+of these tests pass.
 """
+
+# Over 300 lines: one list.
 
 import asyncio
 import os
@@ -19,645 +21,681 @@ PACKAGES = ["pytest"]
 ROOT = Path(__file__).parent.parent
 LIMIT = 300
 
-_ASK = """\
-        verdict = await in_our_pool(gate.decide)(
-            digest,
-            path=path,
-            session=scope.get("session"),
-            user=scope.get("user"),
-            token_only=self.token_only,
-        )
-"""
-# What it is, the module, the text that is replaced and what stands there instead, the test file.
+# The weakness, the module, the text that is replaced, its replacement, and the test as FILE::TEST,
+# the file without "test_". tests/unit/test_mutations.py checks that all of them exist.
 WEAKNESSES = [
+    # Tokens
     (
-        "forget the release",
-        "middleware.py",
-        "            await connection.leave()\n",
-        "            pass\n",
-        "connections",
-    ),
-    (
-        "register after the spend",
-        "middleware.py",
-        "        await connection.register()\n" + _ASK + "        connection.activate",
-        _ASK + "        await connection.register()\n        connection.activate",
-        "connections",
-    ),
-    (
-        "skip the window: read only what is new",
-        "revocations.py",
-        "created_at__gt=kept_since(tokens.now())",
-        "created_at__gt=tokens.now() - timedelta(seconds=1)",
-        "connections",
-    ),
-    (
-        "use the cached user",
-        "gate.py",
-        "    fresh = _backend_user(user.pk, _backend_of(_signed_in(session, user)))\n"
-        "    if fresh is None:",
-        "    fresh = user\n    if fresh is None:",
-        "decorators",
-    ),
-    (
-        "let a known logout not count for who registers later",
-        "connections.py",
-        "if principal.session_digest in self._over:",
-        "if False:",
-        "connections",
-    ),
-    (
-        "spend a token whose session has a row",
-        "gate.py",
-        "return bool(principal.session_digest) and revocations.is_over(principal.session_digest)",
-        "return False",
-        "connections",
-    ),
-    (
-        "handle the frames of an ended socket",
-        "sockets.py",
-        "        return self.ended and self.close_code is not None and self._has_connected",
-        "        return False",
-        "connections",
-    ),
-    (
-        "handle the frame that Channels already holds",
-        "sockets.py",
-        "        return self.ended and not self._is_told",
-        "        return False",
-        "connections",
-    ),
-    (
-        "do not wake a waiting consumer",
-        "connections.py",
-        "            connection.release()\n",
+        "redeem a token more than once",
+        "tokens/database_store.py",
+        " AND {used_at} IS NULL",
         "",
-        "connections",
+        "tokens::test_token_is_redeemed_once",
     ),
     (
-        "wait for each close before the next",
-        "connections.py",
-        "            connection.begin_close()",
-        "            await connection.close()",
-        "connections",
+        "name the user in the UPDATE that decides",
+        "tokens/database_store.py",
+        (
+            '        statement = "UPDATE {table} SET {used_at} = %(now)s"\n'
+            "        return _change_unused(statement, now, digest=row.digest) == 1\n"
+        ),
+        (
+            "        rows = WebSocketToken.objects.filter(digest=row.digest, used_at=None)\n"
+            "        return rows.filter(user__is_active=True).update(used_at=now) == 1\n"
+        ),
+        "tokens::test_deciding_update_names_the_tokens_own_columns_only",
     ),
     (
-        "take a recheck for an order",
-        "connections.py",
-        "        ended = {each for each in connections if each.principal in outdated}",
-        "        ended = set(connections)",
-        "connections",
+        "do not read the end of a session together with the token",
+        "tokens/database_store.py",
+        "row.is_session_ended = bool(found.pop())",
+        "row.is_session_ended = found.pop() is None",
+        "connections::test_page_that_reconnects_before_its_session_is_flushed_does_not_survive",
     ),
     (
-        "tell before the commit",
-        "utils.py",
-        "    revocations.when_committed(speak)",
-        "    speak()",
-        "connections",
+        "read the end of the connection's session only, and not of the token's",
+        "tokens/database_store.py",
+        'NullIf(OuterRef("session_digest"), Value(""))',
+        'parameter("session_digest")',
+        "connections::test_page_that_reconnects_before_its_session_is_flushed_does_not_survive",
     ),
     (
-        "tell of a new password within the request",
-        "receivers.py",
-        "    waiting = _waiting.get(_request())",
-        "    waiting = None",
-        "connections",
+        "ignore the answer of the cache's delete()",
+        "tokens/cache_store.py",
+        (
+            '            if not cache.delete(_key("token", row.digest)):\n'
+            "                return False\n"
+        ),
+        '            cache.delete(_key("token", row.digest))\n',
+        "stores::test_one_of_several_threads_redeems_a_token",
+    ),
+    (
+        "ignore the epochs of a token",
+        "tokens/cache_store.py",
+        "            return cache.get_many(row.epochs) == row.epochs",
+        "            return True",
+        "stores::test_disconnect_revokes_only_the_users_own_unused_tokens",
+    ),
+    (
+        "accept a token at the moment it expires",
+        "tokens/redeeming.py",
+        "<= present < row.expires_at:",
+        "<= present <= row.expires_at:",
+        "tokens::test_token_is_valid_from_its_creation_until_just_before_it_expires",
+    ),
+    (
+        "accept a token that was issued in the future",
+        "tokens/redeeming.py",
+        "if not row.created_at <= present",
+        "if not present",
+        "tokens::test_token_is_valid_from_its_creation_until_just_before_it_expires",
+    ),
+    (
+        "accept the token of another user",
+        "tokens/redeeming.py",
+        "    if user_id is not None and row.user_id != user_id:",
+        "    if False:",
+        "tokens::test_each_refusal_has_its_reason",
+    ),
+    (
+        "accept the token of another session",
+        "tokens/redeeming.py",
+        "row.session_digest != session_digest:",
+        "False:",
+        "middleware::test_token_of_an_ended_session_is_refused",
+    ),
+    (
+        "accept the token of another path",
+        "tokens/redeeming.py",
+        "    if row.path and row.path != path:",
+        "    if False:",
+        "middleware::test_token_opens_the_path_it_is_bound_to_and_no_other",
+    ),
+    (
+        "store a path that contains a token",
+        "tokens/issuing.py",
+        " or masked != path:",
+        ":",
+        "tokens::test_path_that_contains_a_token_is_refused_and_not_stored",
+    ),
+    (
+        "remove percent-escapes only once",
+        "tokens/shape.py",
+        "_ESCAPES = 8\n",
+        "_ESCAPES = 1\n",
+        "routes::test_mask_hides_tokens_with_percent_escapes",
+    ),
+    # Gate
+    (
+        "accept a token from before a password change",
+        "gate/decision.py",
+        "    if not digests.has_auth_digest(user, row.auth_digest):",
+        "    if False:",
+        "middleware::test_token_only_is_refused_after_the_user_has_changed",
+    ),
+    (
+        "accept a session from before a password change",
+        "gate/decision.py",
+        "    if hash_to_check is not None and not has_session_hash(user, hash_to_check):",
+        "    if False:",
+        "middleware::test_session_from_before_a_password_change_signs_no_user_in",
+    ),
+    (
+        "redeem a token whose session was logged out",
+        "gate/decision.py",
+        "and revocations.is_session_ended(principal.session_digest)",
+        "and False",
+        "connections::test_page_that_reconnects_before_its_session_is_flushed_does_not_survive",
+    ),
+    (
+        "treat an outage as a route without a token",
+        "gate/decision.py",
+        'annotate("unavailable"))',
+        'annotate("missing"))',
+        "middleware::test_connect_ends_with_4490_if_the_database_raises_an_error",
+    ),
+    (
+        "let the error of one request affect the other requests",
+        "gate/decision.py",
+        "        # The caller raises it, with its traceback, for this connection alone.\n",
+        "        raise\n",
+        "decision::test_programming_error_is_raised_for_its_own_request_only",
+    ),
+    (
+        "trust the user that was read at the connect",
+        "gate/freshness.py",
+        "    fresh = load_user(user.pk, backend_path(read_sign_in(session, user)))\n",
+        "    fresh = user\n",
+        "decorators::test_guard_sees_the_database_as_it_is_at_every_call",
     ),
     (
         "trust an expired session",
-        "gate.py",
+        "gate/freshness.py",
         "        rows = rows.filter(expire_date__gt=timezone.now())\n",
         "",
-        "connections",
+        "connections::test_timer_notices_that_a_session_has_ended",
     ),
     (
-        "keep sockets for ever without a database",
-        "connections.py",
-        "if self.is_database_away and time.monotonic() - answered > grace:",
-        "if False:",
-        "connections",
+        "read only the newest revocations",
+        "gate/revocations.py",
+        "created_at__gt=kept_since(clock.now())",
+        "created_at__gt=clock.now() - timedelta(seconds=1)",
+        "connections::test_timer_reads_rows_that_were_committed_out_of_order",
     ),
     (
-        "connect before the word is heard",
-        "connections.py",
-        "        await asyncio.gather(*(listener.ready() for listener in self._listeners))",
-        "        pass",
-        "words",
-    ),
-    (
-        "do not ask for what was missed",
-        "words.py",
-        "                        self._missed()",
-        "                        pass",
-        "words",
-    ),
-    (
-        "let the membership run out",
-        "words.py",
-        "                    await self._join(layer, channel)\n                    renewal =",
-        "                    renewal =",
-        "words",
-    ),
-    (
-        "hear one's own word twice",
-        "words.py",
-        'if message["sender"] != _sender():',
-        "if True:",
-        "words",
-    ),
-    (
-        "pushes and logouts in one channel",
-        "words.py",
-        'PUSHES = "websocket_utils.pushes"',
-        "PUSHES = REVOCATIONS",
-        "words",
-    ),
-    (
-        "listen on the layer that consumers share",
-        "words.py",
-        '    return hasattr(layer, "close_pools")',
-        "    return False",
-        "words",
-    ),
-    (
-        "open a socket behind the handlers",
-        "consumers.py",
-        'is_ours = message["type"] == "websocket.connect" or (',
-        "is_ours = False and (",
-        "threads",
-    ),
-    (
-        "never ask whether a connection is still there",
-        "threads.py",
-        "            if connection.connection is not None and not connection.is_usable():",
-        "            if False:",
-        "threads",
-    ),
-    (
-        "keep a permission that was dropped while it was asked for",
-        "decorators.py",
-        "    permission_cache[perms] = code, user_pk",
-        "    if connection is not None:\n        connection.permission_cache[perms] = code, user_pk",  # noqa: E501
-        "permissions",
-    ),
-    (
-        "wait for one's own pool",
-        "threads.py",
-        "    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):",
-        "    if False:",
-        "threads",
-    ),
-    (
-        "do not ask again after waiting for a thread",
-        "decorators.py",
-        "return _drop(consumer) if is_over(consumer) else function(*args, **kwargs)",
-        "return function(*args, **kwargs)",
-        "threads",
-    ),
-    (
-        "let a handler send for ever",
-        "sockets.py",
-        '            raise SocketEnded("The socket has ended.")',
-        "            pass",
-        "connections",
-    ),
-    (
-        "keep a permission for whoever is in the scope",
-        "decorators.py",
-        'getattr(consumer.scope.get("user"), "pk", None) == user_pk',
-        "True",
-        "permissions",
-    ),
-    (
-        "forget what was obeyed with the last socket",
-        "connections.py",
-        "self._lingering = self.loop.call_later(LINGER, self.stop)",
-        "self._lingering = self.loop.call_later(0, self.stop)",
-        "connections",
-    ),
-    (
-        "count no rate",
-        "consumers.py",
-        "            self._allowance -= 1\n",
-        "            pass\n",
-        "limits",
-    ),
-    (
-        "be further ahead than the credit",
-        "streams.py",
-        "        while self._allowance == 0:",
-        "        while False:",
-        "streams",
-    ),
-    (
-        "take grants of parts that were not sent",
-        "streams.py",
-        "        return self._credit is not None and self._allowance + parts <= self._credit",
-        "        return self._credit is not None",
-        "streams",
-    ),
-    (
-        "begin a step after the socket has ended",
-        "streams.py",
-        """\
-        return (
-            self.is_cancelled
-            or is_over(self.call.consumer)
-            or (self._connection is not None and self._connection.has_client_left)
-        )
-""",
-        "        return False\n",
-        "streams",
-    ),
-    (
-        "ask the guard of a stream but once",
-        "streams.py",
-        "        if not self.call.guards:",
-        "        if True:",
-        "streams",
-    ),
-    (
-        "send what was made while the permission went",
-        "streams.py",
-        "                await self._acheck()\n                await self.call.asay",
-        "                await self.call.asay",
-        "streams",
-    ),
-    (
-        "send it on a sync consumer, too",
-        "streams.py",
-        "        # A step may have taken long.\n        self._check()\n",
-        "",
-        "streams",
-    ),
-    (
-        "leave a generator as it is",
-        "streams.py",
-        "            await self._aclose(turn)",
-        "            pass",
-        "streams",
-    ),
-    (
-        "leave a generator of a documented sync consumer as it is",
-        "streams.py",
-        "            self._close()",
-        "            pass",
-        "streams",
-    ),
-    (
-        "let a socket have any number of streams",
-        "streams.py",
-        "        if len(self._streams) >= MAX_STREAMS:",
-        "        if False:",
-        "streams",
-    ),
-    (
-        "answer a call with the key of a running stream",
-        "streams.py",
-        "            call.reply_key = None\n",
-        "",
-        "streams",
-    ),
-    (
-        "two threads in a sync consumer",
-        "streams.py",
-        "        turn = turn or contextlib.nullcontext()",
-        "        turn = contextlib.nullcontext()",
-        "streams",
-    ),
-    (
-        "be deaf to a cancel",
-        "consumers.py",
-        "            self._streams.cancel(reply_key)",
-        "            pass",
-        "streams",
-    ),
-    (
-        "take a cancel for an error of the generator",
-        "streams.py",
-        "            if self.is_cancelled or is_meant:\n                raise",
-        "            pass",
-        "streams_on_servers",
-    ),
-    (
-        "count the grants of a reader by the rate limit",
-        "consumers.py",
-        "            self._allowance += 1\n",
-        "            pass\n",
-        "streams",
-    ),
-    (
-        "forget the streams of a consumer that raised",
-        "consumers.py",
-        "            # A consumer that raised has not dispatched its disconnect.\n"
-        "            await self._stop_streams()",
-        "            pass",
-        "streams",
-    ),
-    (
-        "do not look whether the client of a documented consumer has left",
-        "sockets.py",
-        "        if self._waiting is None and self._looking is None and not self.ended:",
-        "        if False:",
-        "streams",
-    ),
-    (
-        "let a transaction stay open in a thread that others share",
-        "streams.py",
-        "        if not self._keeps_thread and _open_transactions() != begun:",
-        "        if False:",
-        "streams",
-    ),
-    (
-        "cut the end of a generator short by a second cancel",
-        "streams.py",
-        "        if task is not None and not is_ending:",
-        "        if task is not None:",
-        "streams",
-    ),
-    (
-        "go on with a generator that has swallowed its cancel",
-        "streams.py",
-        "            self.is_cancelled\n            or is_over",
-        "            is_over",
-        "streams",
-    ),
-    (
-        "take the answer to the call for one of the stream's own",
-        "streams.py",
-        "        self._asked_at, self._grants = call.asked_at, call.permission_cache",
-        "        self._asked_at, self._grants = time.monotonic(), current_permission_cache(call.consumer)",  # noqa: E501
-        "streams",
-    ),
-    (
-        "keep whatever a client sends ahead",
-        "sockets.py",
-        "            if len(self._ahead) < MAX_AHEAD or self.has_client_left:",
-        "            if True:",
-        "streams",
-    ),
-    (
-        "keep the server's functions in the gate's frame",
-        "middleware.py",
-        "        del receive, send\n",
-        "",
-        "middleware",
-    ),
-    (
-        "keep the path of no route in the gate's frame",
-        "middleware.py",
-        "            del scope\n",
-        "",
-        "middleware",
-    ),
-    (
-        "let a converter raise what it likes",
-        "routes.py",
+        "let a path converter raise any exception",
+        "gate/routing.py",
         "    except Exception as error:\n",
         "    except ValueError as error:\n",
-        "middleware",
+        "middleware::test_route_whose_converter_raises_is_refused_and_logged",
     ),
     (
-        "look behind percent-escapes but once",
-        "routes.py",
-        "_ESCAPES = 8\n",
-        "_ESCAPES = 1\n",
-        "routes",
-    ),
-    (
-        "keep a path with a token in it",
-        "tokens.py",
-        " or masked != path:",
-        ":",
-        "tokens",
-    ),
-    (
-        "hide tokens in messages alone",
-        "log_filters.py",
-        "            _hide_exception(record)\n",
-        "            pass\n",
-        "log_filters",
-    ),
-    (
-        "do not print objects to see what they show",
-        "log_filters.py",
-        "            _hide_message(record)\n",
-        "            pass\n",
-        "log_filters",
-    ),
-    (
-        "make a plain dict of the arguments",
-        "log_filters.py",
-        "            masked = copy.copy(value)\n",
-        "            masked = {}\n",
-        "log_filters",
-    ),
-    (
-        "spend a token as often as it comes",
-        "stores/database.py",
-        " AND {used_at} IS NULL",
-        "",
-        "tokens",
-    ),
-    (
-        "look at the user in the UPDATE that decides",
-        "stores/database.py",
-        "        connection = connections[alias]\n",
-        "        rows = WebSocketToken.objects.filter(digest=row.digest, user__is_active=True)\n"
-        "        return rows.filter(used_at=None).update(used_at=now) == 1\n"
-        "        connection = connections[alias]\n",
-        "tokens",
-    ),
-    (
-        "do not look for the session's end beside the token",
-        "stores/database.py",
-        "row.is_session_ended = bool(found.pop())",
-        "row.is_session_ended = found.pop() is None",
-        "connections",
-    ),
-    (
-        "look for the end of the connection's session alone, not of the token's",
-        "stores/database.py",
-        'NullIf(OuterRef("session_digest"), Value(""))',
-        'parameter("session_digest")',
-        "connections",
-    ),
-    (
-        "forget the connections of the async ORM",
-        "consumers.py",
-        "            if may_hold_stale_connections(self._loop):",
-        "            if False:",
-        "threads",
-    ),
-    (
-        "trust a connection that has failed",
-        "threads.py",
-        "    return is_left_open or connection.errors_occurred",
-        "    return is_left_open",
-        "threads",
-    ),
-    (
-        "let a flood keep all others waiting",
-        "consumers.py",
-        "                await asyncio.sleep(0)\n                done = 0",
-        "                done = 0",
-        "threads",
-    ),
-    (
-        "close the connection of a transaction that is going on",
-        "threads.py",
-        "    return connection.connection is not None and not connection.in_atomic_block",
-        "    return connection.connection is not None",
-        "threads",
-    ),
-    (
-        "let a token live a moment longer",
-        "tokens.py",
-        "<= present < row.expires_at:",
-        "<= present <= row.expires_at:",
-        "tokens",
-    ),
-    (
-        "take a token that was issued in the future",
-        "tokens.py",
-        "if not row.created_at <= present",
-        "if not present",
-        "tokens",
-    ),
-    (
-        "take anybody's token",
-        "tokens.py",
-        "    if user_id is not None and row.user_id != user_id:",
-        "    if False:",
-        "tokens",
-    ),
-    (
-        "take the token of another session",
-        "tokens.py",
-        "row.session_digest != session_digest:",
-        "False:",
-        "middleware",
-    ),
-    (
-        "take the token of another path",
-        "tokens.py",
-        "    if row.path and row.path != path:",
-        "    if False:",
-        "middleware",
-    ),
-    (
-        "take a token from before a new password",
-        "gate.py",
-        "    if not tokens.has_auth_digest(user, row.auth_digest):",
-        "    if False:",
-        "middleware",
-    ),
-    (
-        "let a session's user in whose hash is old",
-        "gate.py",
-        "    if hash_to_check is not None and not _has_session_hash(user, hash_to_check):",
-        "    if False:",
-        "middleware",
-    ),
-    (
-        "take an outage for a route without a token",
-        "gate.py",
-        'annotate("unavailable"))',
-        'annotate("missing"))',
-        "middleware",
-    ),
-    (
-        "spend by a delete whatever it answers",
-        "stores/cache.py",
-        '            if not cache.delete(_key("token", row.digest)):\n'
-        "                return False\n",
-        '            cache.delete(_key("token", row.digest))\n',
-        "stores",
-    ),
-    (
-        "do not look at the epochs",
-        "stores/cache.py",
-        "            return cache.get_many(row.epochs) == row.epochs",
-        "            return True",
-        "stores",
-    ),
-    (
-        "let the first of two tokens win",
-        "routes.py",
+        "accept the first of two tokens",
+        "gate/handshake.py",
         "    elif len(found) > 1 or _count(scope) > 1:",
         "    elif False:",
-        "middleware",
+        "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
-        "look at the unquoted token alone",
-        "routes.py",
+        "ignore how a token is written in the raw path",
+        "gate/handshake.py",
         "    return all(token.encode() in text for text in raw_texts)",
         "    return True",
-        "routes",
+        "routes::test_percent_escapes_are_malformed",
     ),
     (
         "leave the token in the scope",
-        "routes.py",
-        "    masked = _mask_scope(scope)\n    # Without",
-        "    masked = dict(scope)\n    # Without",
-        "routes",
+        "gate/handshake.py",
+        "    masked = _mask_scope(scope)\n",
+        "    masked = dict(scope)\n",
+        "routes::test_masked_path_matches_the_same_route",
     ),
     (
-        "leave the user in the scope of a refused socket",
-        "middleware.py",
-        '            scope["user"] = annotation.user or gate.anonymous()\n',
+        "leave the user in the scope of a refused connection",
+        "gate/admission.py",
+        '    scope["user"] = annotation.user or anonymous()\n',
         "",
-        "middleware",
+        "middleware::test_consumer_that_does_not_check_the_token_gets_an_anonymous_user",
     ),
     (
-        "leave the session in it",
+        "leave the session in the scope of a refused connection",
+        "gate/admission.py",
+        '        scope["session"] = new_session()\n',
+        "        pass\n",
+        "middleware::test_consumer_that_does_not_check_the_token_gets_an_anonymous_user",
+    ),
+    (
+        "register after the token was redeemed",
         "middleware.py",
-        '                scope["session"] = _session_store()\n',
-        "                pass\n",
-        "middleware",
+        (
+            "        await register(connection)\n"
+            "        request = admission.request_of(arrival, token_only=self.token_only)\n"
+            "        (verdict,) = await in_our_pool(decision.decide)([request])\n"
+        ),
+        (
+            "        request = admission.request_of(arrival, token_only=self.token_only)\n"
+            "        (verdict,) = await in_our_pool(decision.decide)([request])\n"
+            "        await register(connection)\n"
+        ),
+        "connections::test_event_between_redeeming_and_opening_is_applied",
     ),
     (
-        "answer no offer of a token",
-        "sockets.py",
-        '            if not message.get("subprotocol") and self.token_subprotocol:',
-        "            if False:",
-        "middleware",
+        "do not release a connection",
+        "middleware.py",
+        "            await connection.leave()\n",
+        "            pass\n",
+        "connections::test_everything_is_released",
     ),
     (
-        "call whatever a client names",
+        "keep the server's functions in a frame of the gate",
+        "middleware.py",
+        "        del receive, send\n",
+        "",
+        "middleware::test_servers_functions_are_in_no_frame_of_the_package",
+    ),
+    (
+        "keep the path that no route matches in a frame of the gate",
+        "middleware.py",
+        "        del scope\n",
+        "",
+        "middleware::test_servers_functions_are_in_no_frame_of_the_package",
+    ),
+    # Live connections
+    (
+        "allow any change of the state",
+        "live/state.py",
+        "    if after not in _NEXT_STATES[before]:",
+        "    if False:",
+        "state::test_change_that_is_not_in_the_table_raises",
+    ),
+    (
+        "handle messages that arrive after the end",
+        "live/connection.py",
+        'not self.ended or message["type"] != "websocket.receive":',
+        "True:",
+        "middleware::test_messages_sent_with_a_refused_handshake_are_not_handled",
+    ),
+    (
+        "handle a message that Channels has already received",
+        "live/connection.py",
+        "        return self.state is not OPEN and self.state in (REJECTED, CLOSING, ABANDONED)",
+        "        return False",
+        "connections::test_message_that_channels_has_already_received_is_not_handled",
+    ),
+    (
+        "do not answer the offer of a token",
+        "live/connection.py",
+        '        if not message.get("subprotocol") and self.token_subprotocol:',
+        "        if False:",
+        "middleware::test_each_accept_answers_the_offer_of_a_token",
+    ),
+    (
+        "let a handler send for ever",
+        "live/dropping.py",
+        '            raise SocketEnded("The socket has ended.")',
+        "            pass",
+        "connections::test_handler_that_sends_for_ever_is_stopped",
+    ),
+    (
+        "queue pushes without a limit",
+        "live/outbox.py",
+        "        if len(self._waiting) >= MAX_WAITING:",
+        "        if False:",
+        "outbox::test_message_for_a_full_outbox_is_not_kept",
+    ),
+    (
+        "do not interrupt a consumer that waits",
+        "live/hub.py",
+        "            connection.notify_consumer()\n",
+        "",
+        "connections::test_consumer_receives_its_disconnect_with_the_code",
+    ),
+    (
+        "wait for each close before the next",
+        "live/hub.py",
+        "            connection.begin_close()",
+        "            await connection.close()",
+        "connections::test_client_that_does_not_answer_its_close_delays_no_other",
+    ),
+    (
+        "ignore a known logout when a connection activates",
+        "live/hub.py",
+        "        if self.recheck.has_ended(principal.session_digest):",
+        "        if False:",
+        "connections::test_known_logout_ends_a_socket_that_the_gate_accepted",
+    ),
+    (
+        "connect before the listeners have subscribed",
+        "live/hub.py",
+        "        await asyncio.gather(*(listener.ready() for listener in self._listeners))",
+        "        pass",
+        "broadcast::test_connect_waits_until_the_listener_has_subscribed",
+    ),
+    (
+        "forget the applied revocations with the last connection",
+        "live/hub.py",
+        "self._linger_timer = self.loop.call_later(LINGER, self.stop)",
+        "self._linger_timer = self.loop.call_later(0, self.stop)",
+        "connections::test_reconnected_user_stays_also_without_other_connections",
+    ),
+    (
+        "end every connection that is re-checked",
+        "live/recheck.py",
+        "        ended = {each for each in connections if each.principal in outdated}",
+        "        ended = set(connections)",
+        "connections::test_saving_a_user_ends_no_valid_socket",
+    ),
+    (
+        "keep connections for ever without a database",
+        "live/recheck.py",
+        "if self.is_database_unavailable and time.monotonic() - answered > grace:",
+        "if False:",
+        "connections::test_sockets_end_when_the_database_stays_unavailable",
+    ),
+    (
+        "count a programming error in the re-check as an outage",
+        "live/recheck.py",
+        "    return isinstance(error, outage_errors())",
+        "    return True",
+        "connections::test_programming_error_in_the_recheck_is_logged_and_ends_no_socket",
+    ),
+    (
+        "do not check the database after events may have been lost",
+        "live/broadcast.py",
+        "                            self._missed()",
+        "                            pass",
+        "broadcast::test_database_is_checked_when_the_layer_is_available_again",
+    ),
+    (
+        "let the membership of a group expire",
+        "live/broadcast.py",
+        ("                    await self._join(layer, channel)\n                    renewal ="),
+        "                    renewal =",
+        "broadcast::test_membership_is_renewed_before_the_layer_forgets_it",
+    ),
+    (
+        "handle an event of the same process twice",
+        "live/broadcast.py",
+        'if message["sender"] != _sender():',
+        "if True:",
+        "broadcast::test_pushes_of_other_processes_and_of_this_process_arrive_once",
+    ),
+    (
+        "receive pushes and revocations on one channel",
+        "live/broadcast.py",
+        'PUSHES = "websocket_utils.pushes"',
+        "PUSHES = REVOCATIONS",
+        "broadcast::test_burst_of_pushes_does_not_lose_a_logout",
+    ),
+    (
+        "listen on the layer instance that consumers use",
+        "live/broadcast.py",
+        '    return hasattr(layer, "close_pools")',
+        "    return False",
+        "broadcast::test_pushes_and_group_messages_both_arrive",
+    ),
+    (
+        "publish the event of a new password within the request",
+        "live/receivers.py",
+        "    changed = _changed_users.get(_request())",
+        "    changed = None",
+        "connections::test_user_who_changes_the_password_can_reconnect_in_both_tabs",
+    ),
+    (
+        "publish a disconnect before the commit",
+        "utils.py",
+        "    revocations.when_committed(broadcast_revocation)",
+        "    broadcast_revocation()",
+        "connections::test_disconnect_waits_for_the_commit",
+    ),
+    # Messages
+    (
+        "call any method that a client names",
         "consumers.py",
-        "        if name not in self._routes:\n"
-        '            raise MessageError("unknown_type", "There is no such method.")\n'
-        "        function, has_event = self._routes[name]\n",
-        "        function = getattr(type(self), name)\n        has_event = takes_event(function)\n",
-        "consumers",
+        (
+            "        if name not in self._routes:\n"
+            '            raise MessageError("unknown_type", "There is no such method.")\n'
+            "        function, has_event = self._routes[name]\n"
+        ),
+        (
+            "        function = getattr(type(self), name)\n"
+            "        has_event = name not in self._routes or self._routes[name][1]\n"
+        ),
+        "consumers::test_nothing_unlisted_can_be_called",
     ),
     (
-        "run what was denied",
-        "decorators.py",
-        "    if call.denial is not None:\n        raise call.denial\n    if method.is_async",
-        "    if method.is_async",
-        "decorators",
-    ),
-    (
-        "parse a frame of any size",
-        "messages.py",
-        "    if len(text) > max_size:\n        raise _too_large(max_size)\n",
+        "parse a message of any size",
+        "protocol.py",
+        ("    if len(text) > max_size:\n        raise _too_large(max_size)\n"),
         "    max_size = len(text) * 4\n",
-        "messages",
+        "protocol::test_unreadable_text_is_refused_before_it_is_parsed",
     ),
     (
-        "issue tokens to other sites' forms",
+        "run a call that was denied",
+        "messaging/calls.py",
+        ("    if call.denial is not None:\n        raise call.denial\n    if is_async:"),
+        "    if is_async:",
+        "decorators::test_body_of_a_denied_call_does_not_run",
+    ),
+    (
+        "do not check the end of a socket again after the wait for a thread",
+        "messaging/calls.py",
+        "return _drop(consumer) if has_ended(consumer) else _run(",
+        "return _run(",
+        "threads::test_call_that_waits_for_a_thread_does_not_outlive_its_socket",
+    ),
+    (
+        "accept a generator on a plain consumer",
+        "messaging/calls.py",
+        ("    if not is_ours(call.consumer):\n        raise TypeError("),
+        ("    if not is_ours(call.consumer):\n        return\n        raise TypeError("),
+        "streams::test_generator_on_a_consumer_of_channels_is_a_mistake_that_is_logged",
+    ),
+    (
+        "cache a permission that was removed during its check",
+        "messaging/permissions.py",
+        "    permission_cache[perms] = code, user_pk, time.monotonic()",
+        (
+            "    if connection is not None:\n"
+            "        connection.permission_cache[perms] = code, user_pk, time.monotonic()"
+        ),
+        "permissions::test_answer_from_before_the_change_is_not_cached",
+    ),
+    (
+        "use a cached permission for another user",
+        "messaging/permissions.py",
+        'getattr(consumer.scope.get("user"), "pk", None) == user_pk',
+        "True",
+        "permissions::test_cached_answer_is_not_used_for_another_user",
+    ),
+    (
+        "do not count messages for the rate limit",
+        "messaging/rate_limit.py",
+        "            self._allowance -= 1\n",
+        "            pass\n",
+        "limits::test_message_above_the_rate_limit_is_answered_with_an_error",
+    ),
+    (
+        "count credit for the rate limit",
+        "messaging/rate_limit.py",
+        "            self._allowance += 1\n",
+        "            pass\n",
+        "streams::test_credit_does_not_count_for_the_rate_limit",
+    ),
+    (
+        "let the connect wait behind handlers",
+        "messaging/dispatch.py",
+        "        is_urgent = is_connect or (",
+        "        is_urgent = not is_connect and (",
+        "threads::test_connect_does_not_wait_for_blocked_handlers",
+    ),
+    (
+        "let a client that floods block the other connections",
+        "messaging/dispatch.py",
+        ("                    await asyncio.sleep(0)\n                    done = 0"),
+        "                    done = 0",
+        "threads::test_client_that_floods_does_not_block_the_event_loop",
+    ),
+    (
+        "never close the stale connections of the async ORM",
+        "messaging/dispatch.py",
+        "            if may_hold_stale_connections(self._loop):",
+        "            if False:",
+        "threads::test_connection_that_the_server_closed_fails_one_async_handler_at_most",
+    ),
+    # Streams
+    (
+        "send more parts than the credit allows",
+        "messaging/streams.py",
+        "        while self._credit == 0:",
+        "        while False:",
+        "streams::test_server_pauses_when_the_credit_is_used_up",
+    ),
+    (
+        "add credit for parts that were not sent",
+        "messaging/streams.py",
+        "        return self._max_credit is not None and self._credit + parts <= self._max_credit",
+        "        return self._max_credit is not None",
+        "streams::test_credit_for_parts_that_were_not_sent_counts_for_the_rate_limit",
+    ),
+    (
+        "begin a step after the socket has ended",
+        "messaging/streams.py",
+        "        return self.is_cancelled or has_ended(self.call.consumer)",
+        "        return False",
+        "streams::test_no_step_begins_after_the_socket_was_ended",
+    ),
+    (
+        "continue a generator that ignores its cancel",
+        "messaging/streams.py",
+        "        if value is _END or self.is_cancelled:",
+        "        if value is _END:",
+        "streams::test_generator_that_ignores_its_cancel_is_ended",
+    ),
+    (
+        "check the permissions of a stream only once",
+        "messaging/streams.py",
+        "        if not self.call.guards:",
+        "        if True:",
+        "streams::test_guarded_stream_is_denied_once_the_permission_is_gone",
+    ),
+    (
+        "send a part although the permission was removed during its step",
+        "messaging/streams.py",
+        ("        # The step may have taken long.\n        await self._check(where)\n"),
+        "",
+        "streams::test_part_is_not_sent_if_the_permission_was_removed_during_its_step",
+    ),
+    (
+        "send such a part on a sync consumer",
+        "messaging/streams.py",
+        "        run_now(self._send(_IN_THREAD, value))",
+        (
+            "        part = protocol.build_part(self.call.reply_key, value)\n"
+            "        run_now(answers.send(self.call.consumer, part))"
+        ),
+        "streams::test_part_is_not_sent_if_the_permission_was_removed_during_its_step",
+    ),
+    (
+        "do not close the generator of a stream",
+        "messaging/streams.py",
+        "            await self._close(turn)",
+        "            pass",
+        "streams::test_stream_ends_when_its_client_leaves",
+    ),
+    (
+        "run two threads in a sync consumer",
+        "messaging/streams.py",
+        "        turn = turn or contextlib.nullcontext()",
+        "        turn = contextlib.nullcontext()",
+        "streams::test_one_thread_at_a_time_runs_in_a_sync_consumer",
+    ),
+    (
+        "log a cancel as an error of the generator",
+        "messaging/streams.py",
+        ("            if self.is_cancelled or is_meant:\n                raise"),
+        "            pass",
+        "streams::test_cancel_interrupts_an_async_generator",
+    ),
+    (
+        "let a transaction stay open in a thread that other connections use",
+        "messaging/streams.py",
+        "        if _open_transactions() != before:",
+        "        if False:",
+        "streams::test_transaction_that_is_open_at_a_yield_is_an_error_and_affects_no_other_socket",
+    ),
+    (
+        "ignore a change between the check of a call and its stream",
+        "messaging/streams.py",
+        "        self._asked_at, self._permission_cache = call.asked_at, call.permission_cache",
+        (
+            "        self._asked_at = time.monotonic()\n"
+            "        self._permission_cache = permission_cache_of(call.consumer)"
+        ),
+        "streams::test_permission_that_is_removed_right_after_its_check_ends_the_stream",
+    ),
+    (
+        "allow any number of streams for a socket",
+        "messaging/open_streams.py",
+        "        if len(self._streams) >= MAX_STREAMS:",
+        "        if False:",
+        "streams::test_socket_has_sixteen_streams_at_a_time",
+    ),
+    (
+        "answer a call with the key of a running stream",
+        "messaging/open_streams.py",
+        "            call.reply_key = None\n",
+        "",
+        "streams::test_reply_key_of_a_running_stream_is_refused_and_the_stream_continues",
+    ),
+    (
+        "let a second cancel interrupt the end of a generator",
+        "messaging/open_streams.py",
+        "        if task is not None and not is_ending:",
+        "        if task is not None:",
+        "streams::test_second_cancel_does_not_interrupt_the_finally",
+    ),
+    (
+        "ignore a cancel",
+        "messaging/receiving.py",
+        "        streams.cancel(reply_key)",
+        "        pass",
+        "streams::test_cancel_ends_a_stream_without_an_answer",
+    ),
+    (
+        "do not end the streams of a consumer that raised an exception",
+        "messaging/dispatch.py",
+        (
+            "            # A consumer that raised has not dispatched its disconnect.\n"
+            "            await self._stop_streams()"
+        ),
+        "            pass",
+        "streams::test_streams_end_with_a_consumer_that_raises",
+    ),
+    # Threads and database connections
+    (
+        "let the work of a thread wait for the same pool",
+        "threads.py",
+        "    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):",
+        "    if False:",
+        "threads::test_code_in_a_thread_never_waits_for_another_thread_of_its_pool",
+    ),
+    (
+        "never check a database connection again",
+        "database_connections.py",
+        "            if is_idle(connection) and not (is_trusted and not has_failed(connection)):",
+        "            if False:",
+        "threads::test_connection_that_the_server_closed_does_not_fail_later_work",
+    ),
+    (
+        "trust a database connection that has failed",
+        "compat.py",
+        "    return is_left_open or connection.errors_occurred",
+        "    return is_left_open",
+        "threads::test_busy_thread_fails_once_at_most",
+    ),
+    (
+        "close the connection of a transaction that continues",
+        "compat.py",
+        "    return connection.connection is not None and not connection.in_atomic_block",
+        "    return connection.connection is not None",
+        "threads::test_connection_in_a_transaction_is_not_closed",
+    ),
+    # Logs and the token endpoint
+    (
+        "leave tokens in exceptions",
+        "log_filters.py",
+        "            _hide_exception(record)\n",
+        "            pass\n",
+        "log_filters::test_exception_that_shows_a_token_is_kept_as_masked_text",
+    ),
+    (
+        "leave tokens in objects that show them when they are formatted",
+        "log_filters.py",
+        "            _hide_message(record)\n",
+        "            pass\n",
+        "log_filters::test_token_is_in_no_line",
+    ),
+    (
+        "replace the arguments by a plain dictionary",
+        "log_filters.py",
+        "            masked = copy.copy(value)\n",
+        "            masked = {}\n",
+        "log_filters::test_access_formatter_of_uvicorn_reads_the_arguments_one_by_one",
+    ),
+    (
+        "issue tokens to the forms of other sites",
         "views.py",
         "@csrf_protect\n",
         "",
-        "views",
+        "views::test_no_token_is_issued_without_the_csrf_token",
     ),
     (
-        "let caches keep tokens",
+        "allow caches to keep tokens",
         "views.py",
         "@never_cache\n",
         "",
-        "views",
+        "views::test_answers_are_not_cached",
     ),
 ]
 CONTROL = "nothing: the control"
@@ -673,7 +711,7 @@ async def measure(small, is_kept):
         for name in ("channels_websocket_utils", "docs", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
-        for name, module, old, new, tests in rows:
+        for name, module, old, new, test in rows:
             if is_kept(name):
                 continue
             file = copy / "channels_websocket_utils" / module
@@ -681,9 +719,9 @@ async def measure(small, is_kept):
             if source.count(old) != 1:
                 raise AssertionError(f"{name}: {module} has no such text, or has it twice: {old!r}")
             file.write_text(source.replace(old, new))
-            caught_by = await first_failure(copy, [tests])
+            caught_by = await first_failure(copy, [test])
             file.write_text(source)
-            broken = [] if caught_by else ["no test saw it"]
+            broken = [] if caught_by else ["no test fails"]
             yield name, {"module": module, "caught by": caught_by or "nothing"}, broken
         if not is_kept(CONTROL):
             failure = await first_failure(copy, sorted({row[-1] for row in rows}))
@@ -695,13 +733,13 @@ async def measure(small, is_kept):
             )
 
 
-async def first_failure(copy, files):
-    """Run the test files in the copy and return the name of the first test that fails, if any."""
+async def first_failure(copy, tests):
+    """Run ``tests``, each a FILE::TEST, in the copy; return the name of the first that fails."""
     # The tests' own settings; and the copy before the package that is installed.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
-        *(next(copy.glob(f"tests/*/test_{name}.py")) for name in files),
+        *(f"{file_of(test, copy)}::{test.partition('::')[2]}" for test in tests),
         cwd=copy,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -718,3 +756,9 @@ async def first_failure(copy, files):
     if process.returncode:
         raise AssertionError(output.decode())
     return None
+
+
+def file_of(test, root=ROOT):
+    """Return the file of a FILE::TEST below ``root``."""
+    (file,) = root.glob(f"tests/*/test_{test.partition('::')[0]}.py")
+    return file

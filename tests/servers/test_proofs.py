@@ -289,7 +289,7 @@ def test_seeded_weakness_is_caught(prove):
     """One weakness; docs/proofs has all. In the control, without a weakness, the tests pass."""
     rows = prove("teeth")
 
-    assert rows["forget the release"]["caught by"] == "test_everything_is_released"
+    assert rows["redeem a token more than once"]["caught by"] == "test_token_is_redeemed_once"
     assert rows["nothing: the control"]["caught by"] == "nothing, as it should be"
 
 
