@@ -4,13 +4,13 @@ import asyncio
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from channels_websocket_utils import middleware, threads
 from channels_websocket_utils.gate import decision
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.live import broadcast, hub, tasks
@@ -126,30 +126,26 @@ async def test_event_that_cannot_be_handled_is_skipped(user, layer, open_one, ca
     assert caplog.text.count("could not be handled") == 3
 
 
-async def test_connect_waits_until_the_listener_has_subscribed(user, layer, open_one):
+async def test_connect_waits_until_the_listener_has_subscribed(user, layer, open_one, monkeypatch):
     """Naive code misses an event between the gate's query and its subscription."""
+    sent_to_threads = []
+
+    def in_our_pool(function):
+        sent_to_threads.append(function)
+        return threads.in_our_pool(function)
+
+    monkeypatch.setattr(middleware, "in_our_pool", in_our_pool)
     layer.hangs.add("group_add")
     opening = asyncio.ensure_future(open_one())
     await until(lambda: "group_add" in layer.calls)
-    asked = threading.Event()
-    original = decision.decide
+    for _ in range(20):
+        await asyncio.sleep(0)
 
-    def decide(*args, **kwargs):
-        asked.set()
-        return original(*args, **kwargs)
-
-    decision.decide = decide
-    try:
-        # The loop runs, and threads could run: a decision would have begun by now.
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not asked.is_set()
-        layer.goes_on.set()
-        socket = await opening
-    finally:
-        decision.decide = original
+    assert sent_to_threads == []
+    layer.goes_on.set()
+    socket = await opening
+    assert sent_to_threads == [decision.decide]
     await disconnected_elsewhere(user)
-
     assert await ended(socket) == 4410
 
 

@@ -143,13 +143,22 @@ async def test_sockets_of_a_deactivated_or_deleted_user_end(user, session, open_
     assert await ended(socket) == 4410
 
 
-async def test_saving_a_user_ends_no_valid_socket(user, session, open_as):
+async def test_saving_a_user_ends_no_valid_socket(user, session, open_as, monkeypatch):
     socket = await open_as(user, session)
+    has_checked = asyncio.Event()
+    original = recheck.Recheck._check
+
+    async def check(self, connections):
+        await original(self, connections)
+        has_checked.set()
+
+    monkeypatch.setattr(recheck.Recheck, "_check", check)
 
     user.first_name = "Ada"
     await user.asave()
     user.last_login = timezone.now()
     await user.asave(update_fields=["last_login"])
+    await asyncio.wait_for(has_checked.wait(), LIMIT)
 
     assert await is_alive(socket)
     assert await is_alive(socket)
@@ -383,9 +392,9 @@ async def test_timer_that_slept_longer_than_the_window_ends_all_sockets(
     user, session, open_as, settings, monkeypatch
 ):
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
-    monkeypatch.setattr(revocations, "window", lambda: 0.01)
-
     socket = await open_as(user, session)
+
+    monkeypatch.setattr(revocations, "window", lambda: 0.01)
 
     assert await ended(socket) == 4490
 

@@ -105,6 +105,32 @@ async def test_end_closes_the_client_and_then_disconnects_the_consumer():
     assert peer.sent == [("accept", None), ("close", 4410)]
 
 
+async def test_message_that_arrives_before_the_wait_is_interrupted_is_dropped():
+    peer = Peer(MESSAGE)
+    connection = peer.connection
+    await connection.receive()
+    await connection.send(ACCEPT)
+    waiting = asyncio.ensure_future(connection.receive())
+    # The server's receive() has been called.
+    await asyncio.sleep(0)
+
+    connection.end(4410)
+
+    assert await waiting == {"type": "websocket.disconnect", "code": 4410}
+    assert peer.messages == []
+
+
+async def test_messages_after_the_disconnect_are_dropped():
+    peer = Peer(MESSAGE, MESSAGE, LEFT)
+    connection = peer.connection
+    await connection.receive()
+    await connection.send(ACCEPT)
+    connection.end(4410)
+    await connection.receive()
+
+    assert await connection.receive() == LEFT
+
+
 async def test_end_before_the_accept_delivers_connect_and_disconnect():
     peer = Peer(MESSAGE)
     connection = peer.connection
