@@ -1,6 +1,4 @@
-"""
-The live connections of this process.
-"""
+"""The documented import path of the live connections, which are in ``live/``."""
 
 from .live.connection import Connection
 from .live.hub import live_connections

@@ -1,4 +1,4 @@
-"""Where tokens are kept: the interface of a token store and its two implementations."""
+"""The documented import path of the token stores, which are in ``tokens/``."""
 
 from ..tokens.store import StoreUnavailable, TokenRow
 

@@ -1,4 +1,4 @@
-"""A token store in one of Django's caches, such as Redis."""
+"""The documented import path of ``tokens/cache_store.py``."""
 
 from ..tokens.cache_store import CacheTokenStore, cache_alias
 
