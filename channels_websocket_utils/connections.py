@@ -1,4 +1,4 @@
-"""The documented import path of the live connections, which are in ``live/``."""
+"""Import path only: the live connections of this process, which are in ``live/``."""
 
 from .live.connection import Connection
 from .live.hub import live_connections

@@ -1,6 +1,4 @@
-"""
-The gate as ASGI middleware: it checks the token of each connection before its consumer runs.
-"""
+"""The gate as ASGI middleware: decides about each connection, refuses it, and logs the refusal."""
 
 from __future__ import annotations
 

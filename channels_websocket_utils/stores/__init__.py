@@ -1,4 +1,4 @@
-"""The documented import path of the token stores, which are in ``tokens/``."""
+"""Import path only: the token stores, which are in ``tokens/``."""
 
 from ..tokens.store import StoreUnavailable, TokenRow
 

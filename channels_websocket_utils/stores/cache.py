@@ -1,4 +1,4 @@
-"""The documented import path of ``tokens/cache_store.py``."""
+"""Import path only: ``CacheTokenStore``, which is in ``tokens/cache_store.py``."""
 
 from ..tokens.cache_store import CacheTokenStore, cache_alias
 

@@ -1,4 +1,4 @@
-"""The documented import path of ``tokens/database_store.py``."""
+"""Import path only: ``DatabaseTokenStore``, which is in ``tokens/database_store.py``."""
 
 from ..tokens.database_store import DatabaseTokenStore
 
