@@ -1,5 +1,5 @@
 """
-Names of Django, Channels and asgiref that are private or not documented.
+The only module that uses private or undocumented names of Django, Channels and asgiref.
 
 The package uses such a name only through this module. Each has one line that describes it,
 and a test in ``test_compat.py`` that fails when a new version changes it.

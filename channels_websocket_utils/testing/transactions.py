@@ -1,6 +1,4 @@
-"""
-Database transactions in tests: one thread for all work, and callbacks that wait for a commit.
-"""
+"""Transactions in tests: all work in one thread, and ``on_commit()`` callbacks that run."""
 
 from __future__ import annotations
 
