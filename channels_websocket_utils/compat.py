@@ -1,5 +1,5 @@
 """
-Names of Django, Channels and asgiref that are private or not documented.
+The only module that uses private or undocumented names of Django, Channels and asgiref.
 
 The package uses such a name only through this module. Each has one line that describes it,
 and a test in ``test_compat.py`` that fails when a new version changes it.
@@ -49,6 +49,7 @@ __all__ = [
     "announce_routes",
     "application_of",
     "captured_names",
+    "close_if_old",
     "close_if_unusable",
     "compile_query",
     "constant_time_compare",
@@ -170,6 +171,12 @@ def has_failed(connection: BaseDatabaseWrapper) -> bool:
     is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
     # errors_occurred is set by every exception of the database, until the connection is checked.
     return is_left_open or connection.errors_occurred
+
+
+def close_if_old(connection: BaseDatabaseWrapper) -> None:
+    """Close ``connection`` as Django does between requests, but not inside a transaction."""
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
 
 
 def close_if_unusable(connection: BaseDatabaseWrapper) -> None:

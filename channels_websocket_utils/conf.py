@@ -1,5 +1,5 @@
 """
-The settings in ``settings.WEBSOCKET_UTILS``: their defaults, the reasons, and their validation.
+The settings in ``settings.WEBSOCKET_UTILS``: each default, its reason, its valid values.
 
 The package reads a setting whenever it uses it. A number that is not here is a constant of the
 module that uses it.

@@ -1,6 +1,4 @@
-"""
-The live connections of this process.
-"""
+"""Import path only: the live connections of this process, which are in ``live/``."""
 
 from .live.connection import Connection
 from .live.hub import live_connections

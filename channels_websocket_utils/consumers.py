@@ -1,6 +1,4 @@
-"""
-The server side of ``WebSocketManager``: consumers whose marked methods a client can call.
-"""
+"""The two consumer classes whose marked methods a client can call."""
 
 from __future__ import annotations
 

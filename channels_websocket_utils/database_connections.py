@@ -1,6 +1,4 @@
-"""
-The database connections of one thread, and when they are closed.
-"""
+"""The database connections of a thread (no WebSockets), and when they are closed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-``auto_route`` and ``require_perms`` for consumer methods.
-"""
+"""The public decorators ``auto_route`` and ``require_perms``."""
 
 from __future__ import annotations
 

@@ -1,19 +1,16 @@
-"""
-The gate as ASGI middleware: it checks the token of each connection before its consumer runs.
-"""
+"""The gate as ASGI middleware: decides about each connection, refuses it, and logs the refusal."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-from asgiref.sync import ThreadSensitiveContext
 from channels.routing import URLRouter
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import Resolver404
 
 from . import protocol
-from .compat import REMAINING_PATH, announce_routes, has_receivers
+from .compat import REMAINING_PATH, ThreadSensitiveContext, announce_routes, has_receivers
 from .conf import require_installed
 from .gate import admission, decision, routing
 from .gate.handshake import SOURCES

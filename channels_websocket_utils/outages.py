@@ -1,4 +1,4 @@
-"""The errors that mean that a database or a cache is unavailable."""
+"""The exceptions that mean that a database or a cache is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documented path of ``mask()``, which hides tokens in a text."""
+"""Import path only: ``mask()``, which is in ``tokens/shape.py``."""
 
 from .tokens.shape import mask
 

@@ -1,5 +1,5 @@
 """
-The Django signals that the package sends: tokens, connections, disconnected users.
+The Django signals that a site can receive: tokens, connections, disconnected users.
 
 Receivers run in the thread that sends the signal, a view's or one of the package's pools, and the
 connection waits for them. An exception of a receiver is logged and changes nothing. No signal

@@ -1,6 +1,4 @@
-"""
-The documented helpers, each with its async twin: issue tokens, end connections, push to users.
-"""
+"""The public functions, each with its async twin: issue tokens, end connections, push to users."""
 
 from __future__ import annotations
 

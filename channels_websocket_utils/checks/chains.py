@@ -1,4 +1,4 @@
-"""The chains of an ASGI application: each way down to a consumer, as a list of layers."""
+"""No checks: list the middleware in front of each consumer of an ASGI application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of ``check --deploy``: several processes, and connections from pages of other sites."""
+"""Checks of ``check --deploy``: several processes, and a gate without an Origin check."""
 
 from __future__ import annotations
 

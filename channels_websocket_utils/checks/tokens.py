@@ -1,4 +1,4 @@
-"""Checks of the tokens: their lifetime, the cache that keeps them, the token endpoint."""
+"""Checks of the tokens: a lifetime that is too long, a cache or endpoint that cannot work."""
 
 from __future__ import annotations
 

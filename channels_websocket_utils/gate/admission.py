@@ -1,6 +1,4 @@
-"""
-The steps of a connect around the decision: read the request before it, fill the scope after it.
-"""
+"""The steps before the decision (gather route, token, session) and after it (fill the scope)."""
 
 from __future__ import annotations
 

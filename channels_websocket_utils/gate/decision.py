@@ -1,6 +1,4 @@
-"""
-The decision who may connect: requests with sessions and tokens in, verdicts out.
-"""
+"""Decide who may connect: user, session and token of each request in, a verdict for each out."""
 
 from __future__ import annotations
 

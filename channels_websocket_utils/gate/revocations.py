@@ -1,6 +1,4 @@
-"""
-Revocations: rows that end the live connections of a user or of a session in every process.
-"""
+"""Revocations of users and sessions: the rows that end their connections in every process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The user that a session or an outer middleware names, and their authentication backend.
-"""
+"""The user whom a session or an outer middleware has signed in, and their backend."""
 
 from __future__ import annotations
 

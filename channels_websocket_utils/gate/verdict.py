@@ -1,6 +1,4 @@
-"""
-The result of a decision: ``Verdict``, ``TokenAnnotation``, ``Principal``.
-"""
+"""The result of a decision: ``Verdict``, ``TokenAnnotation`` with its reason, ``Principal``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Events to and from other processes, over the channel layer.
-"""
+"""The transport of events between processes: send and receive them over the channel layer."""
 
 from __future__ import annotations
 

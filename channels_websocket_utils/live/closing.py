@@ -1,6 +1,4 @@
-"""
-Close a client's side of a connection within a time limit.
-"""
+"""Send the close to the client, and stop waiting for it after a time limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Messages for a client that has left: they are dropped, and a handler that goes on is stopped.
-"""
+"""Drop messages for a client that has left, and stop a handler that keeps sending."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Publish an event to the connections of all processes.
-"""
+"""Publish an event, such as a logout, to the hubs of this process and of all others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The hub of an event loop: its connections by user and session, and the events applied to them.
-"""
+"""The registry of an event loop's live connections, and what each event does to them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The server's ``receive``, in a form that can be interrupted.
-"""
+"""The server's ``receive``, which the end of the connection interrupts."""
 
 from __future__ import annotations
 

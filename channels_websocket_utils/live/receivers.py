@@ -1,6 +1,4 @@
-"""
-Receivers of Django's signals about users, sessions and permissions.
-"""
+"""Receivers of Django's signals (logout, user saved, permissions), which publish events."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Check the users and sessions of live connections at an interval.
-"""
+"""The timer that checks live connections by ``gate/freshness``, and ends outdated ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Background tasks of the live connections.
-"""
+"""Start background tasks: keep a reference to each, and log its exception."""
 
 from __future__ import annotations
 

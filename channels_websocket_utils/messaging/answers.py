@@ -1,6 +1,4 @@
-"""
-The answer of a call: a result, an error or nothing, and how it is sent.
-"""
+"""The answer of a call: its result, or the error code of its exception."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-One message, one answer: the engine that runs the calls of all consumers.
+The engine of calls: run the method that a message names, and answer the message once.
 
 The engine is written once, as coroutines. Two adapters decide where the code of a consumer runs:
 ``_OnLoop`` for async consumers, which await the engine, and ``_InThread`` for sync consumers. On

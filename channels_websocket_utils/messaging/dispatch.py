@@ -1,5 +1,5 @@
 """
-Shortcuts that save a task or a thread for each message, each with its measured gain.
+The loop over a consumer's messages, with shortcuts that save a task or thread for each.
 
 Channels starts a task for each message, goes to a thread before each handler of an async consumer,
 and lets the thread of a sync consumer wait until its answer is sent. The shortcuts in this module

@@ -1,6 +1,4 @@
-"""
-Facts about a consumer of any class: sync or async, of this package, socket ended or not.
-"""
+"""Facts about a consumer object: sync or async, of this package, its socket ended or not."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Decorated methods: their marks, and the table of the methods that clients may call.
-"""
+"""The marks that the decorators set, and the table of the methods that clients may call."""
 
 from __future__ import annotations
 

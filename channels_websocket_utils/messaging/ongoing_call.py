@@ -1,6 +1,4 @@
-"""
-The state of one call: its message, its result or error, and the call of the current code.
-"""
+"""The state of one call, and the context variable with the call that is running."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The open streams of one connection: start, pace, cancel and stop them.
-"""
+"""All open streams of one connection: their limit, start, pace, cancel and end."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Send the values of a generator to the client as the parts of one stream.
+One stream: send the values of a generator to the client, part by part.
 
 Streams are for the two consumers of this package. As in ``calls``, one engine runs on both: a step
 (check, next value, check, send) is a coroutine, and its adapter decides where its blocking code

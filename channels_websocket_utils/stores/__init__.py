@@ -1,4 +1,4 @@
-"""Where tokens are kept: the interface of a token store and its two implementations."""
+"""Import path only: the token stores, which are in ``tokens/``."""
 
 from ..tokens.store import StoreUnavailable, TokenRow
 

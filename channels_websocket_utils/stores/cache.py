@@ -1,4 +1,4 @@
-"""A token store in one of Django's caches, such as Redis."""
+"""Import path only: ``CacheTokenStore``, which is in ``tokens/cache_store.py``."""
 
 from ..tokens.cache_store import CacheTokenStore, cache_alias
 

@@ -1,4 +1,4 @@
-"""The default token store: a table in the site's own database."""
+"""Import path only: ``DatabaseTokenStore``, which is in ``tokens/database_store.py``."""
 
 from ..tokens.database_store import DatabaseTokenStore
 

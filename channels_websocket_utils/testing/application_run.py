@@ -1,6 +1,4 @@
-"""
-One run of an ASGI application in a test: what it sends, and the wait for it.
-"""
+"""The running application below the communicator: what it sends, and the wait for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Database transactions in tests: one thread for all work, and callbacks that wait for a commit.
-"""
+"""Transactions in tests: all work in one thread, and ``on_commit()`` callbacks that run."""
 
 from __future__ import annotations
 
@@ -8,11 +6,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
-from channels import db as channels_db
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 from django.test import TestCase
 
 from .. import threads
+from ..compat import close_if_old, set_close_old_connections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -34,14 +32,13 @@ def single_thread() -> Iterator[None]:
     global _active
     with threads.single_thread():
         _active += 1
-        # Channels' stubs do not declare this name.
-        channels_db.close_old_connections = close_unused_connections  # type: ignore[attr-defined]
+        set_close_old_connections(close_unused_connections)
         try:
             yield
         finally:
             _active -= 1
             if not _active:
-                channels_db.close_old_connections = close_old_connections  # type: ignore[attr-defined]
+                set_close_old_connections(close_old_connections)
 
 
 def close_unused_connections() -> None:
@@ -52,8 +49,7 @@ def close_unused_connections() -> None:
     ``atomic`` has changed its autocommit mode.
     """
     for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
+        close_if_old(connection)
 
 
 @asynccontextmanager

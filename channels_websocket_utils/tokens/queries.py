@@ -1,5 +1,5 @@
 """
-Queries that Django's ORM compiles once for each database connection.
+The queries of the database token store, compiled once for each database connection.
 
 Django needs several times longer to compile a query than the database needs to answer it.
 """

@@ -1,6 +1,4 @@
-"""
-Find, check, redeem and revoke tokens: the rules that make a token valid.
-"""
+"""Find, check, redeem and revoke tokens: the rules and reasons of the token, not of its user."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_map_of_contributing_names_existing_files_and_names():
     missing = {each for each in identifiers if not re.search(rf"\b{each}\b", sources)}
 
     assert len(paths) > 15
-    assert missing == {"Cookie", "Authorization"}
+    assert missing <= {"Cookie", "Authorization"}
     assert len(re.findall(r'^"', body, re.M)) == 20
 
 

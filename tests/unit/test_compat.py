@@ -299,6 +299,17 @@ def test_connection_that_is_too_old_is_closed(opened_connection):
     assert opened_connection.connection is None
 
 
+def test_old_connection_is_closed_but_not_in_a_transaction(opened_connection):
+    opened_connection.close_at = 0
+    with transaction.atomic():
+        compat.close_if_old(opened_connection)
+        assert opened_connection.connection is not None
+
+    compat.close_if_old(opened_connection)
+
+    assert opened_connection.connection is None
+
+
 def test_failed_connection_that_still_works_is_kept(opened_connection):
     fail_query()
 

@@ -781,7 +781,7 @@ async def test_consumer_without_its_own_check_is_guarded(transactional_db):
 
 
 def test_session_is_the_same_as_that_of_login(user):
-    session, expected = kit.sign_in(user), kit.session_store(sign_in(user))
+    session, expected = kit.sign_in(user), kit.new_session(sign_in(user))
 
     assert {**session.load()} == {**expected.load()}
 
