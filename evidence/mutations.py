@@ -681,7 +681,7 @@ WEAKNESSES = [
         "log_filters.py",
         "            masked = copy.copy(value)\n",
         "            masked = {}\n",
-        "log_filters::test_access_formatter_of_uvicorn_reads_the_arguments_one_by_one",
+        "log_filters::test_token_is_in_no_line",
     ),
     (
         "issue tokens to the forms of other sites",
