@@ -523,7 +523,7 @@ WEAKNESSES = [
         "messaging/streams.py",
         "        return self.is_cancelled or has_ended(self.call.consumer)",
         "        return False",
-        "streams::test_no_step_begins_after_the_socket_was_ended",
+        "streams::test_step_that_waits_for_a_thread_does_not_outlive_its_stream",
     ),
     (
         "continue a generator that ignores its cancel",

@@ -368,8 +368,8 @@ async def test_cancel_ends_a_stream_without_an_answer(kind, open_stream_socket):
 
 
 @kinds(*MANAGED[1:], generators=[AsyncStreaming])
-async def test_cancel_interrupts_an_async_generator(kind, open_stream_socket):
-    """The sync consumer handles it between two steps."""
+async def test_cancel_interrupts_an_async_generator(kind, open_stream_socket, caplog):
+    """The sync consumer handles it between two steps. A cancel is no error of the generator."""
     socket, lines = await open_stream_socket(kind)
     await socket.send("waiting", reply_key="s")
     assert (await socket.next_for("s"))["data"] == "waiting"
@@ -378,6 +378,7 @@ async def test_cancel_interrupts_an_async_generator(kind, open_stream_socket):
 
     await until(lambda: "closed" in lines)
     assert await socket.call("ping") == {"key": "r0", "data": "pong"}
+    assert "ended with an error" not in caplog.text
 
 
 @OURS
