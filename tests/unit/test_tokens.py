@@ -1,5 +1,8 @@
 import io
 import logging
+import math
+import re
+import secrets
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -15,7 +18,7 @@ from django.views.debug import ExceptionReporter
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores.database import DatabaseTokenStore
 from channels_websocket_utils.tokens import clock as clock_module
-from channels_websocket_utils.tokens import digests, issuing, redeeming
+from channels_websocket_utils.tokens import digests, issuing, redeeming, shape
 from channels_websocket_utils.tokens.digests import digest_of
 
 from ..support.secret_servers import seen
@@ -49,6 +52,34 @@ def test_token_has_the_documented_shape_and_is_never_the_same(user):
 
     assert len(issued) == 5
     assert all(len(token) == 47 and token.startswith("wst_") for token in issued)
+
+
+def test_token_matches_the_pattern_of_most_routes(user):
+    """A URL-safe base64 text, the control, contains ``-`` in half of the cases."""
+    naive = [secrets.token_urlsafe(32) for _ in range(100)]
+
+    secrets_issued = [issuing.new_secret() for _ in range(100)]
+
+    assert not all(re.fullmatch(r"\w+", text, re.ASCII) for text in naive)
+    assert all(re.fullmatch(r"\w{43}", text, re.ASCII) for text in secrets_issued)
+    assert re.fullmatch(r"wst_\w{43}", issuing.issue(user), re.ASCII)
+
+
+def test_token_has_at_least_256_bits():
+    assert len(shape.SECRET_ALPHABET) == len(set(shape.SECRET_ALPHABET)) == 63
+    assert set("".join(issuing.new_secret() for _ in range(200))) == set(shape.SECRET_ALPHABET)
+    assert math.log2(len(shape.SECRET_ALPHABET) ** shape.SECRET_LENGTH) >= 256
+
+
+def test_token_of_an_earlier_version_is_still_valid_and_masked(user, monkeypatch):
+    old = "-_" * 21 + "-"
+    monkeypatch.setattr(issuing, "new_secret", lambda: old)
+
+    token = issuing.issue(user)
+
+    assert shape.is_token(token)
+    assert shape.mask(f"/ws/{token}/") == f"/ws/wst_{'0' * 43}/"
+    assert refusal(token, user) is None
 
 
 def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
@@ -313,10 +344,10 @@ def test_traceback_of_a_failing_store_shows_no_token_in_the_packages_frames(user
         raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
-    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
+    monkeypatch.setattr(issuing, "new_secret", lambda: "s" * 43)
 
     def naive():
-        token = "wst_" + issuing.secrets.token_urlsafe(32)
+        token = "wst_" + issuing.new_secret()
         DatabaseTokenStore().add(None, 1, digest=digests.digest_of(token))
 
     shown = []
