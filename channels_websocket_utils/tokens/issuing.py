@@ -14,7 +14,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import IntegrityError
 
-from ..compat import BACKEND_SESSION_KEY
+from ..compat import BACKEND_SESSION_KEY, primary_key
 from ..conf import get_setting, require_installed
 from ..signals import token_issued
 from . import clock
@@ -54,7 +54,7 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
             present,
             get_setting("MAX_TOKENS_PER_USER"),
             digest=digest_of(token.text),
-            user_id=user.pk,
+            user_id=getattr(user, primary_key(get_user_model()).attname),
             backend=_backend_path(user, session),
             auth_digest=auth_digest(user),
             session_digest=session_digest(session),

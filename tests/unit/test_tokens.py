@@ -6,13 +6,13 @@ import secrets
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.core import serializers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import connection, router, transaction
-from django.test.utils import CaptureQueriesContext, modify_settings
+from django.db import connection, models, router, transaction
+from django.test.utils import CaptureQueriesContext, isolate_apps, modify_settings
 from django.views.debug import ExceptionReporter
 
 from channels_websocket_utils.models import WebSocketToken
@@ -269,6 +269,25 @@ def test_user_who_is_not_in_the_database_gets_no_row(user, django_user_model):
 def test_object_that_is_not_a_user_is_named_in_the_error(given):
     with pytest.raises(TypeError, match=type(given).__name__):
         issuing.issue(given)
+
+
+@isolate_apps("tests")
+def test_token_of_a_child_model_with_its_own_key_is_the_parents(user, other):
+    class Child(User):
+        number = models.AutoField(primary_key=True)
+        parent = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+        class Meta:
+            app_label = "tests"
+
+    child = Child.from_db("default", ["id", "number", "parent_id"], [user.pk, other.pk, user.pk])
+    child.password = user.password
+
+    token = issuing.issue(child)
+
+    assert child.pk == other.pk
+    assert refusal(token, user) is None
+    assert refusal(token, other) == "wrong_user"
 
 
 def test_user_of_another_class_is_named_in_the_error():
