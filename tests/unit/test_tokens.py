@@ -25,6 +25,7 @@ from ..support.secret_servers import seen
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
+TOLERANCE = timedelta(seconds=5)
 
 
 @pytest.fixture
@@ -116,10 +117,13 @@ def test_token_is_redeemed_once(user):
 @pytest.mark.parametrize(
     ("offset", "reason"),
     [
-        (-MICROSECOND, "expired"),
+        (-TOLERANCE - MICROSECOND, "expired"),
+        (-TOLERANCE, None),
+        (-MICROSECOND, None),
         (timedelta(0), None),
         (timedelta(seconds=60) - MICROSECOND, None),
         (timedelta(seconds=60), "expired"),
+        (timedelta(seconds=60) + TOLERANCE - MICROSECOND, "expired"),
         (timedelta(days=-400), "expired"),
     ],
 )
@@ -132,6 +136,22 @@ def test_token_is_valid_from_its_creation_until_just_before_it_expires(
     clock.present = NOON + offset
 
     assert refusal(token, user) == reason
+    state = "unused" if reason is None else "expired"
+    assert redeeming.state_of(WebSocketToken.objects.get()) == state
+    assert WebSocketToken.objects.filter(redeeming.in_state(state)).exists()
+
+
+def test_token_of_a_machine_whose_clock_is_ahead_is_valid_at_once(user, clock):
+    """The naive rule refuses it until the clock of this machine has reached its creation."""
+    clock.present = NOON + timedelta(seconds=0.1)
+    token = issuing.issue(user)
+
+    clock.present = NOON
+
+    assert refusal(token, user) is None
+    row = WebSocketToken.objects.get()
+    assert not row.created_at <= NOON
+    assert row.expires_at - row.created_at == timedelta(seconds=60)
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
