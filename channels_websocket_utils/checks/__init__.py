@@ -2,6 +2,7 @@
 
 from .application import check_application, check_user
 from .deployment import check_origin, check_processes
+from .routes import check_token_routes
 from .settings import check_channel_layer, check_installed_apps, check_sessions, check_settings
 from .tokens import check_endpoint, check_token_age, check_token_cache
 
@@ -16,5 +17,6 @@ __all__ = [
     "check_settings",
     "check_token_age",
     "check_token_cache",
+    "check_token_routes",
     "check_user",
 ]

@@ -23,6 +23,7 @@ from .sign_in import (
     backend_path,
     can_join_user,
     has_session_hash,
+    is_foreign,
     is_sign_in_of,
     load_user,
     read_session,
@@ -52,8 +53,9 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     Return the connection's user as the database has them now, or ``None`` if they are not valid.
 
     The user is ``scope["user"]``. Behind a token it must still be the token's user. A user is not
-    valid if they are anonymous, refused by the authentication backend (inactive, deleted), signed
-    out of the session that the connection came with, or if the password has changed since.
+    valid if they are anonymous, not of this site's user model, refused by the authentication
+    backend (inactive, deleted), signed out of the session that the connection came with, or if the
+    password has changed since.
 
     Raises ``ImproperlyConfigured`` if the scope has no user or the backend cannot be known.
     """
@@ -67,6 +69,8 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     token_user = annotation.user if annotation is not None else None
     if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
         # Signed out by channels.auth.logout(), or not the user whom the token signed in.
+        return None
+    if is_foreign(user):
         return None
     if token_user is not None:
         user = token_user

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 from channels.auth import AuthMiddlewareStack
-from channels.routing import ProtocolTypeRouter
+from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import path, re_path, register_converter
 
 from channels_websocket_utils import checks
-from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
+from channels_websocket_utils.middleware import (
+    WebSocketTokenAuthMiddleware,
+    WebSocketTokenAuthMiddlewareStack,
+)
 
 from ..support.consumers import AsyncManager
 from ..support.helpers import documented, routed, stack
@@ -263,6 +267,86 @@ def test_gate_that_needs_no_user_is_fine(serve):
 
     serve(stack(AsyncManager))
     assert ids() == []
+
+
+class Hexadecimal:
+    """A site's converter, for tokens of another kind."""
+
+    regex = "[0-9a-f]+"
+
+    def to_python(self, value):
+        return value
+
+
+class Number:
+    """A site's converter that changes what it captures."""
+
+    regex = "[^/]+"
+
+    def to_python(self, value):
+        return len(value)
+
+
+register_converter(Hexadecimal, "check_hexadecimal")
+register_converter(Number, "check_number")
+REFUSING = [
+    path("ws/<int:token>", AsyncManager.as_asgi()),
+    path("ws/<uuid:token>/", AsyncManager.as_asgi()),
+    path("ws/<check_hexadecimal:token>", AsyncManager.as_asgi()),
+    path("ws/<check_number:token>", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>[a-z_]+)$", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>[A-Za-z0-9]+)/$", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>\w{43})", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>(?:a|[)(]|\)){9,})", AsyncManager.as_asgi()),
+    path("<int:token>/", URLRouter([path("ws", AsyncManager.as_asgi())])),
+]
+ACCEPTING = [
+    path("ws/<token>", AsyncManager.as_asgi()),
+    path("ws/<slug:token>/<int:room>", AsyncManager.as_asgi()),
+    path("ws/<path:token>", AsyncManager.as_asgi()),
+    path("ws/<int:room>", AsyncManager.as_asgi()),
+    re_path(r"^ws/chat/(?P<token>\w+)$", AsyncManager.as_asgi()),
+    re_path(r"(?i)^ws/(?P<token>wst_[a-z0-9_]{43})/?$", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>(?:\w|[)]|\))+)/(?P<room>\d)", AsyncManager.as_asgi()),
+    re_path(r"^(?P<room>\w)/(?P<token>(?P=room)?\w+)", AsyncManager.as_asgi()),
+    path("<token>/", URLRouter([path("ws/<int:room>", AsyncManager.as_asgi())])),
+]
+
+
+@pytest.mark.parametrize("route", REFUSING, ids=lambda route: str(route.pattern))
+def test_route_that_does_not_match_every_token_is_found_with_the_remedy(serve, route):
+    serve(WebSocketTokenAuthMiddlewareStack(URLRouter([route])))
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+    assert found.id == "channels_websocket_utils.W009"
+    assert repr(str(route.pattern)) in found.msg
+    assert "<str:token>" in found.hint
+
+
+@pytest.mark.parametrize("route", ACCEPTING, ids=lambda route: str(route.pattern))
+def test_route_that_matches_every_token_has_no_findings(serve, route):
+    serve(WebSocketTokenAuthMiddlewareStack(URLRouter([route])))
+
+    assert ids() == []
+
+
+def test_route_is_tried_with_the_token_kwarg_and_sources_of_its_gate(serve):
+    routes = URLRouter([path("<int:token>/<int:key>", AsyncManager.as_asgi())])
+
+    serve(WebSocketTokenAuthMiddlewareStack(routes, token_kwarg="key"))
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+    assert "<str:key>" in found.hint
+
+    serve(WebSocketTokenAuthMiddlewareStack(routes, sources=["subprotocol"]))
+    assert ids() == []
+
+
+def test_route_around_the_gate_is_tried_too(serve):
+    gate = WebSocketTokenAuthMiddlewareStack(AsyncManager)
+
+    serve(URLRouter([path("ws/<int:token>", gate)]))
+
+    assert ids() == ["channels_websocket_utils.W009"]
 
 
 def test_missing_auth_app_is_found(monkeypatch):
