@@ -633,7 +633,7 @@ test("reconnect() from inside shouldReconnect wins over a code that stops", (t) 
   assert.equal(page.sockets.length, 2)
 })
 
-test("nothing is written to the console", async (t) => {
+test("with an error handler nothing is written to the console", async (t) => {
   const page = openPage(t)
   const written = ["log", "debug", "info", "warn", "error"].map((name) => t.mock.method(console, name, () => {}))
   const manager = new WebSocketManager("/ws/", () => Promise.reject(new Error("no")))
@@ -647,6 +647,88 @@ test("nothing is written to the console", async (t) => {
   manager.close()
 
   assert.ok(written.every(({ mock }) => mock.callCount() === 0))
+})
+
+/** A list that receives what is written to the console, as [method, ...arguments]. */
+function watchConsole(t) {
+  const written = []
+  for (const name of ["log", "debug", "info", "warn", "error"]) {
+    t.mock.method(console, name, (...all) => written.push([name, ...all]))
+  }
+  return written
+}
+
+/** Cause an error of the client, an error of the server, an error of a handler, and a stop. */
+function causeErrors(page, manager) {
+  page.socket.accept()
+  manager.addMessageListener("note", () => {
+    throw new Error("mine")
+  })
+  manager.sendJSON({ type: "forgotten" })
+  page.socket.push({ key: "websocket.error", error: { code: "unknown_type", message: "No method" } })
+  page.socket.push([])
+  page.socket.push({ key: "note" })
+  page.socket.drop(4403)
+}
+
+test("an error without a handler is written once to the console, and nothing else is", (t) => {
+  const page = openPage(t)
+  const written = watchConsole(t)
+
+  causeErrors(page, new WebSocketManager("/ws/"))
+
+  assert.deepEqual(written.map(([name, who, { code }]) => [name, who, code]), [
+    ["error", "WebSocketManager", "unknown_type"],
+    ["error", "WebSocketManager", "bad_message"],
+    ["error", "WebSocketManager", "handler_failed"],
+    ["error", "WebSocketManager", "refused"],
+  ])
+  assert.ok(written.every(([, , error]) => error instanceof WebSocketManager.WebSocketManagerError))
+  assert.equal(written[0][2].message, "No method")
+  assert.equal(written[2][2].cause.message, "mine")
+})
+
+for (const [name, options] of [["logger: false", { logger: false }], ["a logger without methods", { logger: {} }]]) {
+  test(`with ${name} nothing is written to the console`, (t) => {
+    const page = openPage(t)
+    const written = watchConsole(t)
+
+    causeErrors(page, new WebSocketManager("/ws/", null, options))
+
+    assert.deepEqual(written, [])
+  })
+}
+
+test("an error that a handler or a caller receives is not written to the console", async (t) => {
+  const page = openPage(t)
+  const written = watchConsole(t)
+  const manager = new WebSocketManager("/ws/")
+  page.socket.accept()
+  const received = []
+  const undo = manager.on("error", ({ code }) => received.push(code), { once: true })
+  page.socket.push([])
+  undo()
+  const call = manager.request({ type: "a" })
+  page.socket.push({ key: page.socket.sent[0].reply_key, error: { code: "invalid" } })
+  await assert.rejects(call, { code: "invalid" })
+
+  assert.deepEqual(received, ["bad_message"])
+  assert.deepEqual(written, [])
+  page.socket.push([])
+  assert.equal(written.length, 1, "the handler is removed")
+  manager.close()
+})
+
+test("in a runtime without a console an error changes nothing", (t) => {
+  const page = openPage(t)
+  const { console } = globalThis
+  t.after(() => (globalThis.console = console))
+  const manager = new WebSocketManager("/ws/")
+  delete globalThis.console
+
+  causeErrors(page, manager)
+
+  assert.equal(manager.state, "closed")
 })
 
 test("a logger receives states and errors, and may throw", (t) => {

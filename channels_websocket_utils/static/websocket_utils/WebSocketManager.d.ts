@@ -260,8 +260,11 @@ declare namespace WebSocketManager {
     backoff?: ((failures: number) => number | undefined) | undefined
     /** `true` or `false` overrides the meaning of the close code. */
     shouldReconnect?: ((event: Close) => boolean | undefined) | undefined
-    /** An object with methods of `console`. Nothing is logged without it. */
-    logger?: Logger | undefined
+    /**
+     * An object with methods of `console`. Without it, only errors that no handler of `on("error")`
+     * receives are written, to the console. With `false`, nothing is written.
+     */
+    logger?: Logger | false | undefined
   }
 
   export interface Logger {

@@ -243,7 +243,12 @@
   }
 
   function log(manager, level, detail) {
-    const write = () => manager.options.logger?.[level]?.("WebSocketManager", detail)
+    const write = () => {
+      // A forgotten auto_route() or error handler is then visible in the browser.
+      const isUnheard = level === "error" && !manager.handlers.has(level)
+      const logger = manager.options.logger ?? (isUnheard ? console : null)
+      logger?.[level]?.("WebSocketManager", detail)
+    }
     guard(manager, write, null, true)
   }
 
@@ -832,7 +837,8 @@
    * @param {function(number): number} [options.backoff] Milliseconds to wait after n failures.
    * @param {function(CloseEvent): boolean} [options.shouldReconnect] true or false overrides the meaning
    *   of the close code.
-   * @param {object} [options.logger] An object with methods of `console`. Nothing is logged without it.
+   * @param {object|false} [options.logger] An object with methods of `console`. Without it, only errors that
+   *   no handler of on("error") receives are written, to the console. With false, nothing is written.
    */
   function WebSocketManager(path, token = null, options = {}) {
     if (!new.target) return new WebSocketManager(path, token, options)
