@@ -40,6 +40,10 @@ export class FakeSocket {
     this.onmessage?.({ data: JSON.stringify(message) })
   }
 
+  fail() {
+    this.onerror?.({})
+  }
+
   drop(code = 1006) {
     this.readyState = 3
     this.onclose?.({ code })

@@ -22,6 +22,7 @@
   const STEADY_AFTER = 5000
   const READY_LIMIT = 1000
   const PROOF_LIMIT = 100
+  const CLOSE_LIMIT = 100
   const ASK_AGAIN = 3000
   const TOO_MANY_WAIT = 30000
   const SILENCE_LIMIT = 25000
@@ -457,6 +458,12 @@
     socket.onopen = () => (attempt === manager.attempt ? handleOpen(manager) : socket.close())
     socket.onmessage = (event) => attempt === manager.attempt && receive(manager, event.data)
     socket.onclose = (event) => attempt === manager.attempt && handleClose(manager, event)
+    socket.onerror = () => attempt === manager.attempt && plan(manager, CLOSE_LIMIT, handleError)
+  }
+
+  // Node 20 and 22 report a refused connection as an error, without a close.
+  function handleError(manager) {
+    handleClose(manager, { code: 1006, reason: "", wasClean: false })
   }
 
   function handleOpen(manager) {
