@@ -61,7 +61,7 @@ declare class WebSocketManager<
    *
    * @returns `true` if the message was sent, `false` if it is queued.
    * @throws {@link WebSocketManager.WebSocketManagerError} `overflow` if the queue is full, `closed`
-   *   if the manager is closed.
+   *   if the manager is closed, `bad_message` if a text of the message is not valid Unicode.
    */
   sendJSON<Name extends WebSocketManager.CallName<Calls>>(
     message: WebSocketManager.Message<Calls, Name>,

@@ -57,6 +57,9 @@
     [CLOSED]: [ASKING, CLOSED],
   }
 
+  // JSON.stringify() escapes no other character so. An even number of backslashes before it is text.
+  const LONE_SURROGATE = /[^\\](\\\\)*\\ud/
+
   const NO_FAILURES = { failures: 0, refusals: 0, ended: 0, urgent: true }
 
   const TARGETS = {
@@ -677,6 +680,9 @@
     check(typeof message?.type === "string", "type of the message must be a string", message?.type)
     call.key = `${manager.prefix}.${++count}`
     call.text = JSON.stringify(call.answer ? { ...message, reply_key: call.key } : message)
+    if (LONE_SURROGATE.test(call.text)) {
+      throw new WebSocketManagerError("bad_message", "A text of the message is not valid Unicode")
+    }
     if (manager.state === CLOSED) throw newError("closed")
     if (call.signal?.aborted) throw newError("aborted")
     flush(manager)
@@ -879,7 +885,8 @@
      * goes to on("error").
      *
      * Returns true if the message was sent, false if it is queued. Throws a WebSocketManagerError:
-     * `overflow` if the queue is full, `closed` if the manager is closed.
+     * `overflow` if the queue is full, `closed` if the manager is closed, `bad_message` if a text of the
+     * message is not valid Unicode.
      *
      * @param {object} message
      * @param {function(*)} [replyHandler]
