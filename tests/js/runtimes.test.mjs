@@ -54,3 +54,23 @@ for (const [name, start] of Object.entries(refusing)) {
     assert.ok(ms < 8000, `${ms} ms`)
   })
 }
+
+test("with Node's own fetch, a redirect to a login page stops the manager as signed_out", async (t) => {
+  const asked = []
+  const { server } = await listen(t, ({ url, method }, response) => {
+    asked.push([method, url])
+    if (url === "/token/") response.writeHead(302, { Location: "/login/" }).end()
+    else response.writeHead(200, { "Content-Type": "text/html" }).end("<!doctype html><form>")
+  })
+  const tokenURL = `http://127.0.0.1:${server.address().port}/token/`
+  const state = await runInNode(`
+    const options = { tokenURL: ${JSON.stringify(tokenURL)}, logger: false }
+    const manager = new WebSocketManager("ws://127.0.0.1:1/", null, options)
+    manager.on("state", ({ state, reason }) => {
+      console.log(JSON.stringify([state, reason]))
+      manager.close()
+    })`)
+
+  assert.deepEqual(state, ["closed", "signed_out"])
+  assert.deepEqual(asked, [["POST", "/token/"]])
+})

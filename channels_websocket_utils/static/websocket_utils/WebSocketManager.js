@@ -551,13 +551,18 @@
       credentials: "same-origin",
       headers: { "Content-Type": "application/json", ...(csrf && { "X-CSRFToken": csrf }) },
       body: JSON.stringify({ path: url.pathname }),
+      redirect: "manual", // fetch() fails if a login is at another origin
       signal,
     })
+    const { ok, status, headers } = response
     // A JSON error is dropped: it quotes the body, which may hold a token.
-    if (response.ok) return response.json().catch(() => null)
-    const { status, headers } = response
-    const retryAfter = headers?.get("Retry-After")
-    throw Object.assign(new Error(`tokenURL answered ${status}`), { status, retryAfter })
+    const answer = ok && (await response.json().catch(() => null))
+    if (answer || (ok && !/html/i.test(headers?.get("Content-Type")))) return answer
+    throw Object.assign(new Error(`tokenURL answered ${status}`), {
+      // Below 400 is a login page, or a redirect to one, which has the status 0 in browsers.
+      status: status < 400 ? 401 : status,
+      retryAfter: headers?.get("Retry-After"),
+    })
   }
 
   // The page
