@@ -91,6 +91,18 @@ async def test_bad_message_is_answered_and_the_socket_stays_open(opened, consume
 
 
 @pytest.mark.parametrize("consumer", MANAGED)
+@pytest.mark.parametrize("value", ['"\\ud800"', "NaN"], ids=["surrogate", "nan"])
+async def test_bad_json_with_a_reply_key_is_answered_to_its_call(opened, consumer, value):
+    socket = await opened(consumer)
+
+    await socket.send_text('{"type": "echo", "value": %s, "reply_key": "k.1"}' % value)
+
+    message = await socket.next()
+    assert (message["key"], message["error"]["code"]) == ("k.1", "bad_message")
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@pytest.mark.parametrize("consumer", MANAGED)
 async def test_binary_frame_is_answered_and_the_socket_stays_open(opened, consumer):
     socket = await opened(consumer)
 
