@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..conf import get_setting
 from ..gate import freshness, revocations
-from ..outages import outage_errors
+from ..outages import is_outage
 from ..threads import in_recheck_thread
 from ..tokens import clock
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import TypeAlias
+    from typing import TypeAlias, TypeVar
 
     from ..gate.revocations import Revocation
     from ..gate.verdict import Principal
     from .connection import Connection
 
+    T = TypeVar("T")
     _End: TypeAlias = Callable[[Iterable[Connection], int], object]
 
-__all__ = ["Recheck", "is_outage"]
+__all__ = ["Recheck"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -40,8 +42,8 @@ class Recheck:
     methods belong to the thread of the event loop.
 
     *Grace*: if the database is unavailable, connections stay open for ``RECHECK_GRACE`` intervals.
-    A programming error, such as one in a site's authentication backend, is logged with its
-    traceback and ends no connection.
+    A programming error of the re-check is logged with its traceback and ends no connection. An
+    error that one user causes, see ``find_outdated()``, ends the connections of that user.
     """
 
     def __init__(
@@ -152,26 +154,26 @@ class Recheck:
         self._ended_sessions = {row.session_digest for row in self._known.values() if row.is_final}
 
 
-def is_outage(error: Exception) -> bool:
-    """Return whether ``error`` means that the database or the session cache is unavailable."""
-    return isinstance(error, outage_errors())
-
-
 def _principals(connections: Iterable[Connection]) -> set[Principal]:
     return {each.principal for each in connections if each.principal is not None}
 
 
 def _read_changes(principals: set[Principal]) -> tuple[list[Revocation], list[Principal]]:
     """Return the recent revocations and the outdated ``principals``; runs in a thread."""
-    recent = revocations.recent()
+    # A programming error in one of the two does not affect the other.
+    recent = _unless_bug(revocations.recent, "The rows of revocations could not be read")
+    find_outdated = partial(freshness.find_outdated, principals)
+    return recent, _unless_bug(find_outdated, "The re-check of the users failed")
+
+
+def _unless_bug(read: Callable[[], list[T]], message: str) -> list[T]:
     try:
-        return recent, freshness.find_outdated(principals)
+        return read()
     except Exception as error:
         if is_outage(error):
             raise
-        # The revocations do not depend on the code that failed, and are applied.
-        logger.exception("The re-check of %s users failed", len(principals))
-        return recent, []
+        logger.exception(message)
+        return []
 
 
 def _log_outage(error: Exception) -> None:

@@ -12,9 +12,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
-from django.core.cache import cache
-from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError
+from django.core.cache import cache, caches
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models import Value
 from django.test import AsyncClient, Client
 from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.gate import decision, freshness, revocations
+from channels_websocket_utils.gate import decision, freshness, isolation, revocations
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
 from channels_websocket_utils.live import dropping, events, outbox, receivers, recheck
@@ -1138,3 +1139,164 @@ def test_recheck_trusts_no_backend_that_was_removed(user, settings):
     principals = [principal_of(user)]
 
     assert freshness.find_outdated(principals) == principals
+
+
+# One user or session that cannot be read
+
+
+class FailsForTheDeleted(ModelBackend):
+    """A backend that raises for a deleted user, as ``objects.get()`` does."""
+
+    def get_user(self, user_id):
+        return get_user_model().objects.get(pk=user_id)
+
+
+class HasNoHash(ModelBackend):
+    """A backend whose users raise when their session-auth hash is computed."""
+
+    def get_user(self, user_id):
+        user = super().get_user(user_id)
+        if user.first_name == "bad":
+            user.get_session_auth_hash = lambda: user.profile.salt
+        return user
+
+
+NAIVE_ERRORS = (OperationalError, ValueError, ObjectDoesNotExist, AttributeError)
+
+
+def many_users():
+    """Create 30 users, and return them; the eighth is the bad one."""
+    users = [get_user_model().objects.create_user(f"user{n}") for n in range(30)]
+    return users, users[7]
+
+
+def _break_text(bad):
+    """Store a text that is not UTF-8: SQLite's driver raises an OperationalError for it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE auth_user SET first_name = CAST(X'ff' AS TEXT) WHERE id = %s", [bad.pk]
+        )
+
+
+def _break_date(bad):
+    """Store a date that Django cannot parse: it raises a ValueError."""
+    get_user_model().objects.filter(pk=bad.pk).update(last_login=Value("2026-99-99 00:00:00"))
+
+
+@pytest.fixture(params=["text", "date", "deleted", "hash"])
+def bad_user(request, transactional_db, settings):
+    """Principals of 30 users, and that of the one user who cannot be checked."""
+    users, bad = many_users()
+    backend = MODEL_BACKEND
+    if request.param in ("text", "date") and connection.vendor != "sqlite":
+        pytest.skip("Only SQLite stores such a value")
+    if request.param == "text":
+        _break_text(bad)
+    elif request.param == "date":
+        _break_date(bad)
+    elif request.param == "deleted":
+        backend = f"{__name__}.FailsForTheDeleted"
+    else:
+        backend = f"{__name__}.HasNoHash"
+    settings.AUTHENTICATION_BACKENDS = [backend]
+    principals = [principal_of(user, backend=backend) for user in users]
+    if request.param == "deleted":
+        get_user_model().objects.filter(pk=bad.pk).delete()
+    elif request.param == "hash":
+        get_user_model().objects.filter(pk=bad.pk).update(first_name="bad")
+    return principals, principals[7]
+
+
+def test_user_who_cannot_be_read_counts_as_gone_and_the_others_are_checked(bad_user, caplog):
+    principals, bad = bad_user
+    get_user_model().objects.filter(pk=principals[20].user_id).update(password="changed")
+
+    assert freshness.find_outdated(principals) == [bad, principals[20]]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "counts as gone" in record.getMessage()
+
+
+def test_naive_recheck_of_one_bad_user_checks_nobody(bad_user, monkeypatch):
+    """The naive code loads all users in one step, and one of them raises."""
+    principals, _ = bad_user
+    monkeypatch.setattr(isolation, "_read_batch", lambda read, keys, what: list(read(keys)))
+
+    with pytest.raises(NAIVE_ERRORS):
+        freshness.find_outdated(principals)
+
+
+def test_bad_row_costs_a_few_queries_more(
+    transactional_db, django_assert_max_num_queries, settings
+):
+    if connection.vendor != "sqlite":
+        pytest.skip("Only SQLite stores such a value")
+    users, bad = many_users()
+    principals = [principal_of(user) for user in users]
+    _break_date(bad)
+
+    with django_assert_max_num_queries(11):
+        assert freshness.find_outdated(principals) == [principals[7]]
+
+
+def test_session_that_cannot_be_decoded_counts_as_gone(user, settings, monkeypatch, caplog):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    sessions = [sign_in(user) for _ in range(5)]
+    principals = [principal_of(user, session) for session in sessions]
+    get_many = type(caches["default"]).get_many
+
+    def get_some(self, keys, version=None):
+        if any(sessions[2] in key for key in keys):
+            raise ModuleNotFoundError("a class of the session that was removed")
+        return get_many(self, keys, version)
+
+    monkeypatch.setattr(type(caches["default"]), "get_many", get_some)
+
+    assert freshness.find_outdated(principals) == [principals[2]]
+    assert sessions[2] not in caplog.text
+
+
+@pytest.mark.parametrize("error", [OperationalError("closed"), InterfaceError("closed")])
+def test_unavailable_database_of_a_backend_stays_an_outage(user, settings, monkeypatch, error):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
+    principals = [principal_of(user, backend=f"{__name__}.OwnBackend")]
+
+    def fail(self, user_id):
+        raise error
+
+    monkeypatch.setattr(OwnBackend, "get_user", fail)
+
+    with pytest.raises(type(error)):
+        freshness.find_outdated(principals)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_bad_user_ends_alone(user, other, session, open_as, settings):
+    """Also the revocations of other users are applied meanwhile."""
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FailsForTheDeleted"]
+    cyd = await get_user_model().objects.acreate(username="cyd")
+    sessions = [await sync_to_async(sign_in)(each) for each in (user, other, cyd)]
+    mine, of_other, of_cyd = [
+        await open_as(each, key) for each, key in zip((user, other, cyd), sessions, strict=True)
+    ]
+
+    # The signal of the deletion starts a check too, and the row of the session stays.
+    await get_user_model().objects.filter(pk=user.pk).adelete()
+
+    assert await ended(mine) == 4410
+    await sync_to_async(revoke)(user_id=other.pk)
+    assert await ended(of_other) == 4410
+    assert await is_alive(of_cyd)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_unreadable_revocations_do_not_hide_changed_users(
+    user, other, session, open_as, monkeypatch
+):
+    monkeypatch.setattr(revocations, "recent", lambda *args: 1 / 0)
+    socket = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == 4410
+    assert await is_alive(of_other)
