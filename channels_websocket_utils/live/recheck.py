@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from .. import protocol
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     _End: TypeAlias = Callable[[Iterable[Connection], int], object]
 
-__all__ = ["Recheck"]
+__all__ = ["MOST", "TICK", "Recheck"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
+
+# Seconds between the starts of two jobs, and the number of connections that one job checks: as many
+# as one query takes.
+TICK, MOST = 0.1, 500
 
 
 class Recheck:
@@ -44,6 +49,10 @@ class Recheck:
     *Grace*: if the database is unavailable, connections stay open for ``RECHECK_GRACE`` intervals.
     A programming error of the re-check is logged with its traceback and ends no connection. An
     error that one user causes, see ``find_outdated()``, ends the connections of that user.
+
+    *Load*: connections whose users were saved wait in a set. One job at a time checks up to
+    ``MOST`` of them, at most once in a ``TICK``, so a burst of saves costs a few queries a tick.
+    The check of all connections goes first, and includes those that wait.
     """
 
     def __init__(
@@ -57,6 +66,13 @@ class Recheck:
         self._apply = apply
         self._end = end
         self._timer: asyncio.Future[None] | None = None
+        # The check of all connections that runs now, or was the last.
+        self._full_check: asyncio.Future[bool] | None = None
+        # The job that checks those that wait, in the order in which they were added.
+        self._job: asyncio.Future[None] | None = None
+        self._next_job_at = 0.0
+        self._waiting: dict[Connection, None] = {}
+        self._is_all_waiting = False
         # By id: a row is read at each check and applied once.
         self._known: dict[int, Revocation] = {}
         # Digests of the sessions that known revocations have ended for good.
@@ -74,12 +90,14 @@ class Recheck:
             self._timer = None
 
     def check_soon(self) -> None:
-        """Check all connections now: events may have been lost."""
-        run_in_background(self._check_all())
+        """Check all connections soon: events may have been lost."""
+        self._is_all_waiting = True
+        self._start_job()
 
     def check(self, connections: set[Connection]) -> None:
-        """Check ``connections`` now: their users may have changed."""
-        run_in_background(self._check(connections))
+        """Check ``connections`` soon, at once if no job runs: their users may have changed."""
+        self._waiting.update(dict.fromkeys(connections))
+        self._start_job()
 
     def add_revocation(self, revocation: Revocation) -> None:
         """Apply ``revocation``, and later ignore events and rows with the same id."""
@@ -94,7 +112,7 @@ class Recheck:
         return session_digest in self._ended_sessions
 
     async def _run(self) -> None:
-        answered, check = time.monotonic(), None
+        answered = time.monotonic()
         while True:
             interval, began = get_setting("RECHECK_INTERVAL"), time.time()
             await asyncio.sleep(interval)
@@ -102,21 +120,27 @@ class Recheck:
                 # The machine slept. Rows that this process has not read may be deleted by now.
                 self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
                 continue
-            # While a check waits for the database no other check starts: it would block a thread.
-            check = check or run_in_background(self._check_all())
+            check = self._start_full_check()
             await asyncio.wait({check}, timeout=interval)
             if not check.done():
                 self.is_database_unavailable = True
             elif check.result():
                 answered = time.monotonic()
-            check = None if check.done() else check
             grace = interval * get_setting("RECHECK_GRACE")
             if self.is_database_unavailable and time.monotonic() - answered > grace:
                 self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
 
+    def _start_full_check(self) -> asyncio.Future[bool]:
+        # While a check waits for the database no other check starts: it would block a thread.
+        if self._full_check is None or self._full_check.done():
+            self._full_check = run_in_background(self._check_all())
+        return self._full_check
+
     async def _check_all(self) -> bool:
         """Check all connections, and return ``False`` if the database is unavailable."""
         connections = self._find_connections()
+        self._waiting.clear()
+        self._is_all_waiting = False
         try:
             recent, outdated = await in_recheck_thread(_read_changes)(_principals(connections))
             for revocation in recent:
@@ -132,7 +156,34 @@ class Recheck:
         self.is_database_unavailable = False
         return True
 
+    def _start_job(self) -> None:
+        if self._job is None:
+            self._job = run_in_background(self._check_waiting())
+
+    async def _check_waiting(self) -> None:
+        """Check the connections that wait, until none is left."""
+        try:
+            while self._waiting or self._is_all_waiting:
+                await asyncio.sleep(max(0.0, self._next_job_at - time.monotonic()))
+                if self._full_check is not None:
+                    await asyncio.wait({self._full_check})
+                self._next_job_at = time.monotonic() + TICK
+                if self._is_all_waiting:
+                    await asyncio.wait({self._start_full_check()})
+                else:
+                    await self._check(self._take_waiting())
+        finally:
+            self._job = None
+
+    def _take_waiting(self) -> set[Connection]:
+        taken = list(islice(self._waiting, MOST))
+        for connection in taken:
+            del self._waiting[connection]
+        return {connection for connection in taken if not connection.ended}
+
     async def _check(self, connections: set[Connection]) -> None:
+        if not connections:
+            return
         try:
             outdated = await in_recheck_thread(freshness.find_outdated)(_principals(connections))
             self._end_outdated(connections, outdated)

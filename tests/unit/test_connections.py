@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -1300,3 +1301,129 @@ async def test_unreadable_revocations_do_not_hide_changed_users(
 
     assert await ended(socket) == 4410
     assert await is_alive(of_other)
+
+
+# Bursts of saves
+
+
+@pytest.fixture
+def slow_checks(monkeypatch):
+    """Let each check of users take 10 ms; the list has the number of connections of each check."""
+    checks = []
+    original = freshness.find_outdated
+
+    def find_outdated(principals):
+        checks.append(len(principals))
+        time.sleep(0.01)
+        return original(principals)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_outdated)
+    return checks
+
+
+async def save_often(users, seconds):
+    """Publish 1,000 events of saved users a second, as 1,000 saves in other processes do."""
+    (hub,) = hub_module.current_hubs()
+    loop = asyncio.get_running_loop()
+    began, count = loop.time(), 0
+    while loop.time() - began < seconds:
+        while count < 1000 * (loop.time() - began):
+            hub.handle_event({"kind": "recheck", "users": [str(users[count % len(users)].pk)]})
+            count += 1
+        await asyncio.sleep(0.002)
+    return count
+
+
+async def test_thousand_saves_a_second_cost_a_few_queries_a_tick_and_end_nobody(
+    user, other, session, open_as, settings, slow_checks
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+    slow_checks.clear()
+
+    count = await save_often([user, other], 3)
+
+    # 30 ticks, and 6 checks by the timer.
+    assert count >= 2900
+    assert len(slow_checks) <= 30 + 6 + 2
+    assert [await is_alive(socket) for socket in sockets] == [True, True]
+
+
+@pytest.mark.usefixtures("slow_checks")
+async def test_naive_check_for_each_save_ends_all_sockets(
+    user, other, session, open_as, settings, monkeypatch
+):
+    """The naive code starts a job for each save, and the timer's check waits behind all of them."""
+    monkeypatch.setattr(
+        recheck.Recheck,
+        "check",
+        lambda self, connections: recheck.run_in_background(self._check(connections)),
+    )
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+
+    await save_often([user, other], 3)
+
+    assert [await ended(socket) for socket in sockets] == [4490, 4490]
+
+
+@pytest.mark.usefixtures("slow_checks")
+async def test_change_within_a_burst_of_saves_is_applied(user, other, session, open_as):
+    """The timer does not run within the test."""
+    mine = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    burst = asyncio.ensure_future(save_often([user, other], 2))
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(mine) == 4410
+    assert not burst.done()
+    assert await is_alive(of_other)
+    await burst
+
+
+async def test_save_is_checked_at_once_and_saves_during_a_check_in_one_more(
+    user, session, open_as, slow_checks
+):
+    await open_as(user, session)
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+    event = {"kind": "recheck", "users": [str(user.pk)]}
+
+    hub.handle_event(event)
+    await until(lambda: len(slow_checks) == 1)
+    for _ in range(50):
+        hub.handle_event(event)
+    await until(lambda: hub.recheck._job is None)
+
+    assert len(slow_checks) == 2
+
+
+async def test_large_burst_is_checked_in_parts(user, session, open_as, slow_checks, monkeypatch):
+    """The timer's check waits for one part at most."""
+    monkeypatch.setattr(recheck, "MOST", 2)
+    sessions = [await sync_to_async(sign_in)(user) for _ in range(5)]
+    for each in sessions:
+        await open_as(user, each)
+    (hub,) = hub_module.current_hubs()
+
+    hub.recheck.check(hub.live())
+    await until(lambda: hub.recheck._job is None)
+
+    assert slow_checks == [2, 2, 1]
+
+
+async def test_check_of_all_goes_before_a_burst_and_includes_it(
+    user, session, open_as, slow_checks
+):
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+
+    hub.recheck.check_soon()
+    hub.recheck.check(hub.live())
+    hub.recheck.check_soon()
+    await until(lambda: hub.recheck._job is None)
+
+    assert slow_checks == [1]
