@@ -15,6 +15,7 @@ from ..gate import freshness, revocations
 from ..outages import is_outage
 from ..threads import in_recheck_thread
 from ..tokens import clock
+from .age import Age
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Recheck:
         self._apply = apply
         self._end = end
         self._timer: asyncio.Future[None] | None = None
+        # Since the beginning of the last check that the database answered.
+        self._last_check = Age()
         # The check of all connections that runs now, or was the last.
         self._full_check: asyncio.Future[bool] | None = None
         # The job that checks those that wait, in the order in which they were added.
@@ -81,6 +84,8 @@ class Recheck:
     def start(self) -> None:
         """Check all connections every ``RECHECK_INTERVAL`` until ``stop()``."""
         if self._timer is None:
+            # Until now there was no connection that could miss a row.
+            self._last_check = Age()
             self._timer = run_in_background(self._run())
 
     def stop(self) -> None:
@@ -114,11 +119,9 @@ class Recheck:
     async def _run(self) -> None:
         answered = time.monotonic()
         while True:
-            interval, began = get_setting("RECHECK_INTERVAL"), time.time()
+            interval = get_setting("RECHECK_INTERVAL")
             await asyncio.sleep(interval)
-            if time.time() - began > revocations.window():
-                # The machine slept. Rows that this process has not read may be deleted by now.
-                self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
+            if self._end_if_rows_were_missed():
                 continue
             check = self._start_full_check()
             await asyncio.wait({check}, timeout=interval)
@@ -138,11 +141,12 @@ class Recheck:
 
     async def _check_all(self) -> bool:
         """Check all connections, and return ``False`` if the database is unavailable."""
-        connections = self._find_connections()
+        began, connections = Age(), self._find_connections()
         self._waiting.clear()
         self._is_all_waiting = False
         try:
             recent, outdated = await in_recheck_thread(_read_changes)(_principals(connections))
+            self._finish_check(began)
             for revocation in recent:
                 self.add_revocation(revocation)
             self._end_outdated(connections, outdated)
@@ -154,6 +158,21 @@ class Recheck:
                 return False
             logger.exception("The re-check of the live connections failed")
         self.is_database_unavailable = False
+        return True
+
+    def _finish_check(self, began: Age) -> None:
+        # The machine may have slept before or after the query.
+        self._end_if_rows_were_missed()
+        if began.seconds() < self._last_check.seconds():
+            self._last_check = began
+
+    def _end_if_rows_were_missed(self) -> bool:
+        """End all connections if rows may have been deleted before this process has read them."""
+        if self._last_check.seconds() <= revocations.window():
+            return False
+        self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
+        # Connections that open from now on miss none of these rows.
+        self._last_check = Age()
         return True
 
     def _start_job(self) -> None:

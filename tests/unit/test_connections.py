@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from functools import partial
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -27,7 +28,7 @@ from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.gate import decision, freshness, isolation, revocations
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import dropping, events, outbox, receivers, recheck
+from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
@@ -1427,3 +1428,110 @@ async def test_check_of_all_goes_before_a_burst_and_includes_it(
     await until(lambda: hub.recheck._job is None)
 
     assert slow_checks == [1]
+
+
+# A machine that sleeps
+
+
+@pytest.fixture
+def sleeping_machine(monkeypatch):
+    """A function that lets the machine sleep for two hours, by the wall clock or both clocks."""
+    shifts = {"time": 0, "monotonic": 0}
+
+    class Clocks:
+        time = staticmethod(lambda: time.time() + shifts["time"])
+        monotonic = staticmethod(lambda: time.monotonic() + shifts["monotonic"])
+
+    def sleep(clocks):
+        for name in clocks:
+            shifts[name] += 7200
+        # Another process has written a row, and deleted it an hour later.
+        revoke(user_id=get_user_model().objects.get(username="ada").pk)
+        WebSocketRevocation.objects.all().delete()
+
+    monkeypatch.setattr(age, "time", Clocks)
+    return sleep
+
+
+def sleep_in_check(monkeypatch, sleep, moment):
+    """Let the machine sleep once, at that moment of the next check."""
+    original, naps = recheck._read_changes, [sleep]
+
+    def read_changes(*args):
+        if moment == "before the query" and naps:
+            naps.pop()()
+        answer = original(*args)
+        if moment == "after the query" and naps:
+            naps.pop()()
+        return answer
+
+    monkeypatch.setattr(recheck, "_read_changes", read_changes)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("moment", ["before the query", "after the query"])
+@pytest.mark.parametrize(
+    "clocks", [["time"], ["monotonic"]], ids=["the wall clock", "the monotonic clock"]
+)
+async def test_machine_that_sleeps_during_a_check_ends_all_sockets(
+    user, session, open_as, monkeypatch, sleeping_machine, moment, clocks
+):
+    """The row of a disconnect was written and deleted meanwhile."""
+    socket = await open_as(user, session)
+
+    sleep_in_check(monkeypatch, partial(sleeping_machine, clocks), moment)
+
+    assert await ended(socket) == 4490
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("moment", ["before the query", "after the query"])
+async def test_naive_measure_of_the_pause_between_checks_misses_the_row(
+    user, session, open_as, monkeypatch, sleeping_machine, moment
+):
+    """The naive code measures from the end of a check to the beginning of the next one."""
+    monkeypatch.setattr(
+        recheck.Recheck,
+        "_finish_check",
+        lambda self, began: setattr(self, "_last_check", age.Age()),
+    )
+    socket = await open_as(user, session)
+
+    sleep_in_check(monkeypatch, partial(sleeping_machine, ["time"]), moment)
+    await some_rechecks()
+
+    assert await is_alive(socket)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_user_who_connects_after_the_sleep_stays(
+    user, session, open_as, monkeypatch, sleeping_machine
+):
+    """The timer goes on, because the client of the first socket takes long to close."""
+    socket = await open_as(user, session)
+    (hub,), (first,) = hub_module.current_hubs(), live_connections()
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "remove", lambda connection: None)
+        sleep_in_check(monkeypatch, partial(sleeping_machine, ["time"]), "after the query")
+        assert await ended(socket) == 4490
+
+        again = await open_as(user, session)
+        await some_rechecks()
+
+        assert await is_alive(again)
+    hub.remove(first)
+
+
+async def test_outage_that_outlasts_the_rows_ends_all_sockets(
+    user, session, open_as, settings, broken, monkeypatch
+):
+    """The grace is longer than rows are kept."""
+    settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    (connection,) = live_connections()
+    broken.set()
+    await until(lambda: connection.is_database_unavailable)
+    monkeypatch.setattr(revocations, "window", lambda: 0.01)
+    broken.clear()
+
+    assert await ended(socket) == 4490
