@@ -53,7 +53,7 @@ async def register(connection: Connection) -> None:
         _forget_closed_loops()
         _hubs[loop] = Hub(loop)
     hub = connection.hub = _hubs[loop]
-    hub.pending[connection] = ()
+    hub.pending[connection] = []
     await hub.ready()
 
 
@@ -80,7 +80,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # The events that each will be sent when its user is known.
-        self.pending: dict[Connection, tuple[_Apply, ...]] = {}
+        self.pending: dict[Connection, list[_Apply]] = {}
         self.recheck = Recheck(self.live, self._apply_revocation, self.end)
         self._by_user: dict[Any, set[Connection]] = {}
         self._by_session: dict[str, set[Connection]] = {}
@@ -195,8 +195,8 @@ class Hub:
                 connection.push(event["text"])
 
     def _apply(self, apply: _Apply) -> None:
-        for connection in self.pending:
-            self.pending[connection] += (apply,)
+        for missed in self.pending.values():
+            missed.append(apply)
         apply(None)
 
     def _apply_revocation(self, revocation: Revocation) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from functools import partial
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -12,9 +14,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
-from django.core.cache import cache
-from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError
+from django.core.cache import cache, caches
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models import Value
 from django.test import AsyncClient, Client
 from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,10 +25,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.gate import decision, freshness, revocations
+from channels_websocket_utils.gate import decision, freshness, isolation, revocations
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import dropping, events, outbox, receivers, recheck
+from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
@@ -1147,3 +1150,397 @@ def test_recheck_trusts_no_backend_that_was_removed(user, settings):
     principals = [principal_of(user)]
 
     assert freshness.find_outdated(principals) == principals
+
+
+# One user or session that cannot be read
+
+
+class FailsForTheDeleted(ModelBackend):
+    """A backend that raises for a deleted user, as ``objects.get()`` does."""
+
+    def get_user(self, user_id):
+        return get_user_model().objects.get(pk=user_id)
+
+
+class HasNoHash(ModelBackend):
+    """A backend whose users raise when their session-auth hash is computed."""
+
+    def get_user(self, user_id):
+        user = super().get_user(user_id)
+        if user.first_name == "bad":
+            user.get_session_auth_hash = lambda: user.profile.salt
+        return user
+
+
+NAIVE_ERRORS = (OperationalError, ValueError, ObjectDoesNotExist, AttributeError)
+
+
+def many_users():
+    """Create 30 users, and return them; the eighth is the bad one."""
+    users = [get_user_model().objects.create_user(f"user{n}") for n in range(30)]
+    return users, users[7]
+
+
+def _break_text(bad):
+    """Store a text that is not UTF-8: SQLite's driver raises an OperationalError for it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE auth_user SET first_name = CAST(X'ff' AS TEXT) WHERE id = %s", [bad.pk]
+        )
+
+
+def _break_date(bad):
+    """Store a date that Django cannot parse: it raises a ValueError."""
+    get_user_model().objects.filter(pk=bad.pk).update(last_login=Value("2026-99-99 00:00:00"))
+
+
+@pytest.fixture(params=["text", "date", "deleted", "hash"])
+def bad_user(request, transactional_db, settings):
+    """Principals of 30 users, and that of the one user who cannot be checked."""
+    users, bad = many_users()
+    backend = MODEL_BACKEND
+    if request.param in ("text", "date") and connection.vendor != "sqlite":
+        pytest.skip("Only SQLite stores such a value")
+    if request.param == "text":
+        _break_text(bad)
+    elif request.param == "date":
+        _break_date(bad)
+    elif request.param == "deleted":
+        backend = f"{__name__}.FailsForTheDeleted"
+    else:
+        backend = f"{__name__}.HasNoHash"
+    settings.AUTHENTICATION_BACKENDS = [backend]
+    principals = [principal_of(user, backend=backend) for user in users]
+    if request.param == "deleted":
+        get_user_model().objects.filter(pk=bad.pk).delete()
+    elif request.param == "hash":
+        get_user_model().objects.filter(pk=bad.pk).update(first_name="bad")
+    return principals, principals[7]
+
+
+def test_user_who_cannot_be_read_counts_as_gone_and_the_others_are_checked(bad_user, caplog):
+    principals, bad = bad_user
+    get_user_model().objects.filter(pk=principals[20].user_id).update(password="changed")
+
+    assert freshness.find_outdated(principals) == [bad, principals[20]]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "counts as gone" in record.getMessage()
+
+
+def test_naive_recheck_of_one_bad_user_checks_nobody(bad_user, monkeypatch):
+    """The naive code loads all users in one step, and one of them raises."""
+    principals, _ = bad_user
+    monkeypatch.setattr(isolation, "_read_batch", lambda read, keys, what: list(read(keys)))
+
+    with pytest.raises(NAIVE_ERRORS):
+        freshness.find_outdated(principals)
+
+
+def test_bad_row_costs_a_few_queries_more(
+    transactional_db, django_assert_max_num_queries, settings
+):
+    if connection.vendor != "sqlite":
+        pytest.skip("Only SQLite stores such a value")
+    users, bad = many_users()
+    principals = [principal_of(user) for user in users]
+    _break_date(bad)
+
+    with django_assert_max_num_queries(11):
+        assert freshness.find_outdated(principals) == [principals[7]]
+
+
+def test_session_that_cannot_be_decoded_counts_as_gone(user, settings, monkeypatch, caplog):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    sessions = [sign_in(user) for _ in range(5)]
+    principals = [principal_of(user, session) for session in sessions]
+    get_many = type(caches["default"]).get_many
+
+    def get_some(self, keys, version=None):
+        if any(sessions[2] in key for key in keys):
+            raise ModuleNotFoundError("a class of the session that was removed")
+        return get_many(self, keys, version)
+
+    monkeypatch.setattr(type(caches["default"]), "get_many", get_some)
+
+    assert freshness.find_outdated(principals) == [principals[2]]
+    assert sessions[2] not in caplog.text
+
+
+@pytest.mark.parametrize("error", [OperationalError("closed"), InterfaceError("closed")])
+def test_unavailable_database_of_a_backend_stays_an_outage(user, settings, monkeypatch, error):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
+    principals = [principal_of(user, backend=f"{__name__}.OwnBackend")]
+
+    def fail(self, user_id):
+        raise error
+
+    monkeypatch.setattr(OwnBackend, "get_user", fail)
+
+    with pytest.raises(type(error)):
+        freshness.find_outdated(principals)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_bad_user_ends_alone(user, other, session, open_as, settings):
+    """Also the revocations of other users are applied meanwhile."""
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FailsForTheDeleted"]
+    cyd = await get_user_model().objects.acreate(username="cyd")
+    sessions = [await sync_to_async(sign_in)(each) for each in (user, other, cyd)]
+    mine, of_other, of_cyd = [
+        await open_as(each, key) for each, key in zip((user, other, cyd), sessions, strict=True)
+    ]
+
+    # The signal of the deletion starts a check too, and the row of the session stays.
+    await get_user_model().objects.filter(pk=user.pk).adelete()
+
+    assert await ended(mine) == 4410
+    await sync_to_async(revoke)(user_id=other.pk)
+    assert await ended(of_other) == 4410
+    assert await is_alive(of_cyd)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_unreadable_revocations_do_not_hide_changed_users(
+    user, other, session, open_as, monkeypatch
+):
+    monkeypatch.setattr(revocations, "recent", lambda *args: 1 / 0)
+    socket = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == 4410
+    assert await is_alive(of_other)
+
+
+# Bursts of saves
+
+
+@pytest.fixture
+def slow_checks(monkeypatch):
+    """Let each check of users take 10 ms; the list has the number of connections of each check."""
+    checks = []
+    original = freshness.find_outdated
+
+    def find_outdated(principals):
+        checks.append(len(principals))
+        time.sleep(0.01)
+        return original(principals)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_outdated)
+    return checks
+
+
+async def save_often(users, seconds):
+    """Publish 1,000 events of saved users a second, as 1,000 saves in other processes do."""
+    (hub,) = hub_module.current_hubs()
+    loop = asyncio.get_running_loop()
+    began, count = loop.time(), 0
+    while loop.time() - began < seconds:
+        while count < 1000 * (loop.time() - began):
+            hub.handle_event({"kind": "recheck", "users": [str(users[count % len(users)].pk)]})
+            count += 1
+        await asyncio.sleep(0.002)
+    return count
+
+
+async def test_thousand_saves_a_second_cost_a_few_queries_a_tick_and_end_nobody(
+    user, other, session, open_as, settings, slow_checks
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+    slow_checks.clear()
+
+    count = await save_often([user, other], 3)
+
+    # 30 ticks, and 6 checks by the timer.
+    assert count >= 2900
+    assert len(slow_checks) <= 30 + 6 + 2
+    assert [await is_alive(socket) for socket in sockets] == [True, True]
+
+
+@pytest.mark.usefixtures("slow_checks")
+async def test_naive_check_for_each_save_ends_all_sockets(
+    user, other, session, open_as, settings, monkeypatch
+):
+    """The naive code starts a job for each save, and the timer's check waits behind all of them."""
+    monkeypatch.setattr(
+        recheck.Recheck,
+        "check",
+        lambda self, connections: recheck.run_in_background(self._check(connections)),
+    )
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+
+    await save_often([user, other], 3)
+
+    assert [await ended(socket) for socket in sockets] == [4490, 4490]
+
+
+@pytest.mark.usefixtures("slow_checks")
+async def test_change_within_a_burst_of_saves_is_applied(user, other, session, open_as):
+    """The timer does not run within the test."""
+    mine = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    burst = asyncio.ensure_future(save_often([user, other], 2))
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(mine) == 4410
+    assert not burst.done()
+    assert await is_alive(of_other)
+    await burst
+
+
+async def test_save_is_checked_at_once_and_saves_during_a_check_in_one_more(
+    user, session, open_as, slow_checks
+):
+    await open_as(user, session)
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+    event = {"kind": "recheck", "users": [str(user.pk)]}
+
+    hub.handle_event(event)
+    await until(lambda: len(slow_checks) == 1)
+    for _ in range(50):
+        hub.handle_event(event)
+    await until(lambda: hub.recheck._job is None)
+
+    assert len(slow_checks) == 2
+
+
+async def test_large_burst_is_checked_in_parts(user, session, open_as, slow_checks, monkeypatch):
+    """The timer's check waits for one part at most."""
+    monkeypatch.setattr(recheck, "MOST", 2)
+    sessions = [await sync_to_async(sign_in)(user) for _ in range(5)]
+    for each in sessions:
+        await open_as(user, each)
+    (hub,) = hub_module.current_hubs()
+
+    hub.recheck.check(hub.live())
+    await until(lambda: hub.recheck._job is None)
+
+    assert slow_checks == [2, 2, 1]
+
+
+async def test_check_of_all_goes_before_a_burst_and_includes_it(
+    user, session, open_as, slow_checks
+):
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+
+    hub.recheck.check_soon()
+    hub.recheck.check(hub.live())
+    hub.recheck.check_soon()
+    await until(lambda: hub.recheck._job is None)
+
+    assert slow_checks == [1]
+
+
+# A machine that sleeps
+
+
+@pytest.fixture
+def sleeping_machine(monkeypatch):
+    """A function that lets the machine sleep for two hours, by the wall clock or both clocks."""
+    shifts = {"time": 0, "monotonic": 0}
+
+    class Clocks:
+        time = staticmethod(lambda: time.time() + shifts["time"])
+        monotonic = staticmethod(lambda: time.monotonic() + shifts["monotonic"])
+
+    def sleep(clocks):
+        for name in clocks:
+            shifts[name] += 7200
+        # Another process has written a row, and deleted it an hour later.
+        revoke(user_id=get_user_model().objects.get(username="ada").pk)
+        WebSocketRevocation.objects.all().delete()
+
+    monkeypatch.setattr(age, "time", Clocks)
+    return sleep
+
+
+def sleep_in_check(monkeypatch, sleep, moment):
+    """Let the machine sleep once, at that moment of the next check."""
+    original, naps = recheck._read_changes, [sleep]
+
+    def read_changes(*args):
+        if moment == "before the query" and naps:
+            naps.pop()()
+        answer = original(*args)
+        if moment == "after the query" and naps:
+            naps.pop()()
+        return answer
+
+    monkeypatch.setattr(recheck, "_read_changes", read_changes)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("moment", ["before the query", "after the query"])
+@pytest.mark.parametrize(
+    "clocks", [["time"], ["monotonic"]], ids=["the wall clock", "the monotonic clock"]
+)
+async def test_machine_that_sleeps_during_a_check_ends_all_sockets(
+    user, session, open_as, monkeypatch, sleeping_machine, moment, clocks
+):
+    """The row of a disconnect was written and deleted meanwhile."""
+    socket = await open_as(user, session)
+
+    sleep_in_check(monkeypatch, partial(sleeping_machine, clocks), moment)
+
+    assert await ended(socket) == 4490
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("moment", ["before the query", "after the query"])
+async def test_naive_measure_of_the_pause_between_checks_misses_the_row(
+    user, session, open_as, monkeypatch, sleeping_machine, moment
+):
+    """The naive code measures from the end of a check to the beginning of the next one."""
+    monkeypatch.setattr(
+        recheck.Recheck,
+        "_finish_check",
+        lambda self, began: setattr(self, "_last_check", age.Age()),
+    )
+    socket = await open_as(user, session)
+
+    sleep_in_check(monkeypatch, partial(sleeping_machine, ["time"]), moment)
+    await some_rechecks()
+
+    assert await is_alive(socket)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_user_who_connects_after_the_sleep_stays(
+    user, session, open_as, monkeypatch, sleeping_machine
+):
+    """The timer goes on, because the client of the first socket takes long to close."""
+    socket = await open_as(user, session)
+    (hub,), (first,) = hub_module.current_hubs(), live_connections()
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "remove", lambda connection: None)
+        sleep_in_check(monkeypatch, partial(sleeping_machine, ["time"]), "after the query")
+        assert await ended(socket) == 4490
+
+        again = await open_as(user, session)
+        await some_rechecks()
+
+        assert await is_alive(again)
+    hub.remove(first)
+
+
+async def test_outage_that_outlasts_the_rows_ends_all_sockets(
+    user, session, open_as, settings, broken, monkeypatch
+):
+    """The grace is longer than rows are kept."""
+    settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    (connection,) = live_connections()
+    broken.set()
+    await until(lambda: connection.is_database_unavailable)
+    monkeypatch.setattr(revocations, "window", lambda: 0.01)
+    broken.clear()
+
+    assert await ended(socket) == 4490
