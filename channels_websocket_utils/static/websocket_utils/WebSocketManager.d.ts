@@ -150,6 +150,7 @@ declare namespace WebSocketManager {
     | "signed_out"
     | "token_refused"
     | "no_token" // the string token is used, and there is no tokenURL
+    | "no_websocket" // the runtime has no WebSocket
     | "user_changed"
     | "refused" // 4403
     | "replaced" // 4409

@@ -109,7 +109,7 @@
 
   /**
    * @typedef {object} Manager
-   * @property {URL} url Of the socket, without a token.
+   * @property {string} url Of the socket, without a token.
    * @property {object} options Those of the class.
    * @property {function|undefined} ask Returns the token for one dial.
    * @property {string|undefined} token The string, until a dial uses it.
@@ -228,9 +228,8 @@
     check(typeof path === "string", "path must be a string", path)
     let url
     try {
-      url = new URL(path, globalThis.location?.href)
-      url.protocol = url.protocol.replace("http", "ws")
-      url.hash = ""
+      // As a text, because the URL of React Native has no setters.
+      url = new URL(path, globalThis.location?.href).href.replace(/^http/, "ws").replace(/#.*/, "")
     } catch {}
     if (/^wss?:/.test(url)) return url
     throw new TypeError("WebSocketManager: path must be a full wss: URL without a page")
@@ -375,7 +374,7 @@
   }
 
   function stop(manager, reason, cause) {
-    const code = reason === "no_token" || reason === "user_changed" ? reason : "closed"
+    const code = ["no_token", "no_websocket", "user_changed"].includes(reason) ? reason : "closed"
     const rest = takeCalls(manager)
     enter(manager, CLOSED)
     watchPage(manager, "removeEventListener")
@@ -445,18 +444,20 @@
 
   async function connect(manager, token) {
     const { attempt, url } = manager
-    const target = new URL(url)
     enter(manager, DIALING)
     manager.usedToken = token
     let socket
     try {
       const isOffered = token && manager.options.tokenSource === "subprotocol"
-      if (token && !isOffered) target.pathname = url.pathname.replace(/\/*$/, "/") + encodeURIComponent(token)
-      socket = attempt.socket = new WebSocket(target.href, isOffered ? ["websocket.token", token] : [])
-    } catch {
-      // The browser's error is dropped: it holds the URL, and with it the token.
+      const end = /\/*(?=\?|$)/
+      const target = token && !isOffered ? url.replace(end, `/${encodeURIComponent(token)}`) : url
+      socket = attempt.socket = new WebSocket(target, isOffered ? ["websocket.token", token] : [])
+    } catch (cause) {
       await null
-      return attempt !== manager.attempt || retry(manager, "disconnected")
+      if (attempt !== manager.attempt) return
+      if (!globalThis.WebSocket) return stop(manager, "no_websocket", cause)
+      // The browser's error is dropped: it holds the URL, and with it the token.
+      return retry(manager, "disconnected")
     }
     socket.onopen = () => (attempt === manager.attempt ? handleOpen(manager) : socket.close())
     socket.onmessage = (event) => attempt === manager.attempt && receive(manager, event.data)
@@ -550,7 +551,7 @@
       method: "POST",
       credentials: "same-origin",
       headers: { "Content-Type": "application/json", ...(csrf && { "X-CSRFToken": csrf }) },
-      body: JSON.stringify({ path: url.pathname }),
+      body: JSON.stringify({ path: url.replace(/^[^/]*\/\/[^/]*|\?.*/g, "") }),
       redirect: "manual", // fetch() fails if a login is at another origin
       signal,
     })
@@ -1000,9 +1001,8 @@
 
   WebSocketManager.WebSocketManagerError = WebSocketManagerError
 
-  if (typeof module === "object" && module.exports) {
-    module.exports = WebSocketManager.default = WebSocketManager
-  } else {
-    globalThis.WebSocketManager = WebSocketManager
-  }
+  const isCommonJS = typeof module === "object" && module.exports
+  if (isCommonJS) module.exports = WebSocketManager.default = WebSocketManager
+  // In a page of Electron with node integration, `module` is a global, and other scripts need the class.
+  if (!isCommonJS || globalThis.module) globalThis.WebSocketManager = WebSocketManager
 })()
