@@ -14,6 +14,7 @@ from asgiref.sync import async_to_sync
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from ..conf import get_setting
+from .tasks import run_in_background
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -101,7 +102,7 @@ class Listener:
         self._handle = handle
         self._missed = missed
         self._has_tried = asyncio.Event()
-        self._task = asyncio.ensure_future(self._run())
+        self._task = run_in_background(self._run())
 
     async def ready(self) -> None:
         """Wait until the first subscription has succeeded or failed, 1 second at most, once."""

@@ -47,6 +47,6 @@ async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any
 def _publish_here(event: broadcast.Event) -> None:
     for hub in current_hubs():
         try:
-            hub.loop.call_soon_threadsafe(hub.handle_event, event)
+            hub.call_soon(hub.handle_event, event)
         except RuntimeError:
             logger.debug("An event loop was closed together with its connections")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,12 @@ def _forget_closed_loops() -> None:
 
 
 class Hub:
-    """The live connections of one event loop. All methods belong to the thread of that loop."""
+    """
+    The live connections of one event loop.
+
+    All methods except ``call_soon()`` belong to the thread of that loop. Tasks, timers and events
+    run in empty contexts, because they are not part of the request that has started them.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -97,6 +103,10 @@ class Hub:
     @property
     def is_database_unavailable(self) -> bool:
         return self.recheck.is_database_unavailable
+
+    def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Let the event loop call ``function(*arguments)`` in an empty context; for any thread."""
+        self.loop.call_soon_threadsafe(function, *arguments, context=Context())
 
     def live(self) -> set[Connection]:
         """Return the connections whose user is known, as a new set."""
@@ -126,8 +136,9 @@ class Hub:
             self.end({connection}, protocol.CLOSE_SESSION_ENDED)
         age = get_setting("MAX_CONNECTION_AGE")
         if age is not None:
-            timer = self.loop.call_later(age, self.end, {connection}, protocol.CLOSE_TOO_OLD)
-            self._age_timers[connection] = timer
+            self._age_timers[connection] = self.loop.call_later(
+                age, self.end, {connection}, protocol.CLOSE_TOO_OLD, context=Context()
+            )
         self.recheck.start()
 
     def _enforce_limit(self, connection: Connection, user_id: object) -> None:
@@ -158,7 +169,7 @@ class Hub:
             return
         self.recheck.stop()
         if not self.pending and self._linger_timer is None:
-            self._linger_timer = self.loop.call_later(LINGER, self.stop)
+            self._linger_timer = self.loop.call_later(LINGER, self.stop, context=Context())
 
     def stop(self) -> None:
         """Leave the registry of hubs, and stop listening."""

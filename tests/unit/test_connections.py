@@ -1,6 +1,7 @@
 """Live connections: which events and changes of the database end them."""
 
 import asyncio
+import contextvars
 import threading
 
 import pytest
@@ -27,6 +28,7 @@ from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
 from channels_websocket_utils.live import dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
 from channels_websocket_utils.utils import (
@@ -1092,6 +1094,80 @@ async def test_sockets_of_another_event_loop_end_too(user, session):
 
     await until(lambda: not thread.is_alive())
     assert codes == [4410]
+
+
+# The context of the hub's work
+
+tenant = contextvars.ContextVar("tenant", default="none")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The tenants in whose context the database is checked, and connections are ended."""
+    found, find_outdated, end = [], freshness.find_outdated, Connection.end
+
+    def find_in_context(principals):
+        found.append(tenant.get())
+        return find_outdated(principals)
+
+    def end_in_context(connection, close_code):
+        found.append(tenant.get())
+        return end(connection, close_code)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_in_context)
+    monkeypatch.setattr(Connection, "end", end_in_context)
+    return found
+
+
+@pytest.mark.parametrize("trigger", ["save", "disconnect", "one", "timer", "age"])
+async def test_hub_works_in_no_context_of_a_request_or_a_connection(
+    user, session, open_as, settings, seen, trigger
+):
+    """Naive tasks and timers copy the context of the code that has started them."""
+    if trigger == "timer":
+        settings.WEBSOCKET_UTILS = FAST
+    if trigger == "age":
+        settings.WEBSOCKET_UTILS = {"MAX_CONNECTION_AGE": 0.5}
+
+    def of_tenant(consumer):
+        async def application(scope, receive, send):
+            tenant.set("opened")
+            await stack(consumer)(scope, receive, send)
+
+        return application
+
+    socket = await open_as(user, session, compose=of_tenant)
+    tenant.set("acts")
+
+    user.is_active = False
+    if trigger == "save":
+        await user.asave()
+    elif trigger == "disconnect":
+        await adisconnect_user(user)
+    elif trigger == "one":
+        live_connections()[0].disconnect()
+    elif trigger == "timer":
+        await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == {"age": 4408}.get(trigger, 4410)
+    assert set(seen) == {"none"}
+
+
+async def test_naive_task_runs_in_the_context_of_the_request(user, session, open_as, seen):
+    def naive(coroutine):
+        return asyncio.ensure_future(coroutine)
+
+    await open_as(user, session)
+    tenant.set("acts")
+    (hub,) = hub_module.current_hubs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recheck, "run_in_background", naive)
+        hub.loop.call_soon_threadsafe(
+            hub.handle_event, {"kind": "recheck", "users": [str(user.pk)]}
+        )
+        await until(lambda: seen)
+
+    assert seen == ["acts"]
 
 
 # The queries of the re-check
