@@ -194,13 +194,11 @@ class Hub:
         """Apply ``event``, see ``events.publish()``: to pending connections when they activate."""
         kind = event["kind"]
         if kind == "revocation":
-            self.recheck.add_revocation(Revocation.from_event(event))
+            self.recheck.apply_event(Revocation.from_event(event))
         elif kind == "recheck":
             self._apply(partial(self._recheck_users, _user_ids(event["users"])))
         elif kind == "permissions":
-            users = event["users"]
-            user_ids = None if users is None else _user_ids(users)
-            self._apply(partial(self._clear_permissions, user_ids))
+            self._apply(partial(self._clear_permissions, _user_ids(event["users"])))
         elif kind == "push":
             for connection in self._of_users(_user_ids([event["user"]])):
                 connection.push(event["text"])
@@ -226,7 +224,7 @@ class Hub:
         }
         self.end(ended, protocol.CLOSE_SESSION_ENDED)
 
-    def _recheck_users(self, user_ids: set[Any], among: set[Connection] | None) -> None:
+    def _recheck_users(self, user_ids: set[Any] | None, among: set[Connection] | None) -> None:
         connections = self._of_users(user_ids, among)
         if connections:
             for connection in connections:
@@ -257,7 +255,9 @@ async def _notify(connections: list[Connection]) -> None:
             connection.begin_close()
 
 
-def _user_ids(texts: Iterable[str]) -> set[Any]:
+def _user_ids(texts: Iterable[str] | None) -> set[Any] | None:
+    if texts is None:
+        return None
     to_python = primary_key(get_user_model()).to_python
     return {to_python(text) for text in texts}
 

@@ -1096,6 +1096,124 @@ async def test_sockets_of_another_event_loop_end_too(user, session):
     assert codes == [4410]
 
 
+# Events and rows
+
+
+async def events_of_nobody(ids):
+    """Let each hub of this process receive revocation events of a user who has no connection."""
+    created_at = clock.now()
+    for hub in hub_module.current_hubs():
+        for id in ids:
+            revocation = revocations.Revocation(id, 999, "", False, created_at)
+            hub.handle_event({"kind": "revocation", **revocation.as_event()})
+
+
+@pytest.mark.parametrize("way", ["event", "row"])
+async def test_event_hides_no_row_with_the_same_id(user, session, open_as, settings, way):
+    """Only rows that were read make a revocation known."""
+    if way == "row":
+        settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    last = await sync_to_async(revoke)(user_id=999)
+    ids = range(last.id + 1, last.id + 9)
+
+    await events_of_nobody(ids)
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+    if way == "event":
+        await adisconnect_user(user)
+    else:
+        await sync_to_async(revoke)(user_id=user.pk)
+
+    assert await ended(socket) == 4410
+    row = await WebSocketRevocation.objects.aget(user=user)
+    assert row.pk in ids
+
+
+async def test_event_that_arrives_while_its_row_is_written_hides_no_row(user, session, open_as):
+    """The forged event is applied, and its row, which is another one, is read and applied too."""
+    socket = await open_as(user, session)
+    row = await sync_to_async(revoke)(user_id=user.pk)
+
+    await events_of_nobody([row.id])
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.usefixtures("fast")
+async def test_naive_event_that_is_known_hides_a_row(user, session, open_as, monkeypatch):
+    def apply_once(self, revocation):
+        if revocation.id not in self._known:
+            self._known[revocation.id] = revocation
+            self._apply(revocation)
+
+    for name in ("apply_event", "_add_row"):
+        monkeypatch.setattr(recheck.Recheck, name, apply_once)
+    socket = await open_as(user, session)
+    last = await sync_to_async(revoke)(user_id=999)
+
+    await events_of_nobody(range(last.id + 1, last.id + 9))
+    await sync_to_async(revoke)(user_id=user.pk)
+    await some_rechecks()
+
+    assert await is_alive(socket)
+
+
+async def test_event_that_arrives_again_ends_no_reconnected_user(
+    user, session, open_as, monkeypatch
+):
+    monkeypatch.setattr(hub_module, "LINGER", 10)
+    socket = await open_as(user, session)
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+    row = await WebSocketRevocation.objects.aget(user=user)
+
+    again = await open_as(user, session)
+    names = ("id", "user_id", "session_digest", "is_final", "created_at")
+    revocation = revocations.Revocation(*(getattr(row, name) for name in names))
+    await events.apublish("revocation", **revocation.as_event())
+
+    assert await is_alive(again)
+
+
+@pytest.mark.parametrize("error", [OperationalError("away"), RuntimeError("a bug")])
+async def test_row_that_cannot_be_read_is_logged_and_the_event_is_applied(
+    user, session, open_as, monkeypatch, caplog, error
+):
+    socket = await open_as(user, session)
+
+    def fail(ids=None):
+        raise error
+
+    monkeypatch.setattr(revocations, "recent", fail)
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    await until(lambda: str(error) in caplog.text)
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+
+
+def tasks_of(name):
+    return [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == name]
+
+
+async def test_rows_of_many_events_are_read_together(user, session, open_as, monkeypatch):
+    await open_as(user, session)
+    reads, recent = [], revocations.recent
+
+    def count(ids=None):
+        reads.append(ids)
+        return recent(ids)
+
+    monkeypatch.setattr(revocations, "recent", count)
+
+    await events_of_nobody(range(1001, 1901))
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+
+    assert [len(ids) for ids in reads] == [500, 400]
+
+
 # The context of the hub's work
 
 tenant = contextvars.ContextVar("tenant", default="none")
