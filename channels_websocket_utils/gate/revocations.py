@@ -17,7 +17,7 @@ from ..models import WebSocketRevocation
 from ..tokens import clock, redeeming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from django.db.models import QuerySet
@@ -109,14 +109,16 @@ def when_committed(do: Callable[[], object]) -> None:
     transaction.on_commit(do, using=_rows().db)
 
 
-def recent() -> list[Revocation]:
+def recent(ids: Collection[int] | None = None) -> list[Revocation]:
     """
-    Return all revocations of the window.
+    Return all revocations of the window, or those with these ``ids``.
 
     The whole window each time: neither ids nor times follow the order of commits, so a query for
     the rows since the last query could miss some.
     """
     rows = _rows().filter(created_at__gt=kept_since(clock.now()))
+    if ids is not None:
+        rows = rows.filter(pk__in=ids)
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
     return [Revocation(*row) for row in rows.values_list(*names)]
 

@@ -37,6 +37,8 @@ logger = logging.getLogger("channels_websocket_utils")
 # Seconds between the starts of two jobs, and the number of connections that one job checks: as many
 # as one query takes.
 TICK, MOST = 0.1, 500
+# In one query: fewer than the parameters that any database allows.
+_MAX_ROWS = 500
 
 
 class Recheck:
@@ -78,6 +80,9 @@ class Recheck:
         self._is_all_waiting = False
         # By id: a row is read at each check and applied once.
         self._known: dict[int, Revocation] = {}
+        # By id: events have applied these, and their rows are not read yet.
+        self._unread: dict[int, Revocation] = {}
+        self._is_reading_rows = False
         # Digests of the sessions that known revocations have ended for good.
         self._ended_sessions: set[str] = set()
 
@@ -104,13 +109,45 @@ class Recheck:
         self._waiting.update(dict.fromkeys(connections))
         self._start_job()
 
-    def add_revocation(self, revocation: Revocation) -> None:
-        """Apply ``revocation``, and later ignore events and rows with the same id."""
-        if revocation.id not in self._known:
-            self._known[revocation.id] = revocation
-            if revocation.is_final:
-                self._ended_sessions.add(revocation.session_digest)
+    def apply_event(self, revocation: Revocation) -> None:
+        """
+        Apply ``revocation``, which an event contains, and read its row soon.
+
+        Only a row makes a revocation known. So an event hides no row that has the same id.
+        """
+        id = revocation.id
+        if revocation not in (self._known.get(id), self._unread.get(id)):
+            self._unread[id] = revocation
             self._apply(revocation)
+            if not self._is_reading_rows:
+                self._is_reading_rows = True
+                run_in_background(self._read_rows())
+
+    async def _read_rows(self) -> None:
+        """Read the rows that events have named; one query for all that arrive meanwhile."""
+        while self._unread:
+            ids = list(islice(self._unread, _MAX_ROWS))
+            try:
+                for row in await in_recheck_thread(revocations.recent)(ids):
+                    self._add_row(row)
+            except Exception as error:
+                # The timer reads these rows again.
+                if is_outage(error):
+                    _log_outage(error)
+                else:
+                    logger.exception("The rows of %s revocations could not be read", len(ids))
+            for id in ids:
+                self._unread.pop(id, None)
+        self._is_reading_rows = False
+
+    def _add_row(self, row: Revocation) -> None:
+        """Apply ``row``, unless an equal event has, and ignore it and equal events from now on."""
+        if self._known.get(row.id) != row:
+            self._known[row.id] = row
+            if row.is_final:
+                self._ended_sessions.add(row.session_digest)
+            if self._unread.get(row.id) != row:
+                self._apply(row)
 
     def has_ended(self, session_digest: str) -> bool:
         """Return whether a known revocation has ended the session for good."""
@@ -148,7 +185,7 @@ class Recheck:
             recent, outdated = await in_recheck_thread(_read_changes)(_principals(connections))
             self._finish_check(began)
             for revocation in recent:
-                self.add_revocation(revocation)
+                self._add_row(revocation)
             self._end_outdated(connections, outdated)
             self._forget_old_revocations()
         except Exception as error:

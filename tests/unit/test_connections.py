@@ -1,6 +1,7 @@
 """Live connections: which events and changes of the database end them."""
 
 import asyncio
+import contextvars
 import threading
 import time
 from functools import partial
@@ -30,6 +31,7 @@ from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
 from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
 from channels_websocket_utils.utils import (
@@ -1104,6 +1106,198 @@ async def test_sockets_of_another_event_loop_end_too(user, session):
 
     await until(lambda: not thread.is_alive())
     assert codes == [4410]
+
+
+# Events and rows
+
+
+async def events_of_nobody(ids):
+    """Let each hub of this process receive revocation events of a user who has no connection."""
+    created_at = clock.now()
+    for hub in hub_module.current_hubs():
+        for id in ids:
+            revocation = revocations.Revocation(id, 999, "", False, created_at)
+            hub.handle_event({"kind": "revocation", **revocation.as_event()})
+
+
+@pytest.mark.parametrize("way", ["event", "row"])
+async def test_event_hides_no_row_with_the_same_id(user, session, open_as, settings, way):
+    """Only rows that were read make a revocation known."""
+    if way == "row":
+        settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    last = await sync_to_async(revoke)(user_id=999)
+    ids = range(last.id + 1, last.id + 9)
+
+    await events_of_nobody(ids)
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+    if way == "event":
+        await adisconnect_user(user)
+    else:
+        await sync_to_async(revoke)(user_id=user.pk)
+
+    assert await ended(socket) == 4410
+    row = await WebSocketRevocation.objects.aget(user=user)
+    assert row.pk in ids
+
+
+async def test_event_that_arrives_while_its_row_is_written_hides_no_row(user, session, open_as):
+    """The forged event is applied, and its row, which is another one, is read and applied too."""
+    socket = await open_as(user, session)
+    row = await sync_to_async(revoke)(user_id=user.pk)
+
+    await events_of_nobody([row.id])
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.usefixtures("fast")
+async def test_naive_event_that_is_known_hides_a_row(user, session, open_as, monkeypatch):
+    def apply_once(self, revocation):
+        if revocation.id not in self._known:
+            self._known[revocation.id] = revocation
+            self._apply(revocation)
+
+    for name in ("apply_event", "_add_row"):
+        monkeypatch.setattr(recheck.Recheck, name, apply_once)
+    socket = await open_as(user, session)
+    last = await sync_to_async(revoke)(user_id=999)
+
+    await events_of_nobody(range(last.id + 1, last.id + 9))
+    await sync_to_async(revoke)(user_id=user.pk)
+    await some_rechecks()
+
+    assert await is_alive(socket)
+
+
+async def test_event_that_arrives_again_ends_no_reconnected_user(
+    user, session, open_as, monkeypatch
+):
+    monkeypatch.setattr(hub_module, "LINGER", 10)
+    socket = await open_as(user, session)
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+    row = await WebSocketRevocation.objects.aget(user=user)
+
+    again = await open_as(user, session)
+    names = ("id", "user_id", "session_digest", "is_final", "created_at")
+    revocation = revocations.Revocation(*(getattr(row, name) for name in names))
+    await events.apublish("revocation", **revocation.as_event())
+
+    assert await is_alive(again)
+
+
+@pytest.mark.parametrize("error", [OperationalError("away"), RuntimeError("a bug")])
+async def test_row_that_cannot_be_read_is_logged_and_the_event_is_applied(
+    user, session, open_as, monkeypatch, caplog, error
+):
+    socket = await open_as(user, session)
+
+    def fail(ids=None):
+        raise error
+
+    monkeypatch.setattr(revocations, "recent", fail)
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    await until(lambda: str(error) in caplog.text)
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+
+
+def tasks_of(name):
+    return [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == name]
+
+
+async def test_rows_of_many_events_are_read_together(user, session, open_as, monkeypatch):
+    await open_as(user, session)
+    reads, recent = [], revocations.recent
+
+    def count(ids=None):
+        reads.append(ids)
+        return recent(ids)
+
+    monkeypatch.setattr(revocations, "recent", count)
+
+    await events_of_nobody(range(1001, 1901))
+    await until(lambda: not tasks_of("Recheck._read_rows"))
+
+    assert [len(ids) for ids in reads] == [500, 400]
+
+
+# The context of the hub's work
+
+tenant = contextvars.ContextVar("tenant", default="none")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The tenants in whose context the database is checked, and connections are ended."""
+    found, find_outdated, end = [], freshness.find_outdated, Connection.end
+
+    def find_in_context(principals):
+        found.append(tenant.get())
+        return find_outdated(principals)
+
+    def end_in_context(connection, close_code):
+        found.append(tenant.get())
+        return end(connection, close_code)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_in_context)
+    monkeypatch.setattr(Connection, "end", end_in_context)
+    return found
+
+
+@pytest.mark.parametrize("trigger", ["save", "disconnect", "one", "timer", "age"])
+async def test_hub_works_in_no_context_of_a_request_or_a_connection(
+    user, session, open_as, settings, seen, trigger
+):
+    """Naive tasks and timers copy the context of the code that has started them."""
+    if trigger == "timer":
+        settings.WEBSOCKET_UTILS = FAST
+    if trigger == "age":
+        settings.WEBSOCKET_UTILS = {"MAX_CONNECTION_AGE": 0.5}
+
+    def of_tenant(consumer):
+        async def application(scope, receive, send):
+            tenant.set("opened")
+            await stack(consumer)(scope, receive, send)
+
+        return application
+
+    socket = await open_as(user, session, compose=of_tenant)
+    tenant.set("acts")
+
+    user.is_active = False
+    if trigger == "save":
+        await user.asave()
+    elif trigger == "disconnect":
+        await adisconnect_user(user)
+    elif trigger == "one":
+        live_connections()[0].disconnect()
+    elif trigger == "timer":
+        await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == {"age": 4408}.get(trigger, 4410)
+    assert set(seen) == {"none"}
+
+
+async def test_naive_task_runs_in_the_context_of_the_request(user, session, open_as, seen):
+    def naive(coroutine):
+        return asyncio.ensure_future(coroutine)
+
+    await open_as(user, session)
+    tenant.set("acts")
+    (hub,) = hub_module.current_hubs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recheck, "run_in_background", naive)
+        hub.loop.call_soon_threadsafe(
+            hub.handle_event, {"kind": "recheck", "users": [str(user.pk)]}
+        )
+        await until(lambda: seen)
+
+    assert seen == ["acts"]
 
 
 # The queries of the re-check
