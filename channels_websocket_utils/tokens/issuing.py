@@ -85,8 +85,14 @@ class _NewToken:
 
 
 def new_secret() -> str:
-    """Return the random part of a token."""
-    return "".join([secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH)])
+    """Return the random part of a token: a random number, written in base 63."""
+    # One call of the system's generator takes a tenth of the time of 43 calls.
+    number = secrets.randbelow(len(SECRET_ALPHABET) ** SECRET_LENGTH)
+    characters = []
+    for _ in range(SECRET_LENGTH):
+        number, digit = divmod(number, len(SECRET_ALPHABET))
+        characters.append(SECRET_ALPHABET[digit])
+    return "".join(characters)
 
 
 def _check_user(user: object) -> None:
