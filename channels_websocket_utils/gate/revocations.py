@@ -30,6 +30,7 @@ __all__ = [
     "revoke",
     "when_committed",
     "window",
+    "with_ids",
 ]
 
 
@@ -109,18 +110,22 @@ def when_committed(do: Callable[[], object]) -> None:
     transaction.on_commit(do, using=_rows().db)
 
 
-def recent(ids: Collection[int] | None = None) -> list[Revocation]:
+def recent() -> list[Revocation]:
     """
-    Return all revocations of the window, or those with these ``ids``.
+    Return all revocations of the window.
 
     The whole window each time: neither ids nor times follow the order of commits, so a query for
     the rows since the last query could miss some.
     """
     rows = _rows().filter(created_at__gt=kept_since(clock.now()))
-    if ids is not None:
-        rows = rows.filter(pk__in=ids)
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
     return [Revocation(*row) for row in rows.values_list(*names)]
+
+
+def with_ids(ids: Collection[int]) -> list[Revocation]:
+    """Return the revocations of the rows with these ``ids``."""
+    names = ("pk", "user_id", "session_digest", "is_final", "created_at")
+    return [Revocation(*row) for row in _rows().filter(pk__in=ids).values_list(*names)]
 
 
 def is_session_ended(session_digest: str) -> bool:

@@ -1130,7 +1130,7 @@ async def test_event_hides_no_row_with_the_same_id(user, session, open_as, setti
     ids = range(last.id + 1, last.id + 9)
 
     await events_of_nobody(ids)
-    await until(lambda: not tasks_of("Recheck._read_rows"))
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
     if way == "event":
         await adisconnect_user(user)
     else:
@@ -1158,7 +1158,7 @@ async def test_naive_event_that_is_known_hides_a_row(user, session, open_as, mon
             self._known[revocation.id] = revocation
             self._apply(revocation)
 
-    for name in ("apply_event", "_add_row"):
+    for name in ("apply_event", "add_revocation"):
         monkeypatch.setattr(recheck.Recheck, name, apply_once)
     socket = await open_as(user, session)
     last = await sync_to_async(revoke)(user_id=999)
@@ -1178,7 +1178,7 @@ async def test_event_that_arrives_again_ends_no_reconnected_user(
     await adisconnect_user(user)
     assert await ended(socket) == 4410
     await socket.wait(LIMIT)
-    await until(lambda: not tasks_of("Recheck._read_rows"))
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
     row = await WebSocketRevocation.objects.aget(user=user)
 
     again = await open_as(user, session)
@@ -1195,15 +1195,15 @@ async def test_row_that_cannot_be_read_is_logged_and_the_event_is_applied(
 ):
     socket = await open_as(user, session)
 
-    def fail(ids=None):
+    def fail(ids):
         raise error
 
-    monkeypatch.setattr(revocations, "recent", fail)
+    monkeypatch.setattr(revocations, "with_ids", fail)
     await adisconnect_user(user)
 
     assert await ended(socket) == 4410
     await until(lambda: str(error) in caplog.text)
-    await until(lambda: not tasks_of("Recheck._read_rows"))
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
 
 
 def tasks_of(name):
@@ -1212,16 +1212,16 @@ def tasks_of(name):
 
 async def test_rows_of_many_events_are_read_together(user, session, open_as, monkeypatch):
     await open_as(user, session)
-    reads, recent = [], revocations.recent
+    reads, with_ids = [], revocations.with_ids
 
-    def count(ids=None):
+    def count(ids):
         reads.append(ids)
-        return recent(ids)
+        return with_ids(ids)
 
-    monkeypatch.setattr(revocations, "recent", count)
+    monkeypatch.setattr(revocations, "with_ids", count)
 
     await events_of_nobody(range(1001, 1901))
-    await until(lambda: not tasks_of("Recheck._read_rows"))
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
 
     assert [len(ids) for ids in reads] == [500, 400]
 
