@@ -14,8 +14,9 @@ from django.utils.timezone import is_aware
 from ..compat import can_skip_locked, primary_key, router
 from ..conf import get_setting
 from ..models import WebSocketRevocation
+from ..outages import is_outage, is_unreadable_value
 from ..tokens import clock, redeeming
-from .isolation import batches
+from .isolation import batches, read_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -153,15 +154,28 @@ def recent(principals: Collection[Principal] = ()) -> list[Revocation]:
     The whole window each time: neither ids nor times follow the order of commits, so a query for
     the rows since the last query could miss some.
     """
-    names = ("pk", "user_id", "session_digest", "is_final", "created_at")
-    rows = _rows().filter(created_at__gt=kept_since(clock.now())).values_list(*names)
-    found = list(rows[: _MOST_ROWS + 1])
+    rows = _rows().filter(created_at__gt=kept_since(clock.now()))
+    found = _read(rows[: _MOST_ROWS + 1])
     if len(found) > _MOST_ROWS:
         users = {each.user_id for each in principals}
         sessions = {each.session_digest for each in principals if each.session_digest}
-        found = [row for batch in batches(users) for row in rows.filter(user_id__in=batch)]
+        found = [row for batch in batches(users) for row in _read(rows.filter(user_id__in=batch))]
         for batch in batches(sessions):
-            found += rows.filter(session_digest__in=batch)
+            found += _read(rows.filter(session_digest__in=batch))
+    return found
+
+
+def _read(rows: QuerySet[WebSocketRevocation]) -> list[Revocation]:
+    """Return ``rows`` without those that cannot be decoded, which are logged."""
+    names = ("pk", "user_id", "session_digest", "is_final", "created_at")
+    try:
+        found = list(rows.values_list(*names))
+    except Exception as error:
+        if is_outage(error) and not is_unreadable_value(error):
+            raise
+        every = _rows().values_list(*names)
+        ids = list(rows.values_list("pk", flat=True))
+        found = read_each(lambda some: every.filter(pk__in=some), ids, "A row of a revocation")
     return [Revocation(*row) for row in found]
 
 

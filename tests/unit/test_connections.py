@@ -1679,6 +1679,23 @@ async def test_check_reads_its_own_rows_among_many(user, other, session, open_as
     assert len(hub.recheck._known) == 1
 
 
+@pytest.mark.skipif("sqlite" not in connection.vendor, reason="Only SQLite stores such a value")
+@pytest.mark.parametrize("most", [1, 2000])
+def test_row_that_cannot_be_decoded_does_not_hide_the_others(user, monkeypatch, caplog, most):
+    monkeypatch.setattr(revocations, "_MOST_ROWS", most)
+    rows = [revoke(session_digest=f"{n:064}") for n in range(5)]
+    WebSocketRevocation.objects.filter(pk=rows[2].id).update(created_at=Value("9999-99-99 00:00"))
+
+    found = revocations.recent([principal_of(user), *map(principal_of_row, rows)])
+
+    assert sorted(row.id for row in found) == [row.id for row in rows if row is not rows[2]]
+    assert "A row of a revocation cannot be checked" in caplog.text
+
+
+def principal_of_row(row):
+    return Principal(0, MODEL_BACKEND, "", "", row.session_digest, clock.now())
+
+
 @pytest.mark.usefixtures("many_rows")
 def test_reading_of_rows_is_bounded(
     user, other, session, monkeypatch, django_assert_max_num_queries
