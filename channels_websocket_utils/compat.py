@@ -49,6 +49,7 @@ __all__ = [
     "allow_any_thread",
     "announce_routes",
     "application_of",
+    "can_skip_locked",
     "capture_of",
     "captured_names",
     "close_if_old",
@@ -204,6 +205,11 @@ def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:
     """Return how many savepoints are open on ``connection``; ``None`` outside a transaction."""
     # savepoint_ids has an entry for each atomic() inside the outermost one.
     return len(connection.savepoint_ids) if connection.in_atomic_block else None
+
+
+def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether ``select_for_update(skip_locked=True)`` works on ``connection``."""
+    return connection.features.has_select_for_update_skip_locked
 
 
 # Channels

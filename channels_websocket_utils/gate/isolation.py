@@ -15,13 +15,20 @@ if TYPE_CHECKING:
     K = TypeVar("K")
     V = TypeVar("V")
 
-__all__ = ["answer_for", "read_each"]
+__all__ = ["answer_for", "batches", "read_each"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
 
 # Keys in one query: fewer than the parameters that any database allows.
 _BATCH = 500
+
+
+def batches(values: Iterable[K]) -> Iterator[list[K]]:
+    """Yield ``values`` in lists of up to 500."""
+    values = iter(values)
+    while batch := list(islice(values, _BATCH)):
+        yield batch
 
 
 def read_each(read: Callable[[list[K]], Iterable[V]], keys: Iterable[K], what: str) -> list[V]:
@@ -32,7 +39,7 @@ def read_each(read: Callable[[list[K]], Iterable[V]], keys: Iterable[K], what: s
     It is found by halving the batch, so each such key of a batch costs about 18 more calls.
     Raises the exceptions of an outage.
     """
-    return [value for batch in _batches(keys) for value in _read_batch(read, batch, what)]
+    return [value for batch in batches(keys) for value in _read_batch(read, batch, what)]
 
 
 def answer_for(ask: Callable[[K], V], key: K, what: str) -> V | None:
@@ -53,9 +60,3 @@ def _read_batch(read: Callable[[list[K]], Iterable[V]], keys: list[K], what: str
             return []
     middle = len(keys) // 2
     return [*_read_batch(read, keys[:middle], what), *_read_batch(read, keys[middle:], what)]
-
-
-def _batches(values: Iterable[K]) -> Iterator[list[K]]:
-    values = iter(values)
-    while batch := list(islice(values, _BATCH)):
-        yield batch

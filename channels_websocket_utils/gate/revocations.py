@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import transaction
+from django.db import connections, transaction
 from django.utils.timezone import is_aware
 
-from ..compat import primary_key, router
+from ..compat import can_skip_locked, primary_key, router
 from ..conf import get_setting
 from ..models import WebSocketRevocation
+from ..outages import is_outage, is_unreadable_value
 from ..tokens import clock, redeeming
+from .isolation import batches, read_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 
     from django.db.models import QuerySet
 
+    from .verdict import Principal
+
 __all__ = [
     "Revocation",
+    "is_known",
     "is_session_ended",
     "kept_since",
     "recent",
@@ -36,6 +41,10 @@ __all__ = [
 
 # How far the clocks of two machines may be apart.
 _CLOCK_SKEW = timedelta(seconds=5)
+# An equal revocation within this time moves the row to the present instead of adding one.
+_RENEWABLE = timedelta(seconds=60)
+# Rows that one check reads if they are those of any user, so that a usual site needs one query.
+_MOST_ROWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,13 @@ class Revocation:
         # A time in the future means that the clock was set back after the connect.
         is_after = self.created_at + _CLOCK_SKEW <= validated_at <= clock.now()
         return self.is_final or not is_after
+
+    def includes(self, other: Revocation) -> bool:
+        """Return whether it is ``other`` or a later one of the same row, user and session."""
+        if self == other:
+            return True
+        is_later = self.created_at > other.created_at
+        return is_later and self == replace(other, created_at=self.created_at)
 
     def as_event(self) -> dict[str, Any]:
         """Return it as a dictionary that JSON can encode; see from_event()."""
@@ -89,20 +105,42 @@ class Revocation:
 
 def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = False) -> Revocation:
     """
-    Add a row for a user or a session, revoke their unused tokens, and return the ``Revocation``.
+    Record the end of a user's or session's connections, and return it as a ``Revocation``.
 
-    ``is_final`` is for a session that was logged out. Deletes the rows that are too old to be used.
+    Adds a row, or moves an equal row that is less than a minute old to the present. Revokes the
+    unused tokens, and deletes the rows that are too old to be used. ``is_final`` is for a session
+    that was logged out.
     """
     present = clock.now()
     rows = _rows()
+    values = {"user_id": user_id, "session_digest": session_digest, "is_final": is_final}
     with transaction.atomic(using=rows.db):
         rows.filter(created_at__lte=kept_since(present)).delete()
-        row = rows.create(
-            user_id=user_id, session_digest=session_digest, is_final=is_final, created_at=present
-        )
+        row_id = _renew(rows, values, present)
+        if row_id is None:
+            row_id = rows.create(**values, created_at=present).pk
         owner = {"session_digest": session_digest} if session_digest else {"user_id": user_id}
         redeeming.revoke(**owner)
-    return Revocation(row.pk, user_id, session_digest, is_final, present)
+    return Revocation(row_id, user_id, session_digest, is_final, present)
+
+
+def _renew(
+    rows: QuerySet[WebSocketRevocation], values: Mapping[str, Any], present: datetime
+) -> int | None:
+    """
+    Move a recent row with these values to ``present`` and return its id, ``None`` without one.
+
+    The later row ends every connection that the earlier one would end.
+    """
+    equal = rows.filter(**values, created_at__range=(present - _RENEWABLE, present))
+    # A transaction that has renewed the row may be long: add a row instead of waiting for it.
+    skips = can_skip_locked(connections[rows.db])
+    locked = equal.select_for_update(skip_locked=True) if skips else equal
+    found = locked.order_by("-created_at").values_list("pk", flat=True)[:1]
+    for row_id in found:
+        if equal.filter(pk=row_id).update(created_at=present):
+            return int(row_id)
+    return None
 
 
 def when_committed(do: Callable[[], object]) -> None:
@@ -110,22 +148,47 @@ def when_committed(do: Callable[[], object]) -> None:
     transaction.on_commit(do, using=_rows().db)
 
 
-def recent() -> list[Revocation]:
+def recent(principals: Collection[Principal] = ()) -> list[Revocation]:
     """
-    Return all revocations of the window.
+    Return the revocations of the window: all, or only those of ``principals`` if they are many.
 
     The whole window each time: neither ids nor times follow the order of commits, so a query for
     the rows since the last query could miss some.
     """
     rows = _rows().filter(created_at__gt=kept_since(clock.now()))
+    found = _read(rows[: _MOST_ROWS + 1])
+    if len(found) > _MOST_ROWS:
+        users = {each.user_id for each in principals}
+        sessions = {each.session_digest for each in principals if each.session_digest}
+        found = [row for batch in batches(users) for row in _read(rows.filter(user_id__in=batch))]
+        for batch in batches(sessions):
+            found += _read(rows.filter(session_digest__in=batch))
+    return found
+
+
+def _read(rows: QuerySet[WebSocketRevocation]) -> list[Revocation]:
+    """Return ``rows`` without those that cannot be decoded, which are logged."""
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
-    return [Revocation(*row) for row in rows.values_list(*names)]
+    try:
+        found = list(rows.values_list(*names))
+    except Exception as error:
+        if is_outage(error) and not is_unreadable_value(error):
+            raise
+        every = _rows().values_list(*names)
+        ids = list(rows.values_list("pk", flat=True))
+        found = read_each(lambda some: every.filter(pk__in=some), ids, "A row of a revocation")
+    return [Revocation(*row) for row in found]
+
+
+def is_known(revocation: Revocation, known: Mapping[int, Revocation]) -> bool:
+    """Return whether ``known``, by id, has ``revocation`` or a later one of its row."""
+    found = known.get(revocation.id)
+    return found is not None and found.includes(revocation)
 
 
 def with_ids(ids: Collection[int]) -> list[Revocation]:
     """Return the revocations of the rows with these ``ids``."""
-    names = ("pk", "user_id", "session_digest", "is_final", "created_at")
-    return [Revocation(*row) for row in _rows().filter(pk__in=ids).values_list(*names)]
+    return _read(_rows().filter(pk__in=ids))
 
 
 def is_session_ended(session_digest: str) -> bool:

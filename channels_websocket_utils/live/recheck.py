@@ -77,7 +77,7 @@ class Recheck:
         self._next_job_at = 0.0
         self._waiting: dict[Connection, None] = {}
         self._is_all_waiting = False
-        # By id: a row is read at each check and applied once.
+        # By id, the last addition last: a row is read at each check and applied once.
         self._known: dict[int, Revocation] = {}
         self._unread = UnreadRevocations(self.add_revocation)
         # Digests of the sessions that known revocations have ended for good.
@@ -112,13 +112,19 @@ class Recheck:
 
         Only a row makes a revocation known. So an event hides no row that has the same id.
         """
-        if self._known.get(revocation.id) != revocation and revocation not in self._unread:
+        is_known = revocations.is_known(revocation, self._known)
+        if not is_known and revocation not in self._unread:
             self._unread.add(revocation)
             self._apply(revocation)
 
     def add_revocation(self, row: Revocation) -> None:
-        """Apply ``row`` unless an equal event has, and ignore it and equal events from now on."""
-        if self._known.get(row.id) != row:
+        """
+        Apply ``row`` unless an equal event has, and ignore it and equal events from now on.
+
+        A row that has moved to the present is new again.
+        """
+        if not revocations.is_known(row, self._known):
+            self._known.pop(row.id, None)
             self._known[row.id] = row
             if row.is_final:
                 self._ended_sessions.add(row.session_digest)
@@ -158,9 +164,10 @@ class Recheck:
         self._waiting.clear()
         self._is_all_waiting = False
         try:
-            recent, outdated = await in_recheck_thread(_read_changes)(_principals(connections))
+            read = in_recheck_thread(_read_changes)
+            found, outdated = await read(_principals(connections), self._known)
             self._finish_check(began)
-            for revocation in recent:
+            for revocation in found:
                 self.add_revocation(revocation)
             self._end_outdated(connections, outdated)
             self._forget_old_revocations()
@@ -233,20 +240,29 @@ class Recheck:
 
     def _forget_old_revocations(self) -> None:
         since = revocations.kept_since(clock.now())
-        self._known = {id: row for id, row in self._known.items() if row.created_at > since}
-        self._ended_sessions = {row.session_digest for row in self._known.values() if row.is_final}
+        while self._known:
+            id, row = next(iter(self._known.items()))
+            if row.created_at > since:
+                break
+            del self._known[id]
+            self._ended_sessions.discard(row.session_digest)
 
 
 def _principals(connections: Iterable[Connection]) -> set[Principal]:
     return {each.principal for each in connections if each.principal is not None}
 
 
-def _read_changes(principals: set[Principal]) -> tuple[list[Revocation], list[Principal]]:
-    """Return the recent revocations and the outdated ``principals``; runs in a thread."""
+def _read_changes(
+    principals: set[Principal], known: dict[int, Revocation]
+) -> tuple[list[Revocation], list[Principal]]:
+    """Return the unknown revocations and the outdated ``principals``; runs in a thread."""
     # A programming error in one of the two does not affect the other.
-    recent = _unless_bug(revocations.recent, "The rows of revocations could not be read")
+    read = partial(revocations.recent, principals)
+    recent = _unless_bug(read, "The rows of revocations could not be read")
+    # Compared here and not in the event loop, because there may be thousands.
+    unknown = [each for each in recent if not revocations.is_known(each, known)]
     find_outdated = partial(freshness.find_outdated, principals)
-    return recent, _unless_bug(find_outdated, "The re-check of the users failed")
+    return unknown, _unless_bug(find_outdated, "The re-check of the users failed")
 
 
 def _unless_bug(read: Callable[[], list[T]], message: str) -> list[T]:

@@ -369,6 +369,15 @@ def test_savepoints_are_counted(opened_connection):
             assert compat.savepoint_depth(opened_connection) == 1
 
 
+def test_rows_that_are_locked_can_be_skipped():
+    """A second disconnect would wait for a long transaction, or raise ``NotSupportedError``."""
+    assert compat.can_skip_locked(connections["default"]) is (connection.vendor != "sqlite")
+    pytest.importorskip("psycopg")
+    from django.db.backends.postgresql.features import DatabaseFeatures
+
+    assert DatabaseFeatures.has_select_for_update_skip_locked
+
+
 # Channels
 
 

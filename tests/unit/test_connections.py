@@ -14,10 +14,11 @@ from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.backends.signed_cookies import SessionStore as SignedSessionStore
 from django.contrib.sessions.models import Session
 from django.core.cache import cache, caches
 from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import Value
 from django.test import AsyncClient, Client
 from django.utils import timezone
@@ -85,10 +86,14 @@ def client_of(session, kind=Client):
 
 
 def log_out(session):
+    log_out_of(SessionStore(session))
+
+
+def log_out_of(session):
     request = type("Request", (), {})()
     from django.contrib.auth import SESSION_KEY, logout
 
-    request.session = SessionStore(session)
+    request.session = session
     request.user = get_user_model().objects.get(pk=request.session[SESSION_KEY])
     logout(request)
 
@@ -326,16 +331,12 @@ async def test_timer_reads_the_rows_of_other_processes(user, other, session, ope
 async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, open_as):
     """A row with an older time and a smaller id than a known one is still read."""
     mine = await open_as(user, session)
-    late = await sync_to_async(revoke)(user_id=user.pk)
-    await WebSocketRevocation.objects.all().adelete()
     other = await get_user_model().objects.acreate(username="cyd")
-    known = await WebSocketRevocation.objects.acreate(
-        id=late.id + 10, user=other, created_at=clock.now()
-    )
+    known = await WebSocketRevocation.objects.acreate(id=1010, user=other, created_at=clock.now())
     await until(lambda: any(known.id in hub.recheck._known for hub in hub_module._hubs.values()))
 
     await WebSocketRevocation.objects.acreate(
-        id=late.id, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
+        id=1000, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
     )
 
     assert await ended(mine) == 4410
@@ -378,9 +379,9 @@ async def some_rechecks(count=3):
     checks = asyncio.Queue()
     original = recheck._read_changes
 
-    def counted(principals):
+    def counted(*args):
         try:
-            return original(principals)
+            return original(*args)
         finally:
             loop.call_soon_threadsafe(checks.put_nowait, None)
 
@@ -1738,3 +1739,192 @@ async def test_outage_that_outlasts_the_rows_ends_all_sockets(
     broken.clear()
 
     assert await ended(socket) == 4490
+
+
+# The rows of revocations
+
+
+def test_replayed_logout_of_signed_cookies_adds_no_rows(user, settings):
+    """A copy of the cookie can be sent again: the server keeps no session to end."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    session = SignedSessionStore(sign_in(user))
+
+    for _ in range(20):
+        log_out_of(SignedSessionStore(session.session_key))
+
+    assert WebSocketRevocation.objects.count() == 1
+
+
+def test_naive_logout_of_signed_cookies_adds_rows_freely(user, settings, monkeypatch):
+    monkeypatch.setattr(revocations, "_renew", lambda *args: None)
+
+    test_replayed = test_replayed_logout_of_signed_cookies_adds_no_rows
+    with pytest.raises(AssertionError, match="20 == 1"):
+        test_replayed(user, settings)
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_equal_row_is_moved_to_the_present(user, is_final):
+    first = revoke(session_digest="a" * 64, is_final=is_final)
+    others = [revoke(session_digest="b" * 64), revoke(user_id=user.pk)]
+    others.append(revoke(session_digest="a" * 64, is_final=not is_final))
+
+    second = revoke(session_digest="a" * 64, is_final=is_final)
+
+    assert second.id == first.id
+    assert second.created_at > first.created_at
+    assert sorted(revocations.recent(), key=lambda row: row.created_at) == [*others, second]
+
+
+def test_old_row_and_row_of_a_clock_that_is_ahead_are_not_moved(user):
+    present = clock.now()
+    for seconds in (-70, 5):
+        created_at = present + timezone.timedelta(seconds=seconds)
+        WebSocketRevocation.objects.create(user=user, created_at=created_at)
+
+    revoke(user_id=user.pk)
+
+    assert WebSocketRevocation.objects.count() == 3
+
+
+def test_row_is_not_moved_if_the_transaction_is_rolled_back(user):
+    first = revoke(user_id=user.pk)
+
+    with transaction.atomic():
+        revoke(user_id=user.pk)
+        transaction.set_rollback(True)
+
+    assert revocations.recent() == [first]
+
+
+@pytest.mark.skipif("sqlite" in connection.vendor, reason="SQLite locks the whole database")
+def test_disconnect_does_not_wait_for_a_transaction_that_has_moved_the_row(user):
+    first = revoke(user_id=user.pk)
+    has_moved, go = threading.Event(), threading.Event()
+
+    def move_and_wait():
+        with transaction.atomic():
+            revoke(user_id=user.pk)
+            has_moved.set()
+            go.wait(LIMIT)
+        connection.close()
+
+    thread = threading.Thread(target=move_and_wait)
+    thread.start()
+    try:
+        assert has_moved.wait(LIMIT)
+        second = revoke(user_id=user.pk)
+        assert thread.is_alive()
+    finally:
+        go.set()
+        thread.join()
+
+    assert second.id != first.id
+
+
+@pytest.mark.usefixtures("fast")
+async def test_second_disconnect_by_another_process_ends_a_reconnected_user(
+    user, session, open_as, other
+):
+    """Its row has the id of the first one, which is known."""
+    await open_as(other, await sync_to_async(sign_in)(other))
+    socket = await open_as(user, session)
+    first = await sync_to_async(revoke)(user_id=user.pk)
+    assert await ended(socket) == 4410
+    again = await open_as(user, session)
+    await some_rechecks()
+    assert await is_alive(again)
+
+    second = await sync_to_async(revoke)(user_id=user.pk)
+
+    assert await ended(again) == 4410
+    assert second.id == first.id
+
+
+async def test_late_event_does_not_replace_a_later_row(user, other, session, open_as):
+    """The layer delivers the event of the first disconnect after that of the second one."""
+    await open_as(other, await sync_to_async(sign_in)(other))
+    (hub,) = hub_module.current_hubs()
+    first = await sync_to_async(revoke)(user_id=user.pk)
+    second = await sync_to_async(revoke)(user_id=user.pk)
+    hub.recheck.add_revocation(second)
+    again = await open_as(user, session)
+
+    hub.recheck.add_revocation(first)
+    hub.recheck.add_revocation(second)
+
+    assert await is_alive(again)
+
+
+@pytest.fixture
+def many_rows(transactional_db, monkeypatch):
+    """More rows of other users than a check reads."""
+    monkeypatch.setattr(revocations, "_MOST_ROWS", 100)
+    WebSocketRevocation.objects.bulk_create(
+        WebSocketRevocation(session_digest=f"{n:064}", created_at=clock.now()) for n in range(3000)
+    )
+
+
+@pytest.mark.usefixtures("fast", "many_rows")
+@pytest.mark.parametrize("by", ["user", "session"])
+async def test_check_reads_its_own_rows_among_many(user, other, session, open_as, by):
+    mine = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+    (hub,) = hub_module.current_hubs()
+
+    if by == "user":
+        await sync_to_async(revoke)(user_id=user.pk)
+    else:
+        await sync_to_async(revoke)(session_digest=digests.digest_of(session))
+
+    assert await ended(mine) == 4410
+    assert await is_alive(of_other)
+    assert len(hub.recheck._known) == 1
+
+
+@pytest.mark.skipif("sqlite" not in connection.vendor, reason="Only SQLite stores such a value")
+@pytest.mark.parametrize("most", [1, 2000])
+def test_row_that_cannot_be_decoded_does_not_hide_the_others(user, monkeypatch, caplog, most):
+    monkeypatch.setattr(revocations, "_MOST_ROWS", most)
+    rows = [revoke(session_digest=f"{n:064}") for n in range(5)]
+    WebSocketRevocation.objects.filter(pk=rows[2].id).update(created_at=Value("9999-99-99 00:00"))
+
+    found = revocations.recent([principal_of(user), *map(principal_of_row, rows)])
+
+    assert sorted(row.id for row in found) == [row.id for row in rows if row is not rows[2]]
+    assert "A row of a revocation cannot be checked" in caplog.text
+
+
+def principal_of_row(row):
+    return Principal(0, MODEL_BACKEND, "", "", row.session_digest, clock.now())
+
+
+@pytest.mark.usefixtures("many_rows")
+def test_reading_of_rows_is_bounded(
+    user, other, session, monkeypatch, django_assert_max_num_queries
+):
+    mine = [revoke(user_id=user.pk), revoke(session_digest=digests.digest_of(session))]
+    revoke(user_id=other.pk)
+
+    with django_assert_max_num_queries(3):
+        found = revocations.recent([principal_of(user, session)])
+    # The naive code reads them all.
+    monkeypatch.setattr(revocations, "_MOST_ROWS", 10**9)
+
+    assert found == mine
+    assert len(revocations.recent([principal_of(user, session)])) == 3003
+
+
+async def test_known_rows_are_forgotten_when_they_are_old(user, session, open_as, monkeypatch):
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+    for number in range(3):
+        row = await sync_to_async(revoke)(session_digest=f"{number:064}", is_final=True)
+        hub.recheck.add_revocation(row)
+    present = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: present + timezone.timedelta(hours=2))
+
+    hub.recheck._forget_old_revocations()
+
+    assert not hub.recheck._known
+    assert not hub.recheck.has_ended(f"{0:064}")
