@@ -1190,6 +1190,29 @@ async def test_event_that_arrives_again_ends_no_reconnected_user(
     assert await is_alive(again)
 
 
+async def test_row_of_an_applied_event_ends_no_user_who_has_reconnected_meanwhile(
+    user, session, open_as, monkeypatch
+):
+    """The row would end connections up to 5 seconds after it, because clocks differ."""
+    monkeypatch.setattr(hub_module, "LINGER", 10)
+    may_read, with_ids = threading.Event(), revocations.with_ids
+
+    def read(ids):
+        assert may_read.wait(LIMIT)
+        return with_ids(ids)
+
+    monkeypatch.setattr(revocations, "with_ids", read)
+    socket = await open_as(user, session)
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    again = await open_as(user, session)
+
+    may_read.set()
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
+
+    assert await is_alive(again)
+
+
 @pytest.mark.parametrize("error", [OperationalError("away"), RuntimeError("a bug")])
 async def test_row_that_cannot_be_read_is_logged_and_the_event_is_applied(
     user, session, open_as, monkeypatch, caplog, error
