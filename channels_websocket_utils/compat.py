@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     # The SQL, its parameters, and by column the functions that convert its values.
     _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], dict[int, tuple[list[Any], Any]]]
+    import re
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
     from typing import Any
@@ -48,6 +49,7 @@ __all__ = [
     "allow_any_thread",
     "announce_routes",
     "application_of",
+    "capture_of",
     "captured_names",
     "close_if_old",
     "close_if_unusable",
@@ -155,6 +157,12 @@ def replace_application(route: Any, application: Any) -> None:
 def captured_names(route: Any) -> set[str]:
     """Return the names that ``path()`` or ``re_path()`` captures in ``route``."""
     return {*route.pattern.converters, *route.pattern.regex.groupindex}
+
+
+def capture_of(route: Any, name: str) -> tuple[re.Pattern[str], Callable[[str], Any]]:
+    """Return the regular expression of ``route``, and what converts the text of ``name``."""
+    converter = route.pattern.converters.get(name)
+    return route.pattern.regex, converter.to_python if converter else str
 
 
 # Django: database connections

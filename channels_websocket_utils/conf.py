@@ -54,6 +54,8 @@ DEFAULTS = {
     "SYNC_THREADS": 16,
     # Channels' consumers use this alias too, unless they name another one.
     "CHANNEL_LAYER": "default",
+    # Few sites share a Redis and a SECRET_KEY with another site.
+    "SITE": "",
 }
 
 
@@ -220,5 +222,9 @@ _RULES = {
     "CHANNEL_LAYER": (
         lambda value: isinstance(value, str) and bool(value),
         "the alias of a channel layer",
+    ),
+    "SITE": (
+        lambda value: isinstance(value, str),
+        "a string",
     ),
 }

@@ -6,7 +6,7 @@ import sys
 
 from django import db
 
-__all__ = ["outage_errors"]
+__all__ = ["is_outage", "is_unreadable_value", "outage_errors"]
 
 # What cache libraries raise when their server is down, hangs or is full: module and class.
 _LIBRARY_ERRORS = (
@@ -31,3 +31,19 @@ def outage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
         if module in sys.modules
     ]
     return *others, db.Error, ConnectionError, TimeoutError, *libraries
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether ``error`` means that the database or the session cache is unavailable."""
+    return isinstance(error, outage_errors())
+
+
+def is_unreadable_value(error: Exception) -> bool:
+    """
+    Return whether the database has answered with a value that cannot be decoded.
+
+    This is Django's ``DataError``, such as for a date after the year 9999. SQLite raises an
+    ``OperationalError`` for a text that is not UTF-8, and only its message differs from that of an
+    outage.
+    """
+    return isinstance(error, db.DataError) or "Could not decode to UTF-8" in str(error)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from .protocol import MessageError
+from .protocol import MessageError, read_reply_key
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -30,7 +30,8 @@ def decode(text: str) -> Any:
 
     Raises ``MessageError`` with the code ``bad_message`` for invalid JSON, and also for what
     ``json.loads()`` accepts: ``NaN``, infinite and overlong numbers, duplicate keys, lone
-    surrogates and more than ``MAX_DEPTH`` levels.
+    surrogates and more than ``MAX_DEPTH`` levels. If ``json.loads()`` can read a reply key, the
+    error carries it, so that the client can reject the call that waits for the reply.
     """
     try:
         value = _DECODER.decode(text)
@@ -41,7 +42,9 @@ def decode(text: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         # Without a chain, because the exception of the json module contains the whole text.
-        raise MessageError("bad_message", "The message is not valid JSON.") from None
+        raise MessageError(
+            "bad_message", "The message is not valid JSON.", reply_key=_find_reply_key(text)
+        ) from None
     return value
 
 
@@ -57,6 +60,13 @@ def _check_depth(value: object) -> None:
         if not level:
             return
     raise ValueError("nested too deeply")
+
+
+def _find_reply_key(text: str) -> str | None:
+    try:
+        return read_reply_key(json.loads(text))
+    except (ValueError, RecursionError, MessageError):
+        return None
 
 
 def encode(content: object) -> str:

@@ -2,19 +2,25 @@
 
 from .application import check_application, check_user
 from .deployment import check_origin, check_processes
+from .routes import check_groups, check_required_routes, check_token_routes
 from .settings import check_channel_layer, check_installed_apps, check_sessions, check_settings
+from .tables import check_tables
 from .tokens import check_endpoint, check_token_age, check_token_cache
 
 __all__ = [
     "check_application",
     "check_channel_layer",
     "check_endpoint",
+    "check_groups",
     "check_installed_apps",
     "check_origin",
     "check_processes",
+    "check_required_routes",
     "check_sessions",
     "check_settings",
+    "check_tables",
     "check_token_age",
     "check_token_cache",
+    "check_token_routes",
     "check_user",
 ]

@@ -10,6 +10,7 @@ from channels.security.websocket import OriginValidator
 from django.conf import settings
 from django.core.checks import Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import URLPattern
 from django.utils.module_loading import import_string
 
 from ..middleware import WebSocketTokenAuthMiddleware, WebSocketTokenAuthMiddlewareStack
@@ -85,7 +86,7 @@ def _lacks_user(chain: Chain) -> bool:
         return False
     gate = chain[gates[0]]
     # Any other class above the gate may put a user into the scope, also a subclass of these.
-    known = (ProtocolTypeRouter, OriginValidator, URLRouter)
+    known = (ProtocolTypeRouter, OriginValidator, URLRouter, URLPattern)
     return (
         not isinstance(gate, WebSocketTokenAuthMiddlewareStack)
         and not gate.token_only

@@ -85,7 +85,7 @@ def leads_to_same_route(
     logger.log(
         logging.DEBUG if arrival.digest is None else logging.ERROR,
         "Connection refused: with a placeholder instead of the token its path matches another "
-        "route. Let the pattern of %r accept 'wst_' and any 43 of A-Z a-z 0-9 _ -",
+        "route. Let the pattern of %r accept 'wst_' and any 43 of A-Z a-z 0-9 _",
         token_kwarg,
     )
     return False

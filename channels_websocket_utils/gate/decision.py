@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from django.contrib.auth import get_user_model
-
 from ..compat import load_backend
 from ..outages import outage_errors
 from ..signals import token_refused
@@ -19,6 +17,7 @@ from .sign_in import (
     backend_path,
     can_join_user,
     has_session_hash,
+    is_foreign,
     is_sign_in_of,
     load_user,
     own_session_digest,
@@ -117,8 +116,8 @@ def _decide_session(request: ConnectionRequest) -> Verdict:
     """Decide about a connection without a token."""
     session, user, validated_at = request.session, request.user, clock.now()
     sign_in = read_sign_in(session, user)
-    if user is not None and not isinstance(user, get_user_model()):
-        # Anonymous, or of another model: there is no row of this user that could change.
+    if user is not None and (not user.is_authenticated or is_foreign(user)):
+        # There is no row of this user that could change.
         return Verdict(session, user, annotate("missing"))
     fresh = _session_user(sign_in)
     # The scope keeps the object of an outer middleware, which may carry more than a fresh one.
@@ -166,7 +165,7 @@ def _open_case(request: ConnectionRequest) -> _Case:
 def _judge(case: _Case) -> None:
     """Find out why the token is refused, or whose the connection is."""
     request, row, sign_in = case.request, case.row, case.sign_in
-    if sign_in is None and not request.token_only:
+    if (sign_in is None and not request.token_only) or is_foreign(request.user):
         case.reason = "wrong_user"
         return
     case.reason = redeeming.why_refused(

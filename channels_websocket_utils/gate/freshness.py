@@ -4,8 +4,8 @@ Check whether the user of a connection is still valid: for guarded calls and for
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -18,11 +18,13 @@ from django.utils import timezone
 
 from ..compat import load_backend, router
 from ..tokens import digests
+from .isolation import answer_for, read_each
 from .sign_in import (
     MODEL_BACKEND,
     backend_path,
     can_join_user,
     has_session_hash,
+    is_foreign,
     is_sign_in_of,
     load_user,
     read_session,
@@ -30,21 +32,18 @@ from .sign_in import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Callable, Collection, Iterable
+    from typing import Any, TypeAlias
 
     from django.contrib.auth.base_user import AbstractBaseUser
 
     from ..types import Scope
     from .verdict import Principal
 
-    T = TypeVar("T")
+    # Returns the valid users of some primary keys.
+    _ReadUsers: TypeAlias = Callable[[list[Any]], Iterable[AbstractBaseUser]]
 
 __all__ = ["find_outdated", "fresh_user"]
-
-
-# Keys in one query: fewer than the parameters that any database allows.
-_BATCH = 500
 
 
 def fresh_user(scope: Scope) -> AbstractBaseUser | None:
@@ -52,8 +51,9 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     Return the connection's user as the database has them now, or ``None`` if they are not valid.
 
     The user is ``scope["user"]``. Behind a token it must still be the token's user. A user is not
-    valid if they are anonymous, refused by the authentication backend (inactive, deleted), signed
-    out of the session that the connection came with, or if the password has changed since.
+    valid if they are anonymous, not of this site's user model, refused by the authentication
+    backend (inactive, deleted), signed out of the session that the connection came with, or if the
+    password has changed since.
 
     Raises ``ImproperlyConfigured`` if the scope has no user or the backend cannot be known.
     """
@@ -67,6 +67,8 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     token_user = annotation.user if annotation is not None else None
     if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
         # Signed out by channels.auth.logout(), or not the user whom the token signed in.
+        return None
+    if is_foreign(user):
         return None
     if token_user is not None:
         user = token_user
@@ -97,19 +99,26 @@ def find_outdated(principals: Iterable[Principal]) -> list[Principal]:
     The user is deleted, refused by the backend (inactive) or has another password; the session is
     deleted or has expired. Makes one query for each batch of users and of sessions if Django's own
     ``ModelBackend`` and session stores keep them. Other backends are asked for each user. Sessions
-    that are kept elsewhere (files) are not checked. Raises what the database or the cache raises.
+    that are kept elsewhere (files) are not checked.
+
+    A user or session that cannot be read counts as gone: the backend raises for them, or a field of
+    their row cannot be decoded. This is logged with its traceback, and the others are checked.
+    Raises only the exceptions of an outage.
     """
     users = _present_users({(each.user_id, each.backend) for each in principals})
     keys = {each.session_key for each in principals if each.session_key}
     sessions = _present_sessions(keys) if keys else set()
-    answers = {}
+    answers: dict[tuple[Any, ...], bool | None] = {}
+
+    def is_same(asked: tuple[Any, ...]) -> bool:
+        user = users.get(asked[:2])
+        return user is not None and digests.has_auth_digest(user, asked[2])
 
     def has_changed(each: Principal) -> bool:
         asked = each.user_id, each.backend, each.auth_digest
         if asked not in answers:
-            user = users.get(asked[:2])
-            answers[asked] = user is None or not digests.has_auth_digest(user, each.auth_digest)
-        return answers[asked]
+            answers[asked] = answer_for(is_same, asked, "A user")
+        return not answers[asked]
 
     return [
         each
@@ -121,21 +130,24 @@ def find_outdated(principals: Iterable[Principal]) -> list[Principal]:
 def _present_users(asked: Collection[tuple[Any, str]]) -> dict[tuple[Any, str], AbstractBaseUser]:
     """Return the valid users of ``asked``, pairs of a primary key and a backend."""
     found: dict[tuple[Any, str], AbstractBaseUser] = {}
-    users: Iterable[AbstractBaseUser]
     can_join = can_join_user()
     for path in {path for _, path in asked}:
         ids = [user_id for user_id, of in asked if of == path]
         if path == MODEL_BACKEND and can_join:
-            # Read what the get_user() of this backend would read, for many users at once.
-            backend: Any = load_backend(path)
-            model = get_user_model()
-            manager = model._default_manager.using(router.db_for_write(model))
-            users = [user for batch in _batches(ids) for user in manager.filter(pk__in=batch)]
-            users = filter(backend.user_can_authenticate, users)
+            users = read_each(_model_users(path), ids, "A user")
         else:
-            users = filter(None, (load_user(user_id, path) for user_id in ids))
+            answers = (answer_for(partial(load_user, path=path), each, "A user") for each in ids)
+            users = list(filter(None, answers))
         found.update(((user.pk, path), user) for user in users)
     return found
+
+
+def _model_users(path: str) -> _ReadUsers:
+    """Return a function that reads what the ``get_user()`` of ``ModelBackend`` would read."""
+    backend: Any = load_backend(path)
+    model = get_user_model()
+    manager = model._default_manager.using(router.db_for_write(model))
+    return lambda ids: filter(backend.user_can_authenticate, manager.filter(pk__in=ids))
 
 
 def _present_sessions(keys: set[str]) -> set[str]:
@@ -145,21 +157,18 @@ def _present_sessions(keys: set[str]) -> set[str]:
         model = store.get_model_class()
         rows = model._default_manager.using(router.db_for_write(model))
         rows = rows.filter(expire_date__gt=timezone.now())
-        return {
-            key
-            for batch in _batches(keys)
-            for key in rows.filter(session_key__in=batch).values_list("session_key", flat=True)
-        }
+
+        def read(keys: list[str]) -> list[str]:
+            return list(rows.filter(session_key__in=keys).values_list("session_key", flat=True))
+
+        return set(read_each(read, keys, "A session"))
     if issubclass(store, cache.SessionStore):
         prefix, sessions = store.cache_key_prefix, caches[settings.SESSION_CACHE_ALIAS]
-        found = {}
-        for batch in _batches(keys):
-            found.update(sessions.get_many([prefix + key for key in batch]))
+
+        def read_cache(keys: list[str]) -> list[str]:
+            # Only the keys are needed, but the cache decodes the values too.
+            return list(sessions.get_many(keys))
+
+        found = read_each(read_cache, (prefix + key for key in keys), "A session")
         return {key.removeprefix(prefix) for key in found}
     return keys
-
-
-def _batches(values: Iterable[T]) -> Iterator[list[T]]:
-    values = iter(values)
-    while batch := list(islice(values, _BATCH)):
-        yield batch

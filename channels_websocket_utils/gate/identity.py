@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 
-from ..compat import salted_hmac
+from ..compat import primary_key, salted_hmac
 
 if TYPE_CHECKING:
     from ..types import User
@@ -20,13 +21,26 @@ def identity_of(user: User | None) -> str | None:
     """
     Return an opaque identifier of ``user`` for the client, or ``None`` if anonymous.
 
-    It is the same each time, so the client notices when another user has signed in. It is keyed,
-    so it does not show the primary key. The key is the oldest of ``SECRET_KEY_FALLBACKS``, or else
+    It is the same each time, so the client notices when another user has signed in; an instance of
+    a proxy or child of the user model has the identifier of its user. It is keyed, so it does not
+    show the primary key. The key is the oldest of ``SECRET_KEY_FALLBACKS``, or else
     ``SECRET_KEY``: it stays the same for pages that are open while the key is rotated.
     """
     if user is None or not user.is_authenticated:
         return None
-    name = f"{user._meta.label_lower}:{user.pk}"
     key = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS][-1]
-    digest = salted_hmac("channels_websocket_utils.identity", name, secret=key, algorithm="sha256")
+    digest = salted_hmac(
+        "channels_websocket_utils.identity", _name(user), secret=key, algorithm="sha256"
+    )
     return digest.hexdigest()[:32]
+
+
+def _name(user: User) -> str:
+    model = get_user_model()
+    if isinstance(user, model):
+        # Also for an instance of a proxy or child model, which an authentication backend may return
+        # here and not there. A child can have a primary key of its own.
+        return f"{model._meta.label_lower}:{getattr(user, primary_key(model).attname)}"
+    # Not type(), which would be that of a lazy object.
+    kind = user.__class__
+    return f"{kind.__module__}.{kind.__qualname__}:{user.pk}"

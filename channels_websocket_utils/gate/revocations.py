@@ -17,7 +17,7 @@ from ..models import WebSocketRevocation
 from ..tokens import clock, redeeming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from django.db.models import QuerySet
@@ -30,6 +30,7 @@ __all__ = [
     "revoke",
     "when_committed",
     "window",
+    "with_ids",
 ]
 
 
@@ -119,6 +120,12 @@ def recent() -> list[Revocation]:
     rows = _rows().filter(created_at__gt=kept_since(clock.now()))
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
     return [Revocation(*row) for row in rows.values_list(*names)]
+
+
+def with_ids(ids: Collection[int]) -> list[Revocation]:
+    """Return the revocations of the rows with these ``ids``."""
+    names = ("pk", "user_id", "session_digest", "is_final", "created_at")
+    return [Revocation(*row) for row in _rows().filter(pk__in=ids).values_list(*names)]
 
 
 def is_session_ended(session_digest: str) -> bool:

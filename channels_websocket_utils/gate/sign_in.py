@@ -36,6 +36,7 @@ __all__ = [
     "backend_path",
     "can_join_user",
     "has_session_hash",
+    "is_foreign",
     "is_sign_in_of",
     "load_user",
     "new_session",
@@ -86,6 +87,15 @@ def read_session(session: SessionBase | None) -> SignIn | None:
 def is_sign_in_of(sign_in: SignIn | None, user: User) -> TypeGuard[SignIn]:
     """Return whether ``sign_in`` names ``user``."""
     return sign_in is not None and sign_in.user_id == user.pk
+
+
+def is_foreign(user: User | None) -> bool:
+    """
+    Return whether ``user`` is signed in, and is not of this site's user model.
+
+    The primary key of such a user, such as a ``TokenUser`` of Simple JWT, names another user here.
+    """
+    return user is not None and user.is_authenticated and not isinstance(user, get_user_model())
 
 
 def has_session_hash(user: AbstractBaseUser, session_hash: str | None) -> bool:

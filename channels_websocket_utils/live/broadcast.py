@@ -14,9 +14,11 @@ from asgiref.sync import async_to_sync
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from ..conf import get_setting
+from .signatures import BadSignature, sign, verify
+from .tasks import run_in_background
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import Any, TypeAlias, TypeVar
 
     T = TypeVar("T")
@@ -64,7 +66,7 @@ def shared_layer() -> Layer | None:
 
 def send(group: str, event: Event) -> None:
     """
-    Send ``event``, a dictionary of JSON's types, to the listeners of all other processes.
+    Sign ``event``, a dictionary of JSON's types, and send it to the listeners of other processes.
 
     This is one ``group_send()``, which may take 1 second at most. An error is logged and not
     raised: the caller's work is done, and the re-check of the other processes finds the change.
@@ -78,7 +80,7 @@ async def asend(group: str, event: Event) -> None:
     layer = shared_layer()
     if layer is None:
         return
-    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "event": event}
+    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "event": sign(event)}
     try:
         await _within_limit(layer.group_send(group, message))
     except Exception as error:
@@ -90,8 +92,8 @@ class Listener:
     """
     Receives the events of one ``group`` on the running event loop, until ``stop()``.
 
-    ``handle(event)`` is called with each event of another process and must not wait. ``missed()``
-    is called when events may have been lost, because the layer was unavailable.
+    ``handle(event)`` is called with each event of another process of this site and must not wait.
+    ``missed()`` is called when events may have been lost, because the layer was unavailable.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Listener:
         self._handle = handle
         self._missed = missed
         self._has_tried = asyncio.Event()
-        self._task = asyncio.ensure_future(self._run())
+        self._task = run_in_background(self._run())
 
     async def ready(self) -> None:
         """Wait until the first subscription has succeeded or failed, 1 second at most, once."""
@@ -163,12 +165,21 @@ class Listener:
                 receiving.cancel()
                 await asyncio.wait({receiving}, timeout=LIMIT)
 
-    def _receive(self, message: Mapping[str, Any]) -> None:
+    def _receive(self, message: object) -> None:
+        # Any program may have sent it that can use the layer.
+        fields: dict[str, Any] = message if isinstance(message, dict) else {}
+        # The sender is not signed: a process does not spend time on its own events.
+        if fields.get("sender") == _sender():
+            return
         try:
-            if message["sender"] != _sender():
-                self._handle(message["event"])
+            event = verify(fields.get("event"))
+        except BadSignature as reason:
+            logger.debug("An event for %s was dropped: %s", self._group, reason)
+            return
+        try:
+            self._handle(event)
         except Exception:
-            # A process with another version may have sent it. The listener continues.
+            # A process with another release may have sent it. The listener continues.
             logger.exception("An event for %s could not be handled", self._group)
 
     async def _join(self, layer: Layer, channel: str) -> None:

@@ -223,8 +223,7 @@ class Connection:
     def disconnect(self) -> None:
         """End this one connection with 4410. Works in any thread, and does not wait."""
         if self.hub is not None:
-            end, close_code = self.hub.end, protocol.CLOSE_SESSION_ENDED
-            self.hub.loop.call_soon_threadsafe(end, {self}, close_code)
+            self.hub.call_soon(self.hub.end, {self}, protocol.CLOSE_SESSION_ENDED)
 
     def end(self, close_code: int | None) -> bool:
         """

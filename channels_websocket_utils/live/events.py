@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["apublish", "publish"]
 
 
+# Bytes of the list of users in one event to other processes, about 8,000 users.
+MAX_USERS = 64 * 1024
+
 logger = logging.getLogger("channels_websocket_utils")
 
 
@@ -25,7 +29,7 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
     ``kind``         ``details``                          effect
     ===============  ===================================  =========================================
     ``revocation``   those of ``Revocation.as_event()``   the connections that it names end
-    ``recheck``      ``users``                            the users' connections are checked now
+    ``recheck``      ``users``; ``None`` for all          the users' connections are checked now
     ``permissions``  ``users``; ``None`` for all          cached permissions are forgotten
     ``push``         ``user``, ``text``                   the user's clients are sent a message
     ===============  ===================================  =========================================
@@ -34,19 +38,26 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
     """
     event = {"kind": kind, **details}
     _publish_here(event)
-    broadcast.send(group, event)
+    broadcast.send(group, _shortened(event))
 
 
 async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
     """See publish()."""
     event = {"kind": kind, **details}
     _publish_here(event)
-    await broadcast.asend(group, event)
+    await broadcast.asend(group, _shortened(event))
+
+
+def _shortened(event: broadcast.Event) -> broadcast.Event:
+    """Return ``event``, with ``None`` (all) instead of a very long list of users."""
+    users = event.get("users")
+    is_long = users is not None and len(json.dumps(users)) > MAX_USERS
+    return {**event, "users": None} if is_long else event
 
 
 def _publish_here(event: broadcast.Event) -> None:
     for hub in current_hubs():
         try:
-            hub.loop.call_soon_threadsafe(hub.handle_event, event)
+            hub.call_soon(hub.handle_event, event)
         except RuntimeError:
             logger.debug("An event loop was closed together with its connections")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ async def register(connection: Connection) -> None:
         _forget_closed_loops()
         _hubs[loop] = Hub(loop)
     hub = connection.hub = _hubs[loop]
-    hub.pending[connection] = ()
+    hub.pending[connection] = []
     await hub.ready()
 
 
@@ -75,12 +76,17 @@ def _forget_closed_loops() -> None:
 
 
 class Hub:
-    """The live connections of one event loop. All methods belong to the thread of that loop."""
+    """
+    The live connections of one event loop.
+
+    All methods except ``call_soon()`` belong to the thread of that loop. Tasks, timers and events
+    run in empty contexts, because they are not part of the request that has started them.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # The events that each will be sent when its user is known.
-        self.pending: dict[Connection, tuple[_Apply, ...]] = {}
+        self.pending: dict[Connection, list[_Apply]] = {}
         self.recheck = Recheck(self.live, self._apply_revocation, self.end)
         self._by_user: dict[Any, set[Connection]] = {}
         self._by_session: dict[str, set[Connection]] = {}
@@ -97,6 +103,10 @@ class Hub:
     @property
     def is_database_unavailable(self) -> bool:
         return self.recheck.is_database_unavailable
+
+    def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Let the event loop call ``function(*arguments)`` in an empty context; for any thread."""
+        self.loop.call_soon_threadsafe(function, *arguments, context=Context())
 
     def live(self) -> set[Connection]:
         """Return the connections whose user is known, as a new set."""
@@ -126,8 +136,9 @@ class Hub:
             self.end({connection}, protocol.CLOSE_SESSION_ENDED)
         age = get_setting("MAX_CONNECTION_AGE")
         if age is not None:
-            timer = self.loop.call_later(age, self.end, {connection}, protocol.CLOSE_TOO_OLD)
-            self._age_timers[connection] = timer
+            self._age_timers[connection] = self.loop.call_later(
+                age, self.end, {connection}, protocol.CLOSE_TOO_OLD, context=Context()
+            )
         self.recheck.start()
 
     def _enforce_limit(self, connection: Connection, user_id: object) -> None:
@@ -158,7 +169,7 @@ class Hub:
             return
         self.recheck.stop()
         if not self.pending and self._linger_timer is None:
-            self._linger_timer = self.loop.call_later(LINGER, self.stop)
+            self._linger_timer = self.loop.call_later(LINGER, self.stop, context=Context())
 
     def stop(self) -> None:
         """Leave the registry of hubs, and stop listening."""
@@ -183,20 +194,18 @@ class Hub:
         """Apply ``event``, see ``events.publish()``: to pending connections when they activate."""
         kind = event["kind"]
         if kind == "revocation":
-            self.recheck.add_revocation(Revocation.from_event(event))
+            self.recheck.apply_event(Revocation.from_event(event))
         elif kind == "recheck":
             self._apply(partial(self._recheck_users, _user_ids(event["users"])))
         elif kind == "permissions":
-            users = event["users"]
-            user_ids = None if users is None else _user_ids(users)
-            self._apply(partial(self._clear_permissions, user_ids))
+            self._apply(partial(self._clear_permissions, _user_ids(event["users"])))
         elif kind == "push":
             for connection in self._of_users(_user_ids([event["user"]])):
                 connection.push(event["text"])
 
     def _apply(self, apply: _Apply) -> None:
-        for connection in self.pending:
-            self.pending[connection] += (apply,)
+        for missed in self.pending.values():
+            missed.append(apply)
         apply(None)
 
     def _apply_revocation(self, revocation: Revocation) -> None:
@@ -215,7 +224,7 @@ class Hub:
         }
         self.end(ended, protocol.CLOSE_SESSION_ENDED)
 
-    def _recheck_users(self, user_ids: set[Any], among: set[Connection] | None) -> None:
+    def _recheck_users(self, user_ids: set[Any] | None, among: set[Connection] | None) -> None:
         connections = self._of_users(user_ids, among)
         if connections:
             for connection in connections:
@@ -246,7 +255,9 @@ async def _notify(connections: list[Connection]) -> None:
             connection.begin_close()
 
 
-def _user_ids(texts: Iterable[str]) -> set[Any]:
+def _user_ids(texts: Iterable[str] | None) -> set[Any] | None:
+    if texts is None:
+        return None
     to_python = primary_key(get_user_model()).to_python
     return {to_python(text) for text in texts}
 

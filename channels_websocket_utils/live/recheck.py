@@ -5,30 +5,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..conf import get_setting
 from ..gate import freshness, revocations
-from ..outages import outage_errors
+from ..outages import is_outage
 from ..threads import in_recheck_thread
 from ..tokens import clock
+from .age import Age
 from .tasks import run_in_background
+from .unread import UnreadRevocations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import TypeAlias
+    from typing import TypeAlias, TypeVar
 
     from ..gate.revocations import Revocation
     from ..gate.verdict import Principal
     from .connection import Connection
 
+    T = TypeVar("T")
     _End: TypeAlias = Callable[[Iterable[Connection], int], object]
 
-__all__ = ["Recheck", "is_outage"]
+__all__ = ["MOST", "TICK", "Recheck"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
+
+# Seconds between the starts of two jobs, and the number of connections that one job checks: as many
+# as one query takes.
+TICK, MOST = 0.1, 500
 
 
 class Recheck:
@@ -40,8 +49,12 @@ class Recheck:
     methods belong to the thread of the event loop.
 
     *Grace*: if the database is unavailable, connections stay open for ``RECHECK_GRACE`` intervals.
-    A programming error, such as one in a site's authentication backend, is logged with its
-    traceback and ends no connection.
+    A programming error of the re-check is logged with its traceback and ends no connection. An
+    error that one user causes, see ``find_outdated()``, ends the connections of that user.
+
+    *Load*: connections whose users were saved wait in a set. One job at a time checks up to
+    ``MOST`` of them, at most once in a ``TICK``, so a burst of saves costs a few queries a tick.
+    The check of all connections goes first, and includes those that wait.
     """
 
     def __init__(
@@ -55,14 +68,26 @@ class Recheck:
         self._apply = apply
         self._end = end
         self._timer: asyncio.Future[None] | None = None
+        # Since the beginning of the last check that the database answered.
+        self._last_check = Age()
+        # The check of all connections that runs now, or was the last.
+        self._full_check: asyncio.Future[bool] | None = None
+        # The job that checks those that wait, in the order in which they were added.
+        self._job: asyncio.Future[None] | None = None
+        self._next_job_at = 0.0
+        self._waiting: dict[Connection, None] = {}
+        self._is_all_waiting = False
         # By id: a row is read at each check and applied once.
         self._known: dict[int, Revocation] = {}
+        self._unread = UnreadRevocations(self.add_revocation)
         # Digests of the sessions that known revocations have ended for good.
         self._ended_sessions: set[str] = set()
 
     def start(self) -> None:
         """Check all connections every ``RECHECK_INTERVAL`` until ``stop()``."""
         if self._timer is None:
+            # Until now there was no connection that could miss a row.
+            self._last_check = Age()
             self._timer = run_in_background(self._run())
 
     def stop(self) -> None:
@@ -72,51 +97,69 @@ class Recheck:
             self._timer = None
 
     def check_soon(self) -> None:
-        """Check all connections now: events may have been lost."""
-        run_in_background(self._check_all())
+        """Check all connections soon: events may have been lost."""
+        self._is_all_waiting = True
+        self._start_job()
 
     def check(self, connections: set[Connection]) -> None:
-        """Check ``connections`` now: their users may have changed."""
-        run_in_background(self._check(connections))
+        """Check ``connections`` soon, at once if no job runs: their users may have changed."""
+        self._waiting.update(dict.fromkeys(connections))
+        self._start_job()
 
-    def add_revocation(self, revocation: Revocation) -> None:
-        """Apply ``revocation``, and later ignore events and rows with the same id."""
-        if revocation.id not in self._known:
-            self._known[revocation.id] = revocation
-            if revocation.is_final:
-                self._ended_sessions.add(revocation.session_digest)
+    def apply_event(self, revocation: Revocation) -> None:
+        """
+        Apply ``revocation``, which an event contains, and read its row soon.
+
+        Only a row makes a revocation known. So an event hides no row that has the same id.
+        """
+        if self._known.get(revocation.id) != revocation and revocation not in self._unread:
+            self._unread.add(revocation)
             self._apply(revocation)
+
+    def add_revocation(self, row: Revocation) -> None:
+        """Apply ``row`` unless an equal event has, and ignore it and equal events from now on."""
+        if self._known.get(row.id) != row:
+            self._known[row.id] = row
+            if row.is_final:
+                self._ended_sessions.add(row.session_digest)
+            if row not in self._unread:
+                self._apply(row)
 
     def has_ended(self, session_digest: str) -> bool:
         """Return whether a known revocation has ended the session for good."""
         return session_digest in self._ended_sessions
 
     async def _run(self) -> None:
-        answered, check = time.monotonic(), None
+        answered = time.monotonic()
         while True:
-            interval, began = get_setting("RECHECK_INTERVAL"), time.time()
+            interval = get_setting("RECHECK_INTERVAL")
             await asyncio.sleep(interval)
-            if time.time() - began > revocations.window():
-                # The machine slept. Rows that this process has not read may be deleted by now.
-                self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
+            if self._end_if_rows_were_missed():
                 continue
-            # While a check waits for the database no other check starts: it would block a thread.
-            check = check or run_in_background(self._check_all())
+            check = self._start_full_check()
             await asyncio.wait({check}, timeout=interval)
             if not check.done():
                 self.is_database_unavailable = True
             elif check.result():
                 answered = time.monotonic()
-            check = None if check.done() else check
             grace = interval * get_setting("RECHECK_GRACE")
             if self.is_database_unavailable and time.monotonic() - answered > grace:
                 self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
 
+    def _start_full_check(self) -> asyncio.Future[bool]:
+        # While a check waits for the database no other check starts: it would block a thread.
+        if self._full_check is None or self._full_check.done():
+            self._full_check = run_in_background(self._check_all())
+        return self._full_check
+
     async def _check_all(self) -> bool:
         """Check all connections, and return ``False`` if the database is unavailable."""
-        connections = self._find_connections()
+        began, connections = Age(), self._find_connections()
+        self._waiting.clear()
+        self._is_all_waiting = False
         try:
             recent, outdated = await in_recheck_thread(_read_changes)(_principals(connections))
+            self._finish_check(began)
             for revocation in recent:
                 self.add_revocation(revocation)
             self._end_outdated(connections, outdated)
@@ -130,7 +173,49 @@ class Recheck:
         self.is_database_unavailable = False
         return True
 
+    def _finish_check(self, began: Age) -> None:
+        # The machine may have slept before or after the query.
+        self._end_if_rows_were_missed()
+        if began.seconds() < self._last_check.seconds():
+            self._last_check = began
+
+    def _end_if_rows_were_missed(self) -> bool:
+        """End all connections if rows may have been deleted before this process has read them."""
+        if self._last_check.seconds() <= revocations.window():
+            return False
+        self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
+        # Connections that open from now on miss none of these rows.
+        self._last_check = Age()
+        return True
+
+    def _start_job(self) -> None:
+        if self._job is None:
+            self._job = run_in_background(self._check_waiting())
+
+    async def _check_waiting(self) -> None:
+        """Check the connections that wait, until none is left."""
+        try:
+            while self._waiting or self._is_all_waiting:
+                await asyncio.sleep(max(0.0, self._next_job_at - time.monotonic()))
+                if self._full_check is not None:
+                    await asyncio.wait({self._full_check})
+                self._next_job_at = time.monotonic() + TICK
+                if self._is_all_waiting:
+                    await asyncio.wait({self._start_full_check()})
+                else:
+                    await self._check(self._take_waiting())
+        finally:
+            self._job = None
+
+    def _take_waiting(self) -> set[Connection]:
+        taken = list(islice(self._waiting, MOST))
+        for connection in taken:
+            del self._waiting[connection]
+        return {connection for connection in taken if not connection.ended}
+
     async def _check(self, connections: set[Connection]) -> None:
+        if not connections:
+            return
         try:
             outdated = await in_recheck_thread(freshness.find_outdated)(_principals(connections))
             self._end_outdated(connections, outdated)
@@ -152,26 +237,26 @@ class Recheck:
         self._ended_sessions = {row.session_digest for row in self._known.values() if row.is_final}
 
 
-def is_outage(error: Exception) -> bool:
-    """Return whether ``error`` means that the database or the session cache is unavailable."""
-    return isinstance(error, outage_errors())
-
-
 def _principals(connections: Iterable[Connection]) -> set[Principal]:
     return {each.principal for each in connections if each.principal is not None}
 
 
 def _read_changes(principals: set[Principal]) -> tuple[list[Revocation], list[Principal]]:
     """Return the recent revocations and the outdated ``principals``; runs in a thread."""
-    recent = revocations.recent()
+    # A programming error in one of the two does not affect the other.
+    recent = _unless_bug(revocations.recent, "The rows of revocations could not be read")
+    find_outdated = partial(freshness.find_outdated, principals)
+    return recent, _unless_bug(find_outdated, "The re-check of the users failed")
+
+
+def _unless_bug(read: Callable[[], list[T]], message: str) -> list[T]:
     try:
-        return recent, freshness.find_outdated(principals)
+        return read()
     except Exception as error:
         if is_outage(error):
             raise
-        # The revocations do not depend on the code that failed, and are applied.
-        logger.exception("The re-check of %s users failed", len(principals))
-        return recent, []
+        logger.exception(message)
+        return []
 
 
 def _log_outage(error: Exception) -> None:

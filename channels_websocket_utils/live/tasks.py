@@ -1,9 +1,10 @@
-"""Start background tasks: keep a reference to each, and log its exception."""
+"""Start background tasks in a clean context: keep a reference to each, and log its exception."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
     """
     Run ``coroutine`` as a task and return the task. An exception is logged with its traceback.
 
-    The event loop keeps only weak references to tasks, so this module keeps a strong one.
+    The event loop keeps only weak references to tasks, so this module keeps a strong one. The task
+    has an empty context. A copy of the caller's would contain the locals of the request that has
+    published an event, and asgiref's mark that the one thread of sync code is in use.
     """
-    task = asyncio.ensure_future(coroutine)
+    task = Context().run(asyncio.ensure_future, coroutine)
     _tasks.add(task)
     task.add_done_callback(_finish)
     return task

@@ -4,11 +4,14 @@ The current time for tokens and revocations, aware or naive as ``USE_TZ`` is.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from django.conf import settings
 
-__all__ = ["now"]
+__all__ = ["TOLERANCE", "now"]
+
+# How far the clocks of two machines may be apart.
+TOLERANCE = timedelta(seconds=5)
 
 
 def now() -> datetime:

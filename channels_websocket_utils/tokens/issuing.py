@@ -14,18 +14,18 @@ from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import IntegrityError
 
-from ..compat import BACKEND_SESSION_KEY
+from ..compat import BACKEND_SESSION_KEY, primary_key
 from ..conf import get_setting, require_installed
 from ..signals import token_issued
 from . import clock
 from .digests import auth_digest, digest_of, session_digest
-from .shape import TOKEN_PREFIX, bound_path, mask
+from .shape import SECRET_ALPHABET, SECRET_LENGTH, TOKEN_PREFIX, bound_path, mask
 from .store import current_store
 
 if TYPE_CHECKING:
     from ..types import User
 
-__all__ = ["MAX_PATH", "issue", "only_backend"]
+__all__ = ["MAX_PATH", "issue", "new_secret", "only_backend"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -54,7 +54,7 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
             present,
             get_setting("MAX_TOKENS_PER_USER"),
             digest=digest_of(token.text),
-            user_id=user.pk,
+            user_id=getattr(user, primary_key(get_user_model()).attname),
             backend=_backend_path(user, session),
             auth_digest=auth_digest(user),
             session_digest=session_digest(session),
@@ -81,7 +81,18 @@ class _NewToken:
     __slots__ = ("text",)
 
     def __init__(self) -> None:
-        self.text = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        self.text = TOKEN_PREFIX + new_secret()
+
+
+def new_secret() -> str:
+    """Return the random part of a token: a random number, written in base 63."""
+    # One call of the system's generator takes a tenth of the time of 43 calls.
+    number = secrets.randbelow(len(SECRET_ALPHABET) ** SECRET_LENGTH)
+    characters = []
+    for _ in range(SECRET_LENGTH):
+        number, digit = divmod(number, len(SECRET_ALPHABET))
+        characters.append(SECRET_ALPHABET[digit])
+    return "".join(characters)
 
 
 def _check_user(user: object) -> None:

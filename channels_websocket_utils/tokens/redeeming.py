@@ -51,7 +51,8 @@ def why_refused(
     if row.used_at is not None:
         return "redeemed"
     # If the clock was set back, the present is before the creation, and the token stays invalid.
-    if not row.created_at <= present < row.expires_at:
+    # The tolerance is for a token of a machine whose clock is ahead. The end has none.
+    if not row.created_at - clock.TOLERANCE <= present < row.expires_at:
         return "expired"
     if user_id is not None and row.user_id != user_id:
         return "wrong_user"
@@ -75,7 +76,7 @@ def in_state(state: str) -> Q:
     """Return the condition, a ``Q``, for the rows whose ``state_of()`` is ``state`` now."""
     present = clock.now()
     is_redeemed = Q(used_at__isnull=False)
-    is_current = Q(created_at__lte=present, expires_at__gt=present)
+    is_current = Q(created_at__lte=present + clock.TOLERANCE, expires_at__gt=present)
     return {
         "unused": ~is_redeemed & is_current,
         "redeemed": is_redeemed,

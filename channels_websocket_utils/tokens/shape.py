@@ -5,9 +5,12 @@ What a token looks like: its text, how to mask it in other text, and the paths i
 from __future__ import annotations
 
 import re
+import string
 from urllib.parse import quote, unquote
 
 __all__ = [
+    "SECRET_ALPHABET",
+    "SECRET_LENGTH",
     "TOKEN_PREFIX",
     "TOKEN_SUBPROTOCOL",
     "bound_path",
@@ -20,6 +23,10 @@ __all__ = [
 # A fixed prefix, so that log filters and secret scanners recognize a token.
 TOKEN_PREFIX = "wst_"
 TOKEN_SUBPROTOCOL = "websocket.token"
+# The rest of a token matches \w+, the pattern of most routes. Its 63 ** 43 values are 257 bits.
+SECRET_ALPHABET = string.ascii_letters + string.digits + "_"
+SECRET_LENGTH = 43
+# Earlier versions also issued "-". Such tokens stay valid, and are masked.
 _TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
 # What is masked: a whole token, a token whose prefix was changed to upper case, and a token of
 # which the last characters are missing, since those could be guessed.

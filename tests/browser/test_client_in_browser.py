@@ -281,6 +281,16 @@ def test_reused_token_is_refused_and_the_page_reconnects_with_a_new_one(site, pa
     page.watched.urls.pop()
 
 
+@pytest.mark.parametrize("login", ["/login/", "https://login.example/"], ids=["own", "foreign"])
+def test_redirect_of_the_token_endpoint_to_a_login_stops_the_page(page, login):
+    headers = {"Location": login}
+    page.route("**/websocket/token/", lambda route: route.fulfill(status=302, headers=headers))
+
+    page.evaluate("() => manager.reconnect()")
+
+    expect_passing_state(page, "closed", "signed_out")
+
+
 def test_page_notices_that_it_is_offline_and_reconnects_at_once(site, page):
     """Chromium then delivers no messages but closes no WebSocket, so the client sends a ping."""
     page.context.set_offline(True)

@@ -36,6 +36,59 @@ test("sendJSON() returns true for a sent message, false for a queued one", (t) =
   assert.deepEqual(page.socket.sent, [{ type: "a" }, { type: "b" }])
 })
 
+const half = "\u{1f600}".slice(0, 1)
+const unreadable = {
+  "in a text": { text: `a ${half} b` },
+  "at the end of a text": { text: half },
+  "of the second half": { text: "\u{1f600}".slice(1) },
+  "in a key": { [half]: 1 },
+  "deep inside": { rows: [{ names: ["ok", half] }] },
+  "after a backslash": { text: `\\${half}` },
+  "after two backslashes": { text: `\\\\${half}` },
+  "in the type": { type: half },
+  "of toJSON()": { text: { toJSON: () => half } },
+}
+
+for (const [where, fields] of Object.entries(unreadable)) {
+  test(`a lone surrogate ${where} is refused at once and not sent`, async (t) => {
+    const { page, manager, errors } = openManager(t)
+    const message = { type: "a", ...fields }
+    const refused = { name: "WebSocketManagerError", code: "bad_message", message: /Unicode/ }
+
+    assert.throws(() => manager.sendJSON(message), refused)
+    assert.throws(() => manager.sendJSON(message, () => {}), refused)
+    await assert.rejects(manager.request(message), refused)
+    await assert.rejects(manager.stream(message).next(), refused)
+
+    page.socket.drop()
+    assert.throws(() => manager.sendJSON(message), refused, "nor is it queued")
+    assert.deepEqual(page.socket.sent, [])
+    assert.deepEqual(errors, [])
+    manager.close()
+  })
+}
+
+test("pairs of surrogates, other characters and the text of an escape are sent unchanged", (t) => {
+  const { page, manager } = openManager(t)
+  const texts = ["\u{1f600}", "\ud7ff \ue000", "\\ud83d", "\\\\ud83d", "\u0000\u001f", "\\", "\\\\", "caf\u00e9"]
+  const messages = texts.map((text) => ({ type: "a", text, [text]: [text] }))
+
+  for (const message of messages) manager.sendJSON(message)
+
+  assert.deepEqual(page.socket.sent, messages)
+})
+
+test("a message of a million backslashes is checked within a second", (t) => {
+  const { page, manager } = openManager(t)
+  const began = performance.now()
+
+  manager.sendJSON({ type: "a", text: "\\".repeat(1_000_000) })
+  manager.sendJSON({ type: "a", text: 'x\\"'.repeat(250_000) })
+
+  assert.equal(page.socket.sent.length, 2)
+  assert.ok(performance.now() - began < 1000)
+})
+
 test("a message during the close of a socket is queued", (t) => {
   const { page, manager } = openManager(t)
   page.socket.readyState = 2

@@ -246,6 +246,116 @@ test("a socket that opens late is closed at once and changes nothing", (t) => {
   assert.equal(manager.state, "open")
 })
 
+for (const [moment, reach] of [["a dial", () => {}], ["an open connection", (page) => page.socket.accept()]]) {
+  test(`an error of ${moment} ends the attempt after 100 ms if no close follows`, (t) => {
+    const page = openPage(t)
+    const events = []
+    const shouldReconnect = (event) => void events.push(event)
+    const { manager, states } = page.connect("/ws/", null, { shouldReconnect })
+    reach(page)
+    const before = manager.state
+
+    page.socket.fail()
+    page.tick(99)
+    assert.equal(manager.state, before)
+    page.tick(1)
+
+    assert.deepEqual(last(states), { state: "waiting", reason: "disconnected", attempt: 2, delay: 1700 })
+    assert.deepEqual(events, [{ code: 1006, reason: "", wasClean: false }])
+    assert.equal(page.socket.readyState, 2)
+    page.tick(1700)
+    assert.equal(page.sockets.length, 2)
+  })
+
+  test(`a close that follows the error of ${moment} decides, once`, (t) => {
+    const page = openPage(t)
+    const { manager, states, codes } = page.connect()
+    reach(page)
+    states.length = 0
+
+    page.socket.fail()
+    page.tick(99)
+    page.socket.drop(4403)
+    page.tick(60000)
+
+    assert.equal(manager.state, "closed")
+    assert.deepEqual(states.map(({ reason }) => reason), ["refused"])
+    assert.deepEqual(codes(), ["refused"])
+    assert.equal(page.sockets.length, 1)
+  })
+}
+
+test("close() and reconnect() between an error and its close win", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  page.socket.fail()
+  manager.reconnect()
+  page.sockets[0].drop(4403)
+  page.socket.accept()
+  page.tick(200)
+  assert.equal(manager.state, "open")
+  assert.equal(page.sockets.length, 2)
+
+  page.socket.fail()
+  manager.close()
+
+  assert.equal(page.timers.size, 0)
+  page.tick(30000)
+  assert.equal(page.sockets.length, 2)
+})
+
+test("the late error of an earlier socket is ignored", (t) => {
+  const page = openPage(t)
+  const { manager } = page.connect()
+  page.tick(11700)
+  page.socket.accept()
+
+  page.sockets[0].fail()
+  page.tick(30000)
+
+  assert.equal(manager.state, "open")
+  assert.equal(page.sockets.length, 2)
+})
+
+const leavings = {
+  "close()": (page, manager) => manager.close(),
+  "reconnect()": (page, manager) => manager.reconnect(),
+  "pagehide": (page) => page.window.dispatch("pagehide"),
+  "a dead link": async (page) => {
+    page.socket.push({ key: "websocket.ready" })
+    await page.pass(35000)
+  },
+  "another user": (page) => page.socket.push({ key: "websocket.ready", identity: "ben" }),
+  "an error": async (page) => {
+    page.socket.fail()
+    await page.pass(100)
+  },
+}
+
+for (const [name, leave] of Object.entries(leavings)) {
+  test(`a socket that calls onerror and onclose inside close() is left once, by ${name}`, async (t) => {
+    const page = openPage(t)
+    let closes = 0
+    globalThis.WebSocket = class extends page.FakeSocket {
+      close() {
+        if (++closes > 9) throw new Error("recursion")
+        this.fail()
+        this.drop(1000)
+      }
+    }
+    const { manager, states } = page.connect("/ws/", tokens(), { identity: "ada" })
+    await settled()
+    page.socket.accept()
+    states.length = 0
+
+    await leave(page, manager)
+
+    assert.equal(closes, 1)
+    assert.ok(!states.some(({ reason }) => reason === "ended"), "its own close is not the server's")
+    assert.ok(states.length <= 2, JSON.stringify(states))
+  })
+}
+
 test("an error of the WebSocket constructor is a failed dial, and is not logged", async (t) => {
   const page = openPage(t)
   const received = []
@@ -633,7 +743,7 @@ test("reconnect() from inside shouldReconnect wins over a code that stops", (t) 
   assert.equal(page.sockets.length, 2)
 })
 
-test("nothing is written to the console", async (t) => {
+test("with an error handler nothing is written to the console", async (t) => {
   const page = openPage(t)
   const written = ["log", "debug", "info", "warn", "error"].map((name) => t.mock.method(console, name, () => {}))
   const manager = new WebSocketManager("/ws/", () => Promise.reject(new Error("no")))
@@ -647,6 +757,88 @@ test("nothing is written to the console", async (t) => {
   manager.close()
 
   assert.ok(written.every(({ mock }) => mock.callCount() === 0))
+})
+
+/** A list that receives what is written to the console, as [method, ...arguments]. */
+function watchConsole(t) {
+  const written = []
+  for (const name of ["log", "debug", "info", "warn", "error"]) {
+    t.mock.method(console, name, (...all) => written.push([name, ...all]))
+  }
+  return written
+}
+
+/** Cause an error of the client, an error of the server, an error of a handler, and a stop. */
+function causeErrors(page, manager) {
+  page.socket.accept()
+  manager.addMessageListener("note", () => {
+    throw new Error("mine")
+  })
+  manager.sendJSON({ type: "forgotten" })
+  page.socket.push({ key: "websocket.error", error: { code: "unknown_type", message: "No method" } })
+  page.socket.push([])
+  page.socket.push({ key: "note" })
+  page.socket.drop(4403)
+}
+
+test("an error without a handler is written once to the console, and nothing else is", (t) => {
+  const page = openPage(t)
+  const written = watchConsole(t)
+
+  causeErrors(page, new WebSocketManager("/ws/"))
+
+  assert.deepEqual(written.map(([name, who, { code }]) => [name, who, code]), [
+    ["error", "WebSocketManager", "unknown_type"],
+    ["error", "WebSocketManager", "bad_message"],
+    ["error", "WebSocketManager", "handler_failed"],
+    ["error", "WebSocketManager", "refused"],
+  ])
+  assert.ok(written.every(([, , error]) => error instanceof WebSocketManager.WebSocketManagerError))
+  assert.equal(written[0][2].message, "No method")
+  assert.equal(written[2][2].cause.message, "mine")
+})
+
+for (const [name, options] of [["logger: false", { logger: false }], ["a logger without methods", { logger: {} }]]) {
+  test(`with ${name} nothing is written to the console`, (t) => {
+    const page = openPage(t)
+    const written = watchConsole(t)
+
+    causeErrors(page, new WebSocketManager("/ws/", null, options))
+
+    assert.deepEqual(written, [])
+  })
+}
+
+test("an error that a handler or a caller receives is not written to the console", async (t) => {
+  const page = openPage(t)
+  const written = watchConsole(t)
+  const manager = new WebSocketManager("/ws/")
+  page.socket.accept()
+  const received = []
+  const undo = manager.on("error", ({ code }) => received.push(code), { once: true })
+  page.socket.push([])
+  undo()
+  const call = manager.request({ type: "a" })
+  page.socket.push({ key: page.socket.sent[0].reply_key, error: { code: "invalid" } })
+  await assert.rejects(call, { code: "invalid" })
+
+  assert.deepEqual(received, ["bad_message"])
+  assert.deepEqual(written, [])
+  page.socket.push([])
+  assert.equal(written.length, 1, "the handler is removed")
+  manager.close()
+})
+
+test("in a runtime without a console an error changes nothing", (t) => {
+  const page = openPage(t)
+  const { console } = globalThis
+  t.after(() => (globalThis.console = console))
+  const manager = new WebSocketManager("/ws/")
+  delete globalThis.console
+
+  causeErrors(page, manager)
+
+  assert.equal(manager.state, "closed")
 })
 
 test("a logger receives states and errors, and may throw", (t) => {

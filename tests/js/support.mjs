@@ -40,6 +40,10 @@ export class FakeSocket {
     this.onmessage?.({ data: JSON.stringify(message) })
   }
 
+  fail() {
+    this.onerror?.({})
+  }
+
   drop(code = 1006) {
     this.readyState = 3
     this.onclose?.({ code })
@@ -173,7 +177,9 @@ export function fakeEndpoint(t, ...answers) {
     const answer = answers.length > 1 ? answers.shift() : answers[0]
     if (answer instanceof Error) throw answer
     const { status = 200, body = {}, headers = {} } = answer
-    return new Response(typeof body === "string" ? body : JSON.stringify(body), { status, headers })
+    // A browser shows a redirect that it does not follow as an answer with the status 0.
+    if (status === 0) return Response.error()
+    return new Response(typeof body === "string" || !body ? body : JSON.stringify(body), { status, headers })
   })
   return requests
 }

@@ -74,6 +74,7 @@ test("the tokenURL gets a same-origin POST with the path, CSRF token and JSON ty
     credentials: "same-origin",
     headers: { "Content-Type": "application/json", "X-CSRFToken": "csrf-1" },
     body: { path: "/ws/caf%C3%A9%201/" },
+    redirect: "manual",
   })
   assert.equal(signal.aborted, false)
   assert.equal(page.socket.url, "wss://example.com/ws/caf%C3%A9%201/wst_b?room=1")
@@ -247,12 +248,68 @@ for (const [status, reason] of [[401, "signed_out"], [403, "token_refused"]]) {
   })
 }
 
+const page200 = { body: "<!doctype html><form>", headers: { "Content-Type": "text/html; charset=utf-8" } }
+const logins = [
+  ["a redirect, in a browser", { status: 0 }, "tokenURL answered 0"],
+  ["a redirect, in Node", { status: 302, headers: { Location: "/login/" } }, "tokenURL answered 302"],
+  ["a page", page200, "tokenURL answered 200"],
+  ["a page of XHTML", { ...page200, headers: { "Content-Type": "application/xhtml+xml" } }, "tokenURL answered 200"],
+]
+
+for (const [name, answer, message] of logins) {
+  test(`a tokenURL that answers ${name} stops the manager as signed_out`, async (t) => {
+    const page = openPage(t)
+    const requests = fakeEndpoint(t, answer)
+    const { manager, states, errors } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+    await page.pass(60000)
+
+    assert.equal(manager.state, "closed")
+    assert.equal(states.at(-1).reason, "signed_out")
+    assert.deepEqual(errors.map(({ code, cause }) => [code, cause.status, cause.message]), [["signed_out", 401, message]])
+    assert.equal(requests.length, 1)
+    assert.equal(page.timers.size, 0)
+  })
+
+  test(`after 4410 a tokenURL that answers ${name} is requested once more`, async (t) => {
+    const page = openPage(t)
+    const requests = fakeEndpoint(t, { body: { token: "wst_a" } }, answer)
+    const { manager, states } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+    await settled()
+    page.socket.accept()
+    page.socket.drop(4410)
+    await page.pass(60000)
+
+    assert.equal(manager.state, "closed")
+    assert.equal(states.at(-1).reason, "signed_out")
+    assert.equal(requests.length, 3)
+  })
+}
+
+test("a token in JSON is used whatever the type of the answer is", async (t) => {
+  const page = openPage(t)
+  fakeEndpoint(t, { ...page200, body: { token: "wst_a" } })
+  page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await settled()
+
+  assert.deepEqual(urls(page), ["/ws/wst_a"])
+})
+
+test("an error page is a failure, not a login", async (t) => {
+  const page = openPage(t)
+  fakeEndpoint(t, { ...page200, status: 502 })
+  const { states } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await settled()
+
+  assert.equal(states.at(-1).reason, "token_failed")
+})
+
 const outages = [
   ["fails on the network", new TypeError("Failed to fetch")],
   ["answers 500", { status: 500 }],
   ["answers 404", { status: 404 }],
   ["answers without JSON", { body: "wst_secret" }],
   ["answers null", { body: "null" }],
+  ["answers nothing", { status: 204, body: null }],
 ]
 
 for (const [name, answer] of outages) {

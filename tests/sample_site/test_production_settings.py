@@ -28,6 +28,10 @@ CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 MIDDLEWARE = [name for name in MIDDLEWARE if "Session" not in name and "Auth" not in name]
 """,
     "E008": 'ASGI_APPLICATION = "seeded_E008_asgi.application"',
+    "E009": """
+CHANNEL_LAYERS = {}
+ASGI_APPLICATION = "seeded_E009_asgi.application"
+""",
     "W001": """
 SECRET_KEY_FALLBACKS = ["old key"]
 ASGI_APPLICATION = "seeded_W001_asgi.application"
@@ -43,6 +47,8 @@ CHANNEL_LAYERS["default"]["CONFIG"] = {"hosts": ["redis://127.0.0.1:6379/0"]}
 WEBSOCKET_UTILS = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 """,
+    "W009": 'ASGI_APPLICATION = "seeded_W009_asgi.application"',
+    "W010": 'ASGI_APPLICATION = "seeded_W010_asgi.application"',
 }
 ASGI = """
 from config.asgi import *
@@ -61,11 +67,25 @@ APPLICATIONS = {
         "BoardConsumer",
         "AllowedHostsOriginValidator(WebSocketTokenAuthMiddleware(router))",
     ),
+    "E009": (
+        'type("Grouped", (BoardConsumer,), {"groups": ["all"]})',
+        "AllowedHostsOriginValidator(WebSocketTokenAuthMiddlewareStack(router))",
+    ),
     "W001": (
         "BoardConsumer",
         "AllowedHostsOriginValidator(AuthMiddlewareStack(WebSocketTokenAuthMiddleware(router)))",
     ),
     "W005": ("BoardConsumer", "WebSocketTokenAuthMiddlewareStack(router, required=True)"),
+    "W009": (
+        "BoardConsumer",
+        "AllowedHostsOriginValidator(WebSocketTokenAuthMiddlewareStack("
+        "URLRouter([path('ws/<int:token>', BoardConsumer)])))",
+    ),
+    "W010": (
+        "BoardConsumer",
+        "AllowedHostsOriginValidator(WebSocketTokenAuthMiddlewareStack("
+        "URLRouter([path('ws/board/', BoardConsumer)]), required=True))",
+    ),
 }
 
 

@@ -1,8 +1,11 @@
 """No log contains a token: log records of many forms, and the logs of real servers."""
 
+import copy
 import io
 import logging
 import secrets
+from collections import namedtuple
+from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -105,8 +108,8 @@ def test_record_without_a_token_is_unchanged():
     class Odd:
         pass
 
-    args = ("/ws/", 5, [Odd()], {"a": (1, b"x")})
-    record = record_of("%s %d %s %s", *args, request=Odd())
+    args = ("/ws/", 5, [Odd()], {"a": (1, b"x")}, {Path("/ws"), frozenset("a")}, bytearray(b"x"))
+    record = record_of("%s %d %s %s %s %s", *args, request=Odd())
     try:
         raise ValueError("no token here")
     except ValueError as error:
@@ -141,6 +144,39 @@ def test_extra_attributes_are_masked():
     line = written(record, logging.Formatter("%(path)s %(details)s"))
 
     assert line == f"/ws/{PLACEHOLDER} {{'all': ['/ws/{PLACEHOLDER}']}}\n"
+
+
+Pair = namedtuple("Pair", "path number")
+# Values of extra attributes, as formatters for JSON print them, and what is left of them.
+VALUES = {
+    "key": ({f"/ws/{TOKEN}": 1, "b": 2}, {f"/ws/{PLACEHOLDER}": 1, "b": 2}),
+    "key of bytes": ({TOKEN.encode(): 1}, {PLACEHOLDER.encode(): 1}),
+    "key that is a tuple": ({("a", TOKEN): 1}, {("a", PLACEHOLDER): 1}),
+    "key deep inside": ({"a": [{TOKEN: {TOKEN: 1}}]}, {"a": [{PLACEHOLDER: {PLACEHOLDER: 1}}]}),
+    "set": ({TOKEN, "b"}, {PLACEHOLDER, "b"}),
+    "frozenset": (frozenset([f"/{TOKEN}"]), frozenset([f"/{PLACEHOLDER}"])),
+    "bytes": ([TOKEN.encode()], [PLACEHOLDER.encode()]),
+    "bytearray": (bytearray(TOKEN.encode()), bytearray(PLACEHOLDER.encode())),
+    "path": (PurePosixPath(f"/ws/{TOKEN}/x"), PurePosixPath(f"/ws/{PLACEHOLDER}/x")),
+    "path of a file": ([Path(f"/ws/{TOKEN}")], [Path(f"/ws/{PLACEHOLDER}")]),
+    "named tuple": (Pair(TOKEN, 1), Pair(PLACEHOLDER, 1)),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_keys_sets_bytes_and_paths_are_masked_and_keep_their_class(name):
+    """Also if a formatter prints the arguments one by one. The record is the caller's own."""
+    value, expected = VALUES[name]
+    before = copy.deepcopy(value)
+    record = record_of("%s %s", 1, value, details=value)
+
+    assert seen([SECRET], repr([value]))
+    assert HideTokens().filter(record)
+
+    assert record.details == expected
+    assert type(record.details) is type(expected)
+    assert repr(record.details) == repr(expected) or name == "set"
+    assert value == before
 
 
 @pytest.mark.parametrize("is_formatted", [False, True])

@@ -92,13 +92,11 @@ def test_streams_arrive_complete_wait_for_their_reader_and_end_with_it(prove):
     """The control, the same stream without credit, does not wait for a reader that stops."""
     rows = prove("streams")
 
-    assert [*rows] == ["daphne: async", "uvicorn: sync", "uvicorn: plain-async"]
-    for name, row in rows.items():
+    assert [*rows] == ["daphne: async", "uvicorn: sync"]
+    for row in rows.values():
         assert row["in order"] == "yes"
-        # Ten times the promise. A plain consumer has no cancel.
-        endings = row["until finally ms: cancel / close / reset"]
-        assert (endings[0] is None) == ("plain" in name)
-        assert max(each for each in endings if each is not None) < 10_000
+        # Ten times the promise.
+        assert max(row["until finally ms: cancel / close / reset"]) < 10_000
         for what in ("tasks", "threads"):
             before, after = row[what]
             assert after <= before, what

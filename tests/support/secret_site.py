@@ -6,9 +6,7 @@ leave the WebSocket application, the local variables of the package's frames and
 frames, as Django's debug page prints them. ``pages``: the error pages of the endpoint.
 """
 
-import secrets
 from pathlib import Path
-from types import SimpleNamespace
 
 import django
 
@@ -29,6 +27,7 @@ from channels_websocket_utils.middleware import (  # noqa: E402
 )
 from channels_websocket_utils.stores.database import DatabaseTokenStore  # noqa: E402
 from channels_websocket_utils.tokens import issuing, shape  # noqa: E402
+from channels_websocket_utils.tokens.issuing import new_secret  # noqa: E402
 from channels_websocket_utils.utils import get_websocket_token  # noqa: E402
 
 from .consumers import AsyncManager, PlainJson  # noqa: E402
@@ -41,8 +40,8 @@ def keep(name, text):
         print(text, file=file)
 
 
-def issue_and_keep(size):
-    secret = secrets.token_urlsafe(size)
+def issue_and_keep():
+    secret = new_secret()
     keep("issued", shape.TOKEN_PREFIX + secret)
     return secret
 
@@ -110,7 +109,7 @@ def careless(request):
     raise ZeroDivisionError(f"broken with {len(token)} characters")
 
 
-issuing.secrets = SimpleNamespace(token_urlsafe=issue_and_keep)
+issuing.new_secret = issue_and_keep
 urlpatterns = [
     path("websocket/", include("channels_websocket_utils.urls")),
     path("careless/", careless),

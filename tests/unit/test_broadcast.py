@@ -1,6 +1,7 @@
 """Events of other processes, over a layer that can fail and over a real Redis."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from channels_websocket_utils import middleware, threads
 from channels_websocket_utils.gate import decision
 from channels_websocket_utils.gate.revocations import revoke
-from channels_websocket_utils.live import broadcast, hub, tasks
+from channels_websocket_utils.live import broadcast, events, hub, signatures, tasks
+from channels_websocket_utils.models import WebSocketRevocation
 from channels_websocket_utils.utils import (
     aget_websocket_token,
     apush_to_user,
@@ -53,8 +55,13 @@ def open_one(user, session, open_socket):
 
 
 async def publish_elsewhere(group, kind, **details):
-    """Publish an event as another process does."""
-    message = {"type": "websocket.event", "sender": "another", "event": {"kind": kind, **details}}
+    """Publish an event as another process of this site does."""
+    await send_elsewhere(group, signatures.sign({"kind": kind, **details}))
+
+
+async def send_elsewhere(group, event):
+    """Send ``event`` to the listeners, as any process that can use the channel layer may do."""
+    message = {"type": "websocket.event", "sender": "another", "event": event}
     await get_channel_layer().group_send(group, message)
 
 
@@ -118,10 +125,12 @@ async def test_pushes_of_other_processes_and_of_this_process_arrive_once(user, l
 
 
 async def test_event_that_cannot_be_handled_is_skipped(user, layer, open_one, caplog):
-    """As from a process that runs another version of the package."""
+    """As from a process that runs another release of the package."""
     socket = await open_one()
 
-    await get_channel_layer().group_send(broadcast.REVOCATIONS, {"type": "websocket.event"})
+    with caplog.at_level("DEBUG", "channels_websocket_utils"):
+        await get_channel_layer().group_send(broadcast.REVOCATIONS, {"type": "websocket.event"})
+        await until(lambda: "was dropped: it is not signed" in caplog.text)
     await publish_elsewhere(broadcast.REVOCATIONS, "revocation")
     await publish_elsewhere(broadcast.REVOCATIONS, "of tomorrow")
     of_another_site = {"id": 1, "user": str(user.pk), "session": "", "is_final": False}
@@ -130,7 +139,169 @@ async def test_event_that_cannot_be_handled_is_skipped(user, layer, open_one, ca
     await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
-    assert caplog.text.count("could not be handled") == 3
+    assert caplog.text.count("could not be handled") == 2
+
+
+# What other processes cannot do
+
+
+def signed_with(settings, event, *, version=signatures.VERSION, site="", key=None):
+    """Return ``event`` as a process with other settings signs it."""
+    own = settings.SECRET_KEY
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signatures, "VERSION", version)
+        settings.WEBSOCKET_UTILS = {"SITE": site}
+        settings.SECRET_KEY = key or own
+        text = signatures.sign(event)
+    settings.WEBSOCKET_UTILS, settings.SECRET_KEY = {}, own
+    return text
+
+
+def forge(settings, event, way):
+    """Return what a process that is not of this site, or of another version, sends."""
+    if way == "without a signature":
+        return event
+    if way == "malformed":
+        return json.dumps(event) + ":\ud800"
+    if way == "of another version":
+        return signed_with(settings, event, version=0)
+    if way == "of another site":
+        return signed_with(settings, event, site="staging")
+    if way == "with another key":
+        return signed_with(settings, event, key="of staging")
+    _, signature = signatures.sign({"kind": "permissions", "users": None}).rsplit(":", 1)
+    return json.dumps(event) + ":" + signature
+
+
+WAYS = pytest.mark.parametrize(
+    "way",
+    [
+        "without a signature",
+        "malformed",
+        "of another version",
+        "of another site",
+        "with another key",
+        "with the signature of another event",
+    ],
+)
+
+
+async def events_about(user):
+    """Return a revocation of ``user`` that has no row, and a push to them."""
+    revocation = await sync_to_async(revoke)(user_id=user.pk)
+    await WebSocketRevocation.objects.all().adelete()
+    return [
+        (broadcast.REVOCATIONS, {"kind": "revocation", **revocation.as_event()}),
+        (
+            broadcast.PUSHES,
+            {"kind": "push", "user": str(user.pk), "text": '{"key": "news", "n": 1}'},
+        ),
+    ]
+
+
+@WAYS
+async def test_event_that_does_not_verify_changes_nothing(
+    user, layer, open_one, settings, caplog, way
+):
+    socket = await open_one()
+
+    with caplog.at_level("DEBUG", "channels_websocket_utils"):
+        for group, event in await events_about(user):
+            await send_elsewhere(group, forge(settings, event, way))
+        await until(lambda: caplog.text.count("was dropped: ") == 2)
+
+    assert (await socket.call("echo", value=1))["data"] == 1
+    assert {record.levelname for record in caplog.records if "dropped" in record.msg} == {"DEBUG"}
+    await publish_elsewhere(
+        broadcast.PUSHES, "push", user=str(user.pk), text='{"key": "news", "n": 2}'
+    )
+    assert (await socket.next_for("news"))["n"] == 2
+    await disconnected_elsewhere(user)
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.parametrize("message", [None, [1], "text", {}, {"event": None}, {"sender": []}])
+async def test_message_of_another_form_is_dropped(layer, open_one, caplog, message):
+    """``channels_redis.pubsub`` passes on whatever a program has written to Redis."""
+    await open_one()
+    (own,) = hub.current_hubs()
+
+    with caplog.at_level("DEBUG", "channels_websocket_utils"):
+        own._listeners[0]._receive(message)
+
+    assert "was dropped: it is not signed" in caplog.text
+
+
+@WAYS
+async def test_naive_listener_applies_the_events_of_anybody(
+    user, layer, open_one, settings, monkeypatch, way
+):
+    def read(event):
+        return event if isinstance(event, dict) else json.loads(event.rsplit(":", 1)[0])
+
+    monkeypatch.setattr(broadcast, "verify", read)
+    socket = await open_one()
+
+    for group, event in reversed(await events_about(user)):
+        await send_elsewhere(group, forge(settings, event, way))
+        if group == broadcast.PUSHES:
+            assert (await socket.next_for("news"))["n"] == 1
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.parametrize(
+    ("sender", "receiver", "arrives"),
+    [
+        # The new key is a fallback everywhere before any process signs with it: nothing is lost.
+        (("old", []), ("old", ["new"]), True),
+        (("old", ["new"]), ("old", []), True),
+        (("old", ["new"]), ("new", ["old"]), True),
+        (("new", ["old"]), ("old", ["new"]), True),
+        # In one step: processes with the old settings drop the events of those with the new ones.
+        (("old", []), ("new", ["old"]), True),
+        (("new", ["old"]), ("old", []), False),
+        # When the old key is removed, all processes must sign with the new one.
+        (("new", ["old"]), ("new", []), True),
+        (("old", ["new"]), ("new", []), False),
+    ],
+)
+def test_events_verify_while_the_secret_key_is_rotated(settings, sender, receiver, arrives):
+    event = {"kind": "recheck", "users": ["1"]}
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = sender
+    text = signatures.sign(event)
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = receiver
+
+    if arrives:
+        assert signatures.verify(text) == event
+    else:
+        with pytest.raises(signatures.BadSignature, match="another key"):
+            signatures.verify(text)
+
+
+def test_reason_of_a_dropped_event_contains_nothing_of_the_event():
+    with pytest.raises(signatures.BadSignature) as caught:
+        signatures.verify('{"kind": "push"}:a line\nof the sender')
+
+    assert "sender" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("kind", ["recheck", "permissions"])
+async def test_long_list_of_users_is_sent_as_all_users(user, layer, open_one, monkeypatch, kind):
+    """A layer may refuse a large message. Each process then checks all its connections."""
+    socket, sent = await open_one(), []
+    await type(user).objects.filter(pk=user.pk).aupdate(is_active=False)
+    monkeypatch.setattr(
+        broadcast, "sign", lambda event: sent.append(event) or signatures.sign(event)
+    )
+
+    await events.apublish(kind, users=[str(number) for number in range(10**6, 10**6 + 10**4)])
+
+    assert sent == [{"kind": kind, "users": None}]
+    if kind == "recheck":
+        await publish_elsewhere(broadcast.REVOCATIONS, **sent[0])
+        assert await ended(socket) == 4410
 
 
 async def test_connect_waits_until_the_listener_has_subscribed(user, layer, open_one, monkeypatch):
@@ -382,6 +553,33 @@ async def test_pushes_and_group_messages_both_arrive(redis_layer, open_one, else
     for socket in (one, two):
         assert await socket.next_for("news") == {"key": "news", "n": 1}
         assert await socket.next_for("group_news") == {"key": "group_news", "text": "hello"}
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    "other", ["WEBSOCKET_UTILS={'SITE': 'staging'}", "SECRET_KEY='of staging'"]
+)
+async def test_two_sites_on_one_redis_do_not_reach_each_other(
+    redis_layer, open_one, elsewhere, other, caplog
+):
+    """The other site pushes to a user with the same key, and ends the connections of that user."""
+    socket = await open_one()
+
+    with caplog.at_level("DEBUG", "channels_websocket_utils"):
+        code = (
+            "from django.test import override_settings\n"
+            f"with override_settings({other}):\n"
+            "    push_to_user(user, 'news', {'n': 1})\n"
+            "    disconnect_user(user)\n"
+            "push_to_user(user, 'news', {'n': 2})\n"
+        )
+        await asyncio.to_thread(elsewhere, code, redis_layer)
+        assert (await socket.next_for("news"))["n"] == 2
+        await until(lambda: caplog.text.count("was dropped: ") == 2)
+
+    assert (await socket.call("echo", value=1))["data"] == 1
+    await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
+    assert await ended(socket) == 4410
 
 
 @pytest.mark.redis

@@ -5,17 +5,24 @@ from pathlib import Path
 
 import pytest
 from channels.auth import AuthMiddlewareStack
-from channels.routing import ProtocolTypeRouter
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connection
+from django.urls import path, re_path, register_converter
 
 from channels_websocket_utils import checks
-from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
+from channels_websocket_utils.middleware import (
+    WebSocketTokenAuthMiddleware,
+    WebSocketTokenAuthMiddlewareStack,
+)
+from channels_websocket_utils.models import WebSocketRevocation
 
-from ..support.consumers import AsyncManager
+from ..support.consumers import AsyncManager, Group
 from ..support.helpers import documented, routed, stack
 
 
@@ -263,6 +270,196 @@ def test_gate_that_needs_no_user_is_fine(serve):
 
     serve(stack(AsyncManager))
     assert ids() == []
+
+
+class Hexadecimal:
+    """A site's converter, for tokens of another kind."""
+
+    regex = "[0-9a-f]+"
+
+    def to_python(self, value):
+        return value
+
+
+class Number:
+    """A site's converter that changes what it captures."""
+
+    regex = "[^/]+"
+
+    def to_python(self, value):
+        return len(value)
+
+
+register_converter(Hexadecimal, "check_hexadecimal")
+register_converter(Number, "check_number")
+REFUSING = [
+    path("ws/<int:token>", AsyncManager.as_asgi()),
+    path("ws/<uuid:token>/", AsyncManager.as_asgi()),
+    path("ws/<check_hexadecimal:token>", AsyncManager.as_asgi()),
+    path("ws/<check_number:token>", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>[a-z_]+)$", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>[A-Za-z0-9]+)/$", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>\w{43})", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>(?:a|[)(]|\)){9,})", AsyncManager.as_asgi()),
+    path("<int:token>/", URLRouter([path("ws", AsyncManager.as_asgi())])),
+]
+ACCEPTING = [
+    path("ws/<token>", AsyncManager.as_asgi()),
+    path("ws/<slug:token>/<int:room>", AsyncManager.as_asgi()),
+    path("ws/<path:token>", AsyncManager.as_asgi()),
+    path("ws/<int:room>", AsyncManager.as_asgi()),
+    re_path(r"^ws/chat/(?P<token>\w+)$", AsyncManager.as_asgi()),
+    re_path(r"(?i)^ws/(?P<token>wst_[a-z0-9_]{43})/?$", AsyncManager.as_asgi()),
+    re_path(r"^ws/(?P<token>(?:\w|[)]|\))+)/(?P<room>\d)", AsyncManager.as_asgi()),
+    re_path(r"^(?P<room>\w)/(?P<token>(?P=room)?\w+)", AsyncManager.as_asgi()),
+    path("<token>/", URLRouter([path("ws/<int:room>", AsyncManager.as_asgi())])),
+]
+
+
+@pytest.mark.parametrize("route", REFUSING, ids=lambda route: str(route.pattern))
+def test_route_that_does_not_match_every_token_is_found_with_the_remedy(serve, route):
+    serve(WebSocketTokenAuthMiddlewareStack(URLRouter([route])))
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+    assert found.id == "channels_websocket_utils.W009"
+    assert repr(str(route.pattern)) in found.msg
+    assert "<str:token>" in found.hint
+
+
+@pytest.mark.parametrize("route", ACCEPTING, ids=lambda route: str(route.pattern))
+def test_route_that_matches_every_token_has_no_findings(serve, route):
+    serve(WebSocketTokenAuthMiddlewareStack(URLRouter([route])))
+
+    assert ids() == []
+
+
+def test_route_is_tried_with_the_token_kwarg_and_sources_of_its_gate(serve):
+    routes = URLRouter([path("<int:token>/<int:key>", AsyncManager.as_asgi())])
+
+    serve(WebSocketTokenAuthMiddlewareStack(routes, token_kwarg="key"))
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+    assert "<str:key>" in found.hint
+
+    serve(WebSocketTokenAuthMiddlewareStack(routes, sources=["subprotocol"]))
+    assert ids() == []
+
+
+def test_route_around_the_gate_is_tried_too(serve):
+    gate = WebSocketTokenAuthMiddlewareStack(AsyncManager)
+
+    serve(URLRouter([path("ws/<int:token>", gate)]))
+
+    assert ids() == ["channels_websocket_utils.W009"]
+
+
+@pytest.mark.parametrize(
+    ("routes", "options", "found"),
+    [
+        ([path("ws/news", AsyncManager.as_asgi())], {}, []),
+        ([path("ws/news", AsyncManager.as_asgi())], {"required": True}, ["W010"]),
+        ([path("ws/<str:key>", AsyncManager.as_asgi())], {"required": True}, ["W010"]),
+        ([path("ws/<str:token>", AsyncManager.as_asgi())], {"required": True}, []),
+        (
+            [path("<token>/", URLRouter([path("ws/<int:room>", AsyncManager.as_asgi())]))],
+            {"required": True},
+            [],
+        ),
+        (
+            [path("ws/news", AsyncManager.as_asgi())],
+            {"required": True, "sources": ["subprotocol"]},
+            [],
+        ),
+    ],
+)
+def test_route_without_a_token_behind_a_gate_that_requires_one_is_found(
+    serve, routes, options, found
+):
+    serve(WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options))
+
+    assert ids() == [f"channels_websocket_utils.{each}" for each in found]
+
+
+def test_route_without_a_token_is_named_with_the_remedy(serve):
+    inner = URLRouter([path("news/", AsyncManager.as_asgi())])
+    routes = [path("<token>", AsyncManager.as_asgi()), path("in/", inner)]
+    serve(WebSocketTokenAuthMiddlewareStack(URLRouter(routes), required=True))
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+
+    assert "'in/news/'" in found.msg
+    assert "<str:token>" in found.hint
+
+
+def test_token_of_a_route_around_the_gate_counts(serve):
+    gate = WebSocketTokenAuthMiddlewareStack(AsyncManager, required=True)
+
+    serve(URLRouter([path("ws/<token>", gate), path("other/", gate)]))
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+    assert (found.id, "'other/'" in found.msg) == ("channels_websocket_utils.W010", True)
+
+
+class GroupOfChannels(AsyncWebsocketConsumer):
+    """A consumer without a class of the package, in two groups."""
+
+    groups = ("news", "weather")
+
+
+@pytest.mark.parametrize("consumer", [Group, GroupOfChannels])
+def test_groups_without_a_channel_layer_are_found(serve, settings, consumer):
+    serve(stack(consumer))
+    assert ids() == []
+
+    settings.CHANNEL_LAYERS = {"other": settings.CHANNEL_LAYERS["default"]}
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+    assert found.id == "channels_websocket_utils.E009"
+    assert consumer.__name__ in found.msg
+    assert "CHANNEL_LAYERS" in found.hint
+
+
+@pytest.mark.parametrize("groups", [None, [], ()])
+def test_consumer_without_groups_needs_no_channel_layer(serve, settings, groups):
+    settings.CHANNEL_LAYERS = {}
+
+    serve(stack(type("NoGroups", (AsyncWebsocketConsumer,), {"groups": groups})))
+
+    assert ids() == []
+
+
+def table_ids(**options):
+    return [found for found in run_checks(**options) if found.id == "channels_websocket_utils.W011"]
+
+
+@pytest.mark.django_db
+def test_missing_table_is_found_with_the_remedy(monkeypatch):
+    assert table_ids(databases=["default"]) == []
+    monkeypatch.setattr(WebSocketRevocation._meta, "db_table", "not_created_yet")
+
+    (found,) = table_ids(databases=["default"])
+
+    assert "'not_created_yet' does not exist in the database 'default'" in found.msg
+    assert "manage.py migrate" in found.hint
+    assert table_ids(databases=["default"], tags=["database"]) == [found]
+
+
+def test_tables_are_read_only_from_the_databases_that_are_named(monkeypatch):
+    """As Django does. Without the mark of pytest-django, a query would raise an exception."""
+    monkeypatch.setattr(WebSocketRevocation._meta, "db_table", "not_created_yet")
+
+    assert table_ids() == []
+    monkeypatch.setattr(sys, "argv", ["manage.py", "migrate"])
+    assert table_ids(databases=["default"]) == []
+
+
+@pytest.mark.django_db
+def test_unavailable_database_is_not_a_missing_table(monkeypatch):
+    def fail(*args):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(connection.introspection, "table_names", fail)
+
+    assert table_ids(databases=["default"]) == []
 
 
 def test_missing_auth_app_is_found(monkeypatch):

@@ -231,6 +231,22 @@ def test_gate_finds_the_token_of_a_route(route):
     assert compat.captured_names(route) == {"room"}
 
 
+@pytest.mark.parametrize(
+    ("route", "value"),
+    [
+        (path("ws/<int:token>/", application), 5),
+        (re_path(r"^ws/(?P<token>\d+)/$", application), "5"),
+    ],
+    ids=["path", "re_path"],
+)
+def test_check_finds_the_expression_and_converter_of_a_token(route, value):
+    expression, convert = compat.capture_of(route, "token")
+
+    assert expression.fullmatch("ws/5/")["token"] == "5"
+    assert "(?P<token>" in expression.pattern
+    assert convert("5") == value
+
+
 async def test_gate_replaces_a_consumer_class_by_its_application():
     route = path("ws/", AsyncManager)
     assert compat.application_of(route) is AsyncManager

@@ -44,6 +44,7 @@ def test_every_default_passes_its_own_rule(settings):
         ("RATE_LIMIT", 20),
         ("SYNC_THREADS", 0),
         ("CHANNEL_LAYER", ""),
+        ("SITE", None),
     ],
 )
 def test_wrong_type_is_named(settings, name, value):

@@ -1,7 +1,10 @@
 """Live connections: which events and changes of the database end them."""
 
 import asyncio
+import contextvars
 import threading
+import time
+from functools import partial
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -12,9 +15,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
-from django.core.cache import cache
-from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError
+from django.core.cache import cache, caches
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models import Value
 from django.test import AsyncClient, Client
 from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,11 +26,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.gate import decision, freshness, revocations
+from channels_websocket_utils.gate import decision, freshness, isolation, revocations
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import dropping, events, outbox, receivers, recheck
+from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, issuing, redeeming
 from channels_websocket_utils.utils import (
@@ -1103,6 +1108,198 @@ async def test_sockets_of_another_event_loop_end_too(user, session):
     assert codes == [4410]
 
 
+# Events and rows
+
+
+async def events_of_nobody(ids):
+    """Let each hub of this process receive revocation events of a user who has no connection."""
+    created_at = clock.now()
+    for hub in hub_module.current_hubs():
+        for id in ids:
+            revocation = revocations.Revocation(id, 999, "", False, created_at)
+            hub.handle_event({"kind": "revocation", **revocation.as_event()})
+
+
+@pytest.mark.parametrize("way", ["event", "row"])
+async def test_event_hides_no_row_with_the_same_id(user, session, open_as, settings, way):
+    """Only rows that were read make a revocation known."""
+    if way == "row":
+        settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    last = await sync_to_async(revoke)(user_id=999)
+    ids = range(last.id + 1, last.id + 9)
+
+    await events_of_nobody(ids)
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
+    if way == "event":
+        await adisconnect_user(user)
+    else:
+        await sync_to_async(revoke)(user_id=user.pk)
+
+    assert await ended(socket) == 4410
+    row = await WebSocketRevocation.objects.aget(user=user)
+    assert row.pk in ids
+
+
+async def test_event_that_arrives_while_its_row_is_written_hides_no_row(user, session, open_as):
+    """The forged event is applied, and its row, which is another one, is read and applied too."""
+    socket = await open_as(user, session)
+    row = await sync_to_async(revoke)(user_id=user.pk)
+
+    await events_of_nobody([row.id])
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.usefixtures("fast")
+async def test_naive_event_that_is_known_hides_a_row(user, session, open_as, monkeypatch):
+    def apply_once(self, revocation):
+        if revocation.id not in self._known:
+            self._known[revocation.id] = revocation
+            self._apply(revocation)
+
+    for name in ("apply_event", "add_revocation"):
+        monkeypatch.setattr(recheck.Recheck, name, apply_once)
+    socket = await open_as(user, session)
+    last = await sync_to_async(revoke)(user_id=999)
+
+    await events_of_nobody(range(last.id + 1, last.id + 9))
+    await sync_to_async(revoke)(user_id=user.pk)
+    await some_rechecks()
+
+    assert await is_alive(socket)
+
+
+async def test_event_that_arrives_again_ends_no_reconnected_user(
+    user, session, open_as, monkeypatch
+):
+    monkeypatch.setattr(hub_module, "LINGER", 10)
+    socket = await open_as(user, session)
+    await adisconnect_user(user)
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
+    row = await WebSocketRevocation.objects.aget(user=user)
+
+    again = await open_as(user, session)
+    names = ("id", "user_id", "session_digest", "is_final", "created_at")
+    revocation = revocations.Revocation(*(getattr(row, name) for name in names))
+    await events.apublish("revocation", **revocation.as_event())
+
+    assert await is_alive(again)
+
+
+@pytest.mark.parametrize("error", [OperationalError("away"), RuntimeError("a bug")])
+async def test_row_that_cannot_be_read_is_logged_and_the_event_is_applied(
+    user, session, open_as, monkeypatch, caplog, error
+):
+    socket = await open_as(user, session)
+
+    def fail(ids):
+        raise error
+
+    monkeypatch.setattr(revocations, "with_ids", fail)
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    await until(lambda: str(error) in caplog.text)
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
+
+
+def tasks_of(name):
+    return [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == name]
+
+
+async def test_rows_of_many_events_are_read_together(user, session, open_as, monkeypatch):
+    await open_as(user, session)
+    reads, with_ids = [], revocations.with_ids
+
+    def count(ids):
+        reads.append(ids)
+        return with_ids(ids)
+
+    monkeypatch.setattr(revocations, "with_ids", count)
+
+    await events_of_nobody(range(1001, 1901))
+    await until(lambda: not tasks_of("UnreadRevocations._read_rows"))
+
+    assert [len(ids) for ids in reads] == [500, 400]
+
+
+# The context of the hub's work
+
+tenant = contextvars.ContextVar("tenant", default="none")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The tenants in whose context the database is checked, and connections are ended."""
+    found, find_outdated, end = [], freshness.find_outdated, Connection.end
+
+    def find_in_context(principals):
+        found.append(tenant.get())
+        return find_outdated(principals)
+
+    def end_in_context(connection, close_code):
+        found.append(tenant.get())
+        return end(connection, close_code)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_in_context)
+    monkeypatch.setattr(Connection, "end", end_in_context)
+    return found
+
+
+@pytest.mark.parametrize("trigger", ["save", "disconnect", "one", "timer", "age"])
+async def test_hub_works_in_no_context_of_a_request_or_a_connection(
+    user, session, open_as, settings, seen, trigger
+):
+    """Naive tasks and timers copy the context of the code that has started them."""
+    if trigger == "timer":
+        settings.WEBSOCKET_UTILS = FAST
+    if trigger == "age":
+        settings.WEBSOCKET_UTILS = {"MAX_CONNECTION_AGE": 0.5}
+
+    def of_tenant(consumer):
+        async def application(scope, receive, send):
+            tenant.set("opened")
+            await stack(consumer)(scope, receive, send)
+
+        return application
+
+    socket = await open_as(user, session, compose=of_tenant)
+    tenant.set("acts")
+
+    user.is_active = False
+    if trigger == "save":
+        await user.asave()
+    elif trigger == "disconnect":
+        await adisconnect_user(user)
+    elif trigger == "one":
+        live_connections()[0].disconnect()
+    elif trigger == "timer":
+        await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == {"age": 4408}.get(trigger, 4410)
+    assert set(seen) == {"none"}
+
+
+async def test_naive_task_runs_in_the_context_of_the_request(user, session, open_as, seen):
+    def naive(coroutine):
+        return asyncio.ensure_future(coroutine)
+
+    await open_as(user, session)
+    tenant.set("acts")
+    (hub,) = hub_module.current_hubs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recheck, "run_in_background", naive)
+        hub.loop.call_soon_threadsafe(
+            hub.handle_event, {"kind": "recheck", "users": [str(user.pk)]}
+        )
+        await until(lambda: seen)
+
+    assert seen == ["acts"]
+
+
 # The queries of the re-check
 
 
@@ -1147,3 +1344,397 @@ def test_recheck_trusts_no_backend_that_was_removed(user, settings):
     principals = [principal_of(user)]
 
     assert freshness.find_outdated(principals) == principals
+
+
+# One user or session that cannot be read
+
+
+class FailsForTheDeleted(ModelBackend):
+    """A backend that raises for a deleted user, as ``objects.get()`` does."""
+
+    def get_user(self, user_id):
+        return get_user_model().objects.get(pk=user_id)
+
+
+class HasNoHash(ModelBackend):
+    """A backend whose users raise when their session-auth hash is computed."""
+
+    def get_user(self, user_id):
+        user = super().get_user(user_id)
+        if user.first_name == "bad":
+            user.get_session_auth_hash = lambda: user.profile.salt
+        return user
+
+
+NAIVE_ERRORS = (OperationalError, ValueError, ObjectDoesNotExist, AttributeError)
+
+
+def many_users():
+    """Create 30 users, and return them; the eighth is the bad one."""
+    users = [get_user_model().objects.create_user(f"user{n}") for n in range(30)]
+    return users, users[7]
+
+
+def _break_text(bad):
+    """Store a text that is not UTF-8: SQLite's driver raises an OperationalError for it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE auth_user SET first_name = CAST(X'ff' AS TEXT) WHERE id = %s", [bad.pk]
+        )
+
+
+def _break_date(bad):
+    """Store a date that Django cannot parse: it raises a ValueError."""
+    get_user_model().objects.filter(pk=bad.pk).update(last_login=Value("2026-99-99 00:00:00"))
+
+
+@pytest.fixture(params=["text", "date", "deleted", "hash"])
+def bad_user(request, transactional_db, settings):
+    """Principals of 30 users, and that of the one user who cannot be checked."""
+    users, bad = many_users()
+    backend = MODEL_BACKEND
+    if request.param in ("text", "date") and connection.vendor != "sqlite":
+        pytest.skip("Only SQLite stores such a value")
+    if request.param == "text":
+        _break_text(bad)
+    elif request.param == "date":
+        _break_date(bad)
+    elif request.param == "deleted":
+        backend = f"{__name__}.FailsForTheDeleted"
+    else:
+        backend = f"{__name__}.HasNoHash"
+    settings.AUTHENTICATION_BACKENDS = [backend]
+    principals = [principal_of(user, backend=backend) for user in users]
+    if request.param == "deleted":
+        get_user_model().objects.filter(pk=bad.pk).delete()
+    elif request.param == "hash":
+        get_user_model().objects.filter(pk=bad.pk).update(first_name="bad")
+    return principals, principals[7]
+
+
+def test_user_who_cannot_be_read_counts_as_gone_and_the_others_are_checked(bad_user, caplog):
+    principals, bad = bad_user
+    get_user_model().objects.filter(pk=principals[20].user_id).update(password="changed")
+
+    assert freshness.find_outdated(principals) == [bad, principals[20]]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "counts as gone" in record.getMessage()
+
+
+def test_naive_recheck_of_one_bad_user_checks_nobody(bad_user, monkeypatch):
+    """The naive code loads all users in one step, and one of them raises."""
+    principals, _ = bad_user
+    monkeypatch.setattr(isolation, "_read_batch", lambda read, keys, what: list(read(keys)))
+
+    with pytest.raises(NAIVE_ERRORS):
+        freshness.find_outdated(principals)
+
+
+def test_bad_row_costs_a_few_queries_more(
+    transactional_db, django_assert_max_num_queries, settings
+):
+    if connection.vendor != "sqlite":
+        pytest.skip("Only SQLite stores such a value")
+    users, bad = many_users()
+    principals = [principal_of(user) for user in users]
+    _break_date(bad)
+
+    with django_assert_max_num_queries(11):
+        assert freshness.find_outdated(principals) == [principals[7]]
+
+
+def test_session_that_cannot_be_decoded_counts_as_gone(user, settings, monkeypatch, caplog):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    sessions = [sign_in(user) for _ in range(5)]
+    principals = [principal_of(user, session) for session in sessions]
+    get_many = type(caches["default"]).get_many
+
+    def get_some(self, keys, version=None):
+        if any(sessions[2] in key for key in keys):
+            raise ModuleNotFoundError("a class of the session that was removed")
+        return get_many(self, keys, version)
+
+    monkeypatch.setattr(type(caches["default"]), "get_many", get_some)
+
+    assert freshness.find_outdated(principals) == [principals[2]]
+    assert sessions[2] not in caplog.text
+
+
+@pytest.mark.parametrize("error", [OperationalError("closed"), InterfaceError("closed")])
+def test_unavailable_database_of_a_backend_stays_an_outage(user, settings, monkeypatch, error):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
+    principals = [principal_of(user, backend=f"{__name__}.OwnBackend")]
+
+    def fail(self, user_id):
+        raise error
+
+    monkeypatch.setattr(OwnBackend, "get_user", fail)
+
+    with pytest.raises(type(error)):
+        freshness.find_outdated(principals)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_bad_user_ends_alone(user, other, session, open_as, settings):
+    """Also the revocations of other users are applied meanwhile."""
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.FailsForTheDeleted"]
+    cyd = await get_user_model().objects.acreate(username="cyd")
+    sessions = [await sync_to_async(sign_in)(each) for each in (user, other, cyd)]
+    mine, of_other, of_cyd = [
+        await open_as(each, key) for each, key in zip((user, other, cyd), sessions, strict=True)
+    ]
+
+    # The signal of the deletion starts a check too, and the row of the session stays.
+    await get_user_model().objects.filter(pk=user.pk).adelete()
+
+    assert await ended(mine) == 4410
+    await sync_to_async(revoke)(user_id=other.pk)
+    assert await ended(of_other) == 4410
+    assert await is_alive(of_cyd)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_unreadable_revocations_do_not_hide_changed_users(
+    user, other, session, open_as, monkeypatch
+):
+    monkeypatch.setattr(revocations, "recent", lambda *args: 1 / 0)
+    socket = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == 4410
+    assert await is_alive(of_other)
+
+
+# Bursts of saves
+
+
+@pytest.fixture
+def slow_checks(monkeypatch):
+    """Let each check of users take 10 ms; the list has the number of connections of each check."""
+    checks = []
+    original = freshness.find_outdated
+
+    def find_outdated(principals):
+        checks.append(len(principals))
+        time.sleep(0.01)
+        return original(principals)
+
+    monkeypatch.setattr(freshness, "find_outdated", find_outdated)
+    return checks
+
+
+async def save_often(users, seconds):
+    """Publish 1,000 events of saved users a second, as 1,000 saves in other processes do."""
+    (hub,) = hub_module.current_hubs()
+    loop = asyncio.get_running_loop()
+    began, count = loop.time(), 0
+    while loop.time() - began < seconds:
+        while count < 1000 * (loop.time() - began):
+            hub.handle_event({"kind": "recheck", "users": [str(users[count % len(users)].pk)]})
+            count += 1
+        await asyncio.sleep(0.002)
+    return count
+
+
+async def test_thousand_saves_a_second_cost_a_few_queries_a_tick_and_end_nobody(
+    user, other, session, open_as, settings, slow_checks
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+    slow_checks.clear()
+
+    count = await save_often([user, other], 3)
+
+    # 30 ticks, and 6 checks by the timer.
+    assert count >= 2900
+    assert len(slow_checks) <= 30 + 6 + 2
+    assert [await is_alive(socket) for socket in sockets] == [True, True]
+
+
+@pytest.mark.usefixtures("slow_checks")
+async def test_naive_check_for_each_save_ends_all_sockets(
+    user, other, session, open_as, settings, monkeypatch
+):
+    """The naive code starts a job for each save, and the timer's check waits behind all of them."""
+    monkeypatch.setattr(
+        recheck.Recheck,
+        "check",
+        lambda self, connections: recheck.run_in_background(self._check(connections)),
+    )
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.5}
+    sockets = [await open_as(user, session)]
+    sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
+
+    await save_often([user, other], 3)
+
+    assert [await ended(socket) for socket in sockets] == [4490, 4490]
+
+
+@pytest.mark.usefixtures("slow_checks")
+async def test_change_within_a_burst_of_saves_is_applied(user, other, session, open_as):
+    """The timer does not run within the test."""
+    mine = await open_as(user, session)
+    of_other = await open_as(other, await sync_to_async(sign_in)(other))
+
+    burst = asyncio.ensure_future(save_often([user, other], 2))
+    await get_user_model().objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(mine) == 4410
+    assert not burst.done()
+    assert await is_alive(of_other)
+    await burst
+
+
+async def test_save_is_checked_at_once_and_saves_during_a_check_in_one_more(
+    user, session, open_as, slow_checks
+):
+    await open_as(user, session)
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+    event = {"kind": "recheck", "users": [str(user.pk)]}
+
+    hub.handle_event(event)
+    await until(lambda: len(slow_checks) == 1)
+    for _ in range(50):
+        hub.handle_event(event)
+    await until(lambda: hub.recheck._job is None)
+
+    assert len(slow_checks) == 2
+
+
+async def test_large_burst_is_checked_in_parts(user, session, open_as, slow_checks, monkeypatch):
+    """The timer's check waits for one part at most."""
+    monkeypatch.setattr(recheck, "MOST", 2)
+    sessions = [await sync_to_async(sign_in)(user) for _ in range(5)]
+    for each in sessions:
+        await open_as(user, each)
+    (hub,) = hub_module.current_hubs()
+
+    hub.recheck.check(hub.live())
+    await until(lambda: hub.recheck._job is None)
+
+    assert slow_checks == [2, 2, 1]
+
+
+async def test_check_of_all_goes_before_a_burst_and_includes_it(
+    user, session, open_as, slow_checks
+):
+    await open_as(user, session)
+    (hub,) = hub_module.current_hubs()
+
+    hub.recheck.check_soon()
+    hub.recheck.check(hub.live())
+    hub.recheck.check_soon()
+    await until(lambda: hub.recheck._job is None)
+
+    assert slow_checks == [1]
+
+
+# A machine that sleeps
+
+
+@pytest.fixture
+def sleeping_machine(monkeypatch):
+    """A function that lets the machine sleep for two hours, by the wall clock or both clocks."""
+    shifts = {"time": 0, "monotonic": 0}
+
+    class Clocks:
+        time = staticmethod(lambda: time.time() + shifts["time"])
+        monotonic = staticmethod(lambda: time.monotonic() + shifts["monotonic"])
+
+    def sleep(clocks):
+        for name in clocks:
+            shifts[name] += 7200
+        # Another process has written a row, and deleted it an hour later.
+        revoke(user_id=get_user_model().objects.get(username="ada").pk)
+        WebSocketRevocation.objects.all().delete()
+
+    monkeypatch.setattr(age, "time", Clocks)
+    return sleep
+
+
+def sleep_in_check(monkeypatch, sleep, moment):
+    """Let the machine sleep once, at that moment of the next check."""
+    original, naps = recheck._read_changes, [sleep]
+
+    def read_changes(*args):
+        if moment == "before the query" and naps:
+            naps.pop()()
+        answer = original(*args)
+        if moment == "after the query" and naps:
+            naps.pop()()
+        return answer
+
+    monkeypatch.setattr(recheck, "_read_changes", read_changes)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("moment", ["before the query", "after the query"])
+@pytest.mark.parametrize(
+    "clocks", [["time"], ["monotonic"]], ids=["the wall clock", "the monotonic clock"]
+)
+async def test_machine_that_sleeps_during_a_check_ends_all_sockets(
+    user, session, open_as, monkeypatch, sleeping_machine, moment, clocks
+):
+    """The row of a disconnect was written and deleted meanwhile."""
+    socket = await open_as(user, session)
+
+    sleep_in_check(monkeypatch, partial(sleeping_machine, clocks), moment)
+
+    assert await ended(socket) == 4490
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("moment", ["before the query", "after the query"])
+async def test_naive_measure_of_the_pause_between_checks_misses_the_row(
+    user, session, open_as, monkeypatch, sleeping_machine, moment
+):
+    """The naive code measures from the end of a check to the beginning of the next one."""
+    monkeypatch.setattr(
+        recheck.Recheck,
+        "_finish_check",
+        lambda self, began: setattr(self, "_last_check", age.Age()),
+    )
+    socket = await open_as(user, session)
+
+    sleep_in_check(monkeypatch, partial(sleeping_machine, ["time"]), moment)
+    await some_rechecks()
+
+    assert await is_alive(socket)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_user_who_connects_after_the_sleep_stays(
+    user, session, open_as, monkeypatch, sleeping_machine
+):
+    """The timer goes on, because the client of the first socket takes long to close."""
+    socket = await open_as(user, session)
+    (hub,), (first,) = hub_module.current_hubs(), live_connections()
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "remove", lambda connection: None)
+        sleep_in_check(monkeypatch, partial(sleeping_machine, ["time"]), "after the query")
+        assert await ended(socket) == 4490
+
+        again = await open_as(user, session)
+        await some_rechecks()
+
+        assert await is_alive(again)
+    hub.remove(first)
+
+
+async def test_outage_that_outlasts_the_rows_ends_all_sockets(
+    user, session, open_as, settings, broken, monkeypatch
+):
+    """The grace is longer than rows are kept."""
+    settings.WEBSOCKET_UTILS = FAST
+    socket = await open_as(user, session)
+    (connection,) = live_connections()
+    broken.set()
+    await until(lambda: connection.is_database_unavailable)
+    monkeypatch.setattr(revocations, "window", lambda: 0.01)
+    broken.clear()
+
+    assert await ended(socket) == 4490

@@ -7,6 +7,9 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from django.contrib.auth.models import User
+from django.db import models
+from django.test.utils import isolate_apps
 from djangochannelsrestframework.consumers import AsyncAPIConsumer
 
 from channels_websocket_utils.consumers import (
@@ -84,6 +87,18 @@ async def test_bad_message_is_answered_and_the_socket_stays_open(opened, consume
 
     message = await socket.next()
     assert (message["key"], message["error"]["code"]) == ("websocket.error", "bad_message")
+    assert (await socket.call("echo", value="alive"))["data"] == "alive"
+
+
+@pytest.mark.parametrize("consumer", MANAGED)
+@pytest.mark.parametrize("value", ['"\\ud800"', "NaN"], ids=["surrogate", "nan"])
+async def test_bad_json_with_a_reply_key_is_answered_to_its_call(opened, consumer, value):
+    socket = await opened(consumer)
+
+    await socket.send_text('{"type": "echo", "value": %s, "reply_key": "k.1"}' % value)
+
+    message = await socket.next()
+    assert (message["key"], message["error"]["code"]) == ("k.1", "bad_message")
     assert (await socket.call("echo", value="alive"))["data"] == "alive"
 
 
@@ -209,6 +224,46 @@ async def test_identity_is_stable_and_opaque(user, other):
     assert identity_of(user) == identity_of(await type(user).objects.aget(pk=user.pk))
     assert identity_of(user) != identity_of(other)
     assert len(identity_of(user)) == 32
+
+
+@isolate_apps("tests")
+def test_identity_is_the_same_for_proxy_and_child_models_of_the_user(user, other):
+    """The naive one has the label of the instance, and the child's own primary key."""
+
+    class Proxy(User):
+        class Meta:
+            proxy = True
+            app_label = "tests"
+
+    class Child(User):
+        class Meta:
+            app_label = "tests"
+
+    class NumberedChild(User):
+        number = models.AutoField(primary_key=True)
+        parent = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+        class Meta:
+            app_label = "tests"
+
+    others = [
+        Proxy.objects.get(pk=user.pk),
+        Child(user_ptr_id=user.pk, id=user.pk),
+        NumberedChild(number=other.pk, parent_id=user.pk, id=user.pk),
+    ]
+    naive = {f"{each._meta.label_lower}:{each.pk}" for each in [user, *others]}
+
+    assert len(naive) == 4
+    assert {identity_of(each) for each in others} == {identity_of(user)}
+    assert {identity_of(each) for each in others} != {identity_of(other)}
+
+
+def test_user_of_another_class_with_the_same_key_has_another_identity(user):
+    class TokenUser:
+        is_authenticated = True
+        pk = user.pk
+
+    assert identity_of(TokenUser()) not in (None, identity_of(user))
 
 
 def test_identity_survives_a_key_rotation(user, settings):

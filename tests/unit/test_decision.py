@@ -3,7 +3,9 @@
 import pytest
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import OperationalError
+from django.utils.functional import SimpleLazyObject
 
+from channels_websocket_utils.gate import freshness
 from channels_websocket_utils.gate.decision import ConnectionRequest, decide, decide_one
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores import StoreUnavailable
@@ -75,6 +77,40 @@ def test_each_request_is_judged_with_its_own_session_and_user(user, other):
     assert (stolen.token.reason, without.token.reason) == ("wrong_user", "wrong_user")
     assert own.principal.session_key == session.session_key
     assert WebSocketToken.objects.filter(used_at=None).count() == 1
+
+
+class TokenUser:
+    """A user that another package made of a token, with the primary key of a user of this site."""
+
+    is_authenticated = True
+
+    def __init__(self, user):
+        self.pk = self.id = user.pk
+        self.get_session_auth_hash = user.get_session_auth_hash
+
+
+@pytest.mark.parametrize("token_only", [False, True])
+def test_user_of_another_class_with_the_same_key_is_refused(user, token_only):
+    """The naive comparison of the keys, the control, is true."""
+    foreign = TokenUser(user)
+    assert foreign.pk == user.pk
+    token = get_websocket_token(user)
+
+    refused, accepted = decide(
+        [
+            request_for(token, user=each, token_only=token_only)
+            for each in (foreign, SimpleLazyObject(lambda: user))
+        ]
+    )
+
+    assert (refused.token.reason, refused.user.is_anonymous) == ("wrong_user", True)
+    assert (accepted.token.reason, accepted.user) == (None, user)
+
+
+def test_user_of_another_class_has_no_permissions_of_the_user_with_the_same_key(user):
+    assert freshness.fresh_user({"user": user}) == user
+
+    assert freshness.fresh_user({"user": TokenUser(user)}) is None
 
 
 @pytest.mark.parametrize("error", [OperationalError("gone"), StoreUnavailable("gone")])

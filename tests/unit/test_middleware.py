@@ -448,6 +448,20 @@ async def test_two_tokens_are_refused_and_stay_unused(user, session, open_socket
     assert await WebSocketToken.objects.filter(used_at=None).acount() == 2
 
 
+async def test_pattern_of_the_channels_tutorial_matches_every_token(user, session, open_socket):
+    """The control: about half of the tokens of earlier versions contain ``-``."""
+    pattern = r"^ws/chat/(?P<token>\w+)$"
+    router = URLRouter([re_path(pattern, AsyncManager.as_asgi())])
+    application = WebSocketTokenAuthMiddlewareStack(router)
+    tokens = [await aget_websocket_token(user) for _ in range(20)]
+    naive = open_socket(application, f"/ws/chat/wst_{'u' * 42}-", session=session)
+    assert await naive.outcome() == 403
+
+    sockets = [open_socket(application, f"/ws/chat/{each}", session=session) for each in tokens]
+
+    assert [await socket.outcome() for socket in sockets] == [OPEN] * 20
+
+
 async def test_pattern_that_depends_on_the_token_is_refused_and_logged(
     user, session, token, open_socket, caplog
 ):

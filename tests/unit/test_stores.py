@@ -227,9 +227,17 @@ def test_token_expires_by_the_clock_and_not_by_the_cache(store, user, monkeypatc
     token = get_websocket_token(user)
     present = clock.now()
 
-    for seconds, reason in [(-1, "expired"), (60, "expired"), (59, None)]:
+    for seconds, reason in [(-6, "expired"), (60, "expired"), (59, None)]:
         monkeypatch.setattr(clock, "now", lambda s=seconds: present + issuing.timedelta(seconds=s))
         assert decide(token).reason == reason
+
+
+def test_token_of_a_clock_that_is_ahead_opens_a_connection(store, user, monkeypatch):
+    token, present = get_websocket_token(user), clock.now()
+
+    monkeypatch.setattr(clock, "now", lambda: present - issuing.timedelta(seconds=4))
+
+    assert decide(token).is_valid
 
 
 def test_token_of_an_anonymous_or_deleted_user_never_validates(store, user):

@@ -33,6 +33,27 @@ def test_bad_json_is_a_bad_message(text):
     assert caught.value.code == "bad_message"
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["NaN", "1e999", '"\\ud800"', '{"a": 1, "a": 2}', "[" * 101 + "]" * 101],
+    ids=["nan", "overflow", "surrogate", "duplicate", "nested"],
+)
+def test_error_of_bad_json_carries_the_reply_key(value):
+    with pytest.raises(MessageError) as caught:
+        strict_json.decode('{"type": "x", "v": %s, "reply_key": "k.1"}' % value)
+
+    assert (caught.value.code, caught.value.reply_key) == ("bad_message", "k.1")
+
+
+@pytest.mark.parametrize("key", ['"\\ud800"', '"__proto__"', '""', "7", "null"])
+def test_error_of_bad_json_repeats_no_invalid_reply_key(key):
+    with pytest.raises(MessageError) as caught:
+        strict_json.decode('{"type": "x", "v": NaN, "reply_key": %s}' % key)
+
+    assert caught.value.message == "The message is not valid JSON."
+    assert caught.value.reply_key is None
+
+
 def test_valid_json_is_decoded():
     text = '{"type": "x", "v": [1, 2.5, "\\ud83d\\ude00", {"a": null}], "deep": %s%s}'
 

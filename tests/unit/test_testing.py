@@ -794,6 +794,18 @@ async def test_fixture_opens_sockets_to_the_sites_application(open_websocket, dj
         assert await socket.call("echo", value=1) == 1
 
 
+async def test_socket_of_the_fixture_ends_when_its_user_is_deactivated(
+    open_websocket, admin_user, caplog
+):
+    """The re-check needs the thread of ``asave()``. Naive code copies the context of that call."""
+    async with open_websocket("/required/async/{token}", user=admin_user) as socket:
+        admin_user.is_active = False
+        await admin_user.asave()
+
+        await socket.assert_closes(4410)
+    assert "Single thread executor already being used" not in caplog.text
+
+
 class TestOtherApplication:
     @pytest.fixture
     def websocket_application(self):

@@ -1,27 +1,31 @@
 import io
 import logging
+import math
+import re
+import secrets
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.core import serializers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import connection, router, transaction
-from django.test.utils import CaptureQueriesContext, modify_settings
+from django.db import connection, models, router, transaction
+from django.test.utils import CaptureQueriesContext, isolate_apps, modify_settings
 from django.views.debug import ExceptionReporter
 
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores.database import DatabaseTokenStore
 from channels_websocket_utils.tokens import clock as clock_module
-from channels_websocket_utils.tokens import digests, issuing, redeeming
+from channels_websocket_utils.tokens import digests, issuing, redeeming, shape
 from channels_websocket_utils.tokens.digests import digest_of
 
 from ..support.secret_servers import seen
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
+TOLERANCE = timedelta(seconds=5)
 
 
 @pytest.fixture
@@ -49,6 +53,38 @@ def test_token_has_the_documented_shape_and_is_never_the_same(user):
 
     assert len(issued) == 5
     assert all(len(token) == 47 and token.startswith("wst_") for token in issued)
+
+
+def test_token_matches_the_pattern_of_most_routes(user):
+    """A URL-safe base64 text, the control, contains ``-`` in half of the cases."""
+    naive = [secrets.token_urlsafe(32) for _ in range(100)]
+
+    secrets_issued = [issuing.new_secret() for _ in range(100)]
+
+    assert not all(re.fullmatch(r"\w+", text, re.ASCII) for text in naive)
+    assert all(re.fullmatch(r"\w{43}", text, re.ASCII) for text in secrets_issued)
+    assert re.fullmatch(r"wst_\w{43}", issuing.issue(user), re.ASCII)
+
+
+def test_token_has_at_least_256_bits():
+    """Each place of a token can be any character."""
+    secrets_issued = [issuing.new_secret() for _ in range(2000)]
+
+    assert len(shape.SECRET_ALPHABET) == len(set(shape.SECRET_ALPHABET)) == 63
+    assert set("".join(secrets_issued)) == set(shape.SECRET_ALPHABET)
+    assert all({secret[place] for secret in secrets_issued} > set("aZ0_") for place in range(43))
+    assert math.log2(len(shape.SECRET_ALPHABET) ** shape.SECRET_LENGTH) >= 256
+
+
+def test_token_of_an_earlier_version_is_still_valid_and_masked(user, monkeypatch):
+    old = "-_" * 21 + "-"
+    monkeypatch.setattr(issuing, "new_secret", lambda: old)
+
+    token = issuing.issue(user)
+
+    assert shape.is_token(token)
+    assert shape.mask(f"/ws/{token}/") == f"/ws/wst_{'0' * 43}/"
+    assert refusal(token, user) is None
 
 
 def test_database_and_dumpdata_and_repr_hold_no_token(user, caplog):
@@ -85,10 +121,13 @@ def test_token_is_redeemed_once(user):
 @pytest.mark.parametrize(
     ("offset", "reason"),
     [
-        (-MICROSECOND, "expired"),
+        (-TOLERANCE - MICROSECOND, "expired"),
+        (-TOLERANCE, None),
+        (-MICROSECOND, None),
         (timedelta(0), None),
         (timedelta(seconds=60) - MICROSECOND, None),
         (timedelta(seconds=60), "expired"),
+        (timedelta(seconds=60) + TOLERANCE - MICROSECOND, "expired"),
         (timedelta(days=-400), "expired"),
     ],
 )
@@ -101,6 +140,22 @@ def test_token_is_valid_from_its_creation_until_just_before_it_expires(
     clock.present = NOON + offset
 
     assert refusal(token, user) == reason
+    state = "unused" if reason is None else "expired"
+    assert redeeming.state_of(WebSocketToken.objects.get()) == state
+    assert WebSocketToken.objects.filter(redeeming.in_state(state)).exists()
+
+
+def test_token_of_a_machine_whose_clock_is_ahead_is_valid_at_once(user, clock):
+    """The naive rule refuses it until the clock of this machine has reached its creation."""
+    clock.present = NOON + timedelta(seconds=0.1)
+    token = issuing.issue(user)
+
+    clock.present = NOON
+
+    assert refusal(token, user) is None
+    row = WebSocketToken.objects.get()
+    assert not row.created_at <= NOON
+    assert row.expires_at - row.created_at == timedelta(seconds=60)
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
@@ -240,6 +295,25 @@ def test_object_that_is_not_a_user_is_named_in_the_error(given):
         issuing.issue(given)
 
 
+@isolate_apps("tests")
+def test_token_of_a_child_model_with_its_own_key_is_the_parents(user, other):
+    class Child(User):
+        number = models.AutoField(primary_key=True)
+        parent = models.OneToOneField(User, models.CASCADE, parent_link=True)
+
+        class Meta:
+            app_label = "tests"
+
+    child = Child.from_db("default", ["id", "number", "parent_id"], [user.pk, other.pk, user.pk])
+    child.password = user.password
+
+    token = issuing.issue(child)
+
+    assert child.pk == other.pk
+    assert refusal(token, user) is None
+    assert refusal(token, other) == "wrong_user"
+
+
 def test_user_of_another_class_is_named_in_the_error():
     class TokenUser:
         is_authenticated = True
@@ -313,10 +387,10 @@ def test_traceback_of_a_failing_store_shows_no_token_in_the_packages_frames(user
         raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(DatabaseTokenStore, "add", breaks)
-    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
+    monkeypatch.setattr(issuing, "new_secret", lambda: "s" * 43)
 
     def naive():
-        token = "wst_" + issuing.secrets.token_urlsafe(32)
+        token = "wst_" + issuing.new_secret()
         DatabaseTokenStore().add(None, 1, digest=digests.digest_of(token))
 
     shown = []

@@ -168,7 +168,7 @@ def test_debug_page_of_a_failing_store_shows_no_token(client, monkeypatch, setti
     settings.DEBUG = True
     client.raise_request_exception = False
     monkeypatch.setattr(DatabaseTokenStore, "add", fail)
-    monkeypatch.setattr(issuing.secrets, "token_urlsafe", lambda size: "s" * 43)
+    monkeypatch.setattr(issuing, "new_secret", lambda: "s" * 43)
 
     page = client.post(URL).content.decode()
 

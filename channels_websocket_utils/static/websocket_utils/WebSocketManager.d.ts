@@ -61,7 +61,7 @@ declare class WebSocketManager<
    *
    * @returns `true` if the message was sent, `false` if it is queued.
    * @throws {@link WebSocketManager.WebSocketManagerError} `overflow` if the queue is full, `closed`
-   *   if the manager is closed.
+   *   if the manager is closed, `bad_message` if a text of the message is not valid Unicode.
    */
   sendJSON<Name extends WebSocketManager.CallName<Calls>>(
     message: WebSocketManager.Message<Calls, Name>,
@@ -150,6 +150,7 @@ declare namespace WebSocketManager {
     | "signed_out"
     | "token_refused"
     | "no_token" // the string token is used, and there is no tokenURL
+    | "no_websocket" // the runtime has no WebSocket
     | "user_changed"
     | "refused" // 4403
     | "replaced" // 4409
@@ -260,8 +261,11 @@ declare namespace WebSocketManager {
     backoff?: ((failures: number) => number | undefined) | undefined
     /** `true` or `false` overrides the meaning of the close code. */
     shouldReconnect?: ((event: Close) => boolean | undefined) | undefined
-    /** An object with methods of `console`. Nothing is logged without it. */
-    logger?: Logger | undefined
+    /**
+     * An object with methods of `console`. Without it, only errors that no handler of `on("error")`
+     * receives are written, to the console. With `false`, nothing is written.
+     */
+    logger?: Logger | false | undefined
   }
 
   export interface Logger {

@@ -22,6 +22,7 @@
   const STEADY_AFTER = 5000
   const READY_LIMIT = 1000
   const PROOF_LIMIT = 100
+  const CLOSE_LIMIT = 100
   const ASK_AGAIN = 3000
   const TOO_MANY_WAIT = 30000
   const SILENCE_LIMIT = 25000
@@ -55,6 +56,9 @@
     [WAITING]: ENDS,
     [CLOSED]: [ASKING, CLOSED],
   }
+
+  // JSON.stringify() escapes no other character so. An even number of backslashes before it is text.
+  const LONE_SURROGATE = /[^\\](\\\\)*\\ud/
 
   const NO_FAILURES = { failures: 0, refusals: 0, ended: 0, urgent: true }
 
@@ -105,7 +109,7 @@
 
   /**
    * @typedef {object} Manager
-   * @property {URL} url Of the socket, without a token.
+   * @property {string} url Of the socket, without a token.
    * @property {object} options Those of the class.
    * @property {function|undefined} ask Returns the token for one dial.
    * @property {string|undefined} token The string, until a dial uses it.
@@ -224,9 +228,8 @@
     check(typeof path === "string", "path must be a string", path)
     let url
     try {
-      url = new URL(path, globalThis.location?.href)
-      url.protocol = url.protocol.replace("http", "ws")
-      url.hash = ""
+      // As a text, because the URL of React Native has no setters.
+      url = new URL(path, globalThis.location?.href).href.replace(/^http/, "ws").replace(/#.*/, "")
     } catch {}
     if (/^wss?:/.test(url)) return url
     throw new TypeError("WebSocketManager: path must be a full wss: URL without a page")
@@ -243,7 +246,12 @@
   }
 
   function log(manager, level, detail) {
-    const write = () => manager.options.logger?.[level]?.("WebSocketManager", detail)
+    const write = () => {
+      // A forgotten auto_route() or error handler is then visible in the browser.
+      const isUnheard = level === "error" && !manager.handlers.has(level)
+      const logger = manager.options.logger ?? (isUnheard ? console : null)
+      logger?.[level]?.("WebSocketManager", detail)
+    }
     guard(manager, write, null, true)
   }
 
@@ -366,7 +374,7 @@
   }
 
   function stop(manager, reason, cause) {
-    const code = reason === "no_token" || reason === "user_changed" ? reason : "closed"
+    const code = ["no_token", "no_websocket", "user_changed"].includes(reason) ? reason : "closed"
     const rest = takeCalls(manager)
     enter(manager, CLOSED)
     watchPage(manager, "removeEventListener")
@@ -436,22 +444,30 @@
 
   async function connect(manager, token) {
     const { attempt, url } = manager
-    const target = new URL(url)
     enter(manager, DIALING)
     manager.usedToken = token
     let socket
     try {
       const isOffered = token && manager.options.tokenSource === "subprotocol"
-      if (token && !isOffered) target.pathname = url.pathname.replace(/\/*$/, "/") + encodeURIComponent(token)
-      socket = attempt.socket = new WebSocket(target.href, isOffered ? ["websocket.token", token] : [])
-    } catch {
-      // The browser's error is dropped: it holds the URL, and with it the token.
+      const end = /\/*(?=\?|$)/
+      const target = token && !isOffered ? url.replace(end, `/${encodeURIComponent(token)}`) : url
+      socket = attempt.socket = new WebSocket(target, isOffered ? ["websocket.token", token] : [])
+    } catch (cause) {
       await null
-      return attempt !== manager.attempt || retry(manager, "disconnected")
+      if (attempt !== manager.attempt) return
+      if (!globalThis.WebSocket) return stop(manager, "no_websocket", cause)
+      // The browser's error is dropped: it holds the URL, and with it the token.
+      return retry(manager, "disconnected")
     }
     socket.onopen = () => (attempt === manager.attempt ? handleOpen(manager) : socket.close())
     socket.onmessage = (event) => attempt === manager.attempt && receive(manager, event.data)
     socket.onclose = (event) => attempt === manager.attempt && handleClose(manager, event)
+    socket.onerror = () => attempt === manager.attempt && plan(manager, CLOSE_LIMIT, handleError)
+  }
+
+  // Node 20 and 22 report a refused connection as an error, without a close.
+  function handleError(manager) {
+    handleClose(manager, { code: 1006, reason: "", wasClean: false })
   }
 
   function handleOpen(manager) {
@@ -535,14 +551,19 @@
       method: "POST",
       credentials: "same-origin",
       headers: { "Content-Type": "application/json", ...(csrf && { "X-CSRFToken": csrf }) },
-      body: JSON.stringify({ path: url.pathname }),
+      body: JSON.stringify({ path: url.replace(/^[^/]*\/\/[^/]*|\?.*/g, "") }),
+      redirect: "manual", // fetch() fails if a login is at another origin
       signal,
     })
+    const { ok, status, headers } = response
     // A JSON error is dropped: it quotes the body, which may hold a token.
-    if (response.ok) return response.json().catch(() => null)
-    const { status, headers } = response
-    const retryAfter = headers?.get("Retry-After")
-    throw Object.assign(new Error(`tokenURL answered ${status}`), { status, retryAfter })
+    const answer = ok && (await response.json().catch(() => null))
+    if (answer || (ok && !/html/i.test(headers?.get("Content-Type")))) return answer
+    throw Object.assign(new Error(`tokenURL answered ${status}`), {
+      // Below 400 is a login page, or a redirect to one, which has the status 0 in browsers.
+      status: status < 400 ? 401 : status,
+      retryAfter: headers?.get("Retry-After"),
+    })
   }
 
   // The page
@@ -665,6 +686,9 @@
     check(typeof message?.type === "string", "type of the message must be a string", message?.type)
     call.key = `${manager.prefix}.${++count}`
     call.text = JSON.stringify(call.answer ? { ...message, reply_key: call.key } : message)
+    if (LONE_SURROGATE.test(call.text)) {
+      throw new WebSocketManagerError("bad_message", "A text of the message is not valid Unicode")
+    }
     if (manager.state === CLOSED) throw newError("closed")
     if (call.signal?.aborted) throw newError("aborted")
     flush(manager)
@@ -832,7 +856,8 @@
    * @param {function(number): number} [options.backoff] Milliseconds to wait after n failures.
    * @param {function(CloseEvent): boolean} [options.shouldReconnect] true or false overrides the meaning
    *   of the close code.
-   * @param {object} [options.logger] An object with methods of `console`. Nothing is logged without it.
+   * @param {object|false} [options.logger] An object with methods of `console`. Without it, only errors that
+   *   no handler of on("error") receives are written, to the console. With false, nothing is written.
    */
   function WebSocketManager(path, token = null, options = {}) {
     if (!new.target) return new WebSocketManager(path, token, options)
@@ -866,7 +891,8 @@
      * goes to on("error").
      *
      * Returns true if the message was sent, false if it is queued. Throws a WebSocketManagerError:
-     * `overflow` if the queue is full, `closed` if the manager is closed.
+     * `overflow` if the queue is full, `closed` if the manager is closed, `bad_message` if a text of the
+     * message is not valid Unicode.
      *
      * @param {object} message
      * @param {function(*)} [replyHandler]
@@ -975,9 +1001,8 @@
 
   WebSocketManager.WebSocketManagerError = WebSocketManagerError
 
-  if (typeof module === "object" && module.exports) {
-    module.exports = WebSocketManager.default = WebSocketManager
-  } else {
-    globalThis.WebSocketManager = WebSocketManager
-  }
+  const isCommonJS = typeof module === "object" && module.exports
+  if (isCommonJS) module.exports = WebSocketManager.default = WebSocketManager
+  // In a page of Electron with node integration, `module` is a global, and other scripts need the class.
+  if (!isCommonJS || globalThis.module) globalThis.WebSocketManager = WebSocketManager
 })()

@@ -138,6 +138,7 @@ const options: WebSocketManager.Options = {
 }
 new WebSocketManager("/ws/", null, options)
 new WebSocketManager("/ws/", null, { csrfToken: "x", tokenURL: undefined, logger: { warn() {} } })
+new WebSocketManager("/ws/", null, { logger: false })
 
 // Without interfaces every message can be sent, and replies are any.
 async function plain() {

@@ -37,6 +37,8 @@ new WebSocketManager("/ws/", null, { shouldReconnect: () => "yes" })
 new WebSocketManager("/ws/", null, { maxRetries: "3" })
 // @ts-expect-error: a logger has functions.
 new WebSocketManager("/ws/", null, { logger: { warn: true } })
+// @ts-expect-error: only false turns the logging off.
+new WebSocketManager("/ws/", null, { logger: true })
 // @ts-expect-error: calls are described by functions.
 new WebSocketManager<{ post_note: { text: string } }>("/ws/")
 

@@ -1,0 +1,61 @@
+"""Read many rows at once, so that one row that cannot be read does not hide the others."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ..outages import is_outage, is_unreadable_value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
+
+    K = TypeVar("K")
+    V = TypeVar("V")
+
+__all__ = ["answer_for", "read_each"]
+
+
+logger = logging.getLogger("channels_websocket_utils")
+
+# Keys in one query: fewer than the parameters that any database allows.
+_BATCH = 500
+
+
+def read_each(read: Callable[[list[K]], Iterable[V]], keys: Iterable[K], what: str) -> list[V]:
+    """
+    Return what ``read()`` returns for all ``keys``, up to 500 in one call.
+
+    A key for which ``read()`` raises is left out and logged with the traceback, as one ``what``.
+    It is found by halving the batch, so each such key of a batch costs about 18 more calls.
+    Raises the exceptions of an outage.
+    """
+    return [value for batch in _batches(keys) for value in _read_batch(read, batch, what)]
+
+
+def answer_for(ask: Callable[[K], V], key: K, what: str) -> V | None:
+    """Return ``ask(key)``. If it raises, log the traceback and return ``None``."""
+    found = _read_batch(lambda keys: [ask(each) for each in keys], [key], what)
+    return found[0] if found else None
+
+
+def _read_batch(read: Callable[[list[K]], Iterable[V]], keys: list[K], what: str) -> list[V]:
+    try:
+        return list(read(keys))
+    except Exception as error:
+        if is_outage(error) and not is_unreadable_value(error):
+            raise
+        if len(keys) == 1:
+            # The log shows no key: the key of a session is a secret.
+            logger.exception("%s cannot be checked and counts as gone", what)
+            return []
+    middle = len(keys) // 2
+    return [*_read_batch(read, keys[:middle], what), *_read_batch(read, keys[middle:], what)]
+
+
+def _batches(values: Iterable[K]) -> Iterator[list[K]]:
+    values = iter(values)
+    while batch := list(islice(values, _BATCH)):
+        yield batch
