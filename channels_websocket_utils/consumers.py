@@ -72,14 +72,14 @@ class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
 
     ``connect()`` accepts a socket with a valid token and closes any other. Override it to require
     more. Clients can call only the methods marked by ``auto_route`` or ``require_perms``, by their
-    exact name. Every refusal is an error reply, and the socket stays open; but ten messages in a
-    row that cannot be read close it with 4400.
+    exact name. Every refusal is an error reply, and the socket stays open. Ten unreadable messages
+    in a row close it with 4400, and ten in a row beyond ``RATE_LIMIT`` close it with 4429.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._has_guards = any(perms_of(function) for function, _ in cls._routes.values())
-        # A handler that was overridden may go on for long after its answer.
+        # An overridden receive() may work for long after the answer, which must not wait for that.
         cls._keeps_answers = (
             cls.receive is WebSocketManagerConsumer.receive
             and cls.websocket_receive is WebsocketConsumer.websocket_receive

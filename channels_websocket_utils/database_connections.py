@@ -92,7 +92,7 @@ class ThreadConnections:
         Close the connections that are too old, or that the server has closed.
 
         A connection in a transaction is left alone: it belongs to the code that began the
-        transaction. Channels closes all connections around every call instead. With
+        transaction. Channels calls ``close_old_connections()`` around every call instead. With
         ``CONN_MAX_AGE`` 0, which is Django's default, each message then opens a new connection.
         """
         is_trusted = self._is_trusted()

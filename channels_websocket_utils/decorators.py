@@ -25,8 +25,9 @@ def auto_route(method: Method) -> Method:
     Send what ``method`` returns to the JavaScript function that called.
 
     A bare decorator for ``def`` and ``async def`` methods of any Channels consumer, sync or
-    async. The client calls with a ``reply_key``; without one nothing is sent. On
-    ``WebSocketManagerConsumer`` and its async twin the mark also allows clients to call it.
+    async. The result is sent only to a call that has a ``reply_key``. On
+    ``WebSocketManagerConsumer`` and its async twin the mark also allows clients to call it, and the
+    error of a call without a ``reply_key`` is sent to ``manager.on("error")``.
 
     On these two, ``method`` may be a generator or async generator: each value is sent as a part,
     to a call that has a ``reply_key``. The generator is closed when the client cancels or leaves,

@@ -46,7 +46,8 @@ class WebSocketTokenAuthMiddleware:
     ``scope["websocket_connection"]``, a ``connections.Connection``. Inner applications see a
     placeholder instead of the token. If the token is refused, ``scope["user"]`` is anonymous and
     the session empty, so a consumer that does not check the token is still safe. If a consumer
-    closes such a connection before it accepts, the browser receives 4401.
+    closes such a connection before it accepts, the browser receives 4401, or the code that the
+    consumer passes.
 
     ``required``: a connection without a valid token never reaches a consumer. Without a
     well-formed token it is refused with HTTP 403. With one that is refused it is accepted and
@@ -116,8 +117,8 @@ class WebSocketTokenAuthMiddleware:
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending after the end")
         except BaseException as error:
-            # Without this close, servers send 1011 or 1006, or no code. A coroutine that is being
-            # thrown away must not begin anything.
+            # Without this close, servers send 1011 or 1006, or no code. A coroutine that Python
+            # closes (GeneratorExit) must not start a task.
             if connection.is_accepted and not isinstance(error, GeneratorExit):
                 connection.end(protocol.CLOSE_TRY_LATER)
             raise
@@ -159,7 +160,7 @@ class WebSocketTokenAuthMiddleware:
         else:
             annotation = await _annotate_form(arrival.reason)
         arrival.scope["websocket_token"] = annotation
-        if await self._turn_away(arrival, connection, annotation):
+        if await self._refuse_or_close(arrival, connection, annotation):
             return False
         connection.is_refused = admission.fill_scope(arrival, annotation, verdict)
         return True
@@ -175,9 +176,9 @@ class WebSocketTokenAuthMiddleware:
                 f"{type(self).__name__} cannot find user in scope. Put AuthMiddlewareStack around "
                 "it, use WebSocketTokenAuthMiddlewareStack instead, or pass token_only=True."
             )
-        return await self._ask_gate(arrival)
+        return await self._decide_in_thread(arrival)
 
-    async def _ask_gate(self, arrival: Arrival) -> Verdict:
+    async def _decide_in_thread(self, arrival: Arrival) -> Verdict:
         connection = arrival.scope["websocket_connection"]
         await register(connection)
         request = admission.request_of(arrival, token_only=self.token_only)
@@ -189,10 +190,10 @@ class WebSocketTokenAuthMiddleware:
         connection.activate(verdict.principal)
         return verdict
 
-    async def _turn_away(
+    async def _refuse_or_close(
         self, arrival: Arrival, connection: Connection, annotation: TokenAnnotation
     ) -> bool:
-        """Refuse or close the connection if no consumer may see it; return whether it was."""
+        """Refuse or close a connection that no consumer may get, and return whether it did."""
         if annotation.reason == "unavailable":
             await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
             return True
@@ -208,14 +209,14 @@ class WebSocketTokenAuthMiddleware:
                     await connection.accept_and_close(protocol.CLOSE_TOKEN_REFUSED)
                 return True
         if connection.ended:
-            # It has ended during the decision, or as one connection too many.
+            # An event or MAX_CONNECTIONS_PER_USER has ended the connection during the decision.
             await connection.accept_and_close(connection.close_code)
             return True
         return False
 
     def _inner_application(self, scope: Scope, connection: Connection) -> Awaitable[Any]:
         # Not a coroutine: an idle connection would keep its frame too. In tests, single_thread()
-        # goes before a thread for each connection.
+        # takes precedence over isolate.
         if self.isolate and not is_single_threaded():
             return _run_isolated(self.inner, scope, connection)
         return self.inner(scope, connection.receive, connection.send)
@@ -235,7 +236,7 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
         if arrival.digest is None and arrival.needs_token:
             # Refused for its form, without a query.
             return None
-        return await self._ask_gate(arrival)
+        return await self._decide_in_thread(arrival)
 
 
 def _check_options(who: str, flags: dict[str, bool], token_kwarg: object, sources: Any) -> None:

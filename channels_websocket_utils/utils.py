@@ -70,7 +70,8 @@ async def aget_websocket_token(
     user: User, *, path: str | None = None, session: SessionBase | str | None = None
 ) -> str:
     """See get_websocket_token()."""
-    # In the thread of the calling view, whose transaction, or whose test's rows, are only there.
+    # sync_to_async() uses the thread of the calling view. Only there are the view's open
+    # transaction and the rows of a TestCase visible.
     return await sync_to_async(get_websocket_token)(user, path=path, session=session)
 
 

@@ -76,12 +76,12 @@ def leads_to_same_route(
     """
     Return whether the masked path matches the same routes as the path with the token, ``before``.
 
-    Otherwise the token would have chosen the route, and inner routers would choose another one.
+    Otherwise inner routers, which get the masked path, would choose another route.
     """
     after = routing.match(application, arrival.scope, token_kwarg)
     if after is not None and after[0] == before[0]:
         return True
-    # Without a token, the client has chosen such a path, and the routes have no fault.
+    # Without a token, the client wrote such a path, and the site's routes are correct.
     logger.log(
         logging.DEBUG if arrival.digest is None else logging.ERROR,
         "Connection refused: with a placeholder instead of the token its path matches another "

@@ -63,7 +63,7 @@ class ConnectionRequest:
 
 
 @dataclass(slots=True)
-class _Case:
+class _TokenCheck:
     """A request with a token, and what the steps of its decision have found."""
 
     request: ConnectionRequest
@@ -82,8 +82,8 @@ def decide(requests: Iterable[ConnectionRequest]) -> list[Verdict]:
     """
     Decide about each request, redeem the tokens that are good, and return the verdicts in order.
 
-    Never flushes or saves a session, and honours ``SECRET_KEY_FALLBACKS`` (Channels' ``get_user``
-    does neither). If the database or the cache does not answer, the reason is ``unavailable``, and
+    Never flushes or saves a session, and honours ``SECRET_KEY_FALLBACKS``, unlike Channels'
+    ``get_user()``. If the database or the cache does not answer, the reason is ``unavailable``, and
     the token may be redeemed or not. Another exception is the ``error`` of its verdict. Neither
     affects the other requests.
     """
@@ -104,7 +104,7 @@ def _decide(request: ConnectionRequest) -> Verdict:
             return _decide_session(request)
         return _decide_token(request, request.digest)
     except outage_errors(StoreUnavailable) as error:
-        # One line without a traceback, because an outage refuses thousands.
+        # One line without a traceback, because an outage may refuse thousands.
         logger.error("A connection was refused, because no answer came: %s", error)
         return Verdict(request.session, anonymous(), annotate("unavailable"))
     except Exception as error:
@@ -144,49 +144,49 @@ def _session_user(sign_in: SignIn | None) -> AbstractBaseUser | None:
 
 def _decide_token(request: ConnectionRequest, digest: str) -> Verdict:
     """Decide about a connection with a token, in steps that each do one kind of work."""
-    case = _open_case(request)
-    case.row = redeeming.find(digest, with_user=case.joins_user, session_digest=case.own_session)
-    _judge(case)
-    if case.reason is None:
-        _redeem(case)
-    return _close_case(case)
+    check = _begin_check(request)
+    check.row = redeeming.find(digest, with_user=check.joins_user, session_digest=check.own_session)
+    _check_token(check)
+    if check.reason is None:
+        _redeem(check)
+    return _finish_check(check)
 
 
-def _open_case(request: ConnectionRequest) -> _Case:
-    """Read the session, and return the case."""
+def _begin_check(request: ConnectionRequest) -> _TokenCheck:
+    """Read the session, and return the check."""
     session, validated_at = request.session, clock.now()
     sign_in = read_sign_in(session, request.user)
     # The session counts also if an outer middleware has found no signed-in user.
     has_session = sign_in or read_session(session)
     own_session = own_session_digest(session) if has_session else ""
-    return _Case(request, validated_at, sign_in, own_session, can_join_user())
+    return _TokenCheck(request, validated_at, sign_in, own_session, can_join_user())
 
 
-def _judge(case: _Case) -> None:
-    """Find out why the token is refused, or whose the connection is."""
-    request, row, sign_in = case.request, case.row, case.sign_in
+def _check_token(check: _TokenCheck) -> None:
+    """Set ``check.reason`` if the token is refused, else ``check.user``."""
+    request, row, sign_in = check.request, check.row, check.sign_in
     if (sign_in is None and not request.token_only) or is_foreign(request.user):
-        case.reason = "wrong_user"
+        check.reason = "wrong_user"
         return
-    case.reason = redeeming.why_refused(
+    check.reason = redeeming.why_refused(
         row,
         user_id=sign_in.user_id if sign_in else None,
-        session_digest=case.own_session if sign_in else None,
+        session_digest=check.own_session if sign_in else None,
         path=request.path,
     )
-    if case.reason is not None or row is None:
+    if check.reason is not None or row is None:
         return
-    user = case.user = _token_user(row, sign_in, case.joins_user)
-    case.reason = _why_user_refused(user, row, sign_in)
-    if case.reason is not None or user is None:
+    user = check.user = _token_user(row, sign_in, check.joins_user)
+    check.reason = _why_user_refused(user, row, sign_in)
+    if check.reason is not None or user is None:
         return
-    principal = _principal(request.session, user, user.backend, row, case.validated_at)
-    case.principal = principal
+    principal = _principal(request.session, user, user.backend, row, check.validated_at)
+    check.principal = principal
     if principal is None:
-        case.reason = "inactive"
+        check.reason = "inactive"
     elif _is_session_ended(principal) if row.is_session_ended is None else row.is_session_ended:
         # The page requested this token before the logout was complete.
-        case.reason = "wrong_session"
+        check.reason = "wrong_session"
 
 
 def _token_user(row: TokenRow, sign_in: SignIn | None, joins_user: bool) -> AbstractBaseUser | None:
@@ -216,17 +216,17 @@ def _why_user_refused(
     return None
 
 
-def _redeem(case: _Case) -> None:
-    if case.row is not None and not redeeming.redeem(case.row):
+def _redeem(check: _TokenCheck) -> None:
+    if check.row is not None and not redeeming.redeem(check.row):
         # Another connection has redeemed it between the SELECT and this UPDATE.
-        case.reason = "redeemed"
+        check.reason = "redeemed"
 
 
-def _close_case(case: _Case) -> Verdict:
+def _finish_check(check: _TokenCheck) -> Verdict:
     """Return the verdict, and send the signal of a refusal."""
-    session, row, user, principal = case.request.session, case.row, case.user, case.principal
-    if case.reason is not None or row is None or user is None or principal is None:
-        reason = case.reason or "unknown"
+    session, row, user, principal = check.request.session, check.row, check.user, check.principal
+    if check.reason is not None or row is None or user is None or principal is None:
+        reason = check.reason or "unknown"
         token_refused.send_robust(None, reason=reason, user_id=row.user_id if row else None)
         annotation = annotate(reason, row.expires_at if row is not None else None)
         return Verdict(session, annotation.user or anonymous(), annotation)
@@ -245,7 +245,7 @@ def _principal(
     if user is None or not user.is_authenticated:
         return None
     if row is not None:
-        # Equal to the user's, as has_auth_digest() has found.
+        # has_auth_digest() has accepted it, perhaps by a key of SECRET_KEY_FALLBACKS.
         auth_digest, digest = row.auth_digest, row.session_digest
     else:
         auth_digest, digest = digests.auth_digest(user), ""

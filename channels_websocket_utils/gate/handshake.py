@@ -45,8 +45,8 @@ class Handshake:
     The result of reading a handshake: its ``token``, or in ``reason`` why there is none to look up.
 
     ``path`` is the path that a token may be bound to. ``scope`` is the connection's scope with a
-    placeholder instead of the token; inner applications get this one. ``needs_token`` is false if
-    the route captures no token.
+    placeholder instead of the token; inner applications get this one. ``needs_token`` is true if
+    the route captures a token, or if ``sources`` contains ``"subprotocol"``.
     """
 
     scope: Scope

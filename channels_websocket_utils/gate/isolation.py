@@ -35,7 +35,7 @@ def read_each(read: Callable[[list[K]], Iterable[V]], keys: Iterable[K], what: s
     """
     Return what ``read()`` returns for all ``keys``, up to 500 in one call.
 
-    A key for which ``read()`` raises is left out and logged with the traceback, as one ``what``.
+    A key for which ``read()`` raises is left out. The log has the traceback and ``what``, no key.
     It is found by halving the batch, so each such key of a batch costs about 18 more calls.
     Raises the exceptions of an outage.
     """
@@ -43,7 +43,7 @@ def read_each(read: Callable[[list[K]], Iterable[V]], keys: Iterable[K], what: s
 
 
 def answer_for(ask: Callable[[K], V], key: K, what: str) -> V | None:
-    """Return ``ask(key)``. If it raises, log the traceback and return ``None``."""
+    """Return ``ask(key)``, or log its exception and return ``None``; raise that of an outage."""
     found = _read_batch(lambda keys: [ask(each) for each in keys], [key], what)
     return found[0] if found else None
 

@@ -39,11 +39,9 @@ __all__ = [
 ]
 
 
-# How far the clocks of two machines may be apart.
-_CLOCK_SKEW = timedelta(seconds=5)
-# An equal revocation within this time moves the row to the present instead of adding one.
+# An equal row up to this old gets a new created_at, so that no second row is needed.
 _RENEWABLE = timedelta(seconds=60)
-# Rows that one check reads if they are those of any user, so that a usual site needs one query.
+# A check reads the rows of all users in one query if there are at most this many.
 _MOST_ROWS = 2000
 
 
@@ -64,7 +62,7 @@ class Revocation:
         If in doubt, it does: a user who is still signed in can connect again.
         """
         # A time in the future means that the clock was set back after the connect.
-        is_after = self.created_at + _CLOCK_SKEW <= validated_at <= clock.now()
+        is_after = self.created_at + clock.TOLERANCE <= validated_at <= clock.now()
         return self.is_final or not is_after
 
     def includes(self, other: Revocation) -> bool:

@@ -24,11 +24,12 @@ class TokenAnnotation:
     """
     The gate's result for a connection's token: ``scope["websocket_token"]``.
 
-    ``user`` is the token's user, anonymous if the token was refused, ``None`` on a route without
-    one. ``expires_at`` is when the token would have expired. ``reason`` is why it is not valid,
-    for the log alone: ``missing``, ``malformed``, ``two_tokens``, ``unknown``, ``redeemed``,
-    ``expired``, ``wrong_user``, ``inactive``, ``stale``, ``wrong_session``, ``wrong_path`` or
-    ``unavailable``. ``auth_digest`` is the user's at connect, for ``fresh_user()``.
+    ``user`` is the token's user, anonymous if the token was refused, ``None`` if the connection has
+    no token. ``expires_at`` is when the token would have expired. ``reason``, for logs and signals
+    only, is why it is not valid: ``missing``, ``malformed``, ``two_tokens``, ``unknown``,
+    ``redeemed``, ``expired``, ``wrong_user``, ``inactive``, ``stale``, ``wrong_session``,
+    ``wrong_path`` or ``unavailable``. ``auth_digest`` is the user's at connect, for
+    ``fresh_user()``.
     """
 
     is_valid: bool

@@ -106,7 +106,7 @@ class Listener:
         self._task = run_in_background(self._run())
 
     async def ready(self) -> None:
-        """Wait until the first subscription has succeeded or failed, 1 second at most, once."""
+        """Wait for the first subscription, 1 second at most. Later calls return at once."""
         if not self._has_tried.is_set():
             try:
                 await _within_limit(self._has_tried.wait())
@@ -168,7 +168,7 @@ class Listener:
     def _receive(self, message: object) -> None:
         # Any program may have sent it that can use the layer.
         fields: dict[str, Any] = message if isinstance(message, dict) else {}
-        # The sender is not signed: a process does not spend time on its own events.
+        # The sender is outside the signature, so a process drops its own events without verify().
         if fields.get("sender") == _sender():
             return
         try:
@@ -195,7 +195,7 @@ class Listener:
 @asynccontextmanager
 async def _listening_layer() -> AsyncIterator[Layer]:
     """
-    Lend a channel layer to a listener.
+    Yield a channel layer for one listener.
 
     An instance of ``channels_redis.core`` receives for one prefix of channels at a time: beside a
     listener, no consumer would receive anything. So each listener gets an instance of its own,

@@ -41,7 +41,7 @@ class Connection:
     ``id`` is a number, unique in this process. ``path`` is the path of the connection, with a
     placeholder instead of a token. ``opened_at`` is the time of the handshake in seconds since the
     epoch. ``principal`` is a ``gate.Principal`` with the user and session; it is ``None`` while the
-    gate decides, and for a connection without a signed-in user, which the package never ends.
+    gate decides, and for a connection without a signed-in user, which no event ends.
     ``ended`` is true from the moment when the server or the client has ended the connection;
     ``close_code`` is the code of that close. ``is_accepted``: an accept was sent to the client.
     ``is_refused``: the gate has refused the token, so a close before the accept becomes an accept
@@ -88,7 +88,8 @@ class Connection:
         self.permission_cache: PermissionCache = {}
         self.close_code: int | None = None
         self.is_accepted = self.is_refused = False
-        # The accept's subprotocol where the consumer chooses none; None if no token may be offered.
+        # "websocket.token" if the client offers it and sources allow it. It is the answer if the
+        # consumer chooses no subprotocol.
         self.token_subprotocol: str | None = None
         # A browser that offers subprotocols and gets none in the answer fails with 1006 and never
         # sees a close code. The accept that precedes a close answers the client's first choice.
@@ -98,7 +99,7 @@ class Connection:
         self._send = send
         self._dropped = DroppedMessages()
         self._outbox: Outbox | None = None
-        # A live.hub.Hub, once one is asked about the connection. That module imports this one.
+        # The live.hub.Hub of the connection. register() sets it.
         self.hub: Any = None
         self._closing_task: asyncio.Task[None] | None = None
         # Whether the consumer has received the connect, which comes before its disconnect.
@@ -114,7 +115,7 @@ class Connection:
         self.state = state
         if state is not OPEN and self._outbox is not None:
             self._outbox.discard()
-            # The outbox refers to this object: the garbage collector need not find that circle.
+            # The outbox refers to this object. This breaks the reference cycle.
             self._outbox = None
 
     @property
@@ -211,7 +212,7 @@ class Connection:
             await self._dropped.drop_if_gone(message, error, self.is_accepted)
 
     def push(self, text: str) -> None:
-        """Send the message ``text`` after the pushes before it, and never wait for the client."""
+        """Queue the message ``text`` after earlier pushes. Does not wait for the client."""
         if self.state is not OPEN:
             return
         if self._outbox is None:
@@ -278,8 +279,8 @@ class Connection:
         """
         Set the connection's user and session; ``None`` if no user is signed in.
 
-        The hub then applies the events that arrived while the connection was pending, and
-        ``MAX_CONNECTIONS_PER_USER``. So the connection may have ended when this returns.
+        The hub then applies ``MAX_CONNECTIONS_PER_USER``, and the events that arrived while the
+        connection was pending. So the connection may have ended when this returns.
         """
         self.principal = principal
         if self.hub is not None:

@@ -29,8 +29,8 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
     ``kind``         ``details``                          effect
     ===============  ===================================  =========================================
     ``revocation``   those of ``Revocation.as_event()``   the connections that it names end
-    ``recheck``      ``users``; ``None`` for all          the users' connections are checked now
-    ``permissions``  ``users``; ``None`` for all          cached permissions are forgotten
+    ``recheck``      ``users``; ``None`` for all          the connections are checked soon
+    ``permissions``  ``users``; ``None`` for all          cached permissions are cleared
     ``push``         ``user``, ``text``                   the user's clients are sent a message
     ===============  ===================================  =========================================
 

@@ -32,9 +32,9 @@ __all__ = ["LINGER", "Hub", "current_hubs", "live_connections", "register"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# Seconds. When pages reload, a process may be without connections for a moment. A new hub would
-# have to subscribe again, while the pages wait. It would also read the row of a disconnect again,
-# and within the 5 s by which clocks may differ that row would end a user who has reconnected.
+# Seconds that a hub without connections stays. When pages reload, a process may have none for a
+# moment. A new hub would have to subscribe again, and the pages would wait. It would also apply
+# recent revocations again, and could end a new connection within the 5 s of clock tolerance.
 LINGER = 10.0
 # Connections that are notified of their end before the event loop continues with others, and the
 # pause after that in seconds.
@@ -85,7 +85,7 @@ class Hub:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # The events that each will be sent when its user is known.
+        # The events to apply to each pending connection when activate() sets its user.
         self.pending: dict[Connection, list[_Apply]] = {}
         self.recheck = Recheck(self.live, self._apply_revocation, self.end)
         self._by_user: dict[Any, set[Connection]] = {}
@@ -132,7 +132,7 @@ class Hub:
         for apply in missed:
             apply({connection})
         if self.recheck.has_ended(principal.session_digest):
-            # A logout is published before its session is deleted. A page has reconnected meanwhile.
+            # A page can connect after a logout is published and before the session is deleted.
             self.end({connection}, protocol.CLOSE_SESSION_ENDED)
         age = get_setting("MAX_CONNECTION_AGE")
         if age is not None:
@@ -156,7 +156,7 @@ class Hub:
                 self.end({connection}, protocol.CLOSE_TOO_MANY)
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection. Some seconds after the last one, stop."""
+        """Remove a connection. ``LINGER`` seconds after the last one is removed, stop the hub."""
         self.pending.pop(connection, None)
         timer = self._age_timers.pop(connection, None)
         if timer is not None:
@@ -191,7 +191,7 @@ class Hub:
             run_in_background(_notify(ended))
 
     def handle_event(self, event: Mapping[str, Any]) -> None:
-        """Apply ``event``, see ``events.publish()``: to pending connections when they activate."""
+        """Apply ``event``, see ``events.publish()``: all but a push, to pending connections too."""
         kind = event["kind"]
         if kind == "revocation":
             self.recheck.apply_event(Revocation.from_event(event))

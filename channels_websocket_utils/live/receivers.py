@@ -81,7 +81,7 @@ def _end_session(
     try:
         revocation = revocations.revoke(**owner)
     except db.Error as error:
-        # The logout itself must succeed. The re-check finds the missing session, if it has a row.
+        # The logout itself must succeed. The re-check finds a session that is gone.
         logger.error("A logout could not be recorded in the database: %s", error)
         return
     revocations.when_committed(lambda: publish("revocation", **revocation.as_event()))

@@ -121,7 +121,7 @@ class Recheck:
         """
         Apply ``row`` unless an equal event has, and ignore it and equal events from now on.
 
-        A row that has moved to the present is new again.
+        A row with a later ``created_at`` is a new revocation.
         """
         if not revocations.is_known(row, self._known):
             self._known.pop(row.id, None)

@@ -54,7 +54,7 @@ async def run_method(
 
     In an ongoing call it is one step of that call. Otherwise it opens a call and answers it.
     """
-    # Not before the coroutine runs: a task may begin after the call that created it has ended.
+    # Looked up when the coroutine runs: its task may start after the call has ended.
     call = ongoing_call(consumer)
     if call is None:
         if has_ended(consumer):
@@ -74,7 +74,8 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
     """
     Run ``function`` as ``call``, and return its result; ``None`` after an exception.
 
-    It sends no answer. If ``call.is_stream``, the stream answers, else ``answers.send_answer()``.
+    It sends no answer. The caller then calls ``answers.send_answer()``, unless
+    ``call.is_stream``: a stream sends its own answer.
     """
     returned = None
     with call:
@@ -160,7 +161,8 @@ class _InThread:
     @staticmethod
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
         result = _run(call, method, consumer, args, kwargs)
-        # A decorator of another package between the guard and auto_route may want to await it.
+        # The awaitable of a guarded method is returned unchanged: a decorator of another package
+        # between require_perms and auto_route may await it.
         if method.perms is None and inspect.isawaitable(result):
             return await _InThread.wait_for(result)
         return result

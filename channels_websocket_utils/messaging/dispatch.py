@@ -4,10 +4,9 @@ The loop over a consumer's messages, with shortcuts that save a task or thread f
 Channels starts a task for each message, goes to a thread before each handler of an async consumer,
 and lets the thread of a sync consumer wait until its answer is sent. The shortcuts in this module
 avoid that. Each names its gain: the server's CPU time without it, as a ratio to the time with it,
-the median (and range) of 7 rounds. Unless noted otherwise, these are 1,500 replies a round to 32
-connections, as in the table ``replies``: uvicorn, Python 3.11, the server on one of two CPUs. If a
-class of a site or of another package stands between these classes and Channels', its methods are
-called, and the shortcut is not taken.
+the median (and range) of 7 rounds. Unless noted otherwise: 1,500 replies a round to 32 connections,
+uvicorn, Python 3.11, the server on one of two CPUs. If a class of a site or of another package
+stands between these classes and Channels', the shortcut is not taken.
 """
 
 from __future__ import annotations
@@ -175,12 +174,14 @@ class AsyncDispatch(Dispatch, _AsyncBase):
 
 
 class SyncDispatch(Dispatch):
-    """The dispatch of the sync consumer: in a thread of the handlers' pool."""
+    """
+    The dispatch of the sync consumer: in a thread of the handlers' pool, or of the package's pool
+    for a connect, and for a call that is refused while handlers wait.
+    """
 
     # Set for each class by WebSocketManagerConsumer.__init_subclass__().
     _has_guards = _keeps_answers = False
-    # None for a consumer that is called without a server.
-    _outgoing: Outgoing | None = None
+    _outgoing: Outgoing | None = None  # None without a server
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._outgoing = Outgoing(send)
@@ -206,8 +207,8 @@ class SyncDispatch(Dispatch):
         is_connect = message["type"] == "websocket.connect"
         if is_connect and compat.sends_by(self, outgoing.send):
             compat.set_base_send(self, outgoing)
-        # Neither an opening socket nor a refusal waits behind handlers. If consumers without
-        # guarded methods were checked too: 1.24 (0.85 to 2.17, 11 rounds) for a sync consumer.
+        # Neither a connect nor a refusal waits for handlers. If consumers without guarded methods
+        # were checked too: 1.24 (0.85 to 2.17, 11 rounds) for a sync consumer.
         is_urgent = is_connect or (self._has_guards and await self._will_be_refused(message))
         outgoing.begin()
         try:
@@ -231,7 +232,7 @@ class SyncDispatch(Dispatch):
 
     def _send_answer(self, call: Call) -> None:
         """
-        Send the answer of ``call``; where its handler ends with it, after its thread has ended.
+        Send the answer of ``call``, from the event loop if the handler ends with it.
 
         If the thread waited until each answer is sent: 1.46 (1.27 to 1.80) for a sync consumer.
         """
@@ -249,12 +250,11 @@ class Outgoing:
     """
     What a sync consumer sends, in order: its ``base_send``, and the ASGI ``send`` below that.
 
-    While ``is_answer`` is true, what a thread sends is kept until its handler has ended. What is
-    sent after it, or by another thread, does not overtake it.
+    While ``is_answer`` is true, a message is kept until its handler ends. None overtakes it.
     """
 
     __slots__ = ("_kept", "_send", "_send_and_wait", "is_answer")
-    # None between two messages: then nobody would send what is kept.
+    # None between two messages, when no end() follows that would send what is kept.
     _kept: list[Message] | None
 
     def __init__(self, send: Send) -> None:

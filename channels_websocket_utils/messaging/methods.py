@@ -37,7 +37,8 @@ def mark(wrapper: Any, perms: tuple[str, ...] | None) -> None:
     wrapper._is_websocket_routed = True
     if perms is not None:
         wrapper._websocket_perms = perms
-    # functools.wraps copies it to wrappers of other packages, which it then does not name.
+    # functools.wraps() copies this attribute to wrappers of other packages. There its value is
+    # another function, so _is_async() recognizes only a wrapper of this package.
     wrapper._websocket_wrapper = wrapper
 
 

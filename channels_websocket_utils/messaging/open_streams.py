@@ -20,7 +20,8 @@ __all__ = ["MAX_STREAMS", "STOP_LIMIT", "OpenStreams"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# More than a page needs, and few enough that one socket cannot take all threads.
+# More than a page needs. It does not protect the threads: on an async consumer 16 sync generators
+# that block occupy as many threads as SYNC_THREADS allows by default.
 MAX_STREAMS = 16
 # Seconds. A generator that ignores its cancellation must not delay the disconnect for longer.
 STOP_LIMIT = 5
@@ -79,9 +80,14 @@ class OpenStreams:
                 task.add_done_callback(self._ended)
 
     def add_credit(self, reply_key: str | None, parts: int) -> bool:
-        """Let a stream send so many more parts, and return whether it had sent as many."""
+        """
+        Add credit for ``parts`` more parts to a stream, and return ``True``.
+
+        Return ``False`` and add nothing if the stream has ended, or if it has sent fewer than
+        ``parts`` parts that no credit has followed.
+        """
         stream, _ = self._streams.get(reply_key, (None, None))
-        if stream is None or not stream.owes(parts):
+        if stream is None or not stream.has_sent_without_credit(parts):
             return False
         self._loop.call_soon_threadsafe(stream.add_credit, parts)
         return True

@@ -21,7 +21,7 @@ class MessageLimits:
     """
 
     __slots__ = ("_allowance", "_bad", "_counted_at", "_surplus", "is_surplus")
-    # How many messages may come at once, and when that was so. None before the first message.
+    # How many messages may still come at once, as of _counted_at. None before the first message.
     _allowance: float | None
 
     def __init__(self) -> None:

@@ -87,14 +87,15 @@ class Stream:
         self._is_async = inspect.isasyncgen(values)
         self._is_sync_consumer = is_sync(call.consumer)
         self._max_credit = self._credit = self._has_credit = None
-        # Of the call's own checks: an event since then invalidates them.
+        # The time and the cache of the call's own checks. If an event has replaced the connection's
+        # cache since then, the first step checks again.
         self._asked_at, self._permission_cache = call.asked_at, call.permission_cache
 
     def pace(self, credit: int) -> None:
         """Stay at most ``credit`` parts ahead of the client."""
         self._max_credit = self._credit = credit
 
-    def owes(self, parts: int) -> bool:
+    def has_sent_without_credit(self, parts: int) -> bool:
         """Return whether the client has not yet added credit for so many parts that were sent."""
         return self._max_credit is not None and self._credit + parts <= self._max_credit
 

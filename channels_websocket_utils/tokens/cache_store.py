@@ -46,9 +46,9 @@ class CacheTokenStore:
     Tokens in the cache ``alias`` of ``settings.CACHES``; for another alias, derive a class.
 
     The cache's atomic ``delete()`` decides which connection redeems a token, and must return
-    whether the key existed. A token that the cache has evicted is refused. Each token carries the
-    epoch of its user, and of its session if it is bound to one. ``revoke()`` ends the epoch, and
-    with it all of its tokens.
+    whether the key existed. A token that the cache has evicted is refused. Each token contains
+    the epoch of its user, a random value in the cache, and that of its session if it is bound to
+    one. ``revoke()`` deletes the epoch, and all tokens with it become invalid.
 
     Every method raises ``StoreUnavailable`` if the cache does not answer.
     """
@@ -102,7 +102,7 @@ class CacheTokenStore:
 
     @contextlib.contextmanager
     def _available(self) -> Iterator[BaseCache]:
-        """Yield the cache; raise ``StoreUnavailable`` for the errors of a cache that is away."""
+        """Yield the cache; raise ``StoreUnavailable`` for the errors of an unavailable cache."""
         cache = _open(self.alias, repr(settings.CACHES.get(self.alias)))
         try:
             yield cache
@@ -133,7 +133,7 @@ def _open(alias: str, _: str) -> BaseCache:
 
 
 def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:
-    """Return the epochs under ``keys``, valid for ``life`` seconds; begin missing ones."""
+    """Return the epochs under ``keys``, valid for ``life`` seconds; create missing ones."""
     epochs = cache.get_many(keys)
     for key in keys:
         if key not in epochs or not cache.touch(key, life):
@@ -144,7 +144,7 @@ def _renew(cache: BaseCache, keys: list[str], life: int) -> dict[str, Any]:
 
 
 def _count(cache: BaseCache, user_id: object, life: int) -> int:
-    """Return a number that no other token of the user gets at about this time."""
+    """Return the next value of the user's token counter, which expires after ``life`` seconds."""
     key = _key("count", user_id)
     cache.add(key, 0, life)
     try:

@@ -35,7 +35,7 @@ def parameter(name: str) -> str:
 
 
 def compiled_for(connection: BaseDatabaseWrapper) -> dict[Any, Any]:
-    """Return what has been compiled for ``connection``; it is freed together with it."""
+    """Return the compiled queries of ``connection``. They are freed with the connection."""
     compiled: dict[Any, Any] = connection.__dict__.setdefault("_websocket_utils_compiled", {})
     return compiled
 

@@ -30,7 +30,7 @@ def find(digest: str, *, with_user: bool = False, session_digest: str = "") -> T
 
     ``session_digest`` is that of the connection's own session. The row's ``is_session_ended`` is
     true if that session, or the one the token is bound to, was logged out, and ``None`` if the
-    store cannot know.
+    store has no revocations.
     """
     return current_store().get(digest, with_user=with_user, session_digest=session_digest)
 
@@ -51,7 +51,7 @@ def why_refused(
     if row.used_at is not None:
         return "redeemed"
     # If the clock was set back, the present is before the creation, and the token stays invalid.
-    # The tolerance is for a token of a machine whose clock is ahead. The end has none.
+    # The tolerance is for a token of a machine whose clock is ahead. The expiry has no tolerance.
     if not row.created_at - clock.TOLERANCE <= present < row.expires_at:
         return "expired"
     if user_id is not None and row.user_id != user_id:

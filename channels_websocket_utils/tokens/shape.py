@@ -35,8 +35,7 @@ _SECRET = re.compile(
 )
 # Text that can be a token with percent-escapes.
 _ESCAPED = re.compile(r"[A-Za-z0-9_%-]{24,}", re.ASCII)
-# How often text is unescaped that was escaped several times. More does not occur by mistake, and
-# a text that consists of escapes must not cost the server more than it costs its client.
+# How many times escaped text is unescaped. A real URL needs fewer, and the limit bounds the work.
 _ESCAPES = 8
 
 

@@ -41,7 +41,7 @@ class TokenRow:
     One token as a store returns it: the fields of ``WebSocketToken``, in their order.
 
     ``user`` is the user, if the caller asked for it. ``is_session_ended`` is true if one of the
-    token's sessions was logged out; ``None`` if the store cannot know.
+    token's sessions was logged out; ``None`` if the store has no revocations.
     """
 
     digest: str

@@ -194,7 +194,9 @@ def test_wire_page_has_every_error_code():
 
 
 def test_gate_page_has_every_reason():
-    named = re.search(r"for the log alone:(.*?)``auth_digest``", TokenAnnotation.__doc__, re.S)[1]
+    named = re.search(
+        r"is why it is not valid:(.*?)``auth_digest``", TokenAnnotation.__doc__, re.S
+    )[1]
 
     assert table(PAGES["docs/gate.rst"], "reason") == set(re.findall(r"``(\w+)``", named))
 

@@ -1820,29 +1820,31 @@ def test_row_is_not_moved_if_the_transaction_is_rolled_back(user):
     assert revocations.recent() == [first]
 
 
-@pytest.mark.skipif("sqlite" in connection.vendor, reason="SQLite locks the whole database")
-def test_disconnect_does_not_wait_for_a_transaction_that_has_moved_the_row(user):
-    first = revoke(user_id=user.pk)
-    has_moved, go = threading.Event(), threading.Event()
+# SQLite locks the whole database.
+if connection.vendor != "sqlite":
 
-    def move_and_wait():
-        with transaction.atomic():
-            revoke(user_id=user.pk)
-            has_moved.set()
-            go.wait(LIMIT)
-        connection.close()
+    def test_disconnect_does_not_wait_for_a_transaction_that_has_moved_the_row(user):
+        first = revoke(user_id=user.pk)
+        has_moved, go = threading.Event(), threading.Event()
 
-    thread = threading.Thread(target=move_and_wait)
-    thread.start()
-    try:
-        assert has_moved.wait(LIMIT)
-        second = revoke(user_id=user.pk)
-        assert thread.is_alive()
-    finally:
-        go.set()
-        thread.join()
+        def move_and_wait():
+            with transaction.atomic():
+                revoke(user_id=user.pk)
+                has_moved.set()
+                go.wait(LIMIT)
+            connection.close()
 
-    assert second.id != first.id
+        thread = threading.Thread(target=move_and_wait)
+        thread.start()
+        try:
+            assert has_moved.wait(LIMIT)
+            second = revoke(user_id=user.pk)
+            assert thread.is_alive()
+        finally:
+            go.set()
+            thread.join()
+
+        assert second.id != first.id
 
 
 @pytest.mark.usefixtures("fast")

@@ -62,7 +62,7 @@ def test_first_of_two_requests_with_one_token_wins(user):
     assert [each.token.reason for each in decide([request, request])] == [None, "redeemed"]
 
 
-def test_each_request_is_judged_with_its_own_session_and_user(user, other):
+def test_each_request_is_decided_with_its_own_session_and_user(user, other):
     mine, theirs = get_websocket_token(user), get_websocket_token(other)
     session = SessionStore(sign_in(user))
 
