@@ -3,6 +3,8 @@ The only module that uses private or undocumented names of Django, Channels and 
 
 The package uses such a name only through this module. Each has one line that describes it,
 and a test in ``test_compat.py`` that fails when a new version changes it.
+
+Over 300 lines: it is a list of short functions, and all such names are in one place.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, mar
 from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, load_backend
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
 from django.core.cache import caches
 from django.db import router
 from django.db.models import Manager, QuerySet
@@ -63,6 +71,7 @@ __all__ = [
     "has_receivers",
     "is_consumer_application",
     "is_idle",
+    "key_of_user",
     "load_backend",
     "markcoroutinefunction",
     "match_route",
@@ -91,6 +100,12 @@ def primary_key(model: type[Model]) -> Field[Any, Any]:
     """Return the primary key field of ``model``."""
     field: Field[Any, Any] = model._meta.pk
     return field
+
+
+def key_of_user(user: Any) -> Any:
+    """Return the key of the user that ``user`` is, also for a child model with its own key."""
+    model = get_user_model()
+    return getattr(user, primary_key(model).attname) if isinstance(user, model) else user.pk
 
 
 def field_names(model: type[Model]) -> list[str]:

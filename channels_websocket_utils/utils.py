@@ -11,6 +11,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from . import protocol, strict_json
+from .compat import key_of_user
 from .conf import get_setting, require_installed
 from .gate import revocations
 from .gate.admission import annotate_scope
@@ -221,9 +222,10 @@ def _push(who: str, user: object, key: str, payload: Payload) -> dict[str, str]:
 def _user_id(who: str, user: object) -> Any:
     if not isinstance(user, get_user_model()):
         raise TypeError(f"{who}() needs a {get_user_model().__name__}, not {type(user).__name__}.")
-    if user.pk is None:
+    key = key_of_user(user)
+    if key is None:
         raise ValueError(f"{who}() needs a user that is saved.")
-    return user.pk
+    return key
 
 
 def _is_annotated(scope: object) -> bool:

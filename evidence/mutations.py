@@ -348,7 +348,7 @@ WEAKNESSES = [
     (
         "keep connections for ever without a database",
         "live/recheck.py",
-        "if self.is_database_unavailable and time.monotonic() - answered > grace:",
+        "if self.is_database_unavailable and time.monotonic() - self._answered_at > grace:",
         "if False:",
         "connections::test_sockets_end_when_the_database_stays_unavailable",
     ),

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..compat import load_backend
+from ..compat import key_of_user, load_backend
 from ..outages import outage_errors
 from ..signals import token_refused
 from ..tokens import clock, digests, redeeming
@@ -253,7 +253,7 @@ def _principal(
     if session is not None and is_sign_in_of(read_session(session), user):
         digest = own_session_digest(session)
         key = session.session_key if digest else ""
-    return Principal(user.pk, backend, auth_digest, key, digest, validated_at)
+    return Principal(key_of_user(user), backend, auth_digest, key, digest, validated_at)
 
 
 def _is_session_ended(principal: Principal) -> bool:

@@ -154,28 +154,36 @@ def recent(principals: Collection[Principal] = ()) -> list[Revocation]:
     the rows since the last query could miss some.
     """
     rows = _rows().filter(created_at__gt=kept_since(clock.now()))
-    found = _read(rows[: _MOST_ROWS + 1])
-    if len(found) > _MOST_ROWS:
+    found, count = _read(rows[: _MOST_ROWS + 1])
+    if count > _MOST_ROWS:
         users = {each.user_id for each in principals}
         sessions = {each.session_digest for each in principals if each.session_digest}
-        found = [row for batch in batches(users) for row in _read(rows.filter(user_id__in=batch))]
+        found = []
+        for batch in batches(users):
+            found += _read(rows.filter(user_id__in=batch))[0]
         for batch in batches(sessions):
-            found += _read(rows.filter(session_digest__in=batch))
+            found += _read(rows.filter(session_digest__in=batch))[0]
     return found
 
 
-def _read(rows: QuerySet[WebSocketRevocation]) -> list[Revocation]:
-    """Return ``rows`` without those that cannot be decoded, which are logged."""
+def _read(rows: QuerySet[WebSocketRevocation]) -> tuple[list[Revocation], int]:
+    """
+    Return ``rows`` without those that cannot be decoded, and how many rows there were.
+
+    A row that cannot be decoded is logged.
+    """
     names = ("pk", "user_id", "session_digest", "is_final", "created_at")
     try:
         found = list(rows.values_list(*names))
+        count = len(found)
     except Exception as error:
         if is_outage(error) and not is_unreadable_value(error):
             raise
         every = _rows().values_list(*names)
         ids = list(rows.values_list("pk", flat=True))
+        count = len(ids)
         found = read_each(lambda some: every.filter(pk__in=some), ids, "A row of a revocation")
-    return [Revocation(*row) for row in found]
+    return [Revocation(*row) for row in found], count
 
 
 def is_known(revocation: Revocation, known: Mapping[int, Revocation]) -> bool:
@@ -186,7 +194,7 @@ def is_known(revocation: Revocation, known: Mapping[int, Revocation]) -> bool:
 
 def with_ids(ids: Collection[int]) -> list[Revocation]:
     """Return the revocations of the rows with these ``ids``."""
-    return _read(_rows().filter(pk__in=ids))
+    return _read(_rows().filter(pk__in=ids))[0]
 
 
 def is_session_ended(session_digest: str) -> bool:

@@ -15,6 +15,7 @@ from ..compat import (
     HASH_SESSION_KEY,
     SESSION_KEY,
     has_own_queries,
+    key_of_user,
     load_backend,
     primary_key,
 )
@@ -72,7 +73,7 @@ def read_sign_in(session: SessionBase | None, user: User | None) -> SignIn | Non
         return None
     sign_in = read_session(session)
     backend = sign_in.backend if is_sign_in_of(sign_in, user) else ""
-    return SignIn(user.pk, getattr(user, "backend", "") or backend, None)
+    return SignIn(key_of_user(user), getattr(user, "backend", "") or backend, None)
 
 
 def read_session(session: SessionBase | None) -> SignIn | None:
@@ -86,7 +87,7 @@ def read_session(session: SessionBase | None) -> SignIn | None:
 
 def is_sign_in_of(sign_in: SignIn | None, user: User) -> TypeGuard[SignIn]:
     """Return whether ``sign_in`` names ``user``."""
-    return sign_in is not None and sign_in.user_id == user.pk
+    return sign_in is not None and sign_in.user_id == key_of_user(user)
 
 
 def is_foreign(user: User | None) -> bool:

@@ -17,7 +17,7 @@ from django.core.signals import request_finished, request_started
 from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
-from ..compat import current_thread_context, primary_key
+from ..compat import current_thread_context, key_of_user, primary_key
 from ..gate import revocations
 from ..tokens import digests
 from .events import publish
@@ -112,11 +112,11 @@ def _recheck_saved(
     **kwargs: Any,
 ) -> None:
     if not created and set(update_fields or ()) != {"last_login"}:
-        _recheck(instance.pk, using)
+        _recheck(key_of_user(instance), using)
 
 
 def _recheck_deleted(sender: object, instance: Model, using: str, **kwargs: Any) -> None:
-    _recheck(instance.pk, using)
+    _recheck(key_of_user(instance), using)
 
 
 def _recheck(user_id: object, using: str) -> None:
@@ -172,7 +172,7 @@ def _clear_permissions(
     if not action.startswith("post_"):
         return
     if isinstance(instance, get_user_model()):
-        users = [str(instance.pk)]
+        users = [str(key_of_user(instance))]
     elif reverse and pk_set and issubclass(kwargs["model"], get_user_model()):
         users = [str(pk) for pk in pk_set]
     else:

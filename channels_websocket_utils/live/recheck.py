@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import protocol
 from ..conf import get_setting
 from ..gate import freshness, revocations
-from ..outages import is_outage
+from ..outages import is_outage, outage_errors
 from ..threads import in_recheck_thread
 from ..tokens import clock
 from .age import Age
@@ -70,14 +70,16 @@ class Recheck:
         self._timer: asyncio.Future[None] | None = None
         # Since the beginning of the last check that the database answered.
         self._last_check = Age()
+        # When the last check of all connections ended without an outage.
+        self._answered_at = time.monotonic()
         # The check of all connections that runs now, or was the last.
-        self._full_check: asyncio.Future[bool] | None = None
+        self._full_check: asyncio.Future[None] | None = None
         # The job that checks those that wait, in the order in which they were added.
         self._job: asyncio.Future[None] | None = None
         self._next_job_at = 0.0
         self._waiting: dict[Connection, None] = {}
         self._is_all_waiting = False
-        # By id, the last addition last: a row is read at each check and applied once.
+        # By id: a row is read at each check and applied once.
         self._known: dict[int, Revocation] = {}
         self._unread = UnreadRevocations(self.add_revocation)
         # Digests of the sessions that known revocations have ended for good.
@@ -85,9 +87,10 @@ class Recheck:
 
     def start(self) -> None:
         """Check all connections every ``RECHECK_INTERVAL`` until ``stop()``."""
-        if self._timer is None:
+        if self._timer is None or self._timer.done():
             # Until now there was no connection that could miss a row.
             self._last_check = Age()
+            self._answered_at = time.monotonic()
             self._timer = run_in_background(self._run())
 
     def stop(self) -> None:
@@ -124,7 +127,6 @@ class Recheck:
         A row with a later ``created_at`` is a new revocation.
         """
         if not revocations.is_known(row, self._known):
-            self._known.pop(row.id, None)
             self._known[row.id] = row
             if row.is_final:
                 self._ended_sessions.add(row.session_digest)
@@ -136,7 +138,6 @@ class Recheck:
         return session_digest in self._ended_sessions
 
     async def _run(self) -> None:
-        answered = time.monotonic()
         while True:
             interval = get_setting("RECHECK_INTERVAL")
             await asyncio.sleep(interval)
@@ -146,39 +147,39 @@ class Recheck:
             await asyncio.wait({check}, timeout=interval)
             if not check.done():
                 self.is_database_unavailable = True
-            elif check.result():
-                answered = time.monotonic()
             grace = interval * get_setting("RECHECK_GRACE")
-            if self.is_database_unavailable and time.monotonic() - answered > grace:
+            if self.is_database_unavailable and time.monotonic() - self._answered_at > grace:
                 self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
 
-    def _start_full_check(self) -> asyncio.Future[bool]:
+    def _start_full_check(self) -> asyncio.Future[None]:
         # While a check waits for the database no other check starts: it would block a thread.
         if self._full_check is None or self._full_check.done():
             self._full_check = run_in_background(self._check_all())
         return self._full_check
 
-    async def _check_all(self) -> bool:
-        """Check all connections, and return ``False`` if the database is unavailable."""
+    async def _check_all(self) -> None:
+        """Check all connections, and note whether the database is available."""
         began, connections = Age(), self._find_connections()
         self._waiting.clear()
         self._is_all_waiting = False
         try:
             read = in_recheck_thread(_read_changes)
-            found, outdated = await read(_principals(connections), self._known)
+            found, outdated, outage = await read(_principals(connections), self._known)
             self._finish_check(began)
+            # Also if the users could not be read.
             for revocation in found:
                 self.add_revocation(revocation)
             self._end_outdated(connections, outdated)
             self._forget_old_revocations()
         except Exception as error:
-            if is_outage(error):
-                self.is_database_unavailable = True
-                _log_outage(error)
-                return False
-            logger.exception("The re-check of the live connections failed")
-        self.is_database_unavailable = False
-        return True
+            outage = error if is_outage(error) else None
+            if outage is None:
+                logger.exception("The re-check of the live connections failed")
+        self.is_database_unavailable = outage is not None
+        if outage is not None:
+            _log_outage(outage)
+        else:
+            self._answered_at = time.monotonic()
 
     def _finish_check(self, began: Age) -> None:
         # The machine may have slept before or after the query.
@@ -240,12 +241,8 @@ class Recheck:
 
     def _forget_old_revocations(self) -> None:
         since = revocations.kept_since(clock.now())
-        while self._known:
-            id, row = next(iter(self._known.items()))
-            if row.created_at > since:
-                break
-            del self._known[id]
-            self._ended_sessions.discard(row.session_digest)
+        self._known = {id: row for id, row in self._known.items() if row.created_at > since}
+        self._ended_sessions = {row.session_digest for row in self._known.values() if row.is_final}
 
 
 def _principals(connections: Iterable[Connection]) -> set[Principal]:
@@ -254,15 +251,22 @@ def _principals(connections: Iterable[Connection]) -> set[Principal]:
 
 def _read_changes(
     principals: set[Principal], known: dict[int, Revocation]
-) -> tuple[list[Revocation], list[Principal]]:
-    """Return the unknown revocations and the outdated ``principals``; runs in a thread."""
-    # A programming error in one of the two does not affect the other.
+) -> tuple[list[Revocation], list[Principal], Exception | None]:
+    """
+    Return the unknown revocations, the outdated ``principals``, and the outage of the latter.
+
+    Runs in a thread. An error of one of the two queries does not affect the other.
+    """
     read = partial(revocations.recent, principals)
     recent = _unless_bug(read, "The rows of revocations could not be read")
     # Compared here and not in the event loop, because there may be thousands.
     unknown = [each for each in recent if not revocations.is_known(each, known)]
     find_outdated = partial(freshness.find_outdated, principals)
-    return unknown, _unless_bug(find_outdated, "The re-check of the users failed")
+    try:
+        outdated = _unless_bug(find_outdated, "The re-check of the users failed")
+    except outage_errors() as error:
+        return unknown, [], error
+    return unknown, outdated, None
 
 
 def _unless_bug(read: Callable[[], list[T]], message: str) -> list[T]:

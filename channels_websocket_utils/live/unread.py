@@ -51,7 +51,8 @@ class UnreadRevocations:
 
     async def _read_rows(self) -> None:
         while self._by_id:
-            ids = list(islice(self._by_id, _MAX_ROWS))
+            batch = dict(islice(self._by_id.items(), _MAX_ROWS))
+            ids = [*batch]
             try:
                 for row in await in_recheck_thread(revocations.with_ids)(ids):
                     self._add(row)
@@ -61,6 +62,8 @@ class UnreadRevocations:
                 logger.error("The rows of %s revocations could not be read: %s", len(ids), text)
             except Exception:
                 logger.exception("The rows of %s revocations could not be read", len(ids))
-            for id in ids:
-                self._by_id.pop(id, None)
+            for id, revocation in batch.items():
+                # An event of the row that has moved meanwhile is read in the next turn.
+                if self._by_id.get(id) is revocation:
+                    del self._by_id[id]
         self._is_reading = False

@@ -14,7 +14,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import IntegrityError
 
-from ..compat import BACKEND_SESSION_KEY, primary_key
+from ..compat import BACKEND_SESSION_KEY, key_of_user
 from ..conf import get_setting, require_installed
 from ..signals import token_issued
 from . import clock
@@ -54,7 +54,7 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
             present,
             get_setting("MAX_TOKENS_PER_USER"),
             digest=digest_of(token.text),
-            user_id=getattr(user, primary_key(get_user_model()).attname),
+            user_id=key_of_user(user),
             backend=_backend_path(user, session),
             auth_digest=auth_digest(user),
             session_digest=session_digest(session),
@@ -65,7 +65,7 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
         # The user was deleted meanwhile, and is treated like an anonymous one.
         logger.debug("No token was stored for a user who has been deleted")
     else:
-        token_issued.send_robust(None, user_id=user.pk)
+        token_issued.send_robust(None, user_id=key_of_user(user))
     return token.text
 
 

@@ -450,6 +450,39 @@ async def test_sockets_end_when_the_database_stays_unavailable(
     assert await ended(socket) == 4490
 
 
+async def test_check_that_is_slower_than_the_interval_ends_no_socket(
+    user, session, open_as, settings, monkeypatch
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 3}
+    checks = []
+
+    def slow(principals):
+        checks.append(time.sleep(0.08))
+        return []
+
+    monkeypatch.setattr(freshness, "find_outdated", slow)
+    socket = await open_as(user, session)
+
+    await until(lambda: len(checks) > 8)
+
+    assert await is_alive(socket)
+
+
+async def test_revocations_are_applied_when_the_users_cannot_be_read(
+    user, session, open_as, settings, monkeypatch
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
+    socket = await open_as(user, session)
+
+    def refuse(principals):
+        raise ConnectionRefusedError("a backend")
+
+    monkeypatch.setattr(freshness, "find_outdated", refuse)
+    await sync_to_async(revoke)(user_id=user.pk)
+
+    assert await ended(socket) == 4410
+
+
 async def test_sockets_end_when_the_database_hangs(user, session, open_as, settings, monkeypatch):
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
     answers = threading.Event()
@@ -1907,17 +1940,21 @@ async def test_check_reads_its_own_rows_among_many(user, other, session, open_as
     assert len(hub.recheck._known) == 1
 
 
-@pytest.mark.skipif("sqlite" not in connection.vendor, reason="Only SQLite stores such a value")
-@pytest.mark.parametrize("most", [1, 2000])
-def test_row_that_cannot_be_decoded_does_not_hide_the_others(user, monkeypatch, caplog, most):
-    monkeypatch.setattr(revocations, "_MOST_ROWS", most)
-    rows = [revoke(session_digest=f"{n:064}") for n in range(5)]
-    WebSocketRevocation.objects.filter(pk=rows[2].id).update(created_at=Value("9999-99-99 00:00"))
+# Only SQLite stores such a value.
+if connection.vendor == "sqlite":
 
-    found = revocations.recent([principal_of(user), *map(principal_of_row, rows)])
+    @pytest.mark.parametrize("most", [1, 2, 3, 4, 2000])
+    def test_row_that_cannot_be_decoded_does_not_hide_the_others(user, monkeypatch, caplog, most):
+        monkeypatch.setattr(revocations, "_MOST_ROWS", most)
+        rows = [revoke(session_digest=f"{n:064}") for n in range(5)]
+        WebSocketRevocation.objects.filter(pk=rows[2].id).update(
+            created_at=Value("9999-99-99 00:00")
+        )
 
-    assert sorted(row.id for row in found) == [row.id for row in rows if row is not rows[2]]
-    assert "A row of a revocation cannot be checked" in caplog.text
+        found = revocations.recent([principal_of(user), *map(principal_of_row, rows)])
+
+        assert sorted(row.id for row in found) == [row.id for row in rows if row is not rows[2]]
+        assert "A row of a revocation cannot be checked" in caplog.text
 
 
 def principal_of_row(row):

@@ -15,6 +15,7 @@ from django.db import connection, models, router, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps, modify_settings
 from django.views.debug import ExceptionReporter
 
+from channels_websocket_utils.compat import key_of_user
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.stores.database import DatabaseTokenStore
 from channels_websocket_utils.tokens import clock as clock_module
@@ -310,6 +311,7 @@ def test_token_of_a_child_model_with_its_own_key_is_the_parents(user, other):
     token = issuing.issue(child)
 
     assert child.pk == other.pk
+    assert key_of_user(child) == user.pk
     assert refusal(token, user) is None
     assert refusal(token, other) == "wrong_user"
 
