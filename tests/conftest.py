@@ -226,10 +226,20 @@ def pytest_runtest_setup(item):
             stop(f"needs {what}")
 
 
-def pytest_collection_modifyitems(items):
-    """Run the slow files first, so that no worker is idle at the end."""
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests of another database, and run the slow files first."""
+    others = [item for item in items if not is_for(connection.vendor, item)]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
+    # So that no worker is idle at the end.
     long = {item.path for item in items if any(map(item.get_closest_marker, NEEDS))}
     items.sort(key=lambda item: (item.path.name != "test_proofs.py", item.path not in long))
+
+
+def is_for(vendor, item):
+    """Return whether ``item`` is a test for the database that is tested."""
+    marker = item.get_closest_marker("only_on")
+    return marker is None or vendor in marker.args
 
 
 # With several workers, the next two hooks run in the main process, which runs no test.

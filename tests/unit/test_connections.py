@@ -1445,13 +1445,22 @@ def _break_date(bad):
     get_user_model().objects.filter(pk=bad.pk).update(last_login=Value("2026-99-99 00:00:00"))
 
 
-@pytest.fixture(params=["text", "date", "deleted", "hash"])
+# Only SQLite stores such a value.
+ONLY_SQLITE = pytest.mark.only_on("sqlite")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("text", marks=ONLY_SQLITE),
+        pytest.param("date", marks=ONLY_SQLITE),
+        "deleted",
+        "hash",
+    ]
+)
 def bad_user(request, transactional_db, settings):
     """Principals of 30 users, and that of the one user who cannot be checked."""
     users, bad = many_users()
     backend = MODEL_BACKEND
-    if request.param in ("text", "date") and connection.vendor != "sqlite":
-        pytest.skip("Only SQLite stores such a value")
     if request.param == "text":
         _break_text(bad)
     elif request.param == "date":
@@ -1487,11 +1496,10 @@ def test_naive_recheck_of_one_bad_user_checks_nobody(bad_user, monkeypatch):
         freshness.find_outdated(principals)
 
 
+@ONLY_SQLITE
 def test_bad_row_costs_a_few_queries_more(
     transactional_db, django_assert_max_num_queries, settings
 ):
-    if connection.vendor != "sqlite":
-        pytest.skip("Only SQLite stores such a value")
     users, bad = many_users()
     principals = [principal_of(user) for user in users]
     _break_date(bad)
@@ -1854,30 +1862,29 @@ def test_row_is_not_moved_if_the_transaction_is_rolled_back(user):
 
 
 # SQLite locks the whole database.
-if connection.vendor != "sqlite":
+@pytest.mark.only_on("postgresql")
+def test_disconnect_does_not_wait_for_a_transaction_that_has_moved_the_row(user):
+    first = revoke(user_id=user.pk)
+    has_moved, go = threading.Event(), threading.Event()
 
-    def test_disconnect_does_not_wait_for_a_transaction_that_has_moved_the_row(user):
-        first = revoke(user_id=user.pk)
-        has_moved, go = threading.Event(), threading.Event()
+    def move_and_wait():
+        with transaction.atomic():
+            revoke(user_id=user.pk)
+            has_moved.set()
+            go.wait(LIMIT)
+        connection.close()
 
-        def move_and_wait():
-            with transaction.atomic():
-                revoke(user_id=user.pk)
-                has_moved.set()
-                go.wait(LIMIT)
-            connection.close()
+    thread = threading.Thread(target=move_and_wait)
+    thread.start()
+    try:
+        assert has_moved.wait(LIMIT)
+        second = revoke(user_id=user.pk)
+        assert thread.is_alive()
+    finally:
+        go.set()
+        thread.join()
 
-        thread = threading.Thread(target=move_and_wait)
-        thread.start()
-        try:
-            assert has_moved.wait(LIMIT)
-            second = revoke(user_id=user.pk)
-            assert thread.is_alive()
-        finally:
-            go.set()
-            thread.join()
-
-        assert second.id != first.id
+    assert second.id != first.id
 
 
 @pytest.mark.usefixtures("fast")
@@ -1940,21 +1947,17 @@ async def test_check_reads_its_own_rows_among_many(user, other, session, open_as
     assert len(hub.recheck._known) == 1
 
 
-# Only SQLite stores such a value.
-if connection.vendor == "sqlite":
+@ONLY_SQLITE
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 2000])
+def test_row_that_cannot_be_decoded_does_not_hide_the_others(user, monkeypatch, caplog, most):
+    monkeypatch.setattr(revocations, "_MOST_ROWS", most)
+    rows = [revoke(session_digest=f"{n:064}") for n in range(5)]
+    WebSocketRevocation.objects.filter(pk=rows[2].id).update(created_at=Value("9999-99-99 00:00"))
 
-    @pytest.mark.parametrize("most", [1, 2, 3, 4, 2000])
-    def test_row_that_cannot_be_decoded_does_not_hide_the_others(user, monkeypatch, caplog, most):
-        monkeypatch.setattr(revocations, "_MOST_ROWS", most)
-        rows = [revoke(session_digest=f"{n:064}") for n in range(5)]
-        WebSocketRevocation.objects.filter(pk=rows[2].id).update(
-            created_at=Value("9999-99-99 00:00")
-        )
+    found = revocations.recent([principal_of(user), *map(principal_of_row, rows)])
 
-        found = revocations.recent([principal_of(user), *map(principal_of_row, rows)])
-
-        assert sorted(row.id for row in found) == [row.id for row in rows if row is not rows[2]]
-        assert "A row of a revocation cannot be checked" in caplog.text
+    assert sorted(row.id for row in found) == [row.id for row in rows if row is not rows[2]]
+    assert "A row of a revocation cannot be checked" in caplog.text
 
 
 def principal_of_row(row):

@@ -533,14 +533,14 @@ def write_lock():
     connection.close()
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="the lock is SQLite's")
+@pytest.mark.only_on("sqlite")
 def test_connect_ends_with_4490_if_another_process_holds_the_write_lock(session, token, run):
     with write_lock():
         assert run(stack(AsyncManager), f"/ws/{token}", session=session) == 4490
     assert used() == 0
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="the lock is SQLite's")
+@pytest.mark.only_on("sqlite")
 def test_refusals_take_no_write_lock(user, other, session, run):
     """Unknown, redeemed, expired and stolen tokens do not wait for the writer."""
     redeemed, expired, stolen = [get_websocket_token(who) for who in (user, user, other)]
