@@ -1015,9 +1015,11 @@ class Stubborn:
 
     @auto_route
     async def stubborn(self):
+        # The second pause is long, so that the end of the stream meets it.
+        pauses = iter([0, LIMIT])
         while True:
             try:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(next(pauses, 0.01))
             except asyncio.CancelledError:
                 self.log("ignored")
             self.log("step")
