@@ -164,7 +164,7 @@ WEAKNESSES = [
     (
         "trust the user that was read at the connect",
         "gate/freshness.py",
-        "    fresh = load_user(user.pk, backend_path(read_sign_in(session, user)))\n",
+        "    fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))\n",
         "    fresh = user\n",
         "decorators::test_guard_sees_the_database_as_it_is_at_every_call",
     ),

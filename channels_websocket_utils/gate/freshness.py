@@ -16,7 +16,7 @@ from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
-from ..compat import load_backend, router
+from ..compat import key_of_user, load_backend, router
 from ..tokens import digests
 from .isolation import answer_for, read_each
 from .sign_in import (
@@ -80,7 +80,7 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         sign_in = read_session(session)
         if not is_sign_in_of(sign_in, user):
             return None
-    fresh = load_user(user.pk, backend_path(read_sign_in(session, user)))
+    fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))
     if fresh is None:
         return None
     if token_user is not None:
@@ -138,7 +138,7 @@ def _present_users(asked: Collection[tuple[Any, str]]) -> dict[tuple[Any, str], 
         else:
             answers = (answer_for(partial(load_user, path=path), each, "A user") for each in ids)
             users = list(filter(None, answers))
-        found.update(((user.pk, path), user) for user in users)
+        found.update(((key_of_user(user), path), user) for user in users)
     return found
 
 

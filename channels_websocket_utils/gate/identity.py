@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.contrib.auth import get_user_model
 
-from ..compat import primary_key, salted_hmac
+from ..compat import key_of_user, salted_hmac
 
 if TYPE_CHECKING:
     from ..types import User
@@ -40,7 +40,7 @@ def _name(user: User) -> str:
     if isinstance(user, model):
         # Also for an instance of a proxy or child model, which an authentication backend may return
         # here and not there. A child can have a primary key of its own.
-        return f"{model._meta.label_lower}:{getattr(user, primary_key(model).attname)}"
+        return f"{model._meta.label_lower}:{key_of_user(user)}"
     # Not type(), which would be that of a lazy object.
     kind = user.__class__
     return f"{kind.__module__}.{kind.__qualname__}:{user.pk}"

@@ -100,7 +100,7 @@ def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any
         # The key of a signed cookie changes with each save, so all of the user's connections end.
         return {"user_id": primary_key(get_user_model()).to_python(user_id)}
     # channels.auth.logout() passes no session. A user who is still signed in reconnects.
-    return None if user is None or user.pk is None else {"user_id": user.pk}
+    return None if user is None or user.pk is None else {"user_id": key_of_user(user)}
 
 
 def _recheck_saved(
