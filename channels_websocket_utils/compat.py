@@ -27,6 +27,7 @@ from django.core.cache import caches
 from django.db import router
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
+from django.urls.resolvers import RoutePattern
 from django.utils.crypto import constant_time_compare, salted_hmac
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import re
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
+    from datetime import datetime
     from typing import Any
 
     from .types import Consumer, Message, Scope, Send
@@ -54,6 +56,7 @@ __all__ = [
     "SESSION_KEY",
     "SyncToAsyncHook",
     "ThreadSensitiveContext",
+    "adapt_datetime",
     "allow_any_thread",
     "announce_routes",
     "application_of",
@@ -77,6 +80,7 @@ __all__ = [
     "match_route",
     "new_cache",
     "parse_cookie",
+    "path_pattern",
     "primary_key",
     "quoted_column",
     "quoted_table",
@@ -133,6 +137,11 @@ def has_own_queries(manager: Any) -> bool:
     return not is_plain or type(manager.all()) is not QuerySet
 
 
+def adapt_datetime(connection: BaseDatabaseWrapper, value: datetime) -> Any:
+    """Return ``value`` as a parameter of SQL that is not made by the ORM."""
+    return connection.ops.adapt_datetimefield_value(value)
+
+
 def compile_query(queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper) -> _CompiledSQL:
     """Return the SQL of ``queryset``, its parameters, and what converts its columns."""
     compiler = queryset.query.get_compiler(connection=connection)
@@ -179,6 +188,12 @@ def capture_of(route: Any, name: str) -> tuple[re.Pattern[str], Callable[[str], 
     """Return the regular expression of ``route``, and what converts the text of ``name``."""
     converter = route.pattern.converters.get(name)
     return route.pattern.regex, converter.to_python if converter else str
+
+
+def path_pattern(route: str) -> tuple[re.Pattern[str], dict[str, Any]]:
+    """Return the regular expression that ``path()`` makes of ``route``, and its converters."""
+    pattern = RoutePattern(route, is_endpoint=True)
+    return pattern.regex, dict(pattern.converters)
 
 
 # Django: database connections

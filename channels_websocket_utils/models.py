@@ -1,11 +1,13 @@
 """
-The database tables: issued tokens and revocations. They store digests, no tokens or session keys.
+The database tables: issued tokens, revocations, and the history of topics.
+
+They store digests, no tokens or session keys. The messages of topics are stored as they are.
 """
 
 from django.conf import settings
 from django.db import models
 
-__all__ = ["WebSocketRevocation", "WebSocketToken"]
+__all__ = ["WebSocketRevocation", "WebSocketToken", "WebSocketTopic", "WebSocketTopicMessage"]
 
 
 class WebSocketToken(models.Model):
@@ -67,3 +69,56 @@ class WebSocketRevocation(models.Model):
 
     def __str__(self) -> str:
         return f"user {self.user_id}" if self.user_id else f"session {self.session_digest[:12]}…"
+
+
+class WebSocketTopic(models.Model):
+    """
+    The present position of one topic with history: the offset ``top`` of ``epoch``.
+
+    ``key`` is the SHA-256 digest of the tenant, the class and the name of the topic, so no
+    collation of the database can mix two topics. ``label`` is the dotted path of the class.
+    ``published_at`` is the time of the last message. The row with the key ``generation`` is no
+    topic: its ``epoch`` is that of all topics that have no row.
+    """
+
+    key = models.CharField(max_length=64, primary_key=True, editable=False)
+    tenant = models.CharField(max_length=63, blank=True)
+    label = models.CharField(max_length=255, blank=True)
+    name = models.CharField(max_length=200, blank=True)
+    epoch = models.CharField(max_length=32)
+    top = models.BigIntegerField()
+    published_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = "WebSocket topic"
+        verbose_name_plural = "WebSocket topics"
+
+    def __str__(self) -> str:
+        return self.name or self.key
+
+
+class WebSocketTopicMessage(models.Model):
+    """
+    One message that a topic keeps: its JSON text ``data``, at the ``offset`` of the topic.
+
+    ``excluded`` is the id of a connection that receives the offset without the data, or empty.
+    """
+
+    # Without a constraint: each message would lock and check the topic's row once more.
+    topic = models.ForeignKey(
+        WebSocketTopic, on_delete=models.CASCADE, db_constraint=False, related_name="messages"
+    )
+    offset = models.BigIntegerField()
+    data = models.TextField()
+    excluded = models.CharField(max_length=64, blank=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = "WebSocket topic message"
+        verbose_name_plural = "WebSocket topic messages"
+        constraints = [
+            models.UniqueConstraint(fields=["topic", "offset"], name="websocket_topic_offset")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic_id} {self.offset}"

@@ -1,0 +1,90 @@
+"""The route of a topic class: its names, in Django's path() syntax, and their parameters."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ..compat import path_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+__all__ = ["MAX_NAME", "TopicRoute"]
+
+
+# Characters.
+MAX_NAME = 200
+_PARAMETER = re.compile(r"<(?:[^>:]+:)?([^>]+)>")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class TopicRoute:
+    """
+    A route such as ``"orders/<int:pk>"``, which ``read()`` and ``render()`` apply.
+
+    A name is canonical: it renders to itself. So a topic has one name. Raises
+    ``ImproperlyConfigured`` for an unknown converter or a parameter that is no identifier, as
+    ``path()`` does.
+    """
+
+    def __init__(self, route: str) -> None:
+        self._route = route
+        self._pattern, self._converters = path_pattern(route)
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of the parameters."""
+        return frozenset(self._converters)
+
+    def render(self, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """
+        Return the name for the parameters ``values``, and the parameters that the name carries.
+
+        ``values`` may have another type: the text ``"42"`` for an ``int``. Raises ``TypeError`` for
+        a missing or unknown parameter, and ``ValueError`` for a value that the route cannot carry.
+        """
+        if values.keys() != self.parameters:
+            needed = ", ".join(sorted(self.parameters)) or "none"
+            raise TypeError(
+                f"The parameters of the topic {self._route!r} are: {needed}. "
+                f"Given: {', '.join(sorted(values)) or 'none'}."
+            )
+        texts = {name: self._text(name, value) for name, value in values.items()}
+        name = _PARAMETER.sub(lambda found: texts[found[1]], self._route)
+        carried = self.read(name)
+        # Two parameters with slashes could be divided in another way.
+        if carried is None or any(self._text(each, carried[each]) != texts[each] for each in texts):
+            raise ValueError(f"The topic {self._route!r} cannot carry {dict(values)!r}.")
+        return name, carried
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return the parameters that ``name`` carries, or ``None`` if it is not canonical."""
+        if len(name) > MAX_NAME or _CONTROL.search(name) or not _is_unicode(name):
+            return None
+        found = self._pattern.search(name)
+        if found is None:
+            return None
+        texts = found.groupdict()
+        try:
+            values = {each: self._converters[each].to_python(texts[each]) for each in texts}
+            is_canonical = all(self._text(each, values[each]) == texts[each] for each in texts)
+        except ValueError:
+            return None
+        return values if is_canonical else None
+
+    def _text(self, name: str, value: object) -> str:
+        try:
+            text = self._converters[name].to_url(value)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{name!r} of the topic {self._route!r}: {error}") from error
+        return str(text)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
