@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .topic import Topic
 
-__all__ = ["MAX_REPLAY", "Missed", "Replay", "position", "read", "recover"]
+__all__ = ["MAX_REPLAY", "Missed", "Replay", "after", "position", "read", "recover"]
 
 
 # Bytes of the messages in one answer. A page that has missed more loads its data again.
@@ -91,6 +91,19 @@ def recover(questions: Sequence[Missed]) -> list[Replay]:
     return replays
 
 
+def after(topic: Topic, since: Position) -> Replay:
+    """
+    Return the present position of ``topic``, and the kept messages after ``since`` of its epoch.
+
+    These may be fewer than were published. If they are longer than ``MAX_REPLAY`` together, there
+    are none, and the reason is ``limit``.
+    """
+    found, lists = _read([topic.key], [Missed(topic, since)])
+    position = Position(*rows.with_generation([topic.key], found)[topic.key])
+    messages = lists.get(topic.key, [])
+    return Replay(position, messages) if _is_short(messages) else Replay(position, reason="limit")
+
+
 def _may_be_kept(question: Missed) -> bool:
     return question.since is not None and question.topic.history_size > 0
 
@@ -154,9 +167,11 @@ def _replay(
         return Replay(present, reason="epoch")
     if len(messages) != present.offset - since.offset:
         return Replay(present, reason="expired")
-    # A text that was not read is empty.
-    if messages and not all(text for _, text, _ in messages):
-        return Replay(present, reason="limit")
-    if sum(len(text) for _, text, _ in messages) > budget:
+    if not _is_short(messages) or sum(len(text) for _, text, _ in messages) > budget:
         return Replay(present, reason="limit")
     return Replay(present, messages)
+
+
+def _is_short(messages: list[tuple[int, str, str]]) -> bool:
+    # The texts of a topic that are too long together were not read, and are empty.
+    return all(text for _, text, _ in messages)

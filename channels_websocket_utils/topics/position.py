@@ -25,6 +25,10 @@ class Position:
     epoch: str
     offset: int
 
+    def is_before(self, other: Position) -> bool:
+        """Return whether the next message after this position is at ``other``."""
+        return other.epoch == self.epoch and other.offset == self.offset + 1
+
     def as_dict(self) -> dict[str, Any]:
         """Return it in the form in which the wire protocol has it."""
         return {"epoch": self.epoch, "offset": self.offset}

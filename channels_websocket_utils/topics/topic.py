@@ -12,7 +12,7 @@ from . import history, publishing
 from .route import TopicRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
     from typing import Any
 
@@ -110,6 +110,27 @@ class Topic:
         Override it, as ``def`` or ``async def``. It may query the database.
         """
         return True
+
+    @classmethod
+    def filter_allowed(cls, user: User, topics: Sequence[Topic]) -> Collection[Topic]:
+        """
+        Return those of ``topics``, all of this class, that ``user`` may subscribe to.
+
+        Override it where one query can answer for many, as ``def`` or ``async def``.
+        ``can_subscribe()`` is then not called.
+        """
+        return [each for each in topics if each.can_subscribe(user)]
+
+    @classmethod
+    def answers_for_many(cls) -> bool:
+        """Return whether the class has a ``filter_allowed()`` of its own."""
+        return cls.filter_allowed.__func__ is not Topic.filter_allowed.__func__  # type: ignore[attr-defined]
+
+    @classmethod
+    def is_restricted(cls) -> bool:
+        """Return whether the class says who may subscribe."""
+        has_own = cls.can_subscribe is not Topic.can_subscribe or cls.answers_for_many()
+        return cls.permissions is not None or has_own
 
     def history_since(self, user: User) -> datetime | None:
         """Return a time before which ``user`` may not read the history, or ``None``. Override it."""

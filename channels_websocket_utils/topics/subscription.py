@@ -1,0 +1,138 @@
+"""The subscription of one connection to one topic: its state and its position."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from .position import Position
+
+if TYPE_CHECKING:
+    from ..live.connection import Connection
+    from .feed import Feed
+    from .frames import TopicFrame
+
+__all__ = ["ENDED", "HELD", "LIVE", "SUBSCRIBING", "Subscription", "SubscriptionState"]
+
+
+# Bytes of the messages that wait for a decision about the subscriber.
+MAX_WAITING = 64 * 1024
+
+
+class SubscriptionState(Enum):
+    """
+    The states of a subscription, and what follows each of them.
+
+    ===============  ==========================================================  ==================
+    state            meaning                                                     next states
+    ===============  ==========================================================  ==================
+    ``SUBSCRIBING``  The client has asked. The user is authorized and the        ``LIVE``, ``ENDED``
+                     history is read. Messages wait.
+    ``LIVE``         Messages are delivered.                                     ``HELD``, ``ENDED``
+    ``HELD``         An event has named the user, who is authorized again.       ``LIVE``, ``ENDED``
+                     Messages wait.
+    ``ENDED``        The client has unsubscribed, the user was denied, or the
+                     connection has ended.
+    ===============  ==========================================================  ==================
+    """
+
+    SUBSCRIBING = "subscribing"
+    LIVE = "live"
+    HELD = "held"
+    ENDED = "ended"
+
+
+# Each delivery compares the state, and Python finds a global name faster than a member.
+SUBSCRIBING = SubscriptionState.SUBSCRIBING
+LIVE = SubscriptionState.LIVE
+HELD = SubscriptionState.HELD
+ENDED = SubscriptionState.ENDED
+
+_NEXT_STATES: dict[SubscriptionState, frozenset[SubscriptionState]] = {
+    SUBSCRIBING: frozenset({LIVE, ENDED}),
+    LIVE: frozenset({HELD, ENDED}),
+    HELD: frozenset({LIVE, ENDED}),
+    ENDED: frozenset(),
+}
+
+
+class Subscription:
+    """
+    One connection's subscription to the topic of ``feed``.
+
+    ``epoch`` and ``offset`` are the position after the last message that was sent to the client, of
+    a topic with history. ``waiting`` are messages that came while they may not be sent; ``None``
+    while none did, or, for a topic with history, if they are too many and must be read from the
+    database. All methods belong to the thread of the event loop.
+    """
+
+    __slots__ = ("_size", "connection", "epoch", "feed", "offset", "state", "waiting")
+
+    def __init__(self, connection: Connection, feed: Feed) -> None:
+        self.connection = connection
+        self.feed = feed
+        self.state = SUBSCRIBING
+        self.epoch: str | None = None
+        self.offset = 0
+        self.waiting: list[TopicFrame] | None = None
+        self._size = 0
+
+    @property
+    def position(self) -> Position:
+        """The position after the last message that was sent, of a topic with history."""
+        return Position(self.epoch or "", self.offset)
+
+    def skip_to(self, position: Position, gap: str) -> None:
+        """Send the message ``gap``, and continue after ``position``."""
+        self.epoch, self.offset = position.epoch, position.offset
+        self.connection.push(gap, self)
+
+    def change_state(self, state: SubscriptionState) -> None:
+        """Change the state, or raise ``RuntimeError``: ``SubscriptionState`` has the table."""
+        if state not in _NEXT_STATES[self.state]:
+            raise RuntimeError(f"A subscription cannot go from {self.state.name} to {state.name}.")
+        self.state = state
+        if state is ENDED:
+            self.waiting = None
+
+    def send(self, frame: TopicFrame) -> bool:
+        """
+        Send ``frame``, or keep it while the subscriber is authorized.
+
+        Returns ``False`` if messages before it are missing, which must be read from the database.
+        """
+        if self.state is not LIVE:
+            self._keep(frame)
+            return True
+        if frame.offset is None:
+            self._push(frame)
+            return True
+        if frame.epoch != self.epoch or frame.offset > self.offset + 1:
+            return False
+        if frame.offset == self.offset + 1:
+            self._push(frame)
+            self.offset = frame.offset
+        return True
+
+    def _push(self, frame: TopicFrame) -> None:
+        self.connection.push(frame.text_for(self.connection.global_id), self)
+
+    def _keep(self, frame: TopicFrame) -> None:
+        # While HELD, a topic with history keeps nothing: the messages are read afterwards.
+        if self.state is ENDED or (self.state is HELD and frame.offset is not None):
+            return
+        if self.waiting is None:
+            self.waiting = []
+        self._size += len(frame.data)
+        if self._size <= MAX_WAITING:
+            self.waiting.append(frame)
+        elif frame.offset is None:
+            # Nothing can bring it back. The client reconnects and knows that it was away.
+            self.connection.end_as_slow()
+        else:
+            self.waiting.clear()
+
+    def take_waiting(self) -> list[TopicFrame]:
+        """Return the messages that were kept, and keep no more of them."""
+        waiting, self.waiting, self._size = self.waiting, None, 0
+        return waiting or []
