@@ -97,9 +97,19 @@ class Feed:
         if not is_complete or self.position != subscription.position:
             self.repair()
 
-    def look(self, present: Position) -> None:
-        """Compare with the position ``present``, which was just read from the database."""
-        if self.position != present:
+    def look(self, present: Position, before: Position | None) -> None:
+        """
+        Compare with ``present``, which the database has answered, and repair what is missing.
+
+        ``before`` was the position of the feed when the query began.
+        """
+        here = self.position
+        if here is not None and here.epoch == present.epoch:
+            is_behind = here.offset < present.offset
+        else:
+            # A message of a new epoch may have arrived since the query began.
+            is_behind = here == before
+        if is_behind:
             self.repair()
 
     def repair(self) -> None:

@@ -179,6 +179,4 @@ class TopicHub:
                 logger.error("The tops of topics could not be read: %s", error)
                 return
             for each, position in zip(some, before, strict=True):
-                # A message that has arrived since the query began is not missing.
-                if each.position == position:
-                    each.look(Position(*found[each.topic.key]))
+                each.look(Position(*found[each.topic.key]), position)
