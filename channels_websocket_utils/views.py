@@ -17,6 +17,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
 
 from .gate.decision import ConnectionRequest, decide_one
+from .outages import remedy_of
 from .tokens.store import StoreUnavailable
 from .utils import get_websocket_token_answer
 
@@ -63,7 +64,7 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
         return _error(400, "bad_message", str(error))
     except (db.Error, StoreUnavailable) as error:
         # One line without a traceback, because an outage refuses thousands.
-        logger.error("No token was issued, because no answer came: %s", error)
+        logger.error("No token was issued, because no answer came: %s.%s", error, remedy_of(error))
         return _unavailable()
     # Nothing after this line raises, so no debug page shows the token.
     return JsonResponse(answer)

@@ -697,6 +697,35 @@ WEAKNESSES = [
         "",
         "views::test_answers_are_not_cached",
     ),
+    # Checks
+    (
+        "do not report an application that cannot be imported",
+        "checks/application.py",
+        "        # A warning, because commands such as migrate must run without the application.\n",
+        "        return []\n",
+        "checks::test_application_that_cannot_be_imported_is_found_with_its_line",
+    ),
+    (
+        "report pushes of commands only without a channel layer",
+        "checks/pushes.py",
+        "    if layer is not None and not issubclass(layer, InMemoryChannelLayer):\n",
+        "    if layer is not None:\n",
+        "checks::test_command_that_pushes_without_a_shared_layer_is_found",
+    ),
+    (
+        "do not log a push that reaches nobody",
+        "live/events.py",
+        "    _has_reported = True\n    logger.warning(",
+        "    _has_reported = True\n    logger.debug(",
+        "events::test_push_of_a_process_that_reaches_no_connection_is_logged_once",
+    ),
+    (
+        "take every error of the database for a missing migration",
+        "outages.py",
+        "    if not isinstance(error, db.Error):\n        return False\n",
+        "    if isinstance(error, db.Error):\n        return True\n",
+        "outages::test_other_outages_lack_no_migration",
+    ),
 ]
 CONTROL = "nothing: the control"
 

@@ -2,6 +2,7 @@
 
 from .application import check_application, check_user
 from .deployment import check_origin, check_processes
+from .pushes import check_pushes
 from .routes import check_groups, check_required_routes, check_token_routes
 from .settings import check_channel_layer, check_installed_apps, check_sessions, check_settings
 from .tables import check_tables
@@ -15,6 +16,7 @@ __all__ = [
     "check_installed_apps",
     "check_origin",
     "check_processes",
+    "check_pushes",
     "check_required_routes",
     "check_sessions",
     "check_settings",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from django.core.checks import CheckMessage
 
-__all__ = ["check_origin", "check_processes"]
+__all__ = ["check_origin", "check_processes", "layer_class"]
 
 
 @register(deploy=True)
@@ -32,7 +32,7 @@ def check_processes(**kwargs: Any) -> list[CheckMessage]:
         return []
     problems: list[CheckMessage] = []
     try:
-        layer = _layer_class(get_setting("CHANNEL_LAYER"))
+        layer = layer_class(get_setting("CHANNEL_LAYER"))
         alias = cache_alias()
     except (ImportError, ImproperlyConfigured):
         # E001, E002 and E005 report this, or Channels if the layer cannot be imported.
@@ -59,7 +59,8 @@ def check_processes(**kwargs: Any) -> list[CheckMessage]:
     return problems
 
 
-def _layer_class(alias: str) -> Any:
+def layer_class(alias: str) -> Any:
+    """Return the class of the channel layer ``alias``, or ``None`` if there is no such layer."""
     layer = getattr(settings, "CHANNEL_LAYERS", {}).get(alias)
     return None if layer is None else import_string(layer["BACKEND"])
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compat import key_of_user, load_backend
-from ..outages import outage_errors
+from ..outages import outage_errors, remedy_of
 from ..signals import token_refused
 from ..tokens import clock, digests, redeeming
 from ..tokens.store import StoreUnavailable
@@ -105,7 +105,9 @@ def _decide(request: ConnectionRequest) -> Verdict:
         return _decide_token(request, request.digest)
     except outage_errors(StoreUnavailable) as error:
         # One line without a traceback, because an outage may refuse thousands.
-        logger.error("A connection was refused, because no answer came: %s", error)
+        logger.error(
+            "A connection was refused, because no answer came: %s.%s", error, remedy_of(error)
+        )
         return Verdict(request.session, anonymous(), annotate("unavailable"))
     except Exception as error:
         # The caller raises it, with its traceback, for this connection alone.

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from . import broadcast
-from .hub import current_hubs
+from .hub import current_hubs, has_served
 
 if TYPE_CHECKING:
     from typing import Any
@@ -19,6 +19,8 @@ __all__ = ["apublish", "publish"]
 MAX_USERS = 64 * 1024
 
 logger = logging.getLogger("channels_websocket_utils")
+
+_has_reported = False
 
 
 def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
@@ -38,6 +40,7 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
     """
     event = {"kind": kind, **details}
     _publish_here(event)
+    _report_if_lost(kind)
     broadcast.send(group, _shortened(event))
 
 
@@ -45,6 +48,7 @@ async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any
     """See publish()."""
     event = {"kind": kind, **details}
     _publish_here(event)
+    _report_if_lost(kind)
     await broadcast.asend(group, _shortened(event))
 
 
@@ -61,3 +65,18 @@ def _publish_here(event: broadcast.Event) -> None:
             hub.call_soon(hub.handle_event, event)
         except RuntimeError:
             logger.debug("An event loop was closed together with its connections")
+
+
+def _report_if_lost(kind: str) -> None:
+    """Log, once, a push of a process that has no connections and shares no channel layer."""
+    global _has_reported
+    # A server may have no connection now, and its users are simply away. A revocation that no
+    # event reports is found in its row.
+    if kind != "push" or _has_reported or has_served() or broadcast.shared_layer() is not None:
+        return
+    _has_reported = True
+    logger.warning(
+        "push_to_user() has reached no connection: this process has none, and it shares no channel "
+        "layer with the server's processes. Configure one in CHANNEL_LAYERS, such as "
+        "channels_redis. This is logged once."
+    )

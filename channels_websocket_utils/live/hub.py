@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     # Applies an event to those of the given connections that it names, or to all (None).
     _Apply: TypeAlias = Callable[[set[Connection] | None], object]
 
-__all__ = ["LINGER", "Hub", "current_hubs", "live_connections", "register"]
+__all__ = ["LINGER", "Hub", "current_hubs", "has_served", "live_connections", "register"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -40,6 +40,7 @@ LINGER = 10.0
 # pause after that in seconds.
 SLICE, PAUSE = 10, 0.005
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
+_has_served = False
 
 
 async def register(connection: Connection) -> None:
@@ -49,8 +50,10 @@ async def register(connection: Connection) -> None:
     Call this before the gate reads the database. The hub keeps the events that arrive from then on,
     and applies them when ``connection.activate()`` names the user.
     """
+    global _has_served
     loop = asyncio.get_running_loop()
     if loop not in _hubs:
+        _has_served = True
         _forget_closed_loops()
         _hubs[loop] = Hub(loop)
     hub = connection.hub = _hubs[loop]
@@ -61,6 +64,11 @@ async def register(connection: Connection) -> None:
 def live_connections() -> list[Connection]:
     """Return the ``Connection`` of each live connection in this process with a signed-in user."""
     return [connection for hub in list(_hubs.values()) for connection in hub.live()]
+
+
+def has_served() -> bool:
+    """Return whether this process has ever had a connection behind the gate."""
+    return _has_served
 
 
 def current_hubs() -> list[Hub]:

@@ -44,14 +44,15 @@ def websocket_manager(
     Return the ``<script>`` of the client, with the configuration of ``new WebSocketManager()``.
 
     ``path`` is the path of the WebSocket, without the token. ``token`` is a token for the first
-    connection. The page requests later tokens from ``token_url``: by default the token endpoint,
-    if the site's URLs contain it; ``""`` means none. ``token_source`` is ``"subprotocol"`` if the
+    connection. The page requests later tokens from ``token_url``, by default the token endpoint of
+    the site's URLs; ``""`` means none. ``token_source`` is ``"subprotocol"`` if the
     gate uses that source. All other arguments become attributes of the tag, such as
     ``defer=True``. A ``csp_nonce`` in the context becomes its ``nonce``.
 
     The result is for one user and one response, because it contains the CSRF token and ``token``.
     Raises ``ImproperlyConfigured`` if ``path`` is empty or not a string, such as the value of a
-    misspelt variable.
+    misspelt variable, and if the site's URLs contain no token endpoint and ``token_url`` is left
+    out.
 
     In Jinja2 it is a global: ``jinja2.pass_context(websocket_manager)``.
     """
@@ -82,4 +83,9 @@ def _token_endpoint() -> str:
     try:
         return reverse("websocket_token")
     except NoReverseMatch:
-        return ""
+        raise ImproperlyConfigured(
+            "websocket_manager finds no token endpoint in your URLs, from which the page requests "
+            "a token each time it connects. Add path('websocket/', "
+            "include('channels_websocket_utils.urls')) to urlpatterns, or pass token_url: the URL "
+            "of your own endpoint, or '' for a page that needs none."
+        ) from None

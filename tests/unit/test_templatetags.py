@@ -52,10 +52,13 @@ def test_another_endpoint_or_none_is_rendered():
     assert "data-token-url" not in none
 
 
-def test_site_without_the_endpoint_renders_none(settings):
+def test_missing_endpoint_is_an_error_that_names_the_remedy(settings):
     settings.ROOT_URLCONF = "tests.support.client_site"
 
-    assert "data-token-url" not in render('{% websocket_manager "/ws/" %}')
+    with pytest.raises(ImproperlyConfigured, match=r"include\('channels_websocket_utils.urls'\)"):
+        render('{% websocket_manager "/ws/" token=token %}', token="wst_1")
+    for url in ("/api/token/", ""):
+        render(f'{{% websocket_manager "/ws/" token_url="{url}" %}}')
 
 
 def test_endpoint_of_a_site_below_a_prefix_is_rendered_with_it(settings):

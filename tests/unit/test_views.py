@@ -3,6 +3,7 @@ import json
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 
@@ -12,7 +13,7 @@ from channels_websocket_utils.stores.database import DatabaseTokenStore
 from channels_websocket_utils.tokens import digests, issuing, redeeming
 
 from ..support.consumers import AsyncManager
-from ..support.helpers import OPEN, sign_in, stack
+from ..support.helpers import OPEN, UNKNOWN_TOKEN, sign_in, stack
 
 pytestmark = pytest.mark.django_db(transaction=True)
 URL = "/websocket/token/"
@@ -143,6 +144,35 @@ def test_database_that_fails_while_the_token_is_stored_is_answered_with_503(clie
     monkeypatch.setattr(DatabaseTokenStore, "add", fail)
 
     assert client.post(URL).status_code == 503
+
+
+@pytest.fixture
+def missing_table(client):
+    """The database as it is before "migrate": without the table of the tokens."""
+    name = WebSocketToken._meta.db_table
+    with connection.schema_editor() as editor:
+        editor.alter_db_table(WebSocketToken, name, "away")
+    yield
+    with connection.schema_editor() as editor:
+        editor.alter_db_table(WebSocketToken, "away", name)
+
+
+def test_missing_table_is_answered_with_503_and_logged_with_the_remedy(
+    client, missing_table, caplog
+):
+    assert client.post(URL).status_code == 503
+
+    assert "No token was issued" in caplog.text
+    assert "Run 'manage.py migrate'." in caplog.text
+
+
+def test_connect_without_the_table_is_logged_with_the_remedy(missing_table, session, run, caplog):
+    path = f"/ws/{UNKNOWN_TOKEN}"
+
+    assert run(stack(AsyncManager), path, session=session) == 4490
+
+    assert "A connection was refused" in caplog.text
+    assert "Run 'manage.py migrate'." in caplog.text
 
 
 def test_token_is_in_no_log(client, caplog):
