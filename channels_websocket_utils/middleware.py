@@ -14,6 +14,7 @@ from .compat import REMAINING_PATH, ThreadSensitiveContext, announce_routes, has
 from .conf import require_installed
 from .gate import admission, decision, routing
 from .gate.handshake import SOURCES
+from .gate.refusals import log_refusal
 from .gate.verdict import annotate, refuse
 from .live.connection import Connection, SocketEnded
 from .live.hub import register
@@ -144,7 +145,7 @@ class WebSocketTokenAuthMiddleware:
                 # A router around this middleware tries its next route.
                 raise Resolver404("No route of the nested router matches.")
             # Log no more than this: URLRouter's own exception would contain the token.
-            logger.debug("Connection refused: no route matches its path")
+            log_refusal("no_route")
             return None
         if "subprotocol" in self.sources and TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ()):
             connection.token_subprotocol = TOKEN_SUBPROTOCOL
@@ -199,7 +200,7 @@ class WebSocketTokenAuthMiddleware:
             return True
         if annotation.reason is not None:
             if arrival.needs_token:
-                logger.debug("Bad token: %s", annotation.reason)
+                log_refusal(annotation.reason)
             else:
                 logger.debug("The route of a connection has no %r", self.token_kwarg)
             if self.required:
@@ -210,6 +211,8 @@ class WebSocketTokenAuthMiddleware:
                 return True
         if connection.ended:
             # An event or MAX_CONNECTIONS_PER_USER has ended the connection during the decision.
+            is_surplus = connection.close_code == protocol.CLOSE_TOO_MANY
+            log_refusal("too_many" if is_surplus else "disconnected")
             await connection.accept_and_close(connection.close_code)
             return True
         return False

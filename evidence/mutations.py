@@ -726,6 +726,28 @@ WEAKNESSES = [
         "    if isinstance(error, db.Error):\n        return True\n",
         "outages::test_other_outages_lack_no_migration",
     ),
+    # Refusals
+    (
+        "warn about each refusal in production",
+        "gate/refusals.py",
+        "logging.WARNING if settings.DEBUG else logging.DEBUG",
+        "logging.WARNING",
+        "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
+    ),
+    (
+        "do not log a consumer that never accepts",
+        "live/connection.py",
+        '        if self.state is PENDING:\n            log_refusal("not_accepted")\n',
+        "",
+        "refusals::test_consumer_that_never_accepts_is_logged_when_the_client_leaves",
+    ),
+    (
+        "blame the consumer for what the gate refuses",
+        "live/connection.py",
+        "            if self._is_connect_delivered:\n                log_refusal",
+        "            if True:\n                log_refusal",
+        "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
+    ),
 ]
 CONTROL = "nothing: the control"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .. import protocol
 from ..compat import has_receivers
 from ..gate.handshake import plain_subprotocols
+from ..gate.refusals import log_refusal
 from ..signals import connection_closed, connection_opened
 from ..threads import in_our_pool
 from .closing import run_close
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "SocketEnded"]
 
-
 logger = logging.getLogger("channels_websocket_utils")
-
 _ids = itertools.count(1)
 
 
@@ -41,11 +40,11 @@ class Connection:
     ``id`` is a number, unique in this process. ``path`` is the path of the connection, with a
     placeholder instead of a token. ``opened_at`` is the time of the handshake in seconds since the
     epoch. ``principal`` is a ``gate.Principal`` with the user and session; it is ``None`` while the
-    gate decides, and for a connection without a signed-in user, which no event ends.
-    ``ended`` is true from the moment when the server or the client has ended the connection;
-    ``close_code`` is the code of that close. ``is_accepted``: an accept was sent to the client.
-    ``is_refused``: the gate has refused the token, so a close before the accept becomes an accept
-    and a close with 4401, which a browser can read.
+    gate decides, and for a connection without a signed-in user, which no event ends. ``ended`` is
+    true from the moment when the server or the client has ended it; ``close_code`` is the code of
+    that close. ``is_accepted``: an accept was sent to the client. ``is_refused``: the gate has
+    refused the token, so a close before the accept becomes an accept and a close with 4401, which
+    a browser can read.
 
     The consumer gets ``receive()`` and ``send()`` of this class instead of the server's. After the
     end, ``receive()`` returns the disconnect at once and drops what the client still sends, and
@@ -88,8 +87,7 @@ class Connection:
         self.permission_cache: PermissionCache = {}
         self.close_code: int | None = None
         self.is_accepted = self.is_refused = False
-        # "websocket.token" if the client offers it and sources allow it. It is the answer if the
-        # consumer chooses no subprotocol.
+        # "websocket.token" if it is offered and allowed: the answer if the consumer chooses none.
         self.token_subprotocol: str | None = None
         # A browser that offers subprotocols and gets none in the answer fails with 1006 and never
         # sees a close code. The accept that precedes a close answers the client's first choice.
@@ -152,6 +150,8 @@ class Connection:
         return {"type": "websocket.disconnect", "code": self.close_code}
 
     def _deliver_disconnect(self, message: Message) -> Message:
+        if self.state is PENDING:
+            log_refusal("not_accepted")
         # A server may repeat the disconnect for a consumer that goes on receiving.
         if self.state is not CLOSED and self.state is not ABANDONED:
             self._change_state(CLOSED)
@@ -192,6 +192,8 @@ class Connection:
             close_code = message["code"]
         else:
             self._change_state(REJECTED)
+            if self._is_connect_delivered:
+                log_refusal("rejected")
             return await self._send_or_drop(message)
         self._change_state(CLOSING)
         self.close_code = close_code
@@ -230,8 +232,7 @@ class Connection:
         """
         Mark the connection as ended and return ``True``, or ``False`` if it had ended before.
 
-        No message is handled or sent from now on. ``notify_consumer()`` and ``begin_close()`` do
-        the rest, which takes time.
+        Nothing is handled or sent from now on. ``notify_consumer()`` and ``begin_close()`` follow.
         """
         if self.ended:
             return False
