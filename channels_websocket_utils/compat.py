@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from channels.routing import URLRouter
+    from channels.security.websocket import OriginValidator
     from django.core.cache.backends.base import BaseCache
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, Model
@@ -55,6 +56,7 @@ __all__ = [
     "SyncToAsyncHook",
     "ThreadSensitiveContext",
     "allow_any_thread",
+    "allowed_origins_of",
     "announce_routes",
     "application_of",
     "can_skip_locked",
@@ -242,6 +244,11 @@ def routes_of(router: URLRouter) -> list[Any]:
 def announce_routes(application: Any, *, has_routes: bool) -> None:
     """Let a ``URLRouter`` around ``application`` match only the beginning of a path."""
     application._path_routing = has_routes
+
+
+def allowed_origins_of(validator: OriginValidator) -> list[str]:
+    """Return the origins or hosts that ``validator`` allows."""
+    return [str(origin) for origin in validator.allowed_origins]
 
 
 def is_consumer_application(application: object) -> bool:

@@ -748,6 +748,28 @@ WEAKNESSES = [
         "            if True:\n                log_refusal",
         "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
     ),
+    # The command "websockets"
+    (
+        "leave the session of a trial in the database",
+        "management/trial.py",
+        "            if session is not None:\n                await sync",
+        "            if session is None:\n                await sync",
+        "websockets_command::test_trial_opens_a_connection_and_reports_each_step",
+    ),
+    (
+        "report a refused trial as a success",
+        "management/commands/websockets.py",
+        "            raise CommandError(str(error)) from error\n",
+        "            self.stdout.write(str(error))\n",
+        "websockets_command::test_trial_of_an_inactive_user_names_reason_and_remedy",
+    ),
+    (
+        "show no permissions in the overview",
+        "management/overview.py",
+        "if (perms := perms_of(function)) else",
+        "if (perms := ()) else",
+        "websockets_command::test_overview_names_routes_gates_consumers_and_permissions",
+    ),
 ]
 CONTROL = "nothing: the control"
 

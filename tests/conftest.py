@@ -3,10 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from asgiref.sync import async_to_sync
+from channels.routing import ProtocolTypeRouter
 from django.contrib.auth.models import Permission
 from django.core.cache import caches
 from django.db import connection
@@ -59,6 +61,22 @@ def token(user):
 @pytest.fixture
 def permission(transactional_db):
     return Permission.objects.get(codename="change_user")
+
+
+@pytest.fixture
+def serve(settings, monkeypatch):
+    """A function that sets the site's ASGI_APPLICATION."""
+
+    async def http(scope, receive, send):
+        """Stands for Django."""
+
+    def serve(websocket):
+        module = types.ModuleType("served")
+        module.application = ProtocolTypeRouter({"http": http, "websocket": websocket})
+        monkeypatch.setitem(sys.modules, "served", module)
+        settings.ASGI_APPLICATION = "served.application"
+
+    return serve
 
 
 @pytest.fixture

@@ -311,6 +311,8 @@ def test_every_block_is_run():
         # test_log_filters.py
         ("security", "json"),
         ("security", "bash"),
+        # test_documented_commands.py
+        ("commands", "text"),
         # In this module.
         ("wire", "text"),
     }

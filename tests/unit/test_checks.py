@@ -31,19 +31,6 @@ def ids():
     return [found.id for found in run_checks() if "channels_websocket_utils" in found.id]
 
 
-@pytest.fixture
-def serve(settings, monkeypatch):
-    """A function that sets the site's ASGI_APPLICATION."""
-
-    def serve(websocket):
-        module = types.ModuleType("served")
-        module.application = ProtocolTypeRouter({"websocket": websocket})
-        monkeypatch.setitem(sys.modules, "served", module)
-        settings.ASGI_APPLICATION = "served.application"
-
-    return serve
-
-
 def test_docs_list_every_check_and_no_other():
     package = Path(checks.__file__).parent
     page = (package.parent.parent / "docs/checks.rst").read_text()

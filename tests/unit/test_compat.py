@@ -24,6 +24,7 @@ from channels.generic.websocket import (
     JsonWebsocketConsumer,
 )
 from channels.routing import URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, UserManager
 from django.core.cache import caches
@@ -577,6 +578,17 @@ async def test_disconnect_of_channels_does_no_more_than_ours_does(closes):
         await Consumer().websocket_disconnect({"type": "websocket.disconnect", "code": 1000})
 
     assert closes == [1000, "closed"]
+
+
+def test_overview_lists_the_origins_that_channels_allows(settings):
+    settings.ALLOWED_HOSTS = ["example.org", ".example.com"]
+
+    assert compat.allowed_origins_of(AllowedHostsOriginValidator(application)) == [
+        "example.org",
+        ".example.com",
+    ]
+    origins = ["https://example.org:8443"]
+    assert compat.allowed_origins_of(OriginValidator(application, origins)) == origins
 
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
