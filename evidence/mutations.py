@@ -260,6 +260,27 @@ WEAKNESSES = [
         "",
         "middleware::test_servers_functions_are_in_no_frame_of_the_package",
     ),
+    (
+        "put no Origin check around the gate of a site",
+        "asgi.py",
+        "    return _CurrentHostsValidator(gate, needs_origin=not (token_only and required))",
+        "    return gate",
+        "asgi::test_one_call_has_origin_check_gate_and_routes",
+    ),
+    (
+        "accept no Origin at a gate that trusts cookies",
+        "asgi.py",
+        "needs_origin=not (token_only and required)",
+        "needs_origin=not token_only",
+        "asgi::test_only_a_gate_without_cookies_accepts_no_origin",
+    ),
+    (
+        "accept every Origin at a gate for apps",
+        "asgi.py",
+        "        if parsed_origin is None and not self.needs_origin:",
+        "        if not self.needs_origin:",
+        "asgi::test_gate_without_cookies_refuses_the_pages_of_other_sites",
+    ),
     # Live connections
     (
         "allow any change of the state",

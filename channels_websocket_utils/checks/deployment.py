@@ -82,7 +82,8 @@ def check_origin(**kwargs: Any) -> list[CheckMessage]:
         Warning(
             "Browsers send cookies with a handshake from a page of any site, and no middleware "
             "around your consumers validates the Origin header.",
-            hint='Put AllowedHostsOriginValidator around the "websocket" application.',
+            hint="Use websocket_application() of channels_websocket_utils.asgi, or put "
+            "AllowedHostsOriginValidator around the gate.",
             id="channels_websocket_utils.W005",
         )
     ]
