@@ -13,7 +13,7 @@ from . import protocol
 from .compat import REMAINING_PATH, ThreadSensitiveContext, announce_routes, has_receivers
 from .conf import require_installed
 from .gate import admission, decision, routing
-from .gate.handshake import SOURCES
+from .gate.handshake import SOURCES, is_too_large
 from .gate.verdict import annotate, refuse
 from .live.connection import Connection, SocketEnded
 from .live.hub import register
@@ -138,6 +138,9 @@ class WebSocketTokenAuthMiddleware:
 
         Raises ``Resolver404`` if no route of a nested router matches.
         """
+        if is_too_large(scope):
+            logger.debug("Connection refused: its path, query string or headers are too large")
+            return None
         found = routing.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if REMAINING_PATH in scope:
