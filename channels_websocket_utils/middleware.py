@@ -13,7 +13,7 @@ from . import protocol
 from .compat import REMAINING_PATH, ThreadSensitiveContext, announce_routes, has_receivers
 from .conf import require_installed
 from .gate import admission, decision, routing
-from .gate.handshake import SOURCES
+from .gate.handshake import SOURCES, is_too_large
 from .gate.refusals import log_refusal
 from .gate.verdict import annotate, refuse
 from .live.connection import Connection, SocketEnded
@@ -139,6 +139,9 @@ class WebSocketTokenAuthMiddleware:
 
         Raises ``Resolver404`` if no route of a nested router matches.
         """
+        if is_too_large(scope):
+            log_refusal("too_large")
+            return None
         found = routing.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if REMAINING_PATH in scope:

@@ -121,9 +121,23 @@ WEAKNESSES = [
     (
         "remove percent-escapes only once",
         "tokens/shape.py",
-        "_ESCAPES = 8\n",
-        "_ESCAPES = 1\n",
+        "_LEVELS = 8\n",
+        "_LEVELS = 1\n",
         "routes::test_mask_hides_tokens_with_percent_escapes",
+    ),
+    (
+        "remove any number of percent-escapes",
+        "tokens/shape.py",
+        "_PLACEHOLDER if escapes > MAX_ESCAPES else _mask_escaped",
+        "_mask_escaped",
+        "routes::test_thousands_of_escapes_are_not_unescaped",
+    ),
+    (
+        "leave texts with thousands of percent-escapes as they are",
+        "tokens/shape.py",
+        "    if not escapes:\n",
+        "    if not 0 < escapes <= MAX_ESCAPES:\n",
+        "routes::test_thousands_of_escapes_are_not_unescaped",
     ),
     # Gate
     (
@@ -195,6 +209,20 @@ WEAKNESSES = [
         "    elif len(found) > 1 or _count(scope) > 1:",
         "    elif False:",
         "middleware::test_two_tokens_are_refused_and_stay_unused",
+    ),
+    (
+        "read a handshake of any size",
+        "middleware.py",
+        "        if is_too_large(scope):\n",
+        "        if False:\n",
+        "middleware::test_handshake_that_is_too_large_is_refused_and_its_token_stays_unused",
+    ),
+    (
+        "unescape cookies with any number of backslashes",
+        "gate/admission.py",
+        'if value.count(b"\\\\") > _MAX_BACKSLASHES:',
+        "if False:",
+        "middleware::test_cookies_with_thousands_of_backslashes_are_left_out",
     ),
     (
         "ignore how a token is written in the raw path",

@@ -37,6 +37,11 @@ __all__ = [
 
 logger = logging.getLogger("channels_websocket_utils")
 
+# The cookies that are read; browsers keep fewer for a site. If they have more backslashes, those
+# with backslashes are left out: some versions of Python take seconds to unescape a cookie of
+# thousands of them (CVE-2024-7592).
+_MAX_COOKIES, _MAX_BACKSLASHES = 500, 500
+
 
 @dataclass(slots=True)
 class Arrival:
@@ -102,10 +107,13 @@ def read_cookies(scope: Scope) -> None:
 
 
 def _cookies(scope: Scope) -> dict[str, str]:
-    # As channels.sessions.CookieMiddleware reads them.
+    # As channels.sessions.CookieMiddleware reads them, but within bounds.
     for name, value in scope.get("headers", []):
         if name == b"cookie":
-            return parse_cookie(value.decode("latin1"))
+            cookies = value.split(b";", _MAX_COOKIES)[:_MAX_COOKIES]
+            if value.count(b"\\") > _MAX_BACKSLASHES:
+                cookies = [each for each in cookies if b"\\" not in each]
+            return parse_cookie(b";".join(cookies).decode("latin1"))
     return {}
 
 

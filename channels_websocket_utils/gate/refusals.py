@@ -22,6 +22,10 @@ REMEDIES = {
         "What is in the place of the token is not one. A token comes from the token endpoint or "
         "get_websocket_token(), and is sent unchanged."
     ),
+    "too_large": (
+        "The path, query string and headers without Cookie and Authorization are larger than "
+        "16 KiB, or have too many percent signs, headers or subprotocols."
+    ),
     "two_tokens": "Send one token, in the path or as a subprotocol.",
     "unknown": (
         "No such token is stored. It was issued for a visitor who is not signed in, by a site with "

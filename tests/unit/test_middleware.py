@@ -109,7 +109,8 @@ def test_malformed_token_is_refused_without_a_query(session, compose, required, 
     with CaptureQueriesContext(connection) as queries:
         outcome = run(compose(AsyncManager, required=required), f"/ws/{token}", session=session)
 
-    assert outcome == (403 if required else 4401)
+    # A handshake that is too large reaches no consumer.
+    assert outcome == (403 if required or len(token) > 50_000 else 4401)
     # AuthMiddlewareStack reads the session and user before the gate runs.
     assert [query for query in queries if "websockettoken" in query["sql"]] == []
     assert compose is documented or not queries.captured_queries
@@ -591,6 +592,39 @@ def test_token_alone_costs_two_statements(token, run):
         assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == OPEN
 
     assert [query["sql"].split()[0] for query in queries] == ["SELECT", "UPDATE"]
+
+
+@COMPOSITIONS
+@pytest.mark.parametrize("required", [True, False])
+def test_handshake_that_is_too_large_is_refused_and_its_token_stays_unused(
+    session, token, compose, required, run
+):
+    application = compose(AsyncManager, required=required)
+    headers = [(b"x-flood", b"%25" * 500)] * 10
+
+    with CaptureQueriesContext(connection) as queries:
+        refused = run(application, f"/ws/{token}", session=session, headers=headers)
+
+    # AuthMiddlewareStack reads session and user before the gate.
+    assert len(queries) == (0 if compose is stack else 2)
+    assert refused == 403
+    assert used() == 0
+    assert run(application, f"/ws/{token}", session=session) == OPEN
+
+
+def test_cookies_with_thousands_of_backslashes_are_left_out(session, token, run):
+    """Python 3.11.7 takes 9 s to unescape 64 KiB of them."""
+    flood = b'a="' + rb"\"" * 30_000 + b'"; '
+    headers = [(b"cookie", flood + cookie(session)[1] + b'; b=2; c="\\054"')]
+
+    assert run(stack(Spy), f"/ws/{token}", headers=headers) == OPEN
+    assert Spy.seen["cookies"] == {"sessionid": session, "b": "2"}
+
+
+def test_first_500_cookies_are_read(session, token, run):
+    headers = [(b"cookie", b"a=1;" * 499 + cookie(session)[1] + b";b=2" * 10_000)]
+
+    assert run(stack(AsyncManager), f"/ws/{token}", headers=headers) == OPEN
 
 
 @pytest.fixture
