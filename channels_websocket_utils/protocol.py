@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CANCEL",
     "CLOSE_BAD_MESSAGES",
+    "CLOSE_REFUSED",
     "CLOSE_REPLACED",
     "CLOSE_SESSION_ENDED",
     "CLOSE_TOKEN_REFUSED",
@@ -38,6 +39,7 @@ __all__ = [
     "build_ready",
     "build_reply",
     "check_text",
+    "is_sendable_code",
     "read_call",
     "read_credit",
     "read_parts",
@@ -49,6 +51,7 @@ __all__ = [
 # and 1000, because Daphne turns 1008, 1011 and 1013 into an error.
 CLOSE_BAD_MESSAGES = 4400
 CLOSE_TOKEN_REFUSED = 4401
+CLOSE_REFUSED = 4403
 CLOSE_TOO_OLD = 4408
 CLOSE_REPLACED = 4409
 CLOSE_SESSION_ENDED = 4410
@@ -100,6 +103,15 @@ class MessageError(Exception):
         self.reply_key = reply_key
         self.type = type
         self.id = id
+
+
+def is_sendable_code(code: object) -> bool:
+    """
+    Return whether all servers can close an accepted connection with ``code``.
+
+    Those are 1000 and the codes for libraries and applications, RFC 6455 section 7.4.2.
+    """
+    return isinstance(code, int) and (code == 1000 or 3000 <= code <= 4999)
 
 
 def check_text(text: str | None, max_size: int) -> None:

@@ -211,6 +211,27 @@ WEAKNESSES = [
         "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
+        "answer a consumer's close with a code by HTTP 403",
+        "live/connection.py",
+        'not self.is_accepted and not protocol.is_sendable_code(message.get("code"))',
+        "not self.is_accepted",
+        "middleware::test_refusal_of_a_consumer_reaches_the_browser",
+    ),
+    (
+        "stop a page whose token was refused, because its anonymous user is denied",
+        "live/closing.py",
+        "    return protocol.CLOSE_TOKEN_REFUSED if is_token_refused else protocol.CLOSE_REFUSED",
+        "    return protocol.CLOSE_REFUSED",
+        "middleware::test_refusal_after_a_refused_token_asks_for_a_new_token",
+    ),
+    (
+        "stop a page at a PermissionDenied of any message",
+        "middleware.py",
+        "isinstance(error, REFUSALS) and not connection.is_connect_handled",
+        "isinstance(error, REFUSALS)",
+        "middleware::test_permission_denied_of_a_later_message_is_an_error",
+    ),
+    (
         "read a handshake of any size",
         "middleware.py",
         "        if is_too_large(scope):\n",

@@ -1,4 +1,6 @@
-"""Send the close to the client, and stop waiting for it after a time limit."""
+"""
+Send the close to the client within a time limit, and choose its code if a consumer refuses.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,30 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from django.core.exceptions import PermissionDenied
+from django.http import Http404
+
+from .. import protocol
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-__all__ = ["CLOSE_LIMIT", "run_close"]
+__all__ = ["CLOSE_LIMIT", "REFUSALS", "refusal_code", "run_close"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
 
 # Seconds. uvicorn itself waits 20 s for a client that does not answer a close.
 CLOSE_LIMIT = 5
+# By these exceptions the connect() of a consumer refuses its client, as a view of Django does.
+REFUSALS = (PermissionDenied, Http404)
+
+
+def refusal_code(*, is_token_refused: bool) -> int:
+    """Return the code that a client receives whose connection a consumer has refused."""
+    # A new token may help.
+    return protocol.CLOSE_TOKEN_REFUSED if is_token_refused else protocol.CLOSE_REFUSED
 
 
 def run_close(close: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -40,11 +40,11 @@ class Connection:
     ``id`` is a number, unique in this process. ``path`` is the path of the connection, with a
     placeholder instead of a token. ``opened_at`` is the time of the handshake in seconds since the
     epoch. ``principal`` is a ``gate.Principal`` with the user and session; it is ``None`` while the
-    gate decides, and for a connection without a signed-in user, which no event ends. ``ended`` is
-    true from the moment when the server or the client has ended it; ``close_code`` is the code of
-    that close. ``is_accepted``: an accept was sent to the client. ``is_refused``: the gate has
-    refused the token, so a close before the accept becomes an accept and a close with 4401, which
-    a browser can read.
+    gate decides, and for a connection without a signed-in user, which no event ends.
+    ``ended`` is true from the moment when the server or the client has ended the connection;
+    ``close_code`` is the code of that close. ``is_accepted``: an accept was sent to the client.
+    ``is_refused``: the gate has refused the token, so a close before the accept becomes an accept
+    and a close with 4401, which a browser can read. So does a close with a code of the consumer.
 
     The consumer gets ``receive()`` and ``send()`` of this class instead of the server's. After the
     end, ``receive()`` returns the disconnect at once and drops what the client still sends, and
@@ -69,6 +69,7 @@ class Connection:
         "hub",
         "id",
         "is_accepted",
+        "is_connect_handled",
         "is_refused",
         "opened_at",
         "path",
@@ -100,8 +101,8 @@ class Connection:
         # The live.hub.Hub of the connection. register() sets it.
         self.hub: Any = None
         self._closing_task: asyncio.Task[None] | None = None
-        # Whether the consumer has received the connect, which comes before its disconnect.
-        self._is_connect_delivered = False
+        # Whether the consumer has received the connect, and has then asked for its next message.
+        self._is_connect_delivered = self.is_connect_handled = False
         # Whether end() was called and the client must still be sent a close.
         self._is_close_due = False
         # Whether connection_opened was sent, so that connection_closed must follow.
@@ -135,6 +136,7 @@ class Connection:
     # The ASGI callables of the consumer
 
     async def receive(self) -> Message:
+        self.is_connect_handled = self._is_connect_delivered
         while self.state is not CLOSING or not self._is_connect_delivered:
             message = await self._receive()
             if message is None:
@@ -185,18 +187,15 @@ class Connection:
             await in_our_pool(connection_opened.send_robust)(None, connection=self)
 
     async def _send_close(self, message: Message) -> None:
-        if self.is_accepted:
-            close_code = message.get("code", 1000)
-        elif self.is_refused:
+        if self.is_refused and not self.is_accepted:
             message = {"code": protocol.CLOSE_TOKEN_REFUSED, **message}
-            close_code = message["code"]
-        else:
+        elif not self.is_accepted and not protocol.is_sendable_code(message.get("code")):
             self._change_state(REJECTED)
             if self._is_connect_delivered:
                 log_refusal("rejected")
             return await self._send_or_drop(message)
         self._change_state(CLOSING)
-        self.close_code = close_code
+        self.close_code = message.get("code", 1000)
         if not self.is_accepted:
             await self._accept_before_close()
         await self._send_or_drop(message)
