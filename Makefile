@@ -32,9 +32,15 @@ test-all: .venv/test node_modules programs
 
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
-proof: .venv/test
+proof: .venv/test $(if $(filter databases servers,$(TABLE)),servers)
 	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
+
+# The servers and databases that only two tables need. mysqlclient is compiled.
+.PHONY: servers
+servers: .venv/test
+	@.ci/install gcc libmariadb-dev mariadb-server pgbouncer pkg-config postgresql
+	@$(MAKE) --no-print-directory .venv/servers
 
 # Measure all tables of docs/performance.rst, or one of them: make bench TABLE=replies
 TABLES = connects replies handlers memory wrapping parts
@@ -85,7 +91,7 @@ docs: .venv/docs
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv || { .ci/install python3-venv && $(PYTHON) -m venv .venv; }
 
-.venv/demo .venv/docs .venv/matrix .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+.venv/demo .venv/docs .venv/matrix .venv/servers .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 

@@ -13,6 +13,7 @@ from channels.security.websocket import AllowedHostsOriginValidator, OriginValid
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from .live.hub import NEEDS_ASYNCIO
 from .middleware import WebSocketTokenAuthMiddlewareStack
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ __all__ = ["get_application", "websocket_application"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-_NEEDS_ASYNCIO = (
-    "Django and Channels need the event loop of asyncio. Start hypercorn with "
-    "--worker-class asyncio or uvloop, not trio."
-)
 # A refused client chooses the header, so it chooses how long a line of the log is.
 _MAX_LOGGED = 200
 
@@ -151,7 +148,7 @@ async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        await send({"type": "lifespan.startup.failed", "message": _NEEDS_ASYNCIO})
+        await send({"type": "lifespan.startup.failed", "message": NEEDS_ASYNCIO})
         return
     await send({"type": "lifespan.startup.complete"})
     await receive()

@@ -24,6 +24,8 @@ TABLES = [
     "teeth",
     "scale",
     "machines",
+    "servers",
+    "databases",
 ]
 # The table keeps its older name.
 MODULES = {"teeth": "mutations"}

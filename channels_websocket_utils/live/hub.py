@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 
 from .. import protocol
 from ..compat import primary_key
@@ -39,6 +40,10 @@ LINGER = 10.0
 # Connections that are notified of their end before the event loop continues with others, and the
 # pause after that in seconds.
 SLICE, PAUSE = 10, 0.005
+NEEDS_ASYNCIO = (
+    "Django and Channels need the event loop of asyncio. Start hypercorn with "
+    "--worker-class asyncio or uvloop, not trio."
+)
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
 _has_served = False
 
@@ -48,10 +53,14 @@ async def register(connection: Connection) -> None:
     Register ``connection`` as pending with the hub of the running event loop.
 
     Call this before the gate reads the database. The hub keeps the events that arrive from then on,
-    and applies them when ``connection.activate()`` names the user.
+    and applies them when ``connection.activate()`` names the user. Raises
+    ``ImproperlyConfigured`` on an event loop that is not asyncio's.
     """
     global _has_served
-    loop = asyncio.get_running_loop()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise ImproperlyConfigured(NEEDS_ASYNCIO) from None
     if loop not in _hubs:
         _has_served = True
         _forget_closed_loops()

@@ -274,6 +274,13 @@ def test_several_processes_behind_nginx_are_one_site(prove):
         assert row["others ended"] == 0
 
 
+def test_server_closes_connections_at_sigterm(prove):
+    row = prove("servers", "uvicorn")["uvicorn, websockets-sansio"]
+
+    assert (row["opens"], row["close code"]) == ("yes", "1012")
+    assert row["exit s"] < 30
+
+
 def test_measured_rows_are_not_measured_again(prove, tmp_path):
     first = prove("opening")
     kept = (tmp_path / "opening.jsonl").read_bytes()

@@ -12,10 +12,10 @@ from django.urls import path
 from channels_websocket_utils.asgi import get_application, websocket_application
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
 from channels_websocket_utils.testing import ClosedError, WebSocketCommunicator
-from channels_websocket_utils.utils import aget_websocket_token
+from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
 
 from ..support.consumers import AsyncManager
-from ..support.helpers import OPEN
+from ..support.helpers import OPEN, scope_for
 
 ROUTES = [path("ws/<str:token>", AsyncManager.as_asgi())]
 PATH = "/ws/{token}"
@@ -216,6 +216,15 @@ async def test_server_starts_and_stops_on_asyncio():
 
     names = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert [message["type"] for message in sent] == names
+
+
+def test_connection_on_another_loop_raises_the_remedy(user):
+    """For applications in the long form, which have no lifespan."""
+    token = get_websocket_token(user)
+    connect = long_form(ROUTES).application(scope_for(f"/ws/{token}"), None, None)
+
+    with pytest.raises(ImproperlyConfigured, match="--worker-class asyncio"):
+        connect.send(None)
 
 
 def test_server_does_not_start_on_another_loop():
