@@ -201,9 +201,10 @@ async def apush_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> N
 
 def _disconnect(**owner: Any) -> None:
     require_installed("disconnect_user()")
-    revocation = revocations.revoke(**owner)
+    recorded = revocations.revoke(**owner)
 
     def broadcast_revocation() -> None:
+        (revocation,) = revocations.finish([recorded])
         publish("revocation", **revocation.as_event())
         user_disconnected.send_robust(
             None,

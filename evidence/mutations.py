@@ -192,9 +192,37 @@ WEAKNESSES = [
     (
         "read only the newest revocations",
         "gate/revocations.py",
-        "created_at__gt=kept_since(clock.now())",
+        "created_at__gt=kept_since(database_clock.now())",
         "created_at__gt=clock.now() - timedelta(seconds=1)",
         "connections::test_timer_reads_rows_that_were_committed_out_of_order",
+    ),
+    (
+        "judge revocations by the clock of the process",
+        "gate/database_clock.py",
+        "_STATEMENTS.get(connection.vendor)",
+        "None",
+        "revocations::test_disconnect_ends_sockets_though_clocks_differ",
+    ),
+    (
+        "use the database's time after this machine's clock was set",
+        "gate/database_clock.py",
+        " and abs(time.time() - self.wall - age) < _MAX_SHIFT",
+        "",
+        "revocations::test_database_is_asked_again_if_its_answer_is_old_or_the_clock_was_set",
+    ),
+    (
+        "give the row of a long transaction the time of the call",
+        "gate/revocations.py",
+        "each.created_at < begin]",
+        "False]",
+        "revocations::test_disconnect_in_a_long_transaction_has_the_time_of_the_commit",
+    ),
+    (
+        "lose a logout whose tokens cannot be deleted",
+        "gate/revocations.py",
+        "        if not is_final:\n            raise\n",
+        "        raise\n",
+        "revocations::test_logout_is_recorded_though_its_tokens_cannot_be_deleted",
     ),
     (
         "let a path converter raise any exception",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..compat import key_of_user, load_backend
 from ..outages import outage_errors, remedy_of
 from ..signals import token_refused
-from ..tokens import clock, digests, redeeming
+from ..tokens import digests, redeeming
 from ..tokens.store import StoreUnavailable
-from . import revocations
+from . import database_clock, revocations
 from .sign_in import (
     MODEL_BACKEND,
     backend_path,
@@ -116,7 +116,7 @@ def _decide(request: ConnectionRequest) -> Verdict:
 
 def _decide_session(request: ConnectionRequest) -> Verdict:
     """Decide about a connection without a token."""
-    session, user, validated_at = request.session, request.user, clock.now()
+    session, user, validated_at = request.session, request.user, database_clock.now()
     sign_in = read_sign_in(session, user)
     if user is not None and (not user.is_authenticated or is_foreign(user)):
         # There is no row of this user that could change.
@@ -156,7 +156,7 @@ def _decide_token(request: ConnectionRequest, digest: str) -> Verdict:
 
 def _begin_check(request: ConnectionRequest) -> _TokenCheck:
     """Read the session, and return the check."""
-    session, validated_at = request.session, clock.now()
+    session, validated_at = request.session, database_clock.now()
     sign_in = read_sign_in(session, request.user)
     # The session counts also if an outer middleware has found no signed-in user.
     has_session = sign_in or read_session(session)

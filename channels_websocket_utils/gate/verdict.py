@@ -47,7 +47,7 @@ class Principal:
     ``auth_digest`` is the user's at connect. The session is that of the cookie if it signed the
     user in, otherwise that of the token, of which only the digest is known. ``session_key`` and
     ``session_digest`` are empty if there is no session to check again. ``validated_at`` is the
-    time at which the gate began to read the database.
+    database's time at which the gate began to read it.
     """
 
     user_id: Any

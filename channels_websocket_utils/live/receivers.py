@@ -79,12 +79,17 @@ def _end_session(
     if owner is None:
         return
     try:
-        revocation = revocations.revoke(**owner)
+        recorded = revocations.revoke(**owner)
     except db.Error as error:
         # The logout itself must succeed. The re-check finds a session that is gone.
         logger.error("A logout could not be recorded in the database: %s", error)
         return
-    revocations.when_committed(lambda: publish("revocation", **revocation.as_event()))
+
+    def broadcast_revocation() -> None:
+        (revocation,) = revocations.finish([recorded])
+        publish("revocation", **revocation.as_event())
+
+    revocations.when_committed(broadcast_revocation)
 
 
 def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any] | None:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..conf import get_setting
-from ..gate import freshness, revocations
+from ..gate import database_clock, freshness, revocations
 from ..outages import is_outage, outage_errors
 from ..threads import in_recheck_thread
-from ..tokens import clock
 from .age import Age
 from .tasks import run_in_background
 from .unread import UnreadRevocations
@@ -240,7 +239,7 @@ class Recheck:
         self._end(ended, protocol.CLOSE_SESSION_ENDED)
 
     def _forget_old_revocations(self) -> None:
-        since = revocations.kept_since(clock.now())
+        since = revocations.kept_since(database_clock.estimate())
         self._known = {id: row for id, row in self._known.items() if row.created_at > since}
         self._ended_sessions = {row.session_digest for row in self._known.values() if row.is_final}
 

@@ -27,7 +27,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.gate import decision, freshness, isolation, revocations
+from channels_websocket_utils.gate import (
+    database_clock,
+    decision,
+    freshness,
+    isolation,
+    revocations,
+)
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
 from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
@@ -1378,6 +1384,8 @@ def test_recheck_queries_all_users_at_once_and_all_sessions_at_once(
 ):
     users = [django_user_model.objects.create_user(f"user{n}") for n in range(20)]
     principals = [principal_of(user, sign_in(user)) for user in users for _ in range(3)]
+
+    database_clock.ask()
 
     with django_assert_num_queries(2):
         assert freshness.find_outdated(principals) == []
