@@ -9,6 +9,7 @@ Over 300 lines: it is a list of short functions, and all such names are in one p
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,11 @@ __all__ = [
     "field_names",
     "has_failed",
     "has_own_queries",
+    "has_pool",
     "has_receivers",
     "is_consumer_application",
     "is_idle",
+    "is_too_old",
     "key_of_user",
     "load_backend",
     "markcoroutinefunction",
@@ -190,6 +193,17 @@ def is_idle(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``connection`` is open, and no transaction of its thread is."""
     # in_atomic_block is true inside atomic().
     return connection.connection is not None and not connection.in_atomic_block
+
+
+def has_pool(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether ``close()`` gives ``connection`` back to a pool that threads share."""
+    # The documented option of PostgreSQL and Oracle. The attribute "pool" would create the pool.
+    return bool(connection.settings_dict["OPTIONS"].get("pool"))
+
+
+def is_too_old(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether ``connection`` is older than ``CONN_MAX_AGE``."""
+    return connection.close_at is not None and time.monotonic() >= connection.close_at
 
 
 def has_failed(connection: BaseDatabaseWrapper) -> bool:

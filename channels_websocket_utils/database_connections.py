@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import weakref
@@ -17,12 +18,14 @@ from .compat import (
     close_if_unusable,
     current_thread_context,
     has_failed,
+    has_pool,
     is_idle,
+    is_too_old,
 )
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -31,7 +34,9 @@ __all__ = [
     "PoolConnections",
     "ThreadConnections",
     "aclose_stale_connections",
+    "aclose_unneeded_connections",
     "has_own_thread",
+    "holds_unneeded_connections",
     "may_hold_stale_connections",
 ]
 
@@ -59,6 +64,22 @@ async def aclose_stale_connections(loop: AbstractEventLoop) -> None:
     connection has failed. In between, the event loop reads the state of the connections.
     """
     await sync_to_async(_orm_thread(loop).close_stale)()
+
+
+def holds_unneeded_connections(loop: AbstractEventLoop, *, is_last: bool) -> bool:
+    """
+    Return whether ``aclose_unneeded_connections()`` has work to do. Called after every message.
+
+    ``is_last`` is whether the message was the last of its connection.
+    """
+    return _orm_thread(loop).holds_unneeded(is_last)
+
+
+async def aclose_unneeded_connections(*, is_last: bool = False) -> None:
+    """Close the database connections that the thread of this task's async ORM need not keep."""
+    thread = _orm_thread(asyncio.get_running_loop())
+    if thread.holds_unneeded(is_last):
+        await sync_to_async(thread.close_unneeded)(is_last)
 
 
 def _orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
@@ -103,6 +124,26 @@ class ThreadConnections:
                 close_if_unusable(connection)
         if not is_trusted:
             self._checked_at = time.monotonic()
+
+    def holds_unneeded(self, is_last: bool = False) -> bool:
+        """Return whether ``close_unneeded()`` has work to do. Can be called in any thread."""
+        return any(self._unneeded(is_last))
+
+    def close_unneeded(self, is_last: bool = False) -> None:
+        """
+        Give connections back to their pool after a piece of work, as Django does after a request.
+
+        If each thread kept its connection while it is idle, a few threads would empty the pool.
+        After the last message of a WebSocket connection, also close what is older than
+        ``CONN_MAX_AGE``, as Channels does.
+        """
+        for connection in self._unneeded(is_last):
+            connection.close()
+
+    def _unneeded(self, is_last: bool) -> Iterator[BaseDatabaseWrapper]:
+        for each in self._all:
+            if is_idle(each) and (has_pool(each) or (is_last and is_too_old(each))):
+                yield each
 
     def _is_trusted(self) -> bool:
         return self._checked_at is not None and time.monotonic() - self._checked_at <= TRUSTED

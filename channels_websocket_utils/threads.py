@@ -184,6 +184,8 @@ class _PoolSyncToAsync(_SyncToAsync):
             # These two end a thread, but from a task they would end the event loop.
             raise RuntimeError(f"Sync code raised {type(error).__name__}") from error
         finally:
-            if not self._name:
+            if self._name:
+                self._local.connections.close_unneeded()
+            else:
                 # This thread ends after its first function.
                 connections.close_all()

@@ -17,6 +17,7 @@ TABLES = [
     "secrets",
     "single_use",
     "faults",
+    "pools",
     "rolling",
     "attacks",
     "refusals",

@@ -597,8 +597,8 @@ WEAKNESSES = [
     (
         "never close the stale connections of the async ORM",
         "messaging/dispatch.py",
-        "            if may_hold_stale_connections(self._loop):",
-        "            if False:",
+        "        if database_connections.may_hold_stale_connections(self._loop):",
+        "        if False:",
         "threads::test_connection_that_the_server_closed_fails_one_async_handler_at_most",
     ),
     # Streams
@@ -758,6 +758,34 @@ WEAKNESSES = [
         "    return connection.connection is not None and not connection.in_atomic_block",
         "    return connection.connection is not None",
         "threads::test_connection_in_a_transaction_is_not_closed",
+    ),
+    (
+        "keep connections of a database pool in idle threads",
+        "threads.py",
+        "self._local.connections.close_unneeded()",
+        "pass",
+        "database_connections::test_thread_gives_its_connection_back_after_each_piece_of_work",
+    ),
+    (
+        "keep connections of a database pool after an async handler",
+        "messaging/dispatch.py",
+        "database_connections.holds_unneeded_connections(self._loop, is_last=is_last)",
+        "False",
+        "database_connections::test_open_socket_holds_no_connection_of_a_pool",
+    ),
+    (
+        "keep connections of a database pool while a stream waits",
+        "messaging/streams.py",
+        "                    if self._is_async:\n                        await aclose",
+        "                    if False:\n                        await aclose",
+        "database_connections::test_stream_that_waits_for_its_client_holds_no_connection_of_a_pool",
+    ),
+    (
+        "keep connections that are older than CONN_MAX_AGE after the end of a socket",
+        "database_connections.py",
+        "(is_last and is_too_old(each))",
+        "False",
+        "database_connections::test_connection_of_the_async_orm_is_kept_as_conn_max_age_says",
     ),
     # Logs and the token endpoint
     (

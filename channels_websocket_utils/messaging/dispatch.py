@@ -22,12 +22,7 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
-from .. import compat
-from ..database_connections import (
-    aclose_stale_connections,
-    has_own_thread,
-    may_hold_stale_connections,
-)
+from .. import compat, database_connections
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
@@ -140,21 +135,25 @@ class AsyncDispatch(Dispatch, _AsyncBase):
         """
         Handle ``message``, unless the socket has ended.
 
-        Stale database connections are closed in Django's thread when one may be there, and not
-        before each message. Without that: 2.02 (1.63 to 2.57) for an async method.
+        Database connections are closed in Django's thread when one may be stale or unneeded, and
+        not before each message. Without that: 2.02 (1.63 to 2.57) for an async method.
         """
         if self._is_dropped(message):
             return
-        if message["type"] == "websocket.disconnect":
+        is_last = message["type"] == "websocket.disconnect"
+        if is_last:
             await self._stop_streams()
         is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
-        if is_channels and compat.get_handler_name is not None:
-            handler = self._handler_of(message)
-            if may_hold_stale_connections(self._loop):
-                await aclose_stale_connections(self._loop)
-            await handler(message)
-        else:
-            await super().dispatch(message)
+        if database_connections.may_hold_stale_connections(self._loop):
+            await database_connections.aclose_stale_connections(self._loop)
+        try:
+            if is_channels and compat.get_handler_name is not None:
+                await self._handler_of(message)(message)
+            else:
+                await super().dispatch(message)
+        finally:
+            if database_connections.holds_unneeded_connections(self._loop, is_last=is_last):
+                await database_connections.aclose_unneeded_connections(is_last=is_last)
         if self._streams is not None:
             self._streams.begin()
 
@@ -166,7 +165,8 @@ class AsyncDispatch(Dispatch, _AsyncBase):
         """
         following = _next(type(self), AsyncDispatch, "websocket_disconnect")
         # With a thread of its own, the consumer closes the connections of that thread.
-        if self.groups or has_own_thread() or following is not AsyncWebsocketConsumer:
+        has_thread = database_connections.has_own_thread()
+        if self.groups or has_thread or following is not AsyncWebsocketConsumer:
             await super().websocket_disconnect(message)
             return
         await self.disconnect(message["code"])

@@ -19,6 +19,7 @@ from django.db import connections
 
 from .. import compat, protocol
 from ..conf import get_setting
+from ..database_connections import aclose_unneeded_connections
 from ..live.connection import SocketEnded
 from ..threads import in_handler_pool, in_our_pool
 from . import answers, permissions
@@ -116,6 +117,8 @@ class Stream:
         try:
             with self.call:
                 while await self._advance(turn):
+                    if self._is_async:
+                        await aclose_unneeded_connections()
                     # A generator that never waits must not block the event loop.
                     await asyncio.sleep(0)
         except asyncio.CancelledError as error:
@@ -128,6 +131,8 @@ class Stream:
             # A second cancel must not interrupt the generator's finally.
             self.is_closing = True
             await self._close(turn)
+            if self._is_async:
+                await aclose_unneeded_connections()
         await self._answer(turn)
 
     async def _advance(self, turn: Turn) -> bool:

@@ -258,6 +258,22 @@ def test_many_open_connections_do_not_delay_connects_and_disconnects(prove):
     assert row["others ended"] == 0
 
 
+@pytest.mark.postgresql
+def test_small_pool_serves_many_sockets_and_views(prove):
+    """If threads kept their connections, two sockets would stop a site with a pool of four."""
+    rows = prove("pools")
+
+    for name, row in rows.items():
+        is_control = name.startswith("control")
+        status, seconds = row["view"]
+        assert (status == 200) is not is_control
+        if not is_control:
+            assert row["answered"] == row["sockets"] == 12
+            assert row["held"] == 0
+            assert seconds < 3
+    assert len(rows) == 8
+
+
 @pytest.mark.nginx
 @pytest.mark.postgresql
 @pytest.mark.redis

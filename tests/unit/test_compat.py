@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
+import time
 from functools import partial
+from pathlib import Path
 
 import channels.consumer
 import channels.db
+import django.db.backends
 import pytest
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from channels.consumer import AsyncConsumer, SyncConsumer
@@ -29,6 +32,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, UserManager
 from django.core.cache import caches
 from django.db import DatabaseError, connection, connections, models, transaction
+from django.db.backends.postgresql import base as postgresql
 from django.dispatch import Signal
 from django.test import Client
 from django.urls import path, re_path
@@ -303,6 +307,28 @@ def test_connection_without_autocommit_is_noticed(opened_connection):
     opened_connection.set_autocommit(False)
 
     assert compat.has_failed(opened_connection)
+
+
+@pytest.mark.parametrize("option", [True, {"max_size": 4}, {}, False, None])
+def test_connection_of_a_pool_is_recognized(option):
+    """``OPTIONS["pool"]``: otherwise idle threads take all connections of a pool."""
+    settings = {**connections["default"].settings_dict, "NAME": "site", "CONN_MAX_AGE": 0}
+    wrapper = postgresql.DatabaseWrapper({**settings, "OPTIONS": {"pool": option}}, "pooled")
+
+    assert compat.has_pool(wrapper) is (wrapper.pool is not None)
+
+    # The driver of Oracle is not installed here.
+    file = Path(django.db.backends.__path__[0], "oracle", "base.py")
+    assert 'self.settings_dict["OPTIONS"].get("pool", False)' in file.read_text()
+
+
+def test_connection_that_is_older_than_conn_max_age_is_noticed(opened_connection):
+    """``close_at``: otherwise the async ORM keeps connections that Channels would close."""
+    assert not compat.is_too_old(opened_connection)
+
+    opened_connection.close_at = time.monotonic()
+
+    assert compat.is_too_old(opened_connection)
 
 
 def test_connection_that_is_too_old_is_closed(opened_connection):

@@ -587,7 +587,7 @@ async def test_connection_that_the_server_closed_does_not_fail_later_async_handl
 
 async def test_naive_dispatch_without_the_check_fails_for_ever(opened, notices, monkeypatch):
     """Without the check that Channels makes for each message, a lost connection stays."""
-    monkeypatch.setattr(dispatch, "may_hold_stale_connections", lambda loop: False)
+    monkeypatch.setattr(database_connections, "may_hold_stale_connections", lambda loop: False)
     socket = await opened(WithORM)
     await socket.next()
     try:
