@@ -49,10 +49,11 @@ bench: .venv/test
 	@.ci/install redis-server postgresql
 	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
 
-# Run the tests with each Python of tox.ini, with the oldest and newest dependencies, for docs/matrix.rst.
+# Run the tests with each Python of tox.ini, with the oldest and newest dependencies, for docs/matrix.rst
+# (OPTIONS=--small: one environment, without the tests).
 .PHONY: matrix
 matrix: .venv/matrix
-	$(BIN)/python -m evidence.matrix
+	$(BIN)/python -m evidence.matrix $(OPTIONS)
 
 # Build the sdist and the wheel of the last commit in dist/. The builds are reproducible.
 .PHONY: dist
@@ -62,10 +63,10 @@ dist: .venv/test
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
 	$(BIN)/twine check --strict dist/*
 
-# Measure the tables of the clients in docs/client.rst.
+# Measure the tables of the clients in docs/client.rst (OPTIONS=--small for few pages).
 .PHONY: figures
 figures: benchmarks/client/node_modules
-	node benchmarks/client/run.mjs
+	node benchmarks/client/run.mjs $(OPTIONS)
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -277,7 +277,13 @@ def test_drawing_of_the_package_is_current():
 
 
 # Each of these pages has its own test module, which runs all of its blocks.
-FOLLOWED = {"metrics", "other_clients", "other_consumers", "tutorial"}
+FOLLOWED = {
+    "howto_from_channels_chat",
+    "metrics",
+    "other_clients",
+    "other_consumers",
+    "tutorial",
+}
 
 
 def test_every_page_with_code_is_run_completely():
