@@ -5,7 +5,12 @@ The database tables: issued tokens and revocations. They store digests, no token
 from django.conf import settings
 from django.db import models
 
+from .conf import require_installed
+
 __all__ = ["WebSocketRevocation", "WebSocketToken"]
+
+# Django's own error names a class, and not the app that is missing.
+require_installed("channels_websocket_utils")
 
 
 class WebSocketToken(models.Model):

@@ -86,14 +86,21 @@ def _has_auth_above_gate(chain: Chain) -> bool:
 @register
 def check_user(**kwargs: Any) -> list[CheckMessage]:
     """Report a gate without a middleware that puts a user into the scope (E008)."""
-    if not any(map(_lacks_user, site_chains())):
+    chains = [chain for chain in site_chains() if _lacks_user(chain)]
+    if not chains:
         return []
+    is_inside = any(isinstance(layer, AuthMiddleware) for chain in chains for layer in chain)
+    place = (
+        "AuthMiddlewareStack is inside it: put it around it"
+        if is_inside
+        else ("Put AuthMiddlewareStack around it")
+    )
     return [
         Error(
             "WebSocketTokenAuthMiddleware has nothing around it that puts a user into the scope: "
             "every connection with a token would fail.",
-            hint="Use WebSocketTokenAuthMiddlewareStack, or put AuthMiddlewareStack around it. For "
-            "clients without a session pass token_only=True.",
+            hint=f"{place}, or use WebSocketTokenAuthMiddlewareStack instead. For clients without "
+            "a session pass token_only=True.",
             id="channels_websocket_utils.E008",
         )
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import TABLES as SPEEDS
+from evidence.mistakes import MISTAKES
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +40,20 @@ def prove(tmp_path):
         return {row["name"]: row["cells"] for row in map(json.loads, lines)}
 
     return measure
+
+
+@pytest.mark.browser
+def test_mistakes_are_named_by_the_lines_that_the_page_lists(prove):
+    """The page is docs/troubleshooting.rst: its readers search it for their line."""
+    rows = prove("mistakes")
+    page = (ROOT / "docs/troubleshooting.rst").read_text()
+
+    assert len(rows) == len(MISTAKES) >= 8
+    for name, row in rows.items():
+        assert row["named by"] != "nothing"
+        assert re.search(rf"^{re.escape(name)} +{row['named by']} ", page, re.M), name
+        lines = "".join(f"    {line}\n" for line in row["line"].splitlines())
+        assert f"\n{name}::\n\n{lines}\n" in page
 
 
 @pytest.mark.redis

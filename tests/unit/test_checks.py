@@ -252,6 +252,18 @@ def test_gate_without_a_user_in_its_scope_is_found(serve, build, found):
     assert ids() == found
 
 
+def test_stack_inside_the_gate_is_named_as_the_wrong_order(serve):
+    def hint():
+        (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+        return found.hint
+
+    serve(WebSocketTokenAuthMiddleware(AuthMiddlewareStack(routed(AsyncManager))))
+    assert hint().startswith("AuthMiddlewareStack is inside it: put it around it, or use ")
+
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager)))
+    assert hint().startswith("Put AuthMiddlewareStack around it, or use ")
+
+
 def test_gate_that_needs_no_user_is_fine(serve):
     serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
     assert ids() == []
