@@ -18,6 +18,7 @@ from .compat import (
     current_thread_context,
     has_failed,
     is_idle,
+    savepoint_depth,
 )
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class ThreadConnections:
 
 class PoolConnections(ThreadConnections):
     """The database connections of a thread of a pool, which are closed when the thread ends."""
+
+    def are_in_transaction(self) -> bool:
+        """Return whether a transaction is open. Can be called in any thread."""
+        return any(savepoint_depth(connection) is not None for connection in self._all)
 
     def __del__(self) -> None:
         for connection in self._all:
