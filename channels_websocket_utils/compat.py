@@ -9,11 +9,18 @@ Over 300 lines: it is a list of short functions, and all such names are in one p
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, markcoroutinefunction
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+    markcoroutinefunction,
+)
 from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
@@ -75,6 +82,7 @@ __all__ = [
     "has_receivers",
     "is_consumer_application",
     "is_idle",
+    "is_run_by_thread",
     "is_too_old",
     "key_of_user",
     "load_backend",
@@ -318,6 +326,14 @@ def sends_by(consumer: Consumer, send: Send) -> bool:
 def current_thread_context() -> ThreadSensitiveContext | None:
     """Return the innermost ``ThreadSensitiveContext`` of the current task or thread, if any."""
     return SyncToAsync.thread_sensitive_context.get(None)
+
+
+def is_run_by_thread() -> bool:
+    """Return whether ``async_to_sync()`` runs the current task, for a thread that waits for it."""
+    task = asyncio.current_task()
+    # The coroutine in which async_to_sync() awaits its own.
+    code = AsyncToSync.main_wrap.__code__
+    return task is not None and getattr(task.get_coro(), "cr_code", None) is code
 
 
 class SyncToAsyncHook(SyncToAsync[..., Any]):

@@ -49,6 +49,9 @@ DEFAULTS = {
     "WHEN_TOO_MANY": "refuse",
     "MAX_CONNECTION_AGE": None,
     "RATE_LIMIT": None,
+    # Bytes for each connection. A page that reads at all catches up, and a thousand that do not
+    # read fit in a gigabyte.
+    "MAX_OUTGOING": 1024 * 1024,
     # Threads in each process. Several slow handlers run at once, and a few processes together
     # open fewer connections than the 100 that PostgreSQL allows by default.
     "SYNC_THREADS": 16,
@@ -214,6 +217,10 @@ _RULES = {
     "RATE_LIMIT": (
         lambda value: value is None or _is_rate(value),
         "None or a rate such as '20/s', '300/m' or '5000/h'",
+    ),
+    "MAX_OUTGOING": (
+        _is_count,
+        "a whole number of bytes above 0",
     ),
     "SYNC_THREADS": (
         _is_count,

@@ -581,6 +581,14 @@ def closes(monkeypatch):
     return found
 
 
+async def test_task_for_which_a_thread_waits_is_recognized():
+    async def ask():
+        return compat.is_run_by_thread()
+
+    assert await sync_to_async(async_to_sync(ask))() is True
+    assert await ask() is False
+
+
 async def test_dispatch_of_channels_does_no_more_than_ours_does(closes):
     """Close the old connections, and call the handler."""
 

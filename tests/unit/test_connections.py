@@ -893,7 +893,7 @@ async def test_handler_that_sends_for_ever_is_stopped(
         await adisconnect_user(user)
     else:
         (connection,) = live_connections()
-        monkeypatch.setattr(connection, "_send", gone)
+        monkeypatch.setattr(connection._outbox, "send", gone)
     await socket.bye()
 
     assert disconnected.is_set()
