@@ -922,8 +922,9 @@ WEAKNESSES = [
     (
         "blame the consumer for what the gate refuses",
         "live/connection.py",
-        "            if self._is_connect_delivered:\n                log_refusal",
-        "            if True:\n                log_refusal",
+        "        if not self.ended:\n            self._change_state(REJECTED)",
+        '        if not self.ended:\n            log_refusal("rejected")\n'
+        "            self._change_state(REJECTED)",
         "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
     ),
     # The command "websockets"
