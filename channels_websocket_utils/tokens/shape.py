@@ -8,6 +8,8 @@ import re
 import string
 from urllib.parse import quote, unquote
 
+from django.conf import settings
+
 __all__ = [
     "SECRET_ALPHABET",
     "SECRET_LENGTH",
@@ -37,6 +39,9 @@ _SECRET = re.compile(
 _ESCAPED = re.compile(r"[A-Za-z0-9_%-]{24,}", re.ASCII)
 # How many times escaped text is unescaped. A real URL needs fewer, and the limit bounds the work.
 _ESCAPES = 8
+# The same for a path, and its length. No token is bound to a longer one.
+_PATH_ESCAPES = 3
+_LONGEST_PATH = 6144
 
 
 def is_token(text: str) -> bool:
@@ -56,13 +61,31 @@ def has_secret(text: str) -> bool:
 
 def bound_path(path: str, token: str | None = None) -> str:
     """
-    Return ``path`` as tokens are bound to it: without the token, one slash in front, none behind.
+    Return the canonical form of ``path``, in which tokens are bound and paths are compared.
+
+    It has no token, no percent-escapes, no ``FORCE_SCRIPT_NAME``, one slash in front and none
+    behind. The page, the view and the gate see the same path with and without escapes, and with
+    and without the prefix.
 
     >>> bound_path("/ws/board/wst_.../", "wst_...")
     '/ws/board'
+    >>> bound_path("/ws/chat/C%23/")
+    '/ws/chat/C#'
     """
-    parts = path.split(token) if token else [path]
-    return "/" + "/".join(part.strip("/") for part in parts if part.strip("/"))
+    parts = [_unescaped(part).strip("/") for part in (path.split(token) if token else [path])]
+    plain = "/" + "/".join(filter(None, parts))
+    prefix = (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
+    while prefix and plain.startswith(f"{prefix}/"):
+        plain = plain.removeprefix(prefix)
+    return plain
+
+
+def _unescaped(text: str) -> str:
+    """Return ``text`` without percent-escapes, also if the escapes are themselves escaped."""
+    if len(text) <= _LONGEST_PATH:
+        for _ in range(_PATH_ESCAPES):
+            text = unquote(text)
+    return text
 
 
 def mask(text: str) -> str:
