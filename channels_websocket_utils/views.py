@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from django import db
 from django.contrib.auth.decorators import login_not_required
@@ -88,8 +88,8 @@ def _read_path(request: HttpRequest) -> Any:
     parts = urlsplit(path)
     if parts.scheme or parts.netloc or parts.query or parts.fragment:
         raise ValueError("The path must be percent-encoded, and have no host and no query.")
-    # Quoted again, because "?a=" in a name is no query.
-    return quote(_without_prefixes(unquote(path), request, url))
+    # A "?" in a name begins no query.
+    return _without_prefixes(unquote(path), request, url).replace("?", "%3F")
 
 
 def _without_prefixes(path: str, request: HttpRequest, url: object) -> str:

@@ -39,9 +39,9 @@ _SECRET = re.compile(
 _ESCAPED = re.compile(r"[A-Za-z0-9_%-]{24,}", re.ASCII)
 # How many times escaped text is unescaped. A real URL needs fewer, and the limit bounds the work.
 _ESCAPES = 8
-# The same for a path, and its length. No token is bound to a longer one.
+# The same for a path, and how many escapes it may contain: a server passes names without escapes.
 _PATH_ESCAPES = 3
-_LONGEST_PATH = 6144
+_MOST_ESCAPES = 300
 
 
 def is_token(text: str) -> bool:
@@ -82,7 +82,7 @@ def bound_path(path: str, token: str | None = None) -> str:
 
 def _unescaped(text: str) -> str:
     """Return ``text`` without percent-escapes, also if the escapes are themselves escaped."""
-    if len(text) <= _LONGEST_PATH:
+    if "%" in text and text.count("%") <= _MOST_ESCAPES:
         for _ in range(_PATH_ESCAPES):
             text = unquote(text)
     return text

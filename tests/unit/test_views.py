@@ -104,8 +104,11 @@ def test_prefix_that_a_proxy_removes_is_removed_from_the_path(client, path, url,
     assert WebSocketToken.objects.get().path == bound
 
 
-@pytest.mark.parametrize("name", ["C#", "what?", "?a=1", "100%", "%41", "a b", "räum 📢", "a://b"])
+@pytest.mark.parametrize(
+    "name", ["C#", "what?", "?a=1", "100%", "%41", "a b", "räum 📢", "a://b", "📢" * 1000]
+)
 def test_page_of_any_name_gets_a_token_for_it(client, name, run):
+    """The last name has 4,000 escapes."""
     quoted = quote(name, safe="")
 
     token = client.post(URL, {"path": f"/ws/{quoted}/"}).json()["token"]
