@@ -267,6 +267,27 @@ WEAKNESSES = [
         "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
+        "let clients call a guarded handler of the channel layer",
+        "messaging/methods.py",
+        "    wrapper._is_websocket_routed = method.is_routed\n",
+        "    wrapper._is_websocket_routed = True\n",
+        "decorators::test_guarded_handler_of_the_layer",
+    ),
+    (
+        "answer a client of a plain consumer for a handler of the channel layer",
+        "messaging/calls.py",
+        "    if is_ours(consumer) or not method.is_routed:\n",
+        "    if is_ours(consumer):\n",
+        "decorators::test_guarded_handler_of_the_layer",
+    ),
+    (
+        "answer the denial of a guard alone, and no result",
+        "messaging/methods.py",
+        "    has_result = is_routed and (perms is None or inner is None)\n",
+        "    has_result = perms is None\n",
+        "decorators::test_guard_alone_answers_a_result_too",
+    ),
+    (
         "answer a consumer's close with a code by HTTP 403",
         "live/send_side.py",
         'elif protocol.is_sendable_code(message.get("code")):',
