@@ -689,6 +689,20 @@ WEAKNESSES = [
         "False",
         "database_connections::test_connection_of_the_async_orm_is_kept_as_conn_max_age_says",
     ),
+    (
+        "keep the threads' connections to a test database",
+        "threads.py",
+        "    if has_no_database(connection):",
+        "    if False:",
+        "database_connections::test_threads_end_before_a_test_database_is_dropped",
+    ),
+    (
+        "let a blocked handler stop the end of a test run",
+        "threads.py",
+        "wait.join(END_LIMIT)",
+        "wait.join()",
+        "database_connections::test_handler_that_blocks_does_not_stop_the_end_of_a_test_run",
+    ),
     # Logs and the token endpoint
     (
         "leave tokens in exceptions",
