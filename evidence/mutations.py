@@ -632,6 +632,35 @@ WEAKNESSES = [
         "            pass",
         "streams::test_streams_end_with_a_consumer_that_raises",
     ),
+    # Tenants
+    (
+        "accept the token of another tenant",
+        "tokens/redeeming.py",
+        "row is None or row.tenant != TENANT",
+        "row is None",
+        "tenants::test_token_row_of_another_tenant_opens_no_connection",
+    ),
+    (
+        "accept the events of another tenant",
+        "live/signatures.py",
+        'if event.pop("tenant", None) != TENANT:',
+        'if event.pop("tenant", None) is None:',
+        "tenants::test_event_of_another_tenant_is_dropped",
+    ),
+    (
+        "read the revocations of another tenant",
+        "gate/revocations.py",
+        "    return rows.filter(tenant=TENANT)",
+        "    return rows",
+        "tenants::test_revocation_of_another_tenant_is_not_read_and_not_renewed",
+    ),
+    (
+        "use one key of the cache for all tenants",
+        "tokens/cache_store.py",
+        "[_PREFIX, TENANT, ",
+        '[_PREFIX, "", ',
+        "tenants::test_token_in_the_cache_of_another_tenant_is_unknown",
+    ),
     # Threads and database connections
     (
         "let the work of a thread wait for the same pool",
