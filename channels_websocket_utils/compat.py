@@ -33,6 +33,7 @@ from django.contrib.auth import (
 )
 from django.core.cache import caches
 from django.db import router
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare, salted_hmac
@@ -80,6 +81,7 @@ __all__ = [
     "has_own_queries",
     "has_pool",
     "has_receivers",
+    "has_no_database",
     "is_consumer_application",
     "is_idle",
     "is_run_by_thread",
@@ -212,6 +214,11 @@ def has_pool(connection: BaseDatabaseWrapper) -> bool:
 def is_too_old(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``connection`` is older than ``CONN_MAX_AGE``."""
     return connection.close_at is not None and time.monotonic() >= connection.close_at
+
+
+def has_no_database(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether Django creates, copies or drops a test database by ``connection``."""
+    return connection.alias == NO_DB_ALIAS
 
 
 def has_failed(connection: BaseDatabaseWrapper) -> bool:

@@ -21,7 +21,18 @@ from django.dispatch import receiver
 if TYPE_CHECKING:
     from typing import Any, TypeGuard
 
-__all__ = ["DEFAULTS", "get_setting", "read_rate", "require_installed", "setting_problems"]
+__all__ = [
+    "DEFAULTS",
+    "TENANT",
+    "get_setting",
+    "read_rate",
+    "require_installed",
+    "setting_problems",
+]
+
+# The tenant in stored rows, in keys of the cache and in events. Tenants are not supported yet, so
+# it is always empty. Rows, keys and events with another one are not of this deployment.
+TENANT = ""
 
 DEFAULTS = {
     # Seconds. A page has time to load and to connect. An access log that leaks later contains

@@ -16,6 +16,7 @@ from django.db import connections
 from .compat import (
     SyncToAsyncHook,
     current_thread_context,
+    has_no_database,
     is_run_by_thread,
     markcoroutinefunction,
 )
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import ParamSpec, TypeAlias, TypeVar
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     P = ParamSpec("P")
     R = TypeVar("R")
     Twin: TypeAlias = Callable[P, Coroutine[Any, Any, R]]
 
 __all__ = [
     "OUR_THREADS",
+    "end_for_test_database",
     "handlers_are_waiting",
     "holds_thread",
     "in_handler_pool",
@@ -47,6 +51,8 @@ __all__ = [
 # The gate's decision takes three queries, so a few threads serve thousands of connects a second.
 # Each thread may hold a database connection.
 OUR_THREADS = 8
+# Seconds. A handler that blocks must not stop a test run.
+END_LIMIT = 5
 _lock = threading.Lock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
 _at_work = {"package": 0, "handlers": 0, "recheck": 0}
@@ -81,6 +87,30 @@ def handlers_are_waiting() -> bool:
 def is_single_threaded() -> bool:
     """Return whether ``single_thread()`` is in effect."""
     return bool(_single_threads)
+
+
+def end_for_test_database(*, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """
+    End all threads of the pools before Django drops or copies a test database.
+
+    PostgreSQL refuses both while other connections exist. A receiver of ``connection_created``:
+    Django opens a connection of its own for such a statement, and has no signal for the end of a
+    test run.
+    """
+    if has_no_database(connection):
+        _end_threads()
+
+
+def _end_threads() -> None:
+    """End the threads after their present work, which closes their connections."""
+    with _lock:
+        ended = [twin.executor for _, twin in _pools.values()]
+        _pools.clear()
+    waits = [threading.Thread(target=each.shutdown, daemon=True) for each in ended]
+    for wait in waits:
+        wait.start()
+    for wait in waits:
+        wait.join(END_LIMIT)
 
 
 @contextmanager

@@ -831,6 +831,35 @@ WEAKNESSES = [
         "            pass",
         "streams::test_streams_end_with_a_consumer_that_raises",
     ),
+    # Tenants
+    (
+        "accept the token of another tenant",
+        "tokens/redeeming.py",
+        "row is None or row.tenant != TENANT",
+        "row is None",
+        "tenants::test_token_row_of_another_tenant_opens_no_connection",
+    ),
+    (
+        "accept the events of another tenant",
+        "live/signatures.py",
+        'if event.pop("tenant", None) != TENANT:',
+        'if event.pop("tenant", None) is None:',
+        "tenants::test_event_of_another_tenant_is_dropped",
+    ),
+    (
+        "read the revocations of another tenant",
+        "gate/revocations.py",
+        "    return rows.filter(tenant=TENANT)",
+        "    return rows",
+        "tenants::test_revocation_of_another_tenant_is_not_read_and_not_renewed",
+    ),
+    (
+        "use one key of the cache for all tenants",
+        "tokens/cache_store.py",
+        "[_PREFIX, TENANT, ",
+        '[_PREFIX, "", ',
+        "tenants::test_token_in_the_cache_of_another_tenant_is_unknown",
+    ),
     # Threads and database connections
     (
         "let the work of a thread wait for the same pool",
@@ -887,6 +916,20 @@ WEAKNESSES = [
         "(is_last and is_too_old(each))",
         "False",
         "database_connections::test_connection_of_the_async_orm_is_kept_as_conn_max_age_says",
+    ),
+    (
+        "keep the threads' connections to a test database",
+        "threads.py",
+        "    if has_no_database(connection):",
+        "    if False:",
+        "database_connections::test_threads_end_before_a_test_database_is_dropped",
+    ),
+    (
+        "let a blocked handler stop the end of a test run",
+        "threads.py",
+        "wait.join(END_LIMIT)",
+        "wait.join()",
+        "database_connections::test_handler_that_blocks_does_not_stop_the_end_of_a_test_run",
     ),
     # Logs and the token endpoint
     (

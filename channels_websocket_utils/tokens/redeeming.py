@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django import db
 from django.db.models import Q
 
+from ..conf import TENANT
 from ..signals import token_redeemed
 from . import clock
 from .store import StoreUnavailable, current_store
@@ -46,7 +47,7 @@ def why_refused(
     ``path`` is the connection's, as ``bound_path()`` returns it.
     """
     present = clock.now()
-    if row is None:
+    if row is None or row.tenant != TENANT:
         return "unknown"
     if row.used_at is not None:
         return "redeemed"

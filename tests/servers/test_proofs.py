@@ -299,11 +299,10 @@ def test_small_pool_serves_many_sockets_and_views(prove):
     for name, row in rows.items():
         is_control = name.startswith("control")
         status, seconds = row["view"]
-        assert (status == 200) is not is_control
+        assert (status != 200 or seconds > 2) is is_control
         if not is_control:
             assert row["answered"] == row["sockets"] == 12
             assert row["held"] == 0
-            assert seconds < 3
     assert len(rows) == 8
 
 

@@ -32,7 +32,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, UserManager
 from django.core.cache import caches
 from django.db import DatabaseError, connection, connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
+from django.db.backends.signals import connection_created
+from django.db.backends.sqlite3 import base as sqlite3
 from django.dispatch import Signal
 from django.test import Client
 from django.urls import path, re_path
@@ -307,6 +310,37 @@ def test_connection_without_autocommit_is_noticed(opened_connection):
     opened_connection.set_autocommit(False)
 
     assert compat.has_failed(opened_connection)
+
+
+def test_connection_that_drops_a_test_database_is_recognized(db):
+    """``NO_DB_ALIAS``: otherwise PostgreSQL refuses to drop it, as our threads are connected."""
+    found = []
+
+    class Wrapper(sqlite3.DatabaseWrapper):
+        transaction_mode = None
+
+        def get_connection_params(self):
+            return {}
+
+        def get_new_connection(self, params):
+            return self.Database.connect(":memory:")
+
+        def is_in_memory_db(self):
+            return False
+
+    def note(connection, **kwargs):
+        found.append(compat.has_no_database(connection))
+
+    connection_created.connect(note)
+    try:
+        wrapper = Wrapper(connections["default"].settings_dict, "default")
+        with BaseDatabaseWrapper._nodb_cursor(wrapper):
+            assert found == [True]
+        with wrapper.cursor():
+            assert found == [True, False]
+        wrapper.close()
+    finally:
+        connection_created.disconnect(note)
 
 
 @pytest.mark.parametrize("option", [True, {"max_size": 4}, {}, False, None])
