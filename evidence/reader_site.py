@@ -107,8 +107,8 @@ class SyncStreamOnAsync(AsyncManager):
 class Pushed(AsyncManager):
     @auto_route
     async def blast(self, event):
-        for _ in range(COUNT):
-            await apush_to_user(self.scope["user"], "noise", {"noise": NOISE})
+        # To all readers, each of which calls this.
+        await apush_to_user(self.scope["user"], "noise", {"noise": NOISE})
 
 
 class PlainSync(WebsocketConsumer):
