@@ -10,6 +10,7 @@ Over 300 lines: it is a list of short functions, and all such names are in one p
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,7 @@ __all__ = [
     "field_names",
     "has_failed",
     "has_own_queries",
+    "has_parent_loop",
     "has_pool",
     "has_receivers",
     "has_no_database",
@@ -91,6 +93,7 @@ __all__ = [
     "markcoroutinefunction",
     "match_route",
     "new_cache",
+    "open_savepoints",
     "parse_cookie",
     "primary_key",
     "quoted_column",
@@ -98,6 +101,7 @@ __all__ = [
     "replace_application",
     "router",
     "routes_of",
+    "runs_at_commit",
     "salted_hmac",
     "savepoint_depth",
 ]
@@ -253,6 +257,24 @@ def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:
     return len(connection.savepoint_ids) if connection.in_atomic_block else None
 
 
+def open_savepoints(connection: BaseDatabaseWrapper) -> frozenset[str]:
+    """Return the ids of the savepoints of ``connection`` that are open."""
+    # None stands for an atomic(savepoint=False).
+    return frozenset(each for each in connection.savepoint_ids if each is not None)
+
+
+def runs_at_commit(connection: BaseDatabaseWrapper, function: Callable[[], object]) -> bool:
+    """
+    Return whether a commit would run ``function``, which ``on_commit()`` has got.
+
+    Never in a ``TestCase``, whose ``captureOnCommitCallbacks()`` runs only what a block has added.
+    """
+    # run_on_commit holds (savepoints, function, robust), without those that were rolled back. A
+    # TestCase marks its atomic().
+    is_test = any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    return not is_test and any(hook[1] == function for hook in connection.run_on_commit)
+
+
 def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``select_for_update(skip_locked=True)`` works on ``connection``."""
     return connection.features.has_select_for_update_skip_locked
@@ -341,6 +363,15 @@ def is_run_by_thread() -> bool:
     # The coroutine in which async_to_sync() awaits its own.
     code = AsyncToSync.main_wrap.__code__
     return task is not None and getattr(task.get_coro(), "cr_code", None) is code
+
+
+def has_parent_loop() -> bool:
+    """Return whether ``async_to_sync()`` in this thread would use a loop that runs elsewhere."""
+    # sync_to_async() sets both in its threads. After a fork the loop does not run.
+    found = SyncToAsync.threadlocal
+    is_same = getattr(found, "main_event_loop_pid", None) == os.getpid()
+    loop = getattr(found, "main_event_loop", None) if is_same else None
+    return loop is not None and loop.is_running()
 
 
 class SyncToAsyncHook(SyncToAsync[..., Any]):

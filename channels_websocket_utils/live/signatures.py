@@ -39,8 +39,8 @@ def verify(text: object) -> dict[str, Any]:
     except (BadSignature, UnicodeError):
         # Without a chain: the exception of Django contains text that anybody may have written.
         raise BadSignature("its signature has another key, site or version") from None
-    event: dict[str, Any] = json.loads(signed)
-    if event.pop("tenant", None) != TENANT:
+    event: Any = json.loads(signed)
+    if not isinstance(event, dict) or event.pop("tenant", None) != TENANT:
         raise BadSignature("it is of another tenant")
     return event
 

@@ -37,7 +37,7 @@ from django.db.backends.postgresql import base as postgresql
 from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3 import base as sqlite3
 from django.dispatch import Signal
-from django.test import Client
+from django.test import Client, TestCase
 from django.urls import path, re_path
 
 from channels_websocket_utils import compat
@@ -430,6 +430,45 @@ def test_savepoints_are_counted(opened_connection):
             assert compat.savepoint_depth(opened_connection) == 1
 
 
+def test_commit_runs_the_functions_of_savepoints_that_were_not_rolled_back(opened_connection):
+    """``run_on_commit``: otherwise events are lost, or those of a rollback are published."""
+    calls = []
+
+    def one():
+        calls.append(1)
+
+    def two():
+        calls.append(2)
+
+    with transaction.atomic():
+        transaction.on_commit(one)
+        outer = compat.open_savepoints(opened_connection)
+        with transaction.atomic():
+            transaction.on_commit(two)
+            assert len(compat.open_savepoints(opened_connection) - outer) == 1
+            with transaction.atomic(savepoint=False):
+                assert len(compat.open_savepoints(opened_connection) - outer) == 1
+            assert compat.runs_at_commit(opened_connection, two)
+            transaction.set_rollback(True)
+        assert compat.open_savepoints(opened_connection) == outer
+        assert compat.runs_at_commit(opened_connection, one)
+        assert not compat.runs_at_commit(opened_connection, two)
+    assert calls == [1]
+    assert not compat.runs_at_commit(opened_connection, one)
+
+
+class InATestCase(TestCase):
+    def test_function_of_a_test_case_is_run_by_no_commit(self):
+        """``_from_testcase``: otherwise a block of ``captureOnCommitCallbacks()`` misses events."""
+
+        def function():
+            pass
+
+        transaction.on_commit(function)
+
+        assert not compat.runs_at_commit(connection, function)
+
+
 def test_rows_that_are_locked_can_be_skipped():
     """A second disconnect would wait for a long transaction, or raise ``NotSupportedError``."""
     assert compat.can_skip_locked(connections["default"]) is (connection.vendor != "sqlite")
@@ -684,6 +723,13 @@ async def test_code_knows_the_thread_context_that_it_runs_in():
         assert compat.current_thread_context() is context
         assert await sync_to_async(compat.current_thread_context)() is context
     assert compat.current_thread_context() is None
+
+
+async def test_thread_of_sync_code_knows_the_loop_that_waits_for_it():
+    """``main_event_loop``: otherwise a view uses another loop, and another connection to Redis."""
+    assert await sync_to_async(compat.has_parent_loop)()
+    assert not await asyncio.to_thread(compat.has_parent_loop)
+    assert not compat.has_parent_loop()
 
 
 async def test_thread_context_has_a_thread_of_its_own():
