@@ -379,7 +379,8 @@ async def test_own_close_comes_after_the_messages_before_it(pausable):
     assert await numbers_of(socket, "many") == ([*range(5)], 4000)
 
 
-async def test_revocation_discards_what_an_own_close_has_to_send(pausable, user):
+async def test_revocation_discards_what_an_own_close_has_to_send(pausable, user, monkeypatch):
+    monkeypatch.setattr(outbox, "CLOSE_LIMIT", 3 * LIMIT)
     socket, server = await begin(pausable, Async, "few_and_close")
     (connection,) = live_connections()
     await until(lambda: connection.close_code == 4000)
