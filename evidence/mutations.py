@@ -870,8 +870,8 @@ WEAKNESSES = [
     (
         "blame the consumer for what the gate refuses",
         "live/connection.py",
-        "            if self._is_connect_delivered:\n                log_refusal",
-        "            if True:\n                log_refusal",
+        "        if self._is_connect_delivered and not self.is_accepted and not self.is_refused:\n",
+        "        if not self.is_accepted and not self.is_refused:\n",
         "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
     ),
     # The command "websockets"

@@ -187,12 +187,12 @@ class Connection:
             await in_our_pool(connection_opened.send_robust)(None, connection=self)
 
     async def _send_close(self, message: Message) -> None:
+        if self._is_connect_delivered and not self.is_accepted and not self.is_refused:
+            log_refusal("rejected")
         if self.is_refused and not self.is_accepted:
             message = {"code": protocol.CLOSE_TOKEN_REFUSED, **message}
         elif not self.is_accepted and not protocol.is_sendable_code(message.get("code")):
             self._change_state(REJECTED)
-            if self._is_connect_delivered:
-                log_refusal("rejected")
             return await self._send_or_drop(message)
         self._change_state(CLOSING)
         self.close_code = message.get("code", 1000)
