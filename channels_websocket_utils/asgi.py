@@ -13,6 +13,7 @@ from channels.security.websocket import AllowedHostsOriginValidator, OriginValid
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from .compat import allowed_origins_of
 from .live.hub import NEEDS_ASYNCIO
 from .middleware import WebSocketTokenAuthMiddlewareStack
 
@@ -122,6 +123,11 @@ class _CurrentHostsValidator(OriginValidator):
     def __init__(self, application: Application, *, needs_origin: bool) -> None:
         super().__init__(application, ())
         self.needs_origin = needs_origin
+
+    @property
+    def current_origins(self) -> list[str]:
+        """The hosts that are allowed now."""
+        return allowed_origins_of(AllowedHostsOriginValidator(self.application))
 
     def valid_origin(self, parsed_origin: ParseResult | None) -> bool:
         if parsed_origin is None and not self.needs_origin:

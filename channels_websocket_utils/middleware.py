@@ -248,7 +248,9 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
 def _end_after(error: BaseException, connection: Connection) -> bool:
     """End the connection of a consumer that has raised ``error``; return whether it refused it."""
     if isinstance(error, REFUSALS) and not connection.is_connect_handled:
-        logger.debug("A consumer refused its connection: %s", type(error).__name__)
+        if not connection.is_refused:
+            # Otherwise the reason is that of the token, which is logged.
+            log_refusal("rejected")
         connection.end(refusal_code(is_token_refused=connection.is_refused))
         return True
     if connection.is_accepted and not isinstance(error, GeneratorExit):

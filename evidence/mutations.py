@@ -325,8 +325,8 @@ WEAKNESSES = [
     (
         "answer a consumer's close with a code by HTTP 403",
         "live/send_side.py",
-        'elif protocol.is_sendable_code(message.get("code")):',
-        "elif False:",
+        'if protocol.is_sendable_code(message.get("code")):',
+        "if False:",
         "middleware::test_refusal_of_a_consumer_reaches_the_browser",
     ),
     (

@@ -69,7 +69,7 @@ REMEDIES = {
     ),
     "disconnected": "The user or session was disconnected at this moment. Sign in again.",
     "rejected": (
-        "The consumer has closed the connection before it accepted: see its connect(). The "
+        "The consumer has refused the connection in its connect(), by a close or an exception. The "
         "consumers of this package accept only connections with a valid token."
     ),
     "not_accepted": (

@@ -104,10 +104,15 @@ class SendSide:
             await self._send_or_drop(message)
         elif self.is_refused:
             self._begin_own_close({"code": protocol.CLOSE_TOKEN_REFUSED, **message})
-        elif protocol.is_sendable_code(message.get("code")):
-            self._begin_own_close(message)
         else:
             log_refusal("rejected")
+            await self._send_refusal(message)
+
+    async def _send_refusal(self, message: Message) -> None:
+        """Send the close by which the consumer refuses its client."""
+        if protocol.is_sendable_code(message.get("code")):
+            self._begin_own_close(message)
+        else:
             self._change_state(REJECTED)
             await self._send_or_drop(message)
 

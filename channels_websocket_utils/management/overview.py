@@ -36,6 +36,7 @@ __all__ = [
     "gate_of",
     "load_application",
     "name_of",
+    "origins_of",
     "route_of",
     "websocket_chains",
 ]
@@ -108,8 +109,7 @@ def describe_routes(application: Application) -> Iterator[str]:
             continue
         yield ""
         yield f"/{route_of(chain)}"
-        validators = [layer for layer in chain if isinstance(layer, OriginValidator)]
-        origins = [", ".join(map(str, allowed_origins_of(each))) or "none" for each in validators]
+        origins = [", ".join(allowed) or "none" for allowed in origins_of(chain)]
         yield f"    Origins:   {' and '.join(origins) or 'any: no OriginValidator'}"
         gate = gate_of(chain)
         yield f"    Gate:      {_describe_gate(gate) if gate else 'none: tokens are not checked'}"
@@ -146,6 +146,15 @@ def _describe_calls(consumer: Any) -> Iterator[str]:
     yield f"    Calls:     {calls[0] if calls else 'none: no method has auto_route'}"
     for line in calls[1:]:
         yield f"               {line}"
+
+
+def origins_of(chain: Chain) -> list[list[str]]:
+    """Return what each Origin check of ``chain`` allows: origins, or hosts."""
+    return [
+        getattr(layer, "current_origins", None) or allowed_origins_of(layer)
+        for layer in chain
+        if isinstance(layer, OriginValidator)
+    ]
 
 
 def route_of(chain: Chain) -> str:

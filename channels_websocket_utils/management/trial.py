@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
 from channels.routing import ProtocolTypeRouter
-from channels.security.websocket import OriginValidator
 from django.conf import settings
 from django.urls import URLPattern
 
 from .. import protocol
-from ..compat import allowed_origins_of, captured_names
+from ..compat import captured_names
 from ..gate import routing
 from ..gate.refusals import REMEDIES
 from ..signals import token_redeemed
 from ..testing import ClosedError, WebSocketCommunicator
+from ..testing.application_run import HTTP_FORBIDDEN
+from ..testing.origin import explain_refused_origin
 from ..testing.sign_in import sign_in
 from ..tokens.shape import SECRET_LENGTH, TOKEN_PREFIX, TOKEN_SUBPROTOCOL, bound_path
 from ..utils import get_websocket_token
-from .overview import consumer_of, gate_of, name_of, route_of, websocket_chains
+from .overview import consumer_of, gate_of, name_of, origins_of, route_of, websocket_chains
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,7 +138,7 @@ class Trial:
         try:
             await socket.connect()
         except ClosedError as error:
-            raise TrialFailed(self._why_closed(error.code)) from None
+            raise TrialFailed(self._why_closed(socket, error.code)) from None
         except TimeoutError:
             raise TrialFailed(
                 f"{self._consumer} did not answer within {socket.timeout:g} s. "
@@ -166,21 +167,18 @@ class Trial:
         await socket.receive_push(protocol.PONG["key"])
         self._report("Ping:       answered")
 
-    def _why_closed(self, code: int | None) -> str:
-        if self._logged:
-            return f"Closed with {code}. {self._logged[-1]}"
-        origins = [
-            origin
-            for layer in self._chain
-            if isinstance(layer, OriginValidator)
-            for origin in allowed_origins_of(layer)
-        ]
-        if code == 403 and origins:
+    def _why_closed(self, socket: WebSocketCommunicator, code: int | None) -> str:
+        if code == HTTP_FORBIDDEN and explain_refused_origin(self._application, socket.scope):
+            hosts = ", ".join(origin for allowed in origins_of(self._chain) for origin in allowed)
             return (
-                f"Closed with 403 before the gate: the Origin {self._origin} is not allowed. Add "
-                f"its host to ALLOWED_HOSTS ({', '.join(map(str, origins))}), or pass --origin."
+                f"Closed with {code} before the gate: the Origin {self._origin} is not allowed. "
+                f"Add its host to ALLOWED_HOSTS ({hosts}), or pass --origin."
             )
-        return f"Closed with {code}, by {self._consumer} or a layer in front of it."
+        if not self._logged:
+            return f"Closed with {code}, by {self._consumer} or a layer in front of it."
+        refusals = [line for line in self._logged if line.startswith("Connection refused")]
+        # A consumer that closes what the gate has refused is not the reason.
+        return f"Closed with {code}. {(refusals or self._logged[-1:])[0]}"
 
     @property
     def _consumer(self) -> str:

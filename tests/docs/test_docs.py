@@ -315,7 +315,7 @@ def test_every_page_with_code_is_run_completely():
     assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
-    # The two commands at the beginning, and the log lines that mistakes.py has measured.
+    # The two commands at the beginning; and the lines that test_proofs.py compares with a run.
     assert with_literals == {"README", "troubleshooting"}
 
 

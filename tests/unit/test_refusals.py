@@ -5,6 +5,8 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.core.exceptions import PermissionDenied
+from django.http import Http404
 
 from channels_websocket_utils.gate import decision
 from channels_websocket_utils.gate.refusals import REMEDIES
@@ -176,12 +178,28 @@ async def test_user_who_is_disconnected_during_the_decision_is_logged(
     assert [text.split(":")[0] for _, text in lines(caplog)] == ["Connection refused, disconnected"]
 
 
-async def test_consumer_that_closes_before_it_accepts_is_logged(
-    session, token, settings, open_socket, caplog
+class Forbidding(AsyncManager):
+    async def connect(self):
+        raise PermissionDenied
+
+
+class ForbiddingManager(Manager):
+    def connect(self):
+        raise Http404
+
+
+class RejectingWithCode(AsyncManager):
+    async def connect(self):
+        await self.close(4403)
+
+
+@pytest.mark.parametrize("consumer", [Rejecting, RejectingWithCode, Forbidding, ForbiddingManager])
+async def test_consumer_that_refuses_its_client_is_logged(
+    session, token, settings, open_socket, caplog, consumer
 ):
     settings.DEBUG = True
 
-    await open_socket(stack(Rejecting), f"/ws/{token}", session=session).outcome()
+    await open_socket(stack(consumer), f"/ws/{token}", session=session).outcome()
 
     assert [text.split(":")[0] for _, text in lines(caplog)] == ["Connection refused, rejected"]
 
@@ -200,6 +218,17 @@ async def test_consumer_that_never_accepts_is_logged_when_the_client_leaves(
     ((level, text),) = lines(caplog)
     assert (level, text.split(":")[0]) == ("WARNING", "Connection refused, not_accepted")
     assert "await super().connect()" in text
+
+
+@pytest.mark.parametrize("consumer", [Rejecting, Forbidding])
+async def test_consumer_is_not_blamed_for_a_token_that_the_gate_has_refused(
+    session, settings, open_socket, caplog, consumer
+):
+    settings.DEBUG = True
+
+    await open_socket(stack(consumer), f"/ws/{UNKNOWN_TOKEN}", session=session).outcome()
+
+    assert [text.split(":")[0] for _, text in lines(caplog)] == ["Connection refused, unknown"]
 
 
 async def test_open_connection_logs_no_refusal(session, token, settings, open_socket, caplog):

@@ -8,9 +8,11 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.contrib.sessions.models import Session
+from django.core.exceptions import PermissionDenied
 from django.core.management import CommandError, call_command
 from django.urls import path
 
+from channels_websocket_utils.asgi import websocket_application
 from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.management import trial
@@ -21,7 +23,7 @@ from channels_websocket_utils.middleware import (
 from channels_websocket_utils.models import WebSocketToken
 
 from ..support.consumers import AsyncManager, AsyncPlainJson, Manager, PlainJson
-from ..support.helpers import documented, stack
+from ..support.helpers import documented, routed, stack
 
 
 class Shop(AsyncWebSocketManagerConsumer):
@@ -85,6 +87,16 @@ def test_overview_names_routes_gates_consumers_and_permissions(serve):
         "               rename (auth.change_user, auth.view_user)",
     ]
     assert "    Calls:     none: no method has auto_route" in second.splitlines()
+
+
+def test_overview_names_the_hosts_that_the_application_of_one_call_allows(serve, settings):
+    serve(websocket_application(routed(Shop).routes))
+    settings.ALLOWED_HOSTS = ["example.org", "example.com"]
+
+    output = websockets()
+
+    assert "    Origins:   example.org, example.com\n" in output
+    assert "WebSocketTokenAuthMiddlewareStack(required=True, " in output
 
 
 def test_overview_names_what_a_site_lacks(serve):
@@ -165,6 +177,8 @@ def around(consumer):
         (lambda consumer: stack(consumer, "ws/", sources=("subprotocol",)), "/ws/"),
         (lambda consumer: stack(consumer, token_only=True, required=True), "/ws/"),
         (lambda consumer: Wrapper(AllowedHostsOriginValidator(stack(consumer))), "/ws/"),
+        (lambda each: websocket_application(routed(each).routes), "/ws/"),
+        (lambda each: websocket_application(routed(each).routes, token_only=True), "/ws/"),
     ],
 )
 @pytest.mark.parametrize("consumer", [AsyncManager, Manager])
@@ -218,9 +232,16 @@ def test_trial_without_a_route_names_the_remedy(user, serve, target):
     assert "prints the routes" in refusal("ada", target)
 
 
-def test_trial_of_another_origin_names_the_allowed_ones(user, serve, settings):
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: AllowedHostsOriginValidator(stack(AsyncManager)),
+        lambda: websocket_application(routed(AsyncManager).routes),
+    ],
+)
+def test_trial_of_another_origin_names_the_allowed_ones(user, serve, settings, build):
     settings.ALLOWED_HOSTS = [".example.org"]
-    serve(AllowedHostsOriginValidator(stack(AsyncManager)))
+    serve(build())
 
     text = refusal("ada", "/ws/", origin="https://evil.example")
 
@@ -251,6 +272,11 @@ class Raising(AsyncWebsocketConsumer):
         raise LookupError("of the site")
 
 
+class Forbidding(AsyncManager):
+    async def connect(self):
+        raise PermissionDenied
+
+
 class Closing(AsyncManager):
     async def connect(self):
         await self.accept()
@@ -261,6 +287,7 @@ class Closing(AsyncManager):
     ("consumer", "text"),
     [
         (Rejecting, "Closed with 403. Connection refused, rejected: "),
+        (Forbidding, "Closed with 4403. Connection refused, rejected: "),
         (Accepting, "has accepted without the ready message"),
         (Raising, "has raised LookupError: of the site"),
         (Closing, "Closed with 4123, by "),
