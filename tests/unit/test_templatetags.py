@@ -1,5 +1,6 @@
 import jinja2
 import pytest
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.exceptions import ImproperlyConfigured
@@ -239,10 +240,14 @@ def environment(**options):
 def test_jinja2_renders_the_same_script():
     options = {"environment": "tests.unit.test_templatetags.environment"}
     backend = Jinja2({"NAME": "jinja2", "DIRS": [], "APP_DIRS": False, "OPTIONS": options})
-    template = backend.from_string("{{ websocket_manager('/ws/', token=token, defer=True) }}")
+    template = backend.from_string("{{ websocket_manager('/ws/', 7, token=token, defer=True) }}")
+    request = RequestFactory().get("/")
+    request.user = get_user_model()(pk=5)
 
-    html = template.render({"token": '"<'}, RequestFactory().get("/"))
+    html = template.render({"token": '"<'}, request)
 
     assert html.startswith("<script ")
+    assert ' data-socket-path="/ws/7/"' in html
+    assert f' data-identity="{identity_of(request.user)}"' in html
     assert ' data-token="&quot;&lt;"' in html
     assert len(html.split('data-csrf-token="')[1].split('"')[0]) == 64
