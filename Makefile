@@ -33,7 +33,7 @@ test-all: .venv/test node_modules programs
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
 proof: .venv/test
-	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
+	@.ci/install redis-server $(if $(filter faults late machines rolling scale single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
 # Measure all tables of docs/performance.rst, or one of them: make bench TABLE=replies

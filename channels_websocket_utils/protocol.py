@@ -38,6 +38,7 @@ __all__ = [
     "build_ready",
     "build_reply",
     "check_text",
+    "is_ping",
     "read_call",
     "read_credit",
     "read_parts",
@@ -63,6 +64,8 @@ MAX_BAD_MESSAGES = 10
 PING = "websocket.ping"
 CANCEL = "websocket.cancel"
 MORE = "websocket.more"
+
+_PING_TEXT = f'{{"type":"{PING}"}}'
 
 # Messages of the server: their ``key``.
 PONG = {"key": "websocket.pong"}
@@ -100,6 +103,12 @@ class MessageError(Exception):
         self.reply_key = reply_key
         self.type = type
         self.id = id
+
+
+def is_ping(text: str | None) -> bool:
+    """Return whether ``text`` is a ping and nothing else, such as a call with a reply key."""
+    # Clients write it with and without spaces.
+    return text is not None and len(text) < 64 and "".join(text.split()) == _PING_TEXT
 
 
 def check_text(text: str | None, max_size: int) -> None:

@@ -17,6 +17,7 @@ TABLES = [
     "secrets",
     "single_use",
     "faults",
+    "late",
     "rolling",
     "attacks",
     "refusals",

@@ -28,6 +28,11 @@ class Site:
     ``is_naive`` every token counts as unused.
     """
 
+    application = APPLICATION
+    settings = "evidence.fault_settings"
+    # More environment variables of the processes.
+    environment = {}
+
     def __init__(self, server, database="sqlite", redis=None, processes=1, is_naive=False):
         self.server = server
         self.redis = self.postgresql = None
@@ -43,7 +48,8 @@ class Site:
             self.postgresql = stack.enter_context(PostgreSQL(self.folder / "postgresql"))
             self.database = self.postgresql.url
         environment = {
-            "DJANGO_SETTINGS_MODULE": "evidence.fault_settings",
+            **self.environment,
+            "DJANGO_SETTINGS_MODULE": self.settings,
             "TEST_DATABASE": self.database,
             "PROOF_WORK": str(self.folder / "work"),
             "PROOF_NAIVE": "yes" if self._is_naive else "",
@@ -55,7 +61,7 @@ class Site:
         subprocess.run(command, check=True, env={**os.environ, **environment}, cwd=ROOT)  # noqa: S603
         self.processes = [
             stack.enter_context(
-                ASGI(self.folder / f"server{number}", self.server, APPLICATION, environment)
+                ASGI(self.folder / f"server{number}", self.server, self.application, environment)
             )
             for number in range(self._count)
         ]

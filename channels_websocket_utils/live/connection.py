@@ -1,4 +1,8 @@
-"""One live connection: its state, and the ``receive`` and ``send`` that its consumer gets."""
+"""
+One live connection: its state, and the ``receive`` and ``send`` that its consumer gets.
+
+Over 300 lines: one state machine, whose methods change the state.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..gate.verdict import Principal
     from ..types import Message, PermissionCache, Receive, Scope, Send
+    from .lateness import Lateness
     from .state import ConnectionState
 
 __all__ = ["Connection", "SocketEnded"]
@@ -66,11 +71,13 @@ class Connection:
         "_receive",
         "_send",
         "_subprotocol",
+        "answers_pings",
         "close_code",
         "hub",
         "id",
         "is_accepted",
         "is_refused",
+        "lateness",
         "opened_at",
         "path",
         "permission_cache",
@@ -88,6 +95,8 @@ class Connection:
         self.permission_cache: PermissionCache = {}
         self.close_code: int | None = None
         self.is_accepted = self.is_refused = False
+        # Whether the consumer answers pings, as this package's do.
+        self.answers_pings = False
         # "websocket.token" if the client offers it and sources allow it. It is the answer if the
         # consumer chooses no subprotocol.
         self.token_subprotocol: str | None = None
@@ -101,6 +110,8 @@ class Connection:
         self._outbox: Outbox | None = None
         # The live.hub.Hub of the connection. register() sets it.
         self.hub: Any = None
+        # Whether messages must wait for a re-check; None without a signed-in user.
+        self.lateness: Lateness | None = None
         self._closing_task: asyncio.Task[None] | None = None
         # Whether the consumer has received the connect, which comes before its disconnect.
         self._is_connect_delivered = False
@@ -132,7 +143,8 @@ class Connection:
     @property
     def is_database_unavailable(self) -> bool:
         """Whether the last re-check failed, so that cached permissions must not be used."""
-        return self.hub is not None and self.hub.is_database_unavailable
+        hub = self.hub
+        return hub is not None and hub.recheck.is_unavailable_for(self.principal)
 
     # The ASGI callables of the consumer
 
@@ -144,6 +156,13 @@ class Connection:
                 continue
             if message["type"] == "websocket.disconnect":
                 return self._deliver_disconnect(message)
+            late = self.lateness
+            if (
+                late is not None
+                and late.is_stale()
+                and self._receive.hold(message, late, self.answers_pings)
+            ):
+                continue
             # Messages that the client sent before it noticed the end are dropped.
             if self.state is OPEN or not self.ended or message["type"] != "websocket.receive":
                 self._is_connect_delivered = True
@@ -284,12 +303,15 @@ class Connection:
         """
         self.principal = principal
         if self.hub is not None:
+            if principal is not None:
+                self.lateness = self.hub.recheck.lateness
             self.hub.activate(self)
 
     async def leave(self) -> None:
         """Release all that the package holds for the connection, and finish a close that began."""
         if self.hub is not None:
             self.hub.remove(self)
+        self._receive.release()
         # Servers report 1006 if their application returns before its close was sent.
         await self.close()
         if self.state is not CLOSED and self.state is not ABANDONED:

@@ -7,6 +7,8 @@ avoid that. Each names its gain: the server's CPU time without it, as a ratio to
 the median (and range) of 7 rounds. Unless noted otherwise: 1,500 replies a round to 32 connections,
 uvicorn, Python 3.11, the server on one of two CPUs. If a class of a site or of another package
 stands between these classes and Channels', the shortcut is not taken.
+
+Over 300 lines: the shortcuts depend on each other.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
-from .. import compat
+from .. import compat, protocol
 from ..database_connections import (
     aclose_stale_connections,
     has_own_thread,
@@ -31,7 +33,7 @@ from ..database_connections import (
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
-from .inspection import has_ended, is_sync
+from .inspection import has_ended, is_sync, lateness_of
 from .open_streams import OpenStreams
 from .rate_limit import MessageLimits
 from .streams import Stream
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..live.lateness import Lateness
     from ..types import Message, Receive, Scope, Send
     from .ongoing_call import Call
 
@@ -64,12 +67,17 @@ class Dispatch(_Base):
 
     # Created when the first message comes, and the first stream.
     _limits: MessageLimits | None = None
+    # Whether a message is dispatched in the step in which receive() returns it.
+    _is_direct = False
     _streams: OpenStreams | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
+        if "websocket_connection" in scope:
+            scope["websocket_connection"].answers_pings = True
         try:
             if self._needs_no_tasks():
+                self._is_direct = True
                 await self._receive_all(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
@@ -125,6 +133,19 @@ class Dispatch(_Base):
             return False
         return has_ended(self) or (self._limits is not None and self._limits.close_code is not None)
 
+    async def _until_fresh(self, message: Message) -> None:
+        """Wait if ``message`` must wait: time may have passed since receive() has returned it."""
+        late = self._lateness_for(message)
+        if late is not None:
+            await late.until_fresh()
+
+    def _lateness_for(self, message: Message) -> Lateness | None:
+        """Return the ``Lateness`` of the connection if ``message`` must wait now."""
+        late = lateness_of(self)
+        if late is None or message["type"] in ("websocket.connect", "websocket.disconnect"):
+            return None
+        return None if protocol.is_ping(message.get("text")) else late
+
     def _handler_of(self, message: Message) -> Any:
         """Return the handler, as ``dispatch()`` of Channels' consumers does."""
         handler = getattr(self, compat.get_handler_name(message), None)  # type: ignore[misc]
@@ -143,16 +164,20 @@ class AsyncDispatch(Dispatch, _AsyncBase):
         Stale database connections are closed in Django's thread when one may be there, and not
         before each message. Without that: 2.02 (1.63 to 2.57) for an async method.
         """
+        is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
+        is_short = is_channels and compat.get_handler_name is not None
+        must_look = not self._is_direct
+        if is_short and may_hold_stale_connections(self._loop):
+            await aclose_stale_connections(self._loop)
+            must_look = True
+        if must_look:
+            await self._until_fresh(message)
         if self._is_dropped(message):
             return
         if message["type"] == "websocket.disconnect":
             await self._stop_streams()
-        is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
-        if is_channels and compat.get_handler_name is not None:
-            handler = self._handler_of(message)
-            if may_hold_stale_connections(self._loop):
-                await aclose_stale_connections(self._loop)
-            await handler(message)
+        if is_short:
+            await self._handler_of(message)(message)
         else:
             await super().dispatch(message)
         if self._streams is not None:
@@ -189,6 +214,9 @@ class SyncDispatch(Dispatch):
 
     async def dispatch(self, message: Message) -> None:
         """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
+        if not self._is_direct:
+            # On the event loop, so that no thread waits.
+            await self._until_fresh(message)
         if self._is_dropped(message):
             return
         if message["type"] == "websocket.disconnect":
@@ -227,6 +255,9 @@ class SyncDispatch(Dispatch):
 
     def _handle(self, message: Message) -> None:
         # The socket may have ended while the message waited for this thread.
+        late = self._lateness_for(message)
+        if late is not None:
+            late.wait_in_thread()
         if not self._is_dropped(message):
             self._handler_of(message)(message)
 

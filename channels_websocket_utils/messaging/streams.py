@@ -12,18 +12,18 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from django.db import connections
 
 from .. import compat, protocol
 from ..conf import get_setting
+from ..live.age import Age
 from ..live.connection import SocketEnded
 from ..threads import in_handler_pool, in_our_pool
 from . import answers, permissions
 from .calls import run_now
-from .inspection import has_ended, is_sync, permission_cache_of
+from .inspection import has_ended, is_sync, permission_cache_of, until_fresh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -149,6 +149,7 @@ class Stream:
     async def _step(self, where: _Where) -> bool:
         """Send the next part, and return whether there was one."""
         # It may have waited long for its thread.
+        await until_fresh(self.call.consumer, in_thread=where is _IN_THREAD)
         if self._is_over():
             return False
         await self._check(where)
@@ -170,6 +171,7 @@ class Stream:
 
     async def _send(self, where: _Where, value: object) -> None:
         # The step may have taken long.
+        await until_fresh(self.call.consumer, in_thread=where is _IN_THREAD)
         await self._check(where)
         part = protocol.build_part(self.call.reply_key, value)
         await answers.send(self.call.consumer, part)
@@ -179,7 +181,7 @@ class Stream:
         if not self._must_check():
             return
         consumer = self.call.consumer
-        self._asked_at = time.monotonic()
+        self._asked_at = Age()
         self._permission_cache = permission_cache_of(consumer)
         for perms in self.call.guards:
             denial = await where.ask(permissions.check, consumer, perms)
@@ -191,9 +193,8 @@ class Stream:
             return False
         if self._permission_cache is not permission_cache_of(self.call.consumer):
             return True
-        age: float = time.monotonic() - self._asked_at
-        interval: float = get_setting("RECHECK_INTERVAL")
-        return age > interval
+        is_old: bool = self._asked_at.is_over(get_setting("RECHECK_INTERVAL"))
+        return is_old
 
     def _next(self) -> object:
         """Return the next value of a sync generator, in a thread."""
