@@ -44,12 +44,12 @@ def outage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     return *others, db.Error, ConnectionError, TimeoutError, *libraries
 
 
-def is_outage(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Return whether ``error`` means that the database or the session cache is unavailable."""
     return isinstance(error, outage_errors())
 
 
-def is_unreadable_value(error: Exception) -> bool:
+def is_unreadable_value(error: BaseException) -> bool:
     """
     Return whether the database has answered with a value that cannot be decoded.
 

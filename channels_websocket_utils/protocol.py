@@ -39,6 +39,7 @@ __all__ = [
     "build_ready",
     "build_reply",
     "check_text",
+    "is_ping",
     "is_sendable_code",
     "read_call",
     "read_credit",
@@ -66,6 +67,8 @@ MAX_BAD_MESSAGES = 10
 PING = "websocket.ping"
 CANCEL = "websocket.cancel"
 MORE = "websocket.more"
+
+_PING_TEXT = f'{{"type":"{PING}"}}'
 
 # Messages of the server: their ``key``.
 PONG = {"key": "websocket.pong"}
@@ -112,6 +115,12 @@ def is_sendable_code(code: object) -> bool:
     Those are 1000 and the codes for libraries and applications, RFC 6455 section 7.4.2.
     """
     return isinstance(code, int) and (code == 1000 or 3000 <= code <= 4999)
+
+
+def is_ping(text: str | None) -> bool:
+    """Return whether ``text`` is a ping and nothing else, such as a call with a reply key."""
+    # Clients write it with and without spaces.
+    return text is not None and len(text) < 64 and "".join(text.split()) == _PING_TEXT
 
 
 def check_text(text: str | None, max_size: int) -> None:

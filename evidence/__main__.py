@@ -19,6 +19,7 @@ TABLES = [
     "single_use",
     "faults",
     "pools",
+    "late",
     "rolling",
     "attacks",
     "refusals",

@@ -23,6 +23,7 @@ from .state import ABANDONED, CLOSED, CLOSING, OPEN, PENDING, REJECTED
 if TYPE_CHECKING:
     from ..gate.verdict import Principal
     from ..types import Message, PermissionCache, Receive, Scope, Send
+    from .lateness import Lateness
 
 __all__ = ["Connection", "SocketEnded"]
 
@@ -56,8 +57,10 @@ class Connection(SendSide):
         "_is_close_due",
         "_is_connect_delivered",
         "_receive",
+        "answers_pings",
         "id",
         "is_connect_handled",
+        "lateness",
         "opened_at",
         "path",
         "permission_cache",
@@ -74,6 +77,10 @@ class Connection(SendSide):
         self.path: str = ""
         self.principal: Principal | None = None
         self.permission_cache: PermissionCache = {}
+        # Whether the consumer answers pings, as this package's do.
+        self.answers_pings = False
+        # Whether messages must wait for a re-check; None without a signed-in user.
+        self.lateness: Lateness | None = None
         self._receive = InterruptibleReceive(receive)
         # Whether the consumer has received the connect, and has then asked for its next message.
         self._is_connect_delivered = self.is_connect_handled = False
@@ -89,7 +96,8 @@ class Connection(SendSide):
     @property
     def is_database_unavailable(self) -> bool:
         """Whether the last re-check failed, so that cached permissions must not be used."""
-        return self.hub is not None and self.hub.is_database_unavailable
+        hub = self.hub
+        return hub is not None and hub.recheck.is_unavailable_for(self.principal)
 
     # The ASGI receive of the consumer
 
@@ -102,6 +110,13 @@ class Connection(SendSide):
                 continue
             if message["type"] == "websocket.disconnect":
                 return self._deliver_disconnect(message)
+            late = self.lateness
+            if (
+                late is not None
+                and late.is_stale()
+                and self._receive.hold(message, late, self.answers_pings)
+            ):
+                continue
             # Messages that the client sent before it noticed the end are dropped.
             if self.state is OPEN or not self.ended or message["type"] != "websocket.receive":
                 self._is_connect_delivered = True
@@ -182,10 +197,13 @@ class Connection(SendSide):
         """
         self.principal = principal
         if self.hub is not None:
+            if principal is not None:
+                self.lateness = self.hub.recheck.lateness
             self.hub.activate(self)
 
     async def leave(self) -> None:
         """Release all that the package holds for the connection, and finish a close that began."""
+        self._receive.release()
         try:
             # Servers report 1006 if their application returns before its close was sent. A
             # revocation still discards what the consumer's own close has to send.

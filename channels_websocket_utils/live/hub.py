@@ -16,6 +16,7 @@ from ..compat import primary_key
 from ..conf import get_setting
 from ..gate.revocations import Revocation
 from . import broadcast
+from .age import Age
 from .recheck import Recheck
 from .tasks import run_in_background
 
@@ -66,7 +67,7 @@ async def register(connection: Connection) -> None:
         _forget_closed_loops()
         _hubs[loop] = Hub(loop)
     hub = connection.hub = _hubs[loop]
-    hub.pending[connection] = []
+    hub.pending[connection] = Age(), []
     await hub.ready()
 
 
@@ -102,8 +103,9 @@ class Hub:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # The events to apply to each pending connection when activate() sets its user.
-        self.pending: dict[Connection, list[_Apply]] = {}
+        # For each pending connection, its registration, and the events to apply when activate()
+        # sets its user.
+        self.pending: dict[Connection, tuple[Age, list[_Apply]]] = {}
         self.recheck = Recheck(self.live, self._apply_revocation, self.end)
         self._by_user: dict[Any, set[Connection]] = {}
         self._by_session: dict[str, set[Connection]] = {}
@@ -116,10 +118,6 @@ class Hub:
                 broadcast.Listener(broadcast.REVOCATIONS, self.handle_event, check_soon),
                 broadcast.Listener(broadcast.PUSHES, self.handle_event, lambda: None),
             ]
-
-    @property
-    def is_database_unavailable(self) -> bool:
-        return self.recheck.is_database_unavailable
 
     def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
         """Let the event loop call ``function(*arguments)`` in an empty context; for any thread."""
@@ -138,7 +136,7 @@ class Hub:
 
     def activate(self, connection: Connection) -> None:
         """Index ``connection`` by its ``principal`` and apply the events that it has missed."""
-        missed = self.pending.pop(connection, ())
+        registered, missed = self.pending.pop(connection)
         principal = connection.principal
         if principal is None:
             return
@@ -148,7 +146,7 @@ class Hub:
             self._by_session.setdefault(principal.session_digest, set()).add(connection)
         for apply in missed:
             apply({connection})
-        if self.recheck.has_ended(principal.session_digest):
+        if self.recheck.known.has_ended(principal.session_digest):
             # A page can connect after a logout is published and before the session is deleted.
             self.end({connection}, protocol.CLOSE_SESSION_ENDED)
         age = get_setting("MAX_CONNECTION_AGE")
@@ -156,7 +154,7 @@ class Hub:
             self._age_timers[connection] = self.loop.call_later(
                 age, self.end, {connection}, protocol.CLOSE_TOO_OLD, context=Context()
             )
-        self.recheck.start()
+        self.recheck.start(registered)
 
     def _enforce_limit(self, connection: Connection, user_id: object) -> None:
         limit = get_setting("MAX_CONNECTIONS_PER_USER")
@@ -211,7 +209,7 @@ class Hub:
         """Apply ``event``, see ``events.publish()``: all but a push, to pending connections too."""
         kind = event["kind"]
         if kind == "revocation":
-            self.recheck.apply_event(Revocation.from_event(event))
+            self.recheck.known.apply_event(Revocation.from_event(event))
         elif kind == "recheck":
             self._apply(partial(self._recheck_users, _user_ids(event["users"])))
         elif kind == "permissions":
@@ -224,7 +222,7 @@ class Hub:
                 connection.push(event["text"])
 
     def _apply(self, apply: _Apply) -> None:
-        for missed in self.pending.values():
+        for _, missed in self.pending.values():
             missed.append(apply)
         apply(None)
 

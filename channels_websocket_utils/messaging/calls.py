@@ -22,7 +22,7 @@ from .. import protocol
 from ..protocol import MessageError
 from ..threads import handlers_are_waiting, in_handler_pool
 from . import answers, permissions
-from .inspection import has_ended, is_ours, is_sync
+from .inspection import has_ended, has_ended_in_thread, is_ours, is_sync, until_fresh
 from .ongoing_call import Call, ongoing_call
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ async def run_method(
     # Looked up when the coroutine runs: its task may start after the call has ended.
     call = ongoing_call(consumer)
     if call is None:
+        await until_fresh(consumer, in_thread=is_sync(consumer))
         if has_ended(consumer):
             return _drop(consumer)
         call = _open_call(consumer, content, method)
@@ -123,6 +124,8 @@ class _OnLoop:
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
         if method.perms is not None:
             await _check_on_loop(call, consumer, method.perms, method.is_async)
+            # The check may have taken long.
+            await until_fresh(consumer, in_thread=False)
             if has_ended(consumer):
                 return _drop(consumer)
         if method.is_async:
@@ -159,7 +162,9 @@ def _run_unless_ended(
     call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any
 ) -> Any:
     # The socket may have ended while the method waited for this thread.
-    return _drop(consumer) if has_ended(consumer) else _run(call, method, consumer, args, kwargs)
+    if has_ended_in_thread(consumer):
+        return _drop(consumer)
+    return _run(call, method, consumer, args, kwargs)
 
 
 class _InThread:
@@ -191,6 +196,9 @@ def _run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any)
         if call.denial is not None:
             raise call.denial
         call.add_guard(method.perms)
+        # The check may have taken long.
+        if has_ended_in_thread(consumer):
+            return _drop(consumer)
     return method.function(consumer, *args, **kwargs)
 
 

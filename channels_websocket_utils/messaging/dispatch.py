@@ -22,12 +22,12 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
-from .. import compat, database_connections
+from .. import compat, database_connections, protocol
 from ..live.connection import SocketEnded
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
-from .inspection import has_ended, is_sync
+from .inspection import has_ended, is_sync, lateness_of
 from .open_streams import OpenStreams, threads_of_streams
 from .outgoing import Outgoing
 from .rate_limit import MessageLimits
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from ..live.lateness import Lateness
     from ..types import Message, Receive, Scope, Send
     from .ongoing_call import Call
 
@@ -64,12 +65,17 @@ class Dispatch(_Base):
 
     # Created when the first message comes, and the first stream.
     _limits: MessageLimits | None = None
+    # Whether a message is dispatched in the step in which receive() returns it.
+    _is_direct = False
     _streams: OpenStreams | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
+        if "websocket_connection" in scope:
+            scope["websocket_connection"].answers_pings = True
         try:
             if self._needs_no_tasks():
+                self._is_direct = True
                 await self._receive_all(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
@@ -126,6 +132,19 @@ class Dispatch(_Base):
             return False
         return has_ended(self) or (self._limits is not None and self._limits.close_code is not None)
 
+    async def _until_fresh(self, message: Message) -> None:
+        """Wait if ``message`` must wait: time may have passed since receive() has returned it."""
+        late = self._lateness_for(message)
+        if late is not None:
+            await late.until_fresh()
+
+    def _lateness_for(self, message: Message) -> Lateness | None:
+        """Return the ``Lateness`` of the connection if ``message`` must wait now."""
+        late = lateness_of(self)
+        if late is None or message["type"] in ("websocket.connect", "websocket.disconnect"):
+            return None
+        return None if protocol.is_ping(message.get("text")) else late
+
     def _handler_of(self, message: Message) -> Any:
         """Return the handler, as ``dispatch()`` of Channels' consumers does."""
         handler = getattr(self, compat.get_handler_name(message), None)  # type: ignore[misc]
@@ -144,16 +163,21 @@ class AsyncDispatch(Dispatch, _AsyncBase):
         Database connections are closed in Django's thread when one may be stale or unneeded, and
         not before each message. Without that: 2.02 (1.63 to 2.57) for an async method.
         """
+        is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
+        is_short = is_channels and compat.get_handler_name is not None
+        must_look = not self._is_direct
+        if database_connections.may_hold_stale_connections(self._loop):
+            await database_connections.aclose_stale_connections(self._loop)
+            must_look = True
+        if must_look:
+            await self._until_fresh(message)
         if self._is_dropped(message):
             return
         is_last = message["type"] == "websocket.disconnect"
         if is_last:
             await self._stop_streams()
-        is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
-        if database_connections.may_hold_stale_connections(self._loop):
-            await database_connections.aclose_stale_connections(self._loop)
         try:
-            if is_channels and compat.get_handler_name is not None:
+            if is_short:
                 await self._handler_of(message)(message)
             else:
                 await super().dispatch(message)
@@ -195,6 +219,9 @@ class SyncDispatch(Dispatch):
 
     async def dispatch(self, message: Message) -> None:
         """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
+        if not self._is_direct:
+            # On the event loop, so that no thread waits.
+            await self._until_fresh(message)
         if self._is_dropped(message):
             return
         if message["type"] == "websocket.disconnect":
@@ -233,6 +260,9 @@ class SyncDispatch(Dispatch):
 
     def _handle(self, message: Message) -> None:
         # The socket may have ended while the message waited for this thread.
+        late = self._lateness_for(message)
+        if late is not None:
+            late.wait_in_thread()
         if self._is_dropped(message):
             return
         try:

@@ -2,8 +2,7 @@
 One stream: send the values of a generator to the client, part by part.
 
 Streams are for the two consumers of this package. As in ``calls``, one engine runs on both: a step
-(check, next value, check, send) is a coroutine, and its adapter decides where its blocking code
-runs.
+(check, value, check, send) is a coroutine, and its adapter decides where blocking code runs.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from django.db import connections
@@ -20,11 +18,12 @@ from django.db import connections
 from .. import compat, protocol
 from ..conf import get_setting
 from ..database_connections import aclose_unneeded_connections
+from ..live.age import Age
 from ..live.connection import SocketEnded
 from ..threads import in_handler_pool, in_our_pool
 from . import answers, permissions
 from .calls import run_now
-from .inspection import has_ended, is_sync, permission_cache_of
+from .inspection import has_ended, is_sync, permission_cache_of, until_fresh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -110,9 +109,9 @@ class Stream:
         """
         Send part after part, and at the end the answer.
 
-        Each step takes ``turn``, except those of an async generator on an async consumer. On a sync
-        consumer it is a lock: between two steps other messages of the socket are handled. A
-        ``CancelledError`` of the generator itself is an error.
+        Steps take ``turn``, but not those of an async generator on an async consumer. On a sync
+        consumer, other messages are handled between two steps. A ``CancelledError`` of the
+        generator itself is an error.
         """
         if self._is_async and not self._is_sync_consumer:
             turn = contextlib.nullcontext()
@@ -156,6 +155,7 @@ class Stream:
     async def _step(self, where: _Where) -> bool:
         """Send the next part, and return whether there was one."""
         # It may have waited long for its thread.
+        await until_fresh(self.call.consumer, in_thread=where is _IN_THREAD)
         if self._is_over():
             return False
         await self._check(where)
@@ -177,6 +177,7 @@ class Stream:
 
     async def _send(self, where: _Where, value: object) -> None:
         # The step may have taken long.
+        await until_fresh(self.call.consumer, in_thread=where is _IN_THREAD)
         await self._check(where)
         part = protocol.build_part(self.call.reply_key, value)
         await answers.send(self.call.consumer, part)
@@ -186,7 +187,7 @@ class Stream:
         if not self._must_check():
             return
         consumer = self.call.consumer
-        self._asked_at = time.monotonic()
+        self._asked_at = Age()
         self._permission_cache = permission_cache_of(consumer)
         for perms in self.call.guards:
             denial = await where.ask(permissions.check, consumer, perms)
@@ -198,9 +199,8 @@ class Stream:
             return False
         if self._permission_cache is not permission_cache_of(self.call.consumer):
             return True
-        age: float = time.monotonic() - self._asked_at
-        interval: float = get_setting("RECHECK_INTERVAL")
-        return age > interval
+        is_old: bool = self._asked_at.is_over(get_setting("RECHECK_INTERVAL"))
+        return is_old
 
     def _next(self) -> object:
         """Return the next value of a sync generator, in a thread."""

@@ -198,6 +198,36 @@ def test_site_recovers_after_the_database_was_stopped(prove):
     assert row["connects"] == f"4490: {sum(row['after 4490'])}"
 
 
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_process_that_did_not_run_handles_no_late_message(prove):
+    """The controls, in which no message waits, handle late messages."""
+    rows = prove("late", "^(?!PostgreSQL)")
+
+    assert len(rows) == 6
+    for name, row in rows.items():
+        assert row["messages"] == 250
+        assert (row["late"] > 0) == name.startswith("earlier")
+        assert row["good"][0] == row["good"][1] == 50
+        assert row["ended"] == "25 x 4410"
+
+
+@pytest.mark.postgresql
+def test_pings_are_answered_and_nothing_storms_without_a_database(prove):
+    rows = prove("late", "^PostgreSQL")
+
+    (row,) = rows.values()
+    assert row["stayed"] == "20 of 20"
+    assert row["pings"][0] == row["pings"][1] > 0
+    assert row["calls"][0] == row["calls"][1] > 0
+    # One every 1.5 s of 20 s, and a slow machine.
+    assert row["checks"] < 25
+    assert row["connections"] == 0
+    assert row["guarded"].endswith("x unavailable")
+    assert row["back"] < 30
+    assert row["logout ended"] < 30
+
+
 @pytest.mark.nginx
 @pytest.mark.redis
 def test_restarts_lose_no_call_and_execute_none_twice(prove):
