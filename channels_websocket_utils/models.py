@@ -16,7 +16,8 @@ class WebSocketToken(models.Model):
     user's authentication backend, empty if only the session contains it. ``auth_digest`` and
     ``session_digest`` are SHA-256 digests of the user's session-auth hash and of the session key
     that the token is bound to; empty means not bound. ``path`` is empty if the token is valid on
-    every path. ``used_at`` is the time at which the token was redeemed.
+    every path. ``used_at`` is the time at which the token was redeemed. ``session_seal`` is the key
+    of the bound session, sealed with the token; it is deleted when the token is redeemed.
     """
 
     digest = models.CharField(max_length=64, primary_key=True, editable=False)
@@ -30,6 +31,7 @@ class WebSocketToken(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(db_index=True)
     used_at = models.DateTimeField(null=True, blank=True)
+    session_seal = models.CharField(max_length=128, blank=True, default="", db_default="")
 
     class Meta:
         verbose_name = "WebSocket token"

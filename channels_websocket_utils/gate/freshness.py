@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from ..compat import key_of_user, load_backend, router
 from ..tokens import digests
+from . import revocations
 from .isolation import answer_for, read_each
 from .sign_in import (
     MODEL_BACKEND,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     # Returns the valid users of some primary keys.
     _ReadUsers: TypeAlias = Callable[[list[Any]], Iterable[AbstractBaseUser]]
 
-__all__ = ["find_outdated", "fresh_user"]
+__all__ = ["find_outdated", "fresh_user", "present_sessions"]
 
 
 def fresh_user(scope: Scope) -> AbstractBaseUser | None:
@@ -80,6 +81,8 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         sign_in = read_session(session)
         if not is_sign_in_of(sign_in, user):
             return None
+    elif token_user is not None and _has_session_ended(scope):
+        return None
     fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))
     if fresh is None:
         return None
@@ -90,6 +93,18 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     else:
         is_same = digests.has_auth_digest(fresh, digests.auth_digest(user))
     return fresh if is_same else None
+
+
+def _has_session_ended(scope: Scope) -> bool:
+    """Return whether the session has ended that the token of the connection is bound to."""
+    connection: Any = scope.get("websocket_connection")
+    principal = None if connection is None else connection.principal
+    if principal is None or not principal.session_digest:
+        return False
+    if revocations.is_session_ended(principal.session_digest):
+        return True
+    key = principal.session_key
+    return bool(key) and key not in present_sessions({key})
 
 
 def find_outdated(principals: Iterable[Principal]) -> list[Principal]:
@@ -107,7 +122,7 @@ def find_outdated(principals: Iterable[Principal]) -> list[Principal]:
     """
     users = _present_users({(each.user_id, each.backend) for each in principals})
     keys = {each.session_key for each in principals if each.session_key}
-    sessions = _present_sessions(keys) if keys else set()
+    sessions = present_sessions(keys) if keys else set()
     answers: dict[tuple[Any, ...], bool | None] = {}
 
     def is_same(asked: tuple[Any, ...]) -> bool:
@@ -150,8 +165,12 @@ def _model_users(path: str) -> _ReadUsers:
     return lambda ids: filter(backend.user_can_authenticate, manager.filter(pk__in=ids))
 
 
-def _present_sessions(keys: set[str]) -> set[str]:
-    """Return those of the session ``keys`` that exist and have not expired."""
+def present_sessions(keys: set[str]) -> set[str]:
+    """
+    Return those of the session ``keys`` that exist and have not expired.
+
+    Sessions that are kept elsewhere than in the database or a cache count as present.
+    """
     store = import_module(settings.SESSION_ENGINE).SessionStore
     if issubclass(store, db_sessions.SessionStore):
         model = store.get_model_class()

@@ -53,6 +53,7 @@ class TokenRow:
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None = None
+    session_seal: str = field(default="", repr=False)
     user: AbstractBaseUser | None = None
     is_session_ended: bool | None = None
 
