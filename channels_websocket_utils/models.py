@@ -21,8 +21,9 @@ class WebSocketToken(models.Model):
     user's authentication backend, empty if only the session contains it. ``auth_digest`` and
     ``session_digest`` are SHA-256 digests of the user's session-auth hash and of the session key
     that the token is bound to; empty means not bound. ``path`` is empty if the token is valid on
-    every path. ``used_at`` is the time at which the token was redeemed. ``tenant`` is empty: see
-    ``TENANT`` in ``conf.py``.
+    every path. ``used_at`` is the time at which the token was redeemed. ``session_seal`` is the key
+    of the bound session, sealed with the token; it is deleted when the token is redeemed.
+    ``tenant`` is empty: see ``TENANT`` in ``conf.py``.
     """
 
     digest = models.CharField(max_length=64, primary_key=True, editable=False)
@@ -40,6 +41,7 @@ class WebSocketToken(models.Model):
     tenant = models.CharField(
         max_length=64, blank=True, default=TENANT, db_default=TENANT, editable=False
     )
+    session_seal = models.CharField(max_length=128, blank=True, default="", db_default="")
 
     class Meta:
         verbose_name = "WebSocket token"

@@ -36,7 +36,8 @@ WEAKNESSES = [
         "name the user in the UPDATE that decides",
         "tokens/database_store.py",
         (
-            '        statement = "UPDATE {table} SET {used_at} = %(now)s"\n'
+            '        statement = "UPDATE {table} SET {used_at} = %(now)s, {session_seal} = '
+            "''\"\n"
             "        return _change_unused(statement, now, digest=row.digest) == 1\n"
         ),
         (
@@ -286,6 +287,34 @@ WEAKNESSES = [
         "if has_parent_loop() and not is_in_loop:",
         "if True:",
         "events::test_user_can_be_saved_in_a_running_loop",
+    ),
+    (
+        "do not ask whether the session of a token still exists, at connect",
+        "gate/decision.py",
+        "elif sign_in is None and not _has_session(principal):",
+        "elif False:",
+        "bound_tokens::test_token_of_a_session_that_has_ended_opens_nothing",
+    ),
+    (
+        "do not ask whether the session of a token has ended, in a guarded call",
+        "gate/freshness.py",
+        "elif token_user is not None and _has_session_ended(scope):",
+        "elif False:",
+        "bound_tokens::test_guard_denies_a_call_after_the_session_of_the_token_has_ended",
+    ),
+    (
+        "seal a session key with the digest of the token",
+        "tokens/issuing.py",
+        'seal(key or "", token.text)',
+        'seal(key or "", digest_of(token.text))',
+        "bound_tokens::test_row_of_a_bound_token_does_not_contain_the_session_key",
+    ),
+    (
+        "keep the seal of a redeemed token",
+        "tokens/database_store.py",
+        ", {session_seal} = ''\"",
+        '"',
+        "bound_tokens::test_seal_is_deleted_when_the_token_is_redeemed",
     ),
     (
         "let a path converter raise any exception",

@@ -21,6 +21,7 @@ from django.utils import timezone
 from ..compat import key_of_user, load_backend, router
 from ..outages import outage_errors
 from ..tokens import digests
+from . import revocations
 from .isolation import Answers, ask_each, read_each
 from .sign_in import (
     MODEL_BACKEND,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     # A primary key and a backend.
     _Asked: TypeAlias = tuple[Any, str]
 
-__all__ = ["Findings", "find_outdated", "fresh_user"]
+__all__ = ["Findings", "find_outdated", "fresh_user", "present_sessions"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -88,6 +89,8 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         sign_in = read_session(session)
         if not is_sign_in_of(sign_in, user):
             return None
+    elif token_user is not None and _has_session_ended(scope):
+        return None
     fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))
     if fresh is None:
         return None
@@ -98,6 +101,18 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     else:
         is_same = digests.has_auth_digest(fresh, digests.auth_digest(user))
     return fresh if is_same else None
+
+
+def _has_session_ended(scope: Scope) -> bool:
+    """Return whether the session has ended that the token of the connection is bound to."""
+    connection: Any = scope.get("websocket_connection")
+    principal = None if connection is None else connection.principal
+    if principal is None or not principal.session_digest:
+        return False
+    if revocations.is_session_ended(principal.session_digest):
+        return True
+    key = principal.session_key
+    return bool(key) and key not in present_sessions({key})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +139,7 @@ def find_outdated(principals: Iterable[Principal]) -> Findings:
     """
     users = _present_users({(each.user_id, each.backend) for each in principals})
     keys = {each.session_key for each in principals if each.session_key}
-    sessions = _present_sessions(keys) if keys else set()
+    sessions = present_sessions(keys) if keys else set()
 
     def is_same(asked: tuple[Any, ...]) -> bool:
         return digests.has_auth_digest(users.given[asked[:2]], asked[2])
@@ -189,8 +204,12 @@ def _model_users(path: str) -> _ReadUsers:
     return lambda ids: filter(backend.user_can_authenticate, manager.filter(pk__in=ids))
 
 
-def _present_sessions(keys: set[str]) -> set[str]:
-    """Return those of the session ``keys`` that exist and have not expired."""
+def present_sessions(keys: set[str]) -> set[str]:
+    """
+    Return those of the session ``keys`` that exist and have not expired.
+
+    Sessions that are kept elsewhere than in the database or a cache count as present.
+    """
     store = import_module(settings.SESSION_ENGINE).SessionStore
     if issubclass(store, db_sessions.SessionStore):
         model = store.get_model_class()

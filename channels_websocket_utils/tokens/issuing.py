@@ -20,6 +20,7 @@ from ..conf import get_setting, require_installed
 from ..signals import token_issued
 from . import clock
 from .digests import auth_digest, digest_of, session_digest
+from .seal import seal
 from .shape import SECRET_ALPHABET, SECRET_LENGTH, TOKEN_PREFIX, bound_path, has_secret, mask
 from .store import current_store
 
@@ -61,6 +62,7 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
             backend=_backend_path(user, session),
             auth_digest=auth_digest(user),
             session_digest=session_digest(session),
+            session_seal=_sealed(session, token),
             path=path_bound,
             expires_at=present + timedelta(seconds=get_setting("TOKEN_MAX_AGE")),
         )
@@ -76,6 +78,13 @@ def only_backend() -> str:
     """Return the dotted path of the only authentication backend, or ``""`` if there are several."""
     backends = settings.AUTHENTICATION_BACKENDS
     return backends[0] if len(backends) == 1 else ""
+
+
+def _sealed(session: SessionBase | str | None, token: _NewToken) -> str:
+    if not session_digest(session):
+        return ""
+    key = session.session_key if isinstance(session, SessionBase) else session
+    return seal(key or "", token.text)
 
 
 class _NewToken:

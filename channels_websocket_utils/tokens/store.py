@@ -54,6 +54,7 @@ class TokenRow:
     expires_at: datetime
     used_at: datetime | None = None
     tenant: str = TENANT
+    session_seal: str = field(default="", repr=False)
     user: AbstractBaseUser | None = None
     is_session_ended: bool | None = None
 
