@@ -22,6 +22,7 @@ from .. import protocol
 from ..protocol import MessageError
 from ..threads import handlers_are_waiting, in_handler_pool
 from . import answers, permissions
+from .errors import Event
 from .inspection import has_ended, is_ours, is_sync
 from .ongoing_call import Call, ongoing_call
 
@@ -63,6 +64,8 @@ async def run_method(
         if has_ended(consumer):
             return _drop(consumer)
         call = _open_call(consumer, content, method)
+        if call.is_from_wire and args and isinstance(content, dict):
+            args = (Event(content), *args[1:])
         returned = await perform(call, call_method, method, consumer, content, args, kwargs)
         await answers.send_answer(call)
         return returned
