@@ -211,6 +211,20 @@ WEAKNESSES = [
         "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
+        "ignore a generator that a message calls and nobody iterates over",
+        "messaging/calls.py",
+        "        return _check_caller(call, values)\n",
+        "        return\n",
+        "streams::test_generator_that_is_called_without_a_reply_key_names_the_remedy",
+    ),
+    (
+        "refuse the generator of a method that another method calls",
+        "messaging/calls.py",
+        'if not isinstance(name, str) or name.replace(".", "_") != values.__name__:',
+        "if not isinstance(name, str):",
+        "streams::test_generator_that_a_handler_calls_is_no_stream",
+    ),
+    (
         "answer the text of an Http404",
         "messaging/errors.py",
         (

@@ -102,8 +102,10 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
 def _open_stream(call: Call, returned: Any) -> None:
     """Open a stream if the call has returned a generator that a client waits for."""
     values: Any = call.result if call.is_routed else returned
-    if not call.is_from_wire or not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
+    if not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
         return
+    if not call.is_from_wire:
+        return _check_caller(call, values)
     name, kind = values.__qualname__, type(call.consumer).__name__
     if not is_ours(call.consumer):
         raise TypeError(
@@ -113,6 +115,22 @@ def _open_stream(call: Call, returned: Any) -> None:
     if not call.is_routed:
         raise TypeError(f"{name}() is a generator: its parts need @auto_route.")
     call.consumer.open_stream(call, values)
+
+
+def _check_caller(call: Call, values: Any) -> None:
+    """Raise ``TypeError`` if a message has called a generator: nobody would iterate over it."""
+    name = call.content.get("type") if isinstance(call.content, dict) else None
+    # Code that calls the method of another message gets the generator.
+    if not isinstance(name, str) or name.replace(".", "_") != values.__name__:
+        return
+    if is_ours(call.consumer):
+        remedy = "An event of the channel layer cannot start a stream: send the values with push()."
+    else:
+        remedy = (
+            "Derive the consumer from WebSocketManagerConsumer or AsyncWebSocketManagerConsumer, "
+            "and call the method with a reply_key, as stream() of the client does."
+        )
+    raise TypeError(f"{values.__qualname__}() is a generator, and nobody gets its values. {remedy}")
 
 
 class _OnLoop:
