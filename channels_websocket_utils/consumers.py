@@ -63,6 +63,15 @@ class _Routing(_Base):
         function, has_event = self._routes[name]
         return function, (self, content) if has_event else (self,)
 
+    def error_for(self, exception: Exception) -> JSONObject | None:
+        """
+        Return the error for an ``exception`` of a method, ``None`` for the package's own answer.
+
+        Override it to answer exceptions of the site: a dictionary with a ``code`` and a
+        ``message``, and maybe ``fields``. Such an exception is not logged.
+        """
+        return None
+
     def _ready_message(self) -> JSONObject:
         return protocol.build_ready(identity_of(self.scope.get("user")))
 

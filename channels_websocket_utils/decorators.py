@@ -33,7 +33,8 @@ def auto_route(method: Method) -> Method:
     to a call that has a ``reply_key``. The generator is closed when the client cancels or leaves,
     or the socket ends. Other messages of the socket are handled meanwhile: on the sync consumer
     between two steps, so an async generator that waits long belongs on the async one. On any other
-    consumer such a call is answered with ``internal``, and a ``TypeError`` is logged. Code that
+    consumer such a call is answered with ``internal``, and a ``TypeError`` is logged. Without a
+    ``reply_key`` it raises the ``TypeError``, and so does an event of the channel layer. Code that
     calls the method itself gets the generator.
 
     An exception is answered with an error: ``ValidationError`` as ``invalid``, ``PermissionDenied``

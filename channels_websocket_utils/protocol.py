@@ -88,7 +88,9 @@ class MessageError(Exception):
     An error that is sent to the client: a ``code`` of the wire and a ``message`` for people.
 
     ``reply_key`` and ``type`` name the call that it answers, as far as they could be read.
-    ``id`` is set for the code ``internal``: the server's log contains it too.
+    ``id`` is set for the code ``internal``: the server's log contains it too. ``fields`` are the
+    errors of single fields: dictionaries with ``loc``, a path of names and indexes, and
+    ``message``.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class MessageError(Exception):
         reply_key: str | None = None,
         type: str | None = None,
         id: str | None = None,
+        fields: list[JSONObject] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -106,6 +109,7 @@ class MessageError(Exception):
         self.reply_key = reply_key
         self.type = type
         self.id = id
+        self.fields = fields
 
 
 def is_sendable_code(code: object) -> bool:
@@ -254,9 +258,11 @@ def build_end(reply_key: str) -> JSONObject:
 
 def build_error(error: MessageError) -> JSONObject:
     """Return the message that reports ``error`` to the call it belongs to, or to the client."""
-    content = {"code": error.code, "message": error.message}
+    content: JSONObject = {"code": error.code, "message": error.message}
     if error.id is not None:
         content["id"] = error.id
+    if error.fields is not None:
+        content["fields"] = error.fields
     if error.reply_key is not None:
         return {"key": error.reply_key, "error": content}
     return {"key": ERROR_KEY, "type": error.type, "error": content}

@@ -331,6 +331,47 @@ WEAKNESSES = [
         "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
+        "ignore a generator that a message calls and nobody iterates over",
+        "messaging/calls.py",
+        "        return _check_caller(call, values)\n",
+        "        return\n",
+        "streams::test_generator_that_is_called_without_a_reply_key_names_the_remedy",
+    ),
+    (
+        "refuse the generator of a method that another method calls",
+        "messaging/calls.py",
+        'if not isinstance(name, str) or name.replace(".", "_") != values.__name__:',
+        "if not isinstance(name, str):",
+        "streams::test_generator_that_a_handler_calls_is_no_stream",
+    ),
+    (
+        "answer the text of an Http404",
+        "messaging/errors.py",
+        (
+            "    if isinstance(error, _NOT_FOUND):\n"
+            '        return MessageError("not_found", "This does not exist.")\n'
+        ),
+        (
+            "    if isinstance(error, _NOT_FOUND):\n"
+            '        return MessageError("not_found", str(error))\n'
+        ),
+        "errors::test_error_of_the_caller_is_answered_and_not_logged",
+    ),
+    (
+        "answer a KeyError of any dictionary as a missing key of the message",
+        "messaging/errors.py",
+        "    if isinstance(error, _MissingKey):\n",
+        "    if isinstance(error, KeyError):\n",
+        "errors::test_error_of_the_server_is_internal_and_logged",
+    ),
+    (
+        "name any number of fields in an error",
+        "messaging/errors.py",
+        "    found = found[:MAX_FIELDS]\n",
+        "",
+        "errors::test_answer_has_no_more_than_100_fields",
+    ),
+    (
         "let clients call a guarded handler of the channel layer",
         "messaging/methods.py",
         "    wrapper._is_websocket_routed = method.is_routed\n",

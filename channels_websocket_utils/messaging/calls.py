@@ -22,6 +22,7 @@ from .. import protocol
 from ..protocol import MessageError
 from ..threads import handlers_are_waiting, in_handler_pool
 from . import answers, permissions
+from .errors import Event
 from .inspection import has_ended, has_ended_in_thread, is_ours, is_sync, until_fresh
 from .ongoing_call import Call, ongoing_call
 
@@ -64,6 +65,8 @@ async def run_method(
         if has_ended(consumer):
             return _drop(consumer)
         call = _open_call(consumer, content, method)
+        if call.is_from_wire and args and isinstance(content, dict):
+            args = (Event(content), *args[1:])
         returned = await perform(call, call_method, method, consumer, content, args, kwargs)
         await answers.send_answer(call)
         return returned
@@ -100,8 +103,10 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
 def _open_stream(call: Call, returned: Any) -> None:
     """Open a stream if the call has returned a generator that a client waits for."""
     values: Any = call.result if call.is_routed else returned
-    if not call.is_from_wire or not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
+    if not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
         return
+    if not call.is_from_wire:
+        return _check_caller(call, values)
     name, kind = values.__qualname__, type(call.consumer).__name__
     if not is_ours(call.consumer):
         raise TypeError(
@@ -111,6 +116,22 @@ def _open_stream(call: Call, returned: Any) -> None:
     if not call.is_routed:
         raise TypeError(f"{name}() is a generator: its parts need @auto_route.")
     call.consumer.open_stream(call, values)
+
+
+def _check_caller(call: Call, values: Any) -> None:
+    """Raise ``TypeError`` if a message has called a generator: nobody would iterate over it."""
+    name = call.content.get("type") if isinstance(call.content, dict) else None
+    # Code that calls the method of another message gets the generator.
+    if not isinstance(name, str) or name.replace(".", "_") != values.__name__:
+        return
+    if is_ours(call.consumer):
+        remedy = "An event of the channel layer cannot start a stream: send the values with push()."
+    else:
+        remedy = (
+            "Derive the consumer from WebSocketManagerConsumer or AsyncWebSocketManagerConsumer, "
+            "and call the method with a reply_key, as stream() of the client does."
+        )
+    raise TypeError(f"{values.__qualname__}() is a generator, and nobody gets its values. {remedy}")
 
 
 class _OnLoop:

@@ -281,5 +281,5 @@ def _read_reply(reply: dict[str, Any]) -> Any:
     """Return the result of the consumer's method, or raise ``CallError``."""
     if "error" in reply:
         error = reply["error"]
-        raise CallError(error["code"], error["message"], error.get("id"))
+        raise CallError(error["code"], error["message"], error.get("id"), error.get("fields"))
     return reply["data"] if reply.keys() == {"data"} else reply

@@ -156,6 +156,19 @@ async def test_error_reply_is_raised(user, name, payload, code):
     assert str(caught.value) == f"{code}: {caught.value.message}"
 
 
+async def test_error_of_a_field_names_it(user):
+    class Needs(AsyncManager):
+        @auto_route
+        async def rename(self, event):
+            return event["name"]
+
+    async with open_(stack(Needs), user=user) as socket:
+        with pytest.raises(CallError, match="name: This is missing") as caught:
+            await socket.call("rename")
+
+    assert caught.value.fields == [{"loc": ["name"], "message": "This is missing."}]
+
+
 async def test_internal_error_has_the_id_of_its_log_entry(user, caplog):
     async with open_(stack(AsyncManager), user=user) as socket:
         with pytest.raises(CallError, match=r"internal: .* in the log") as caught:

@@ -132,6 +132,8 @@ declare namespace WebSocketManager {
     code: ErrorCode
     /** The id of the error in the server's log, if the code is `internal`. */
     id?: string
+    /** The errors of single fields, if the code is `invalid`: `loc` is a path of names and indexes. */
+    fields?: { loc: (string | number)[]; message: string }[]
     cause?: unknown
   }
 
@@ -196,6 +198,7 @@ declare namespace WebSocketManager {
     | "permission_denied"
     | "unauthenticated"
     | "invalid"
+    | "not_found"
     | "too_large"
     | "rate_limited"
     | "unavailable"

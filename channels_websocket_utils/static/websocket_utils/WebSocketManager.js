@@ -94,8 +94,8 @@
   const newError = (code, cause) => new WebSocketManagerError(code, code, cause && { cause })
 
   function newServerError(error) {
-    const { code = "internal", message, id } = error || {}
-    return new WebSocketManagerError(code, message, id && { id })
+    const { code = "internal", message, ...more } = error || {}
+    return new WebSocketManagerError(code, message, more)
   }
 
   function check(fact, claim, value) {
