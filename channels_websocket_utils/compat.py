@@ -9,11 +9,19 @@ Over 300 lines: it is a list of short functions, and all such names are in one p
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, markcoroutinefunction
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+    markcoroutinefunction,
+)
 from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
@@ -26,6 +34,7 @@ from django.contrib.auth import (
 )
 from django.core.cache import caches
 from django.db import router
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare, salted_hmac
@@ -71,16 +80,20 @@ __all__ = [
     "field_names",
     "has_failed",
     "has_own_queries",
+    "has_parent_loop",
     "has_pool",
     "has_receivers",
+    "has_no_database",
     "is_consumer_application",
     "is_idle",
+    "is_run_by_thread",
     "is_too_old",
     "key_of_user",
     "load_backend",
     "markcoroutinefunction",
     "match_route",
     "new_cache",
+    "open_savepoints",
     "parse_cookie",
     "primary_key",
     "quoted_column",
@@ -88,6 +101,7 @@ __all__ = [
     "replace_application",
     "router",
     "routes_of",
+    "runs_at_commit",
     "salted_hmac",
     "savepoint_depth",
 ]
@@ -206,6 +220,11 @@ def is_too_old(connection: BaseDatabaseWrapper) -> bool:
     return connection.close_at is not None and time.monotonic() >= connection.close_at
 
 
+def has_no_database(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether Django creates, copies or drops a test database by ``connection``."""
+    return connection.alias == NO_DB_ALIAS
+
+
 def has_failed(connection: BaseDatabaseWrapper) -> bool:
     """Return whether a query has failed, or autocommit was left off."""
     is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
@@ -236,6 +255,24 @@ def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:
     """Return how many savepoints are open on ``connection``; ``None`` outside a transaction."""
     # savepoint_ids has an entry for each atomic() inside the outermost one.
     return len(connection.savepoint_ids) if connection.in_atomic_block else None
+
+
+def open_savepoints(connection: BaseDatabaseWrapper) -> frozenset[str]:
+    """Return the ids of the savepoints of ``connection`` that are open."""
+    # None stands for an atomic(savepoint=False).
+    return frozenset(each for each in connection.savepoint_ids if each is not None)
+
+
+def runs_at_commit(connection: BaseDatabaseWrapper, function: Callable[[], object]) -> bool:
+    """
+    Return whether a commit would run ``function``, which ``on_commit()`` has got.
+
+    Never in a ``TestCase``, whose ``captureOnCommitCallbacks()`` runs only what a block has added.
+    """
+    # run_on_commit holds (savepoints, function, robust), without those that were rolled back. A
+    # TestCase marks its atomic().
+    is_test = any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    return not is_test and any(hook[1] == function for hook in connection.run_on_commit)
 
 
 def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
@@ -318,6 +355,23 @@ def sends_by(consumer: Consumer, send: Send) -> bool:
 def current_thread_context() -> ThreadSensitiveContext | None:
     """Return the innermost ``ThreadSensitiveContext`` of the current task or thread, if any."""
     return SyncToAsync.thread_sensitive_context.get(None)
+
+
+def is_run_by_thread() -> bool:
+    """Return whether ``async_to_sync()`` runs the current task, for a thread that waits for it."""
+    task = asyncio.current_task()
+    # The coroutine in which async_to_sync() awaits its own.
+    code = AsyncToSync.main_wrap.__code__
+    return task is not None and getattr(task.get_coro(), "cr_code", None) is code
+
+
+def has_parent_loop() -> bool:
+    """Return whether ``async_to_sync()`` in this thread would use a loop that runs elsewhere."""
+    # sync_to_async() sets both in its threads. After a fork the loop does not run.
+    found = SyncToAsync.threadlocal
+    is_same = getattr(found, "main_event_loop_pid", None) == os.getpid()
+    loop = getattr(found, "main_event_loop", None) if is_same else None
+    return loop is not None and loop.is_running()
 
 
 class SyncToAsyncHook(SyncToAsync[..., Any]):

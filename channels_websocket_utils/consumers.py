@@ -109,7 +109,8 @@ class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
         self, subprotocol: str | None = None, headers: list[tuple[str, str]] | None = None
     ) -> None:
         """Accept the socket, and send the client the identity of its user."""
-        super().accept(subprotocol, headers)
+        with self._keeping():
+            super().accept(subprotocol, headers)
         self.send_json(self._ready_message())
 
     def push(self, key: str, payload: Payload) -> None:

@@ -21,6 +21,7 @@ from .compat import (
     has_pool,
     is_idle,
     is_too_old,
+    savepoint_depth,
 )
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ class ThreadConnections:
 
 class PoolConnections(ThreadConnections):
     """The database connections of a thread of a pool, which are closed when the thread ends."""
+
+    def are_in_transaction(self) -> bool:
+        """Return whether a transaction is open. Can be called in any thread."""
+        return any(savepoint_depth(connection) is not None for connection in self._all)
 
     def __del__(self) -> None:
         for connection in self._all:

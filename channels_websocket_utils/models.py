@@ -5,7 +5,7 @@ The database tables: issued tokens and revocations. They store digests, no token
 from django.conf import settings
 from django.db import models
 
-from .conf import require_installed
+from .conf import TENANT, require_installed
 
 __all__ = ["WebSocketRevocation", "WebSocketToken"]
 
@@ -21,7 +21,8 @@ class WebSocketToken(models.Model):
     user's authentication backend, empty if only the session contains it. ``auth_digest`` and
     ``session_digest`` are SHA-256 digests of the user's session-auth hash and of the session key
     that the token is bound to; empty means not bound. ``path`` is empty if the token is valid on
-    every path. ``used_at`` is the time at which the token was redeemed.
+    every path. ``used_at`` is the time at which the token was redeemed. ``tenant`` is empty: see
+    ``TENANT`` in ``conf.py``.
     """
 
     digest = models.CharField(max_length=64, primary_key=True, editable=False)
@@ -35,6 +36,10 @@ class WebSocketToken(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(db_index=True)
     used_at = models.DateTimeField(null=True, blank=True)
+    # With a default in the database, so that a release without this field can still insert rows.
+    tenant = models.CharField(
+        max_length=64, blank=True, default=TENANT, db_default=TENANT, editable=False
+    )
 
     class Meta:
         verbose_name = "WebSocket token"
@@ -65,6 +70,9 @@ class WebSocketRevocation(models.Model):
     session_digest = models.CharField(max_length=64, blank=True, db_index=True)
     is_final = models.BooleanField(default=False)
     created_at = models.DateTimeField(db_index=True)
+    tenant = models.CharField(
+        max_length=64, blank=True, default=TENANT, db_default=TENANT, editable=False
+    )
 
     class Meta:
         verbose_name = "WebSocket revocation"

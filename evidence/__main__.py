@@ -14,6 +14,7 @@ TABLES = [
     "opening",
     "leaks",
     "streams",
+    "readers",
     "secrets",
     "single_use",
     "faults",

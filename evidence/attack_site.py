@@ -93,6 +93,10 @@ class Forbidden:
     def guarded_by_nothing_there_is(self, event):
         counts.add("ran")
 
+    @require_perms(PERM, route=False)
+    def guarded_for_the_layer(self, event):
+        counts.add("ran")
+
     def unmarked(self, event):
         counts.add("ran")
 

@@ -369,6 +369,19 @@ async def expired(trial):
             await trial.knock(place, token, session=trial.session_for(place))
 
 
+@attack("token of another tenant", sql="reads")
+async def of_another_tenant(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        rows = WebSocketToken.objects.filter(digest=digests.digest_of(token))
+        await rows.aupdate(tenant="another")
+        session = trial.session_for(place)
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=session)
+        await rows.aupdate(tenant="")
+        await trial.rightful(place, token, session=session)
+
+
 @attack("another user's token, which its owner then redeems", sql="reads")
 async def anothers(trial):
     _, thief = await lab.new_user()

@@ -114,9 +114,37 @@ WEAKNESSES = [
     (
         "store a path that contains a token",
         "tokens/issuing.py",
-        " or masked != path:",
+        " or has_secret(bound):",
         ":",
         "tokens::test_path_that_contains_a_token_is_refused_and_not_stored",
+    ),
+    (
+        "compare paths with their percent-escapes",
+        "tokens/shape.py",
+        "_unescaped(part).strip",
+        "part.strip",
+        "tokens::test_name_in_a_path_is_bound_with_and_without_percent_escapes",
+    ),
+    (
+        "compare paths with FORCE_SCRIPT_NAME",
+        "tokens/shape.py",
+        "        plain = plain.removeprefix(prefix)\n",
+        "        break\n",
+        "views::test_force_script_name_is_in_no_bound_path",
+    ),
+    (
+        "hide a name that looks like a token from the consumer",
+        "gate/handshake.py",
+        "    elif has_secret(path := _local_path(scope, found[0])):\n",
+        "    elif (path := _local_path(scope, found[0])) is None:\n",
+        "routes::test_name_that_looks_like_a_token_is_refused",
+    ),
+    (
+        "bind tokens to prefixes that the proxy removes",
+        "views.py",
+        "    for prefix in (removed, request",
+        '    for prefix in ("", request',
+        "views::test_prefix_that_a_proxy_removes_is_removed_from_the_path",
     ),
     (
         "remove percent-escapes only once",
@@ -225,6 +253,41 @@ WEAKNESSES = [
         "revocations::test_logout_is_recorded_though_its_tokens_cannot_be_deleted",
     ),
     (
+        "let a savepoint share the events of its transaction",
+        "live/batch.py",
+        "_batches_of(connection), open_savepoints(connection)",
+        "_batches_of(connection), frozenset()",
+        "events::test_savepoint_that_is_rolled_back_publishes_nothing",
+    ),
+    (
+        "add events to a batch that was rolled back",
+        "live/batch.py",
+        "if batch is not None and runs_at_commit(connection, batch.publish):",
+        "if batch is not None:",
+        "events::test_transaction_after_one_that_was_rolled_back_publishes_its_own_events",
+    ),
+    (
+        "read no rows after an event without content",
+        "live/hub.py",
+        "            self.recheck.check_soon()\n",
+        "            pass\n",
+        "events::test_event_without_content_lets_each_process_read_the_rows",
+    ),
+    (
+        "let every caller wait for a layer that hangs",
+        "live/broadcast.py",
+        "if _skipped_until.get(layer, 0) > time.monotonic():",
+        "if False:",
+        "events::test_layer_that_hangs_delays_one_caller_only",
+    ),
+    (
+        "wait for the layer in a running event loop",
+        "live/sender.py",
+        "if has_parent_loop() and not is_in_loop:",
+        "if True:",
+        "events::test_user_can_be_saved_in_a_running_loop",
+    ),
+    (
         "let a path converter raise any exception",
         "gate/routing.py",
         "    except Exception as error:\n",
@@ -239,10 +302,31 @@ WEAKNESSES = [
         "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
+        "let clients call a guarded handler of the channel layer",
+        "messaging/methods.py",
+        "    wrapper._is_websocket_routed = method.is_routed\n",
+        "    wrapper._is_websocket_routed = True\n",
+        "decorators::test_guarded_handler_of_the_layer",
+    ),
+    (
+        "answer a client of a plain consumer for a handler of the channel layer",
+        "messaging/calls.py",
+        "    if is_ours(consumer) or not method.is_routed:\n",
+        "    if is_ours(consumer):\n",
+        "decorators::test_guarded_handler_of_the_layer",
+    ),
+    (
+        "answer the denial of a guard alone, and no result",
+        "messaging/methods.py",
+        "    has_result = is_routed and (perms is None or inner is None)\n",
+        "    has_result = perms is None\n",
+        "decorators::test_guard_alone_answers_a_result_too",
+    ),
+    (
         "answer a consumer's close with a code by HTTP 403",
-        "live/connection.py",
-        'not self.is_accepted and not protocol.is_sendable_code(message.get("code"))',
-        "not self.is_accepted",
+        "live/send_side.py",
+        'if protocol.is_sendable_code(message.get("code")):',
+        "if False:",
         "middleware::test_refusal_of_a_consumer_reaches_the_browser",
     ),
     (
@@ -283,8 +367,8 @@ WEAKNESSES = [
     (
         "leave the token in the scope",
         "gate/handshake.py",
-        "    masked = _mask_scope(scope)\n",
-        "    masked = dict(scope)\n",
+        "        scope=_mask_scope(scope),\n",
+        "        scope=dict(scope),\n",
         "routes::test_masked_path_matches_the_same_route",
     ),
     (
@@ -382,7 +466,7 @@ WEAKNESSES = [
     ),
     (
         "do not answer the offer of a token",
-        "live/connection.py",
+        "live/send_side.py",
         '        if not message.get("subprotocol") and self.token_subprotocol:',
         "        if False:",
         "middleware::test_each_accept_answers_the_offer_of_a_token",
@@ -395,11 +479,63 @@ WEAKNESSES = [
         "connections::test_handler_that_sends_for_ever_is_stopped",
     ),
     (
-        "queue pushes without a limit",
+        "queue any number of messages",
         "live/outbox.py",
-        "        if len(self._waiting) >= MAX_WAITING:",
-        "        if False:",
+        "len(self._queue) >= MAX_WAITING or ",
+        "",
         "outbox::test_message_for_a_full_outbox_is_not_kept",
+    ),
+    (
+        "count the messages of an outbox and not their bytes",
+        "live/outbox.py",
+        ' or self._bytes + size > get_setting("MAX_OUTGOING")',
+        "",
+        "outbox::test_bytes_are_bounded_and_not_only_messages",
+    ),
+    (
+        "finish a message after a revocation",
+        "live/outbox.py",
+        "            self._task.cancel()\n",
+        "            pass\n",
+        "outbox::test_discarded_messages_are_not_sent_even_if_the_server_has_begun",
+    ),
+    (
+        "drain the outbox of an own close after a revocation",
+        "live/connection.py",
+        (
+            "        # Also if the consumer's own close has yet to send it.\n"
+            "        self._outbox.discard()\n"
+        ),
+        "",
+        "send_side::test_revocation_discards_what_an_own_close_has_to_send",
+    ),
+    (
+        "let a sync connect() wait for its client",
+        "threads.py",
+        'work.pool == "handlers" and ',
+        "",
+        "send_side::test_sync_connect_does_not_wait",
+    ),
+    (
+        "let a transaction wait for a client",
+        "threads.py",
+        " and not work.is_in_transaction()",
+        "",
+        "send_side::test_handler_in_a_transaction_does_not_wait",
+    ),
+    (
+        "let a handler wait for its client in the last thread",
+        "threads.py",
+        '        if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):',
+        "        if True:",
+        "send_side::test_only_thread_of_a_pool_does_not_wait",
+    ),
+    (
+        "let the streams of one client take all threads",
+        "messaging/open_streams.py",
+        "    return max(1, threads // 4)",
+        "    return threads",
+        "send_side::test_blocking_generators_of_one_client_leave_threads_to_others",
     ),
     (
         "do not interrupt a consumer that waits",
@@ -501,9 +637,9 @@ WEAKNESSES = [
     ),
     (
         "publish a disconnect before the commit",
-        "utils.py",
-        "    revocations.when_committed(broadcast_revocation)",
-        "    broadcast_revocation()",
+        "live/batch.py",
+        "    transaction.on_commit(batch.publish, using=using)",
+        "    batch.publish()",
         "connections::test_disconnect_waits_for_the_commit",
     ),
     # Messages
@@ -664,8 +800,8 @@ WEAKNESSES = [
     (
         "run two threads in a sync consumer",
         "messaging/streams.py",
-        "        turn = turn or contextlib.nullcontext()",
-        "        turn = contextlib.nullcontext()",
+        "        if self._is_async and not self._is_sync_consumer:",
+        "        if True:",
         "streams::test_one_thread_at_a_time_runs_in_a_sync_consumer",
     ),
     (
@@ -730,11 +866,40 @@ WEAKNESSES = [
         "            pass",
         "streams::test_streams_end_with_a_consumer_that_raises",
     ),
+    # Tenants
+    (
+        "accept the token of another tenant",
+        "tokens/redeeming.py",
+        "row is None or row.tenant != TENANT",
+        "row is None",
+        "tenants::test_token_row_of_another_tenant_opens_no_connection",
+    ),
+    (
+        "accept the events of another tenant",
+        "live/signatures.py",
+        'event.pop("tenant", None) != TENANT:',
+        'event.pop("tenant", None) is None:',
+        "tenants::test_event_of_another_tenant_is_dropped",
+    ),
+    (
+        "read the revocations of another tenant",
+        "gate/revocations.py",
+        "    return rows.filter(tenant=TENANT)",
+        "    return rows",
+        "tenants::test_revocation_of_another_tenant_is_not_read_and_not_renewed",
+    ),
+    (
+        "use one key of the cache for all tenants",
+        "tokens/cache_store.py",
+        "[_PREFIX, TENANT, ",
+        '[_PREFIX, "", ',
+        "tenants::test_token_in_the_cache_of_another_tenant_is_unknown",
+    ),
     # Threads and database connections
     (
         "let the work of a thread wait for the same pool",
         "threads.py",
-        "    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):",
+        "    if any(work.pool == name for work in _works_of_threads()):",
         "    if False:",
         "threads::test_code_in_a_thread_never_waits_for_another_thread_of_its_pool",
     ),
@@ -787,6 +952,20 @@ WEAKNESSES = [
         "False",
         "database_connections::test_connection_of_the_async_orm_is_kept_as_conn_max_age_says",
     ),
+    (
+        "keep the threads' connections to a test database",
+        "threads.py",
+        "    if has_no_database(connection):",
+        "    if False:",
+        "database_connections::test_threads_end_before_a_test_database_is_dropped",
+    ),
+    (
+        "let a blocked handler stop the end of a test run",
+        "threads.py",
+        "wait.join(END_LIMIT)",
+        "wait.join()",
+        "database_connections::test_handler_that_blocks_does_not_stop_the_end_of_a_test_run",
+    ),
     # Logs and the token endpoint
     (
         "leave tokens in exceptions",
@@ -815,6 +994,34 @@ WEAKNESSES = [
         "@csrf_protect\n",
         "",
         "views::test_no_token_is_issued_without_the_csrf_token",
+    ),
+    (
+        "render no identity of the page's user",
+        "templatetags/websocket_utils.py",
+        '        "data-identity": _identity(context),\n',
+        "",
+        "templatetags::test_identity_of_the_pages_user_is_the_one_of_the_token_endpoint",
+    ),
+    (
+        "render the identity of the request's user instead of the session's",
+        "templatetags/websocket_utils.py",
+        "        return found or identity_of(",
+        "        return identity_of(",
+        "templatetags::test_identity_is_not_that_of_another_user_of_the_page",
+    ),
+    (
+        "do not quote a part of the path",
+        "templatetags/websocket_utils.py",
+        'quote(text, safe="")',
+        "text",
+        "templatetags::test_parts_of_the_path_are_joined_and_quoted",
+    ),
+    (
+        "let the page read the cookie that CSRF_USE_SESSIONS has made useless",
+        "templatetags/websocket_utils.py",
+        "    cookie = True if settings.CSRF_USE_SESSIONS else ",
+        "    cookie = ",
+        "templatetags::test_names_of_the_csrf_settings_are_rendered",
     ),
     (
         "allow caches to keep tokens",
@@ -870,8 +1077,9 @@ WEAKNESSES = [
     (
         "blame the consumer for what the gate refuses",
         "live/connection.py",
-        "        if self._is_connect_delivered and not self.is_accepted and not self.is_refused:\n",
-        "        if not self.is_accepted and not self.is_refused:\n",
+        "        if not self.ended:\n            self._change_state(REJECTED)",
+        '        if not self.ended:\n            log_refusal("rejected")\n'
+        "            self._change_state(REJECTED)",
         "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
     ),
     # The command "websockets"

@@ -51,9 +51,9 @@ class Handshake:
     """
     The result of reading a handshake: its ``token``, or in ``reason`` why there is none to look up.
 
-    ``path`` is the path that a token may be bound to. ``scope`` is the connection's scope with a
-    placeholder instead of the token; inner applications get this one. ``needs_token`` is true if
-    the route captures a token, or if ``sources`` contains ``"subprotocol"``.
+    ``path`` is the path that the token may be bound to, or ``""``. ``scope`` is the connection's
+    scope with a placeholder instead of the token; inner applications get this one. ``needs_token``
+    is true if the route captures a token, or if ``sources`` contains ``"subprotocol"``.
     """
 
     scope: Scope
@@ -89,10 +89,10 @@ def read_handshake(
     Return the ``Handshake`` of ``scope``, whose route has captured the tokens ``captured``.
 
     ``sources`` are those of ``SOURCES`` that may carry the token. The token is usable (``reason``
-    is ``None``) only if it is the only one in the handshake, has the form of a token, and is
-    written in the raw path, or in the raw header, without percent-escapes.
+    is ``None``) only if it is the only one in the handshake, has the form of a token, is written in
+    the raw path, or in the raw header, without percent-escapes, and if the rest of the path
+    contains no text that ``mask()`` would change.
     """
-    token = None
     in_path = captured if "path" in sources else ()
     offered = _offered_tokens(scope) if "subprotocol" in sources else ()
     found = [*in_path, *offered]
@@ -102,19 +102,18 @@ def read_handshake(
         reason = "two_tokens"
     elif not _is_shaped(found[0], *(_raw_offers(scope) if offered else _raw_paths(scope))):
         reason = "malformed"
+    elif has_secret(path := _local_path(scope, found[0])):
+        # The placeholder would hide a part of the path from the consumer, such as a name.
+        reason = "two_tokens"
     else:
         reason = None
-        token = found[0]
-    masked = _mask_scope(scope)
-    # Without a token to look up, no path is compared, and text like a token must not stay in it.
-    path = scope["path"] if token else masked["path"]
-    path = bound_path(path[len(scope.get("root_path", "")) :], token)
     return Handshake(
-        scope=masked,
-        path=path,
+        scope=_mask_scope(scope),
+        # No path is compared if there is no token to look up. It could contain text like a token.
+        path=path if reason is None else "",
         reason=reason,
         needs_token=bool(captured) or "subprotocol" in sources,
-        token=token,
+        token=found[0] if reason is None else None,
     )
 
 
@@ -126,6 +125,10 @@ def plain_subprotocols(offered: Iterable[str]) -> list[str]:
     """
     offered = islice(offered, _MAX_SUBPROTOCOLS)
     return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
+
+
+def _local_path(scope: Scope, token: str | None = None) -> str:
+    return bound_path(scope["path"].removeprefix(scope.get("root_path", "")), token)
 
 
 def _count(scope: Scope) -> int:

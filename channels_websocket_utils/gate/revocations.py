@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from django.utils.timezone import is_aware
 
 from ..compat import can_skip_locked, primary_key, router
-from ..conf import get_setting
+from ..conf import TENANT, get_setting
 from ..models import WebSocketRevocation
 from ..outages import is_outage, is_unreadable_value
 from ..tokens import clock, redeeming
@@ -293,4 +293,5 @@ def kept_since(present: datetime) -> datetime:
 
 
 def _rows() -> QuerySet[WebSocketRevocation]:
-    return WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
+    rows = WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
+    return rows.filter(tenant=TENANT)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 from . import broadcast
 from .hub import current_hubs, has_served
+from .sender import send
+from .signatures import sign
 
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["apublish", "publish"]
+__all__ = ["MAX_SIZE", "apublish", "publish", "publish_all"]
 
 
-# Bytes of the list of users in one event to other processes, about 8,000 users.
-MAX_USERS = 64 * 1024
+# Characters of an event to other processes, about 8,000 users or 400 revocations.
+MAX_SIZE = 64 * 1024
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -38,10 +40,8 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
 
     Users are primary keys as text. An error of the channel layer is logged and not raised.
     """
-    event = {"kind": kind, **details}
-    _publish_here(event)
+    publish_all([{"kind": kind, **details}], group)
     _report_if_lost(kind)
-    broadcast.send(group, _shortened(event))
 
 
 async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
@@ -49,13 +49,34 @@ async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any
     event = {"kind": kind, **details}
     _publish_here(event)
     _report_if_lost(kind)
-    await broadcast.asend(group, _shortened(event))
+    if broadcast.shared_layer() is not None:
+        await broadcast.asend(group, sign(_joined([event])))
+
+
+def publish_all(events: list[broadcast.Event], group: str = broadcast.REVOCATIONS) -> None:
+    """
+    Publish several events, to other processes as one, see publish().
+
+    Its kind is ``batch``, with ``events``. If that would be too long, it is ``check``: each process
+    then checks all of its connections, and reads the rows of revocations.
+    """
+    for event in events:
+        _publish_here(event)
+    if events and broadcast.shared_layer() is not None:
+        send(group, sign(_joined(events)))
+
+
+def _joined(events: list[broadcast.Event]) -> broadcast.Event:
+    if len(events) == 1:
+        return _shortened(events[0])
+    batch = {"kind": "batch", "events": [_shortened(event) for event in events]}
+    return batch if len(json.dumps(batch)) <= MAX_SIZE else {"kind": "check"}
 
 
 def _shortened(event: broadcast.Event) -> broadcast.Event:
     """Return ``event``, with ``None`` (all) instead of a very long list of users."""
     users = event.get("users")
-    is_long = users is not None and len(json.dumps(users)) > MAX_USERS
+    is_long = users is not None and len(json.dumps(users)) > MAX_SIZE
     return {**event, "users": None} if is_long else event
 
 

@@ -216,6 +216,9 @@ class Hub:
             self._apply(partial(self._recheck_users, _user_ids(event["users"])))
         elif kind == "permissions":
             self._apply(partial(self._clear_permissions, _user_ids(event["users"])))
+        elif kind == "check":
+            self._apply(partial(self._recheck_users, None))
+            self.recheck.check_soon()
         elif kind == "push":
             for connection in self._of_users(_user_ids([event["user"]])):
                 connection.push(event["text"])

@@ -39,6 +39,9 @@ __all__ = ["call_method", "perform", "run_method", "run_now"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
+# The result of a call is what its outermost code returns after it was awaited.
+_RETURNED = object()
+
 
 def call_method(method: Method, consumer: Consumer, content: object, args: Any, kwargs: Any) -> Any:
     """Run a decorated method as its consumer runs methods: at once, or as a coroutine."""
@@ -59,14 +62,16 @@ async def run_method(
     if call is None:
         if has_ended(consumer):
             return _drop(consumer)
-        call = _open_call(consumer, content)
+        call = _open_call(consumer, content, method)
         returned = await perform(call, call_method, method, consumer, content, args, kwargs)
         await answers.send_answer(call)
         return returned
     adapter = _InThread if is_sync(consumer) else _OnLoop
     result = await adapter.run(call, method, consumer, args, kwargs)
-    if method.perms is None:
-        call.result, call.is_routed = result, True
+    if method.has_result:
+        # Only the result of a guarded method on a sync consumer has not been awaited yet.
+        is_pending = method.perms is not None and inspect.isawaitable(result)
+        call.result, call.is_routed = _RETURNED if is_pending else result, True
     return result
 
 
@@ -84,6 +89,8 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
             if inspect.isawaitable(result):
                 adapter = _InThread if is_sync(call.consumer) else _OnLoop
                 result = await adapter.wait_for(result)
+            if call.result is _RETURNED:
+                call.result = result
             _open_stream(call, result)
             returned = result
     return returned
@@ -198,10 +205,10 @@ def run_now(running: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("The engine waited for an event loop on a sync consumer.")
 
 
-def _open_call(consumer: Consumer, content: object) -> Call:
+def _open_call(consumer: Consumer, content: object, method: Method) -> Call:
     """Open a call where a decorator is outermost."""
-    if is_ours(consumer):
-        # It opens a call for each message of its client: this is a channel-layer event.
+    if is_ours(consumer) or not method.is_routed:
+        # Ours open a call for each message of their client: this is a channel-layer event.
         return Call(consumer, content, reply_key=None, is_from_wire=False)
     try:
         reply_key = protocol.read_reply_key(content)

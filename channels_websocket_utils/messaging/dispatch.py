@@ -13,26 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from asgiref.sync import async_to_sync
 from channels.consumer import AsyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
 from .. import compat, database_connections
+from ..live.connection import SocketEnded
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
 from .inspection import has_ended, is_sync
-from .open_streams import OpenStreams
+from .open_streams import OpenStreams, threads_of_streams
+from .outgoing import Outgoing
 from .rate_limit import MessageLimits
 from .streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from ..types import Message, Receive, Scope, Send
@@ -46,6 +49,8 @@ else:
 
 __all__ = ["AsyncDispatch", "Dispatch", "SyncDispatch"]
 
+
+logger = logging.getLogger("channels_websocket_utils")
 
 # The messages, or KiB, of one client that are handled before other tasks have their turn.
 TURN = 10
@@ -102,7 +107,8 @@ class Dispatch(_Base):
         """Open a stream of ``values``, which begins after its message. Raises ``MessageError``."""
         if self._streams is None:
             # On a sync consumer one thread runs at a time.
-            self._streams = OpenStreams(self._loop, asyncio.Lock() if is_sync(self) else None)
+            turn = asyncio.Lock() if is_sync(self) else asyncio.Semaphore(threads_of_streams())
+            self._streams = OpenStreams(self._loop, turn)
         self._streams.open(Stream(call, values))
 
     async def _stop_streams(self) -> None:
@@ -227,8 +233,13 @@ class SyncDispatch(Dispatch):
 
     def _handle(self, message: Message) -> None:
         # The socket may have ended while the message waited for this thread.
-        if not self._is_dropped(message):
+        if self._is_dropped(message):
+            return
+        try:
             self._handler_of(message)(message)
+        except SocketEnded:
+            # Its disconnect() still follows.
+            logger.debug("%s was stopped in a send: its socket has ended", type(self).__name__)
 
     def _send_answer(self, call: Call) -> None:
         """
@@ -236,58 +247,12 @@ class SyncDispatch(Dispatch):
 
         If the thread waited until each answer is sent: 1.46 (1.27 to 1.80) for a sync consumer.
         """
-        outgoing = self._outgoing if self._keeps_answers else None
-        if outgoing is not None:
-            outgoing.is_answer = True
-        try:
+        with self._keeping() if self._keeps_answers else contextlib.nullcontext():
             run_now(answers.send_answer(call))
-        finally:
-            if outgoing is not None:
-                outgoing.is_answer = False
 
-
-class Outgoing:
-    """
-    What a sync consumer sends, in order: its ``base_send``, and the ASGI ``send`` below that.
-
-    While ``is_answer`` is true, a message is kept until its handler ends. None overtakes it.
-    """
-
-    __slots__ = ("_kept", "_send", "_send_and_wait", "is_answer")
-    # None between two messages, when no end() follows that would send what is kept.
-    _kept: list[Message] | None
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._send_and_wait = async_to_sync(self.send)
-        self._kept = None
-        self.is_answer = False
-
-    def __call__(self, message: Message) -> None:
-        """Send ``message`` from a thread, or keep it."""
-        if self.is_answer and self._kept is not None:
-            self._kept.append(message)
-        else:
-            self._send_and_wait(message)
-
-    def begin(self) -> None:
-        """Allow messages to be kept: a handler begins."""
-        self._kept = []
-
-    async def end(self) -> None:
-        """Send what was kept: the handler has ended."""
-        try:
-            await self._send_kept()
-        finally:
-            self._kept = None
-
-    async def send(self, message: Message) -> None:
-        await self._send_kept()
-        await self._send(message)
-
-    async def _send_kept(self) -> None:
-        while self._kept:
-            await self._send(self._kept.pop(0))
+    def _keeping(self) -> AbstractContextManager[None]:
+        """Let what is sent in a ``with`` block go to the event loop together with what follows."""
+        return contextlib.nullcontext() if self._outgoing is None else self._outgoing.keeping()
 
 
 def _find_next(kind: type, base: type, name: str) -> type:

@@ -54,6 +54,7 @@ class Call:
     permission_cache: PermissionCache | None
     guards: tuple[tuple[str, ...], ...]
     reply_key: str | None
+    result: Any
 
     def __init__(
         self, consumer: Consumer, content: Any, *, reply_key: str | None, is_from_wire: bool

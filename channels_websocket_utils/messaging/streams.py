@@ -106,14 +106,16 @@ class Stream:
         if self._has_credit is not None:
             self._has_credit.set()
 
-    async def run(self, turn: Turn | None = None) -> None:
+    async def run(self, turn: Turn) -> None:
         """
         Send part after part, and at the end the answer.
 
-        On a sync consumer each step takes ``turn``, a lock: between two steps other messages of
-        the socket are handled. A ``CancelledError`` of the generator itself is an error.
+        Each step takes ``turn``, except those of an async generator on an async consumer. On a sync
+        consumer it is a lock: between two steps other messages of the socket are handled. A
+        ``CancelledError`` of the generator itself is an error.
         """
-        turn = turn or contextlib.nullcontext()
+        if self._is_async and not self._is_sync_consumer:
+            turn = contextlib.nullcontext()
         try:
             with self.call:
                 while await self._advance(turn):

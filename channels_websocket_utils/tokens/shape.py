@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import re
 import string
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+
+from django.conf import settings
 
 __all__ = [
     "MAX_ESCAPES",
@@ -41,6 +43,9 @@ _ESCAPE = re.compile("%(?:25)*([0-9A-Fa-f]{2})")
 # all. Real URLs have fewer. Each escape takes a microsecond, and anybody can send 300,000 of them.
 _LEVELS = 8
 MAX_ESCAPES = 500
+# The same for a path, and how many escapes it may contain: a server passes names without escapes.
+_PATH_ESCAPES = 3
+_MOST_ESCAPES = 300
 
 
 def is_token(text: str) -> bool:
@@ -60,13 +65,31 @@ def has_secret(text: str) -> bool:
 
 def bound_path(path: str, token: str | None = None) -> str:
     """
-    Return ``path`` as tokens are bound to it: without the token, one slash in front, none behind.
+    Return the canonical form of ``path``, in which tokens are bound and paths are compared.
+
+    It has no token, no percent-escapes, no ``FORCE_SCRIPT_NAME``, one slash in front and none
+    behind. The page, the view and the gate see the same path with and without escapes, and with
+    and without the prefix.
 
     >>> bound_path("/ws/board/wst_.../", "wst_...")
     '/ws/board'
+    >>> bound_path("/ws/chat/C%23/")
+    '/ws/chat/C#'
     """
-    parts = path.split(token) if token else [path]
-    return "/" + "/".join(part.strip("/") for part in parts if part.strip("/"))
+    parts = [_unescaped(part).strip("/") for part in (path.split(token) if token else [path])]
+    plain = "/" + "/".join(filter(None, parts))
+    prefix = (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
+    while prefix and plain.startswith(f"{prefix}/"):
+        plain = plain.removeprefix(prefix)
+    return plain
+
+
+def _unescaped(text: str) -> str:
+    """Return ``text`` without percent-escapes, also if the escapes are themselves escaped."""
+    if "%" in text and text.count("%") <= _MOST_ESCAPES:
+        for _ in range(_PATH_ESCAPES):
+            text = unquote(text)
+    return text
 
 
 def mask(text: str) -> str:

@@ -268,6 +268,24 @@ def test_table_of_contributing_lists_every_module_and_no_other():
     } == set()
 
 
+def test_every_make_target_is_run_before_a_merge():
+    """Also the targets that documentation and measurements need, which no test runs."""
+    rules = re.findall(r"^([a-z][a-z-]*):(.*)", (ROOT / "Makefile").read_text(), re.M)
+    scripts = "".join((ROOT / f".ci/{name}").read_text() for name in ("run", "targets"))
+
+    command = r"^(?:\S+=\S+ |setsid )*(?:make|run) (?:--\S+ )*([a-z][a-z-]+)"
+    run = set(re.findall(command, scripts, re.M))
+    needed = {
+        name
+        for target, rest in rules
+        if target in run
+        for name in re.findall(r"(?<![\w./-])[a-z-]+(?![\w./-])", rest)
+    }
+
+    assert {"demo", "docs", "matrix", "screenshots", "test"} <= {target for target, _ in rules}
+    assert {target for target, _ in rules} - run - needed == set()
+
+
 def test_drawing_of_the_package_is_current():
     """If this test fails after a change of the imports, run ``make drawings``."""
     assert DRAWING.read_text() == draw()

@@ -120,6 +120,23 @@ def test_streams_arrive_complete_wait_for_their_reader_and_end_with_it(prove):
     assert rows["daphne: async"]["made without"] == 2_000
 
 
+def test_clients_that_do_not_read_hold_up_nobody(prove):
+    """The control, which sends directly, lets nobody connect, and holds threads after a logout."""
+    # The times of replies need a machine that does nothing else.
+    rows = prove("readers", promised=False)
+
+    control = rows.pop("uvicorn, direct: sync-connect")
+    assert [*rows] == ["uvicorn: sync-connect", "uvicorn: sync-method"]
+    for row in rows.values():
+        assert row["stalled"] > 0
+        assert row["connect"][2] < 5_000
+        assert row["MiB a reader"] < 1.5
+        assert row["held"] < 5
+    assert control["stalled"] == 0
+    assert control["connect"][2] > 5_000
+    assert control["held"] > 5
+
+
 def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
     """The controls, without filters or with naive code, show tokens at every place."""
     rows = prove("secrets")
@@ -282,11 +299,10 @@ def test_small_pool_serves_many_sockets_and_views(prove):
     for name, row in rows.items():
         is_control = name.startswith("control")
         status, seconds = row["view"]
-        assert (status == 200) is not is_control
+        assert (status != 200 or seconds > 2) is is_control
         if not is_control:
             assert row["answered"] == row["sockets"] == 12
             assert row["held"] == 0
-            assert seconds < 3
     assert len(rows) == 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from typing import Any
@@ -119,3 +120,5 @@ TEMPLATES = [
 ]
 # Passwords of test users are not secret, and this hasher is fast.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# Other settings for a server of one test, as JSON.
+globals().update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))

@@ -36,7 +36,7 @@ from channels_websocket_utils.gate import (
 )
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
+from channels_websocket_utils.live import age, batch, dropping, events, outbox, receivers, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
@@ -893,7 +893,7 @@ async def test_handler_that_sends_for_ever_is_stopped(
         await adisconnect_user(user)
     else:
         (connection,) = live_connections()
-        monkeypatch.setattr(connection, "_send", gone)
+        monkeypatch.setattr(connection._outbox, "send", gone)
     await socket.bye()
 
     assert disconnected.is_set()
@@ -1074,12 +1074,12 @@ def test_recheck_event_of_a_new_password_is_published_after_the_request(
 
 def test_recheck_event_outside_a_request_is_published_at_once(user, monkeypatch):
     published = []
-    monkeypatch.setattr(receivers, "publish", lambda kind, **details: published.append(kind))
+    monkeypatch.setattr(batch, "publish_all", published.extend)
 
     user.set_password("changed")
     user.save()
 
-    assert published == ["recheck"]
+    assert published == [{"kind": "recheck", "users": [str(user.pk)]}]
 
 
 async def test_logout_of_signed_cookies_ends_all_sockets_of_the_user(user, open_as, settings):

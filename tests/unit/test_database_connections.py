@@ -1,12 +1,16 @@
 """Threads give their database connections back to a pool, and keep them no longer than needed."""
 
 import asyncio
+import threading
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
 from channels.exceptions import StopConsumer
 from django.contrib.auth import get_user_model
 from django.db import connection, connections
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.signals import connection_created
 
 from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.consumers import (
@@ -17,7 +21,7 @@ from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.threads import in_handler_pool, in_our_pool, in_recheck_thread
 from channels_websocket_utils.utils import aget_websocket_token
 
-from ..support.helpers import stack, until
+from ..support.helpers import LIMIT, stack, until
 
 # The database connections that handlers have used. Those of a thread are always the same object.
 used = []
@@ -167,3 +171,49 @@ async def test_connection_of_the_async_orm_is_kept_as_conn_max_age_says(
 
     assert is_open() is is_kept
     await sync_to_async(lambda: connection.close())()
+
+
+# The end of a test database. test_test_databases.py has real ones.
+
+
+def open_connection_as(alias):
+    """Send what Django sends when it opens a connection."""
+    connection_created.send(object, connection=SimpleNamespace(alias=alias))
+
+
+async def test_threads_end_before_a_test_database_is_dropped():
+    """Otherwise PostgreSQL refuses to drop it: other users are connected."""
+    for where in (in_our_pool, in_handler_pool, in_recheck_thread):
+        await where(ask)()
+    assert all(each.connection is not None for each in used)
+
+    open_connection_as(NO_DB_ALIAS)
+
+    assert [each.connection for each in used] == [None, None, None]
+    for where in (in_our_pool, in_handler_pool, in_recheck_thread):
+        assert (await where(ask)()).connection is not None
+
+
+async def test_connection_to_a_database_ends_no_threads():
+    await in_our_pool(ask)()
+
+    open_connection_as("default")
+
+    assert is_open()
+
+
+async def test_handler_that_blocks_does_not_stop_the_end_of_a_test_run(monkeypatch):
+    monkeypatch.setattr(threads, "END_LIMIT", 0.01)
+    began, go_on = threading.Event(), threading.Event()
+
+    def block():
+        began.set()
+        assert go_on.wait(LIMIT)
+
+    blocked = asyncio.ensure_future(in_handler_pool(block)())
+    await asyncio.to_thread(began.wait, LIMIT)
+
+    open_connection_as(NO_DB_ALIAS)
+
+    go_on.set()
+    await blocked

@@ -1,3 +1,5 @@
+from urllib.parse import quote, unquote
+
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from channels.auth import AuthMiddlewareStack
@@ -350,10 +352,52 @@ def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplo
         (f"/{TOKEN}", TOKEN, "/"),
         (f"/ws/board/{TOKEN}", TOKEN, "/ws/board"),
         (f"/ws/{TOKEN}/room/5/", TOKEN, "/ws/room/5"),
+        (f"/ws/C%23/{TOKEN}", TOKEN, "/ws/C#"),
+        ("/ws/a%2F/", None, "/ws/a"),
     ],
 )
 def test_bound_path_is_the_path_without_its_token(given, token, bound):
     assert shape.bound_path(given, token) == bound
+
+
+@pytest.mark.parametrize("name", ["C#", "what?", "100%", "%41", "a b", "räum 📢", "a/b", "x=1&y"])
+def test_bound_path_is_the_same_however_often_a_name_is_quoted(name):
+    once = quote(name, safe="")
+
+    forms = {shape.bound_path(f"/ws/{form}/") for form in (name, once, quote(once, safe=""))}
+
+    assert len(forms) == 1
+
+
+def test_bound_path_has_no_force_script_name(settings):
+    paths = ["/ws", "/app/ws", "/app/app/ws", "/application/ws", "/app"]
+
+    for prefix in ("/app", "/app/"):
+        settings.FORCE_SCRIPT_NAME = prefix
+        bound = [shape.bound_path(path) for path in paths]
+        assert bound == ["/ws", "/ws", "/ws", "/application/ws", "/app"]
+
+
+def test_work_for_escapes_in_a_path_is_bounded():
+    """Each pass removes one level. The naive loop needs 290 passes for 600 bytes."""
+    path = "/2%" + "%" * 290 + "3" * 290 + "541"
+    passes, plain = 0, path
+    while unquote(plain) != plain:
+        passes, plain = passes + 1, unquote(plain)
+
+    assert passes > 250
+    assert shape.bound_path(path) == unquote(unquote(unquote(path)))
+    assert shape.bound_path(path * 2) == path * 2
+
+
+def test_name_that_looks_like_a_token_is_refused():
+    """Otherwise the consumers of two names get the same placeholder instead of the name."""
+    names = ["wst_" + letter * 24 for letter in "ab"]
+    assert len({shape.mask(name) for name in names}) == 1
+
+    for name in (*names, "wst%5F" + "a" * 24):
+        handshake = read_handshake(scope_of(f"/ws/{name}/{TOKEN}"), (TOKEN,))
+        assert (handshake.reason, handshake.token) == ("two_tokens", None)
 
 
 def test_consumer_class_becomes_an_application():

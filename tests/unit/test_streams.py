@@ -738,14 +738,24 @@ async def test_generator_that_a_handler_calls_is_no_stream(opened):
 
 
 @OURS
-async def test_guarded_generator_that_is_not_routed_is_a_mistake_that_is_logged(
-    kind, opened, user, permission, caplog
-):
+async def test_guarded_generator_needs_no_second_decorator(kind, opened, user, permission):
     await sync_to_async(user.user_permissions.add)(permission)
 
-    class Wrong:
+    class Guarded:
         @require_perms(PERM)
         def numbers(self):
+            yield 1
+
+    socket = await opened(type("Consumer", (Guarded, kind[1]), {}))
+    parts = [await socket.call("numbers"), await socket.next_for("r0")]
+
+    assert parts == [{"key": "r0", "data": 1, "more": True}, {"key": "r0", "more": False}]
+
+
+@OURS
+async def test_generator_that_is_not_routed_is_a_mistake_that_is_logged(kind, opened, caplog):
+    class Wrong:
+        def receive_json(self, content):
             yield 1
 
     socket = await opened(type("Consumer", (Wrong, kind[1]), {}))

@@ -4,6 +4,7 @@ import math
 import re
 import secrets
 from datetime import datetime, timedelta, timezone
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
@@ -339,7 +340,7 @@ def test_user_of_another_class_is_named_in_the_error():
         (5, TypeError),
         ("wss://x/ws/", ValueError),
         ("/ws/?a=1", ValueError),
-        ("/ws/#x", ValueError),
+        ("/ws/wst_" + "x" * 20, ValueError),
         ("/a\0", ValueError),
         ("/" + "x" * 2048, ValueError),
     ],
@@ -348,6 +349,26 @@ def test_invalid_path_is_named_in_the_error(user, path, error):
     with pytest.raises(error, match="path"):
         issuing.issue(user, path=path)
     assert not WebSocketToken.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["C#", "what?", "100%", "a b", "räum 📢", "a://b"])
+def test_name_in_a_path_is_bound_with_and_without_percent_escapes(user, name):
+    for form in (name, quote(name, safe="")):
+        issuing.issue(user, path=f"/ws/{form}/")
+
+    assert {row.path for row in WebSocketToken.objects.all()} == {f"/ws/{name}"}
+
+
+def test_wrong_path_is_logged_with_both_paths(user, caplog):
+    token = issuing.issue(user, path="/api/ws/")
+
+    assert refusal(token, user, digest_of("s" * 32), "/ws") == "wrong_path"
+
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "'/api/ws' was refused on the path '/ws'" in record.getMessage()
+    assert "tokenPath" in record.getMessage()
+    assert not seen([token[4:]], record.getMessage())
 
 
 def test_invalid_session_is_named_in_the_error(user):
