@@ -59,6 +59,7 @@ KINDS = [
 ]
 # The kinds of which the earlier releases broke a promise.
 CONTROLS = ["sync-connect", "sync-method", "sync-stream", "plain-sync", "push"]
+ON_DAPHNE = ["sync-connect", "sync-method", "async-stream", "push"]
 SMALL_ROWS = ["uvicorn: sync-connect", "uvicorn: sync-method", "uvicorn, direct: sync-connect"]
 MIB = 2**20
 # Promises: a connect in ms, a reply as a multiple, and memory in MiB.
@@ -84,7 +85,7 @@ SMALL = Sizes(readers=32, period=3)
 async def measure(small, is_kept):
     rows = {f"uvicorn: {kind}": (UVICORN, kind, "queued") for kind in KINDS}
     rows |= {f"uvicorn, direct: {kind}": (UVICORN, kind, "directly") for kind in CONTROLS}
-    rows |= {f"daphne: {kind}": ("daphne", kind, "queued") for kind in KINDS}
+    rows |= {f"daphne: {kind}": ("daphne", kind, "queued") for kind in ON_DAPHNE}
     for name in SMALL_ROWS if small else rows:
         if not is_kept(name):
             yield name, *await row(*rows[name], SMALL if small else FULL)
@@ -96,7 +97,10 @@ async def row(server, kind, sends, sizes):
         with serving as port:
             async with Site(port, kind, sizes) as site:
                 idle = await site.work_beside("idle")
-                reading = await site.work_beside(kind, is_reading=sends == "queued")
+                # The control, too, does not wait for clients that read.
+                reading = idle
+                if sends == "queued":
+                    reading = await site.work_beside(kind, is_reading=True)
                 beside = await site.work_beside(kind)
                 # The earlier readers of the control hold what a logout would need.
                 held = None if sends == "directly" and kind == "plain-sync" else await site.held()

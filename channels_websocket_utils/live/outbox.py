@@ -28,7 +28,7 @@ __all__ = ["MAX_WAITING", "SEND_TIMEOUT", "Outbox", "step"]
 
 # Messages. Small ones take more memory than their text: see MAX_OUTGOING for the bytes.
 MAX_WAITING = 1000
-# Seconds that a handler's send waits for a client. Browsers that are reading take much less.
+# Seconds that a handler's send waits for a client. A client that reads takes much less.
 SEND_TIMEOUT = 10
 
 
@@ -130,10 +130,10 @@ class Outbox:
                 self._wake()
                 await self.send(message)
         except Exception as error:
-            self._empty()
             fail(message, error)
         finally:
-            self._task = self._queue = None
+            self._task = None
+            self._empty()
             self._wake()
 
 
