@@ -26,7 +26,7 @@ from .compat import (
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -34,11 +34,9 @@ __all__ = [
     "TRUSTED",
     "PoolConnections",
     "ThreadConnections",
-    "aclose_stale_connections",
     "aclose_unneeded_connections",
     "has_own_thread",
-    "holds_unneeded_connections",
-    "may_hold_stale_connections",
+    "orm_thread",
 ]
 
 
@@ -48,47 +46,27 @@ TRUSTED = 1.0
 _orm_threads: weakref.WeakKeyDictionary[object, ThreadConnections] = weakref.WeakKeyDictionary()
 
 
-def may_hold_stale_connections(loop: AbstractEventLoop) -> bool:
+def orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
     """
-    Return whether ``aclose_stale_connections()`` has work to do. Called before every message.
+    Return the database connections of the thread that runs this task's async ORM.
 
-    ``loop`` is the running event loop: before Python 3.12, asyncio finds it by a system call.
+    Channels calls that thread before every message. This package calls it once a second, when a
+    connection has failed, or when it need not be kept. In between, the event loop reads the state
+    of the connections. ``loop`` is the running event loop: before Python 3.12, asyncio finds it by
+    a system call.
     """
-    return _orm_thread(loop).may_hold_stale()
-
-
-async def aclose_stale_connections(loop: AbstractEventLoop) -> None:
-    """
-    Close the stale database connections of the thread that runs this task's async ORM.
-
-    Channels calls that thread before every message. This package calls it once a second, or when a
-    connection has failed. In between, the event loop reads the state of the connections.
-    """
-    await sync_to_async(_orm_thread(loop).close_stale)()
-
-
-def holds_unneeded_connections(loop: AbstractEventLoop, *, is_last: bool) -> bool:
-    """
-    Return whether ``aclose_unneeded_connections()`` has work to do. Called after every message.
-
-    ``is_last`` is whether the message was the last of its connection.
-    """
-    return _orm_thread(loop).holds_unneeded(is_last)
-
-
-async def aclose_unneeded_connections(*, is_last: bool = False) -> None:
-    """Close the database connections that the thread of this task's async ORM need not keep."""
-    thread = _orm_thread(asyncio.get_running_loop())
-    if thread.holds_unneeded(is_last):
-        await sync_to_async(thread.close_unneeded)(is_last)
-
-
-def _orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
     owner = current_thread_context() or loop
     thread = _orm_threads.get(owner)
     if thread is None:
         thread = _orm_threads[owner] = ThreadConnections()
     return thread
+
+
+async def aclose_unneeded_connections() -> None:
+    """Close the connections that the thread of this task's async ORM need not keep."""
+    thread = orm_thread(asyncio.get_running_loop())
+    if thread.holds_unneeded():
+        await sync_to_async(thread.close_unneeded)()
 
 
 def has_own_thread() -> bool:
@@ -128,7 +106,7 @@ class ThreadConnections:
 
     def holds_unneeded(self, is_last: bool = False) -> bool:
         """Return whether ``close_unneeded()`` has work to do. Can be called in any thread."""
-        return any(self._unneeded(is_last))
+        return bool(self._unneeded(is_last))
 
     def close_unneeded(self, is_last: bool = False) -> None:
         """
@@ -141,10 +119,8 @@ class ThreadConnections:
         for connection in self._unneeded(is_last):
             connection.close()
 
-    def _unneeded(self, is_last: bool) -> Iterator[BaseDatabaseWrapper]:
-        for each in self._all:
-            if is_idle(each) and (has_pool(each) or (is_last and is_too_old(each))):
-                yield each
+    def _unneeded(self, is_last: bool) -> list[BaseDatabaseWrapper]:
+        return [each for each in self._all if _is_unneeded(each, is_last)]
 
     def _is_trusted(self) -> bool:
         return self._checked_at is not None and time.monotonic() - self._checked_at <= TRUSTED
@@ -165,6 +141,12 @@ class PoolConnections(ThreadConnections):
                 connection.close()
             except SynchronousOnlyOperation:
                 threading.Thread(target=connection.close).start()
+
+
+def _is_unneeded(connection: BaseDatabaseWrapper, is_last: bool) -> bool:
+    if not is_idle(connection):
+        return False
+    return has_pool(connection) or (is_last and is_too_old(connection))
 
 
 def _all_connections() -> list[BaseDatabaseWrapper]:

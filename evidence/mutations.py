@@ -873,7 +873,7 @@ WEAKNESSES = [
     (
         "never close the stale connections of the async ORM",
         "messaging/dispatch.py",
-        "        if database_connections.may_hold_stale_connections(self._loop):",
+        "        if thread.may_hold_stale():",
         "        if False:",
         "threads::test_connection_that_the_server_closed_fails_one_async_handler_at_most",
     ),
@@ -1074,7 +1074,7 @@ WEAKNESSES = [
     (
         "keep connections of a database pool after an async handler",
         "messaging/dispatch.py",
-        "database_connections.holds_unneeded_connections(self._loop, is_last=is_last)",
+        "thread.holds_unneeded(is_last)",
         "False",
         "database_connections::test_open_socket_holds_no_connection_of_a_pool",
     ),
@@ -1088,7 +1088,7 @@ WEAKNESSES = [
     (
         "keep connections that are older than CONN_MAX_AGE after the end of a socket",
         "database_connections.py",
-        "(is_last and is_too_old(each))",
+        "(is_last and is_too_old(connection))",
         "False",
         "database_connections::test_connection_of_the_async_orm_is_kept_as_conn_max_age_says",
     ),
