@@ -32,9 +32,15 @@ test-all: .venv/test node_modules programs
 
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
-proof: .venv/test
-	@.ci/install redis-server $(if $(filter faults machines rolling scale single_use,$(TABLE)),nginx postgresql)
+proof: .venv/test $(if $(filter databases servers,$(TABLE)),servers)
+	@.ci/install redis-server $(if $(filter faults late machines pools rolling scale single_use,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
+
+# The servers and databases that only two tables need. mysqlclient is compiled.
+.PHONY: servers
+servers: .venv/test
+	@.ci/install gcc libmariadb-dev mariadb-server pgbouncer pkg-config postgresql
+	@$(MAKE) --no-print-directory .venv/servers
 
 # Measure all tables of docs/performance.rst, or one of them: make bench TABLE=replies
 TABLES = connects replies handlers memory wrapping parts
@@ -43,10 +49,11 @@ bench: .venv/test
 	@.ci/install redis-server postgresql
 	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
 
-# Run the tests with each Python of tox.ini, with the oldest and newest dependencies, for docs/matrix.rst.
+# Run the tests with each Python of tox.ini, with the oldest and newest dependencies, for docs/matrix.rst
+# (OPTIONS=--small: one environment, without the tests).
 .PHONY: matrix
 matrix: .venv/matrix
-	$(BIN)/python -m evidence.matrix
+	$(BIN)/python -m evidence.matrix $(OPTIONS)
 
 # Build the sdist and the wheel of the last commit in dist/. The builds are reproducible.
 .PHONY: dist
@@ -56,10 +63,10 @@ dist: .venv/test
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
 	$(BIN)/twine check --strict dist/*
 
-# Measure the tables of the clients in docs/client.rst.
+# Measure the tables of the clients in docs/client.rst (OPTIONS=--small for few pages).
 .PHONY: figures
 figures: benchmarks/client/node_modules
-	node benchmarks/client/run.mjs
+	node benchmarks/client/run.mjs $(OPTIONS)
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -85,7 +92,7 @@ docs: .venv/docs
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv || { .ci/install python3-venv && $(PYTHON) -m venv .venv; }
 
-.venv/demo .venv/docs .venv/matrix .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
+.venv/demo .venv/docs .venv/matrix .venv/servers .venv/test: .venv/%: setup.cfg pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 

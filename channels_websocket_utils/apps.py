@@ -1,6 +1,7 @@
 """The app's configuration: registers the system checks and connects the signal receivers."""
 
 from django.apps import AppConfig
+from django.db.backends.signals import connection_created
 
 __all__ = ["ChannelsWebSocketUtilsConfig"]
 
@@ -13,5 +14,7 @@ class ChannelsWebSocketUtilsConfig(AppConfig):
     def ready(self) -> None:
         from . import checks  # noqa: F401  (registers the system checks)
         from .live import receivers
+        from .threads import end_for_test_database
 
         receivers.connect()
+        connection_created.connect(end_for_test_database)

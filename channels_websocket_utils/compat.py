@@ -9,10 +9,19 @@ Over 300 lines: it is a list of short functions, and all such names are in one p
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, async_to_sync, markcoroutinefunction
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+    markcoroutinefunction,
+)
 from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
@@ -25,6 +34,7 @@ from django.contrib.auth import (
 )
 from django.core.cache import caches
 from django.db import router
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
 from django.urls.resolvers import RoutePattern
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from channels.routing import URLRouter
+    from channels.security.websocket import OriginValidator
     from django.core.cache.backends.base import BaseCache
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, Model
@@ -58,6 +69,7 @@ __all__ = [
     "ThreadSensitiveContext",
     "adapt_datetime",
     "allow_any_thread",
+    "allowed_origins_of",
     "announce_routes",
     "application_of",
     "can_skip_locked",
@@ -71,14 +83,20 @@ __all__ = [
     "field_names",
     "has_failed",
     "has_own_queries",
+    "has_parent_loop",
+    "has_pool",
     "has_receivers",
+    "has_no_database",
     "is_consumer_application",
     "is_idle",
+    "is_run_by_thread",
+    "is_too_old",
     "key_of_user",
     "load_backend",
     "markcoroutinefunction",
     "match_route",
     "new_cache",
+    "open_savepoints",
     "parse_cookie",
     "path_pattern",
     "primary_key",
@@ -87,6 +105,7 @@ __all__ = [
     "replace_application",
     "router",
     "routes_of",
+    "runs_at_commit",
     "salted_hmac",
     "savepoint_depth",
 ]
@@ -205,6 +224,22 @@ def is_idle(connection: BaseDatabaseWrapper) -> bool:
     return connection.connection is not None and not connection.in_atomic_block
 
 
+def has_pool(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether ``close()`` gives ``connection`` back to a pool that threads share."""
+    # The documented option of PostgreSQL and Oracle. The attribute "pool" would create the pool.
+    return bool(connection.settings_dict["OPTIONS"].get("pool"))
+
+
+def is_too_old(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether ``connection`` is older than ``CONN_MAX_AGE``."""
+    return connection.close_at is not None and time.monotonic() >= connection.close_at
+
+
+def has_no_database(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether Django creates, copies or drops a test database by ``connection``."""
+    return connection.alias == NO_DB_ALIAS
+
+
 def has_failed(connection: BaseDatabaseWrapper) -> bool:
     """Return whether a query has failed, or autocommit was left off."""
     is_left_open = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
@@ -237,6 +272,24 @@ def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:
     return len(connection.savepoint_ids) if connection.in_atomic_block else None
 
 
+def open_savepoints(connection: BaseDatabaseWrapper) -> frozenset[str]:
+    """Return the ids of the savepoints of ``connection`` that are open."""
+    # None stands for an atomic(savepoint=False).
+    return frozenset(each for each in connection.savepoint_ids if each is not None)
+
+
+def runs_at_commit(connection: BaseDatabaseWrapper, function: Callable[[], object]) -> bool:
+    """
+    Return whether a commit would run ``function``, which ``on_commit()`` has got.
+
+    Never in a ``TestCase``, whose ``captureOnCommitCallbacks()`` runs only what a block has added.
+    """
+    # run_on_commit holds (savepoints, function, robust), without those that were rolled back. A
+    # TestCase marks its atomic().
+    is_test = any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    return not is_test and any(hook[1] == function for hook in connection.run_on_commit)
+
+
 def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``select_for_update(skip_locked=True)`` works on ``connection``."""
     return connection.features.has_select_for_update_skip_locked
@@ -257,6 +310,11 @@ def routes_of(router: URLRouter) -> list[Any]:
 def announce_routes(application: Any, *, has_routes: bool) -> None:
     """Let a ``URLRouter`` around ``application`` match only the beginning of a path."""
     application._path_routing = has_routes
+
+
+def allowed_origins_of(validator: OriginValidator) -> list[str]:
+    """Return the origins or hosts that ``validator`` allows."""
+    return [str(origin) for origin in validator.allowed_origins]
 
 
 def is_consumer_application(application: object) -> bool:
@@ -312,6 +370,23 @@ def sends_by(consumer: Consumer, send: Send) -> bool:
 def current_thread_context() -> ThreadSensitiveContext | None:
     """Return the innermost ``ThreadSensitiveContext`` of the current task or thread, if any."""
     return SyncToAsync.thread_sensitive_context.get(None)
+
+
+def is_run_by_thread() -> bool:
+    """Return whether ``async_to_sync()`` runs the current task, for a thread that waits for it."""
+    task = asyncio.current_task()
+    # The coroutine in which async_to_sync() awaits its own.
+    code = AsyncToSync.main_wrap.__code__
+    return task is not None and getattr(task.get_coro(), "cr_code", None) is code
+
+
+def has_parent_loop() -> bool:
+    """Return whether ``async_to_sync()`` in this thread would use a loop that runs elsewhere."""
+    # sync_to_async() sets both in its threads. After a fork the loop does not run.
+    found = SyncToAsync.threadlocal
+    is_same = getattr(found, "main_event_loop_pid", None) == os.getpid()
+    loop = getattr(found, "main_event_loop", None) if is_same else None
+    return loop is not None and loop.is_running()
 
 
 class SyncToAsyncHook(SyncToAsync[..., Any]):

@@ -21,7 +21,18 @@ from django.dispatch import receiver
 if TYPE_CHECKING:
     from typing import Any, TypeGuard
 
-__all__ = ["DEFAULTS", "get_setting", "read_rate", "require_installed", "setting_problems"]
+__all__ = [
+    "DEFAULTS",
+    "TENANT",
+    "get_setting",
+    "read_rate",
+    "require_installed",
+    "setting_problems",
+]
+
+# The tenant in stored rows, in keys of the cache and in events. Tenants are not supported yet, so
+# it is always empty. Rows, keys and events with another one are not of this deployment.
+TENANT = ""
 
 DEFAULTS = {
     # Seconds. A page has time to load and to connect. An access log that leaks later contains
@@ -49,6 +60,9 @@ DEFAULTS = {
     "WHEN_TOO_MANY": "refuse",
     "MAX_CONNECTION_AGE": None,
     "RATE_LIMIT": None,
+    # Bytes for each connection. A page that reads at all catches up, and a thousand that do not
+    # read fit in a gigabyte.
+    "MAX_OUTGOING": 1024 * 1024,
     # Threads in each process. Several slow handlers run at once, and a few processes together
     # open fewer connections than the 100 that PostgreSQL allows by default.
     "SYNC_THREADS": 16,
@@ -214,6 +228,10 @@ _RULES = {
     "RATE_LIMIT": (
         lambda value: value is None or _is_rate(value),
         "None or a rate such as '20/s', '300/m' or '5000/h'",
+    ),
+    "MAX_OUTGOING": (
+        _is_count,
+        "a whole number of bytes above 0",
     ),
     "SYNC_THREADS": (
         _is_count,

@@ -14,6 +14,7 @@ from channels.generic.websocket import (
 from . import protocol, strict_json
 from .conf import get_setting
 from .gate.identity import identity_of
+from .live.closing import REFUSALS, refusal_code
 from .messaging import answers, permissions, receiving
 from .messaging.calls import run_now
 from .messaging.dispatch import AsyncDispatch, Dispatch, SyncDispatch
@@ -62,8 +63,21 @@ class _Routing(_Base):
         function, has_event = self._routes[name]
         return function, (self, content) if has_event else (self,)
 
+    def error_for(self, exception: Exception) -> JSONObject | None:
+        """
+        Return the error for an ``exception`` of a method, ``None`` for the package's own answer.
+
+        Override it to answer exceptions of the site: a dictionary with a ``code`` and a
+        ``message``, and maybe ``fields``. Such an exception is not logged.
+        """
+        return None
+
     def _ready_message(self) -> JSONObject:
         return protocol.build_ready(identity_of(self.scope.get("user")))
+
+    def _refusal_code(self) -> int:
+        connection = self.scope.get("websocket_connection")
+        return refusal_code(is_token_refused=connection is not None and connection.is_refused)
 
 
 class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
@@ -71,9 +85,10 @@ class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
     A ``JsonWebsocketConsumer`` that routes messages to the methods marked by ``auto_route``.
 
     ``connect()`` accepts a socket with a valid token and closes any other. Override it to require
-    more. Clients can call only the methods marked by ``auto_route`` or ``require_perms``, by their
-    exact name. Every refusal is an error reply, and the socket stays open. Ten unreadable messages
-    in a row close it with 4400, and ten in a row beyond ``RATE_LIMIT`` close it with 4429.
+    more: a ``PermissionDenied`` or ``Http404`` closes the socket with 4403. Clients can call only
+    the methods marked by ``auto_route`` or ``require_perms``, by their exact name. Every refusal is
+    an error reply, and the socket stays open. Ten unreadable messages in a row close it with 4400,
+    and ten in a row beyond ``RATE_LIMIT`` close it with 4429.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -91,11 +106,20 @@ class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
         else:
             self.close()
 
+    def websocket_connect(self, message: Any) -> None:
+        """Call ``connect()``, and close the socket if it raises a refusal."""
+        try:
+            super().websocket_connect(message)
+        except REFUSALS:
+            # The consumer then receives its disconnect, and leaves its groups.
+            self.close(self._refusal_code())
+
     def accept(
         self, subprotocol: str | None = None, headers: list[tuple[str, str]] | None = None
     ) -> None:
         """Accept the socket, and send the client the identity of its user."""
-        super().accept(subprotocol, headers)
+        with self._keeping():
+            super().accept(subprotocol, headers)
         self.send_json(self._ready_message())
 
     def push(self, key: str, payload: Payload) -> None:
@@ -151,6 +175,13 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncDispatch, AsyncJsonWebsocketC
             await self.accept()
         else:
             await self.close()
+
+    async def websocket_connect(self, message: Any) -> None:
+        """See WebSocketManagerConsumer.websocket_connect()."""
+        try:
+            await super().websocket_connect(message)
+        except REFUSALS:
+            await self.close(self._refusal_code())
 
     async def accept(
         self, subprotocol: str | None = None, headers: list[tuple[str, str]] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import weakref
@@ -17,7 +18,10 @@ from .compat import (
     close_if_unusable,
     current_thread_context,
     has_failed,
+    has_pool,
     is_idle,
+    is_too_old,
+    savepoint_depth,
 )
 
 if TYPE_CHECKING:
@@ -30,9 +34,9 @@ __all__ = [
     "TRUSTED",
     "PoolConnections",
     "ThreadConnections",
-    "aclose_stale_connections",
+    "aclose_unneeded_connections",
     "has_own_thread",
-    "may_hold_stale_connections",
+    "orm_thread",
 ]
 
 
@@ -42,31 +46,27 @@ TRUSTED = 1.0
 _orm_threads: weakref.WeakKeyDictionary[object, ThreadConnections] = weakref.WeakKeyDictionary()
 
 
-def may_hold_stale_connections(loop: AbstractEventLoop) -> bool:
+def orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
     """
-    Return whether ``aclose_stale_connections()`` has work to do. Called before every message.
+    Return the database connections of the thread that runs this task's async ORM.
 
-    ``loop`` is the running event loop: before Python 3.12, asyncio finds it by a system call.
+    Channels calls that thread before every message. This package calls it once a second, when a
+    connection has failed, or when it need not be kept. In between, the event loop reads the state
+    of the connections. ``loop`` is the running event loop: before Python 3.12, asyncio finds it by
+    a system call.
     """
-    return _orm_thread(loop).may_hold_stale()
-
-
-async def aclose_stale_connections(loop: AbstractEventLoop) -> None:
-    """
-    Close the stale database connections of the thread that runs this task's async ORM.
-
-    Channels calls that thread before every message. This package calls it once a second, or when a
-    connection has failed. In between, the event loop reads the state of the connections.
-    """
-    await sync_to_async(_orm_thread(loop).close_stale)()
-
-
-def _orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
     owner = current_thread_context() or loop
     thread = _orm_threads.get(owner)
     if thread is None:
         thread = _orm_threads[owner] = ThreadConnections()
     return thread
+
+
+async def aclose_unneeded_connections() -> None:
+    """Close the connections that the thread of this task's async ORM need not keep."""
+    thread = orm_thread(asyncio.get_running_loop())
+    if thread.holds_unneeded():
+        await sync_to_async(thread.close_unneeded)()
 
 
 def has_own_thread() -> bool:
@@ -104,12 +104,34 @@ class ThreadConnections:
         if not is_trusted:
             self._checked_at = time.monotonic()
 
+    def holds_unneeded(self, is_last: bool = False) -> bool:
+        """Return whether ``close_unneeded()`` has work to do. Can be called in any thread."""
+        return bool(self._unneeded(is_last))
+
+    def close_unneeded(self, is_last: bool = False) -> None:
+        """
+        Give connections back to their pool after a piece of work, as Django does after a request.
+
+        If each thread kept its connection while it is idle, a few threads would empty the pool.
+        After the last message of a WebSocket connection, also close what is older than
+        ``CONN_MAX_AGE``, as Channels does.
+        """
+        for connection in self._unneeded(is_last):
+            connection.close()
+
+    def _unneeded(self, is_last: bool) -> list[BaseDatabaseWrapper]:
+        return [each for each in self._all if _is_unneeded(each, is_last)]
+
     def _is_trusted(self) -> bool:
         return self._checked_at is not None and time.monotonic() - self._checked_at <= TRUSTED
 
 
 class PoolConnections(ThreadConnections):
     """The database connections of a thread of a pool, which are closed when the thread ends."""
+
+    def are_in_transaction(self) -> bool:
+        """Return whether a transaction is open. Can be called in any thread."""
+        return any(savepoint_depth(connection) is not None for connection in self._all)
 
     def __del__(self) -> None:
         for connection in self._all:
@@ -119,6 +141,12 @@ class PoolConnections(ThreadConnections):
                 connection.close()
             except SynchronousOnlyOperation:
                 threading.Thread(target=connection.close).start()
+
+
+def _is_unneeded(connection: BaseDatabaseWrapper, is_last: bool) -> bool:
+    if not is_idle(connection):
+        return False
+    return has_pool(connection) or (is_last and is_too_old(connection))
 
 
 def _all_connections() -> list[BaseDatabaseWrapper]:

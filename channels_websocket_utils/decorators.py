@@ -33,7 +33,8 @@ def auto_route(method: Method) -> Method:
     to a call that has a ``reply_key``. The generator is closed when the client cancels or leaves,
     or the socket ends. Other messages of the socket are handled meanwhile: on the sync consumer
     between two steps, so an async generator that waits long belongs on the async one. On any other
-    consumer such a call is answered with ``internal``, and a ``TypeError`` is logged. Code that
+    consumer such a call is answered with ``internal``, and a ``TypeError`` is logged. Without a
+    ``reply_key`` it raises the ``TypeError``, and so does an event of the channel layer. Code that
     calls the method itself gets the generator.
 
     An exception is answered with an error: ``ValidationError`` as ``invalid``, ``PermissionDenied``
@@ -41,26 +42,31 @@ def auto_route(method: Method) -> Method:
     traceback. Raises ``TypeError`` if the decorated object cannot be routed.
     """
     _check_method("auto_route", method)
-    routed: Method = _decorate(method, perms=None)
+    routed: Method = _decorate(method, perms=None, is_routed=True)
     return routed
 
 
-def require_perms(perms: str | list[str] | tuple[str, ...]) -> Callable[[Method], Method]:
+def require_perms(
+    perms: str | list[str] | tuple[str, ...], *, route: bool = True
+) -> Callable[[Method], Method]:
     """
-    Call the method only for a user who has all of ``perms`` at that moment.
+    Route the method as ``auto_route`` does, but call it only for a user who has all of ``perms``.
 
     ``perms`` is a permission such as ``"notes.change_note"``, or a non-empty list or tuple of them.
     Each call reads the user and the permissions from the database, or uses answers that are at most
     ``PERMISSION_MAX_AGE`` old. The user that was read replaces ``scope["user"]``. A denied call is
     answered with ``permission_denied`` or, for a client that is not signed in, ``unauthenticated``.
-    A denied channel-layer event is dropped with a debug line. Code that calls the method without an
-    event, as the routing of other packages does, gets a ``PermissionDenied``. The decorator stacks
-    with ``auto_route`` in either order. While a stream runs, the permissions are checked again
-    before a part when the last answer is older than ``RECHECK_INTERVAL``, or a permission has
-    changed.
+    Code that calls the method without an event, as the routing of other packages does, gets a
+    ``PermissionDenied``. The decorator stacks with ``auto_route``, which adds nothing, in either
+    order. While a stream runs, the permissions are checked again before a part when the last answer
+    is older than ``RECHECK_INTERVAL``, or a permission has changed.
+
+    With ``route=False`` clients cannot call the method: it handles events of the channel layer. A
+    denied event is dropped with a debug line.
 
     Raises ``TypeError`` or ``ValueError`` for anything but permissions, and ``TypeError`` on
-    ``connect`` and ``disconnect``, which must run for every client.
+    ``connect`` and ``disconnect``, which must run for every client, and for ``route=False`` on a
+    method that another decorator routes.
     """
     if isinstance(perms, str):
         perms = (perms,)
@@ -73,11 +79,13 @@ def require_perms(perms: str | list[str] | tuple[str, ...]) -> Callable[[Method]
         raise ValueError(
             f"require_perms() needs at least one permission, and none empty: {perms!r}."
         )
+    if not isinstance(route, bool):
+        raise TypeError(f"require_perms() takes True or False for route, not {route!r}.")
     perms = tuple(perms)
 
     def decorator(method: Method) -> Method:
         _check_method("require_perms", method)
-        guarded: Method = _decorate(method, perms=perms)
+        guarded: Method = _decorate(method, perms=perms, is_routed=route)
         return guarded
 
     return decorator
@@ -93,9 +101,11 @@ def _check_method(decorator: str, method: object) -> None:
         )
 
 
-def _decorate(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Any:
-    """Return ``function`` guarded by ``perms``; if they are ``None``, with its result routed."""
-    method = describe(function, perms)
+def _decorate(
+    function: Callable[..., Any], perms: tuple[str, ...] | None, *, is_routed: bool
+) -> Any:
+    """Return ``function`` with its result routed to clients, and guarded by ``perms`` if any."""
+    method = describe(function, perms, is_routed=is_routed)
 
     @wraps(function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -105,5 +115,5 @@ def _decorate(function: Callable[..., Any], perms: tuple[str, ...] | None) -> An
             args = ()
         return call_method(method, self, content, args, kwargs)
 
-    mark(wrapper, perms)
+    mark(wrapper, method)
     return wrapper

@@ -13,8 +13,10 @@ from . import protocol
 from .compat import REMAINING_PATH, ThreadSensitiveContext, announce_routes, has_receivers
 from .conf import require_installed
 from .gate import admission, decision, routing
-from .gate.handshake import SOURCES
+from .gate.handshake import SOURCES, is_too_large
+from .gate.refusals import log_refusal
 from .gate.verdict import annotate, refuse
+from .live.closing import REFUSALS, refusal_code
 from .live.connection import Connection, SocketEnded
 from .live.hub import register
 from .signals import token_refused
@@ -45,9 +47,11 @@ class WebSocketTokenAuthMiddleware:
     sets ``scope["websocket_token"]``, a ``gate.TokenAnnotation``, and
     ``scope["websocket_connection"]``, a ``connections.Connection``. Inner applications see a
     placeholder instead of the token. If the token is refused, ``scope["user"]`` is anonymous and
-    the session empty, so a consumer that does not check the token is still safe. If a consumer
-    closes such a connection before it accepts, the browser receives 4401, or the code that the
-    consumer passes.
+    the session empty, so a consumer that does not check the token is still safe.
+
+    A consumer that closes with a code before it accepts, or whose ``connect()`` raises
+    ``PermissionDenied`` or ``Http404`` (4403), is accepted first, so that the browser receives the
+    code. Without a code, the browser receives 4401 after a refused token, and HTTP 403 otherwise.
 
     ``required``: a connection without a valid token never reaches a consumer. Without a
     well-formed token it is refused with HTTP 403. With one that is refused it is accepted and
@@ -117,11 +121,8 @@ class WebSocketTokenAuthMiddleware:
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending after the end")
         except BaseException as error:
-            # Without this close, servers send 1011 or 1006, or no code. A coroutine that Python
-            # closes (GeneratorExit) must not start a task.
-            if connection.is_accepted and not isinstance(error, GeneratorExit):
-                connection.end(protocol.CLOSE_TRY_LATER)
-            raise
+            if not _end_after(error, connection):
+                raise
         finally:
             await connection.leave()
 
@@ -138,13 +139,16 @@ class WebSocketTokenAuthMiddleware:
 
         Raises ``Resolver404`` if no route of a nested router matches.
         """
+        if is_too_large(scope):
+            log_refusal("too_large")
+            return None
         found = routing.match(self.inner, scope, self.token_kwarg)
         if found is None:
             if REMAINING_PATH in scope:
                 # A router around this middleware tries its next route.
                 raise Resolver404("No route of the nested router matches.")
             # Log no more than this: URLRouter's own exception would contain the token.
-            logger.debug("Connection refused: no route matches its path")
+            log_refusal("no_route")
             return None
         if "subprotocol" in self.sources and TOKEN_SUBPROTOCOL in (scope.get("subprotocols") or ()):
             connection.token_subprotocol = TOKEN_SUBPROTOCOL
@@ -199,7 +203,7 @@ class WebSocketTokenAuthMiddleware:
             return True
         if annotation.reason is not None:
             if arrival.needs_token:
-                logger.debug("Bad token: %s", annotation.reason)
+                log_refusal(annotation.reason)
             else:
                 logger.debug("The route of a connection has no %r", self.token_kwarg)
             if self.required:
@@ -210,6 +214,8 @@ class WebSocketTokenAuthMiddleware:
                 return True
         if connection.ended:
             # An event or MAX_CONNECTIONS_PER_USER has ended the connection during the decision.
+            is_surplus = connection.close_code == protocol.CLOSE_TOO_MANY
+            log_refusal("too_many" if is_surplus else "disconnected")
             await connection.accept_and_close(connection.close_code)
             return True
         return False
@@ -237,6 +243,21 @@ class WebSocketTokenAuthMiddlewareStack(WebSocketTokenAuthMiddleware):
             # Refused for its form, without a query.
             return None
         return await self._decide_in_thread(arrival)
+
+
+def _end_after(error: BaseException, connection: Connection) -> bool:
+    """End the connection of a consumer that has raised ``error``; return whether it refused it."""
+    if isinstance(error, REFUSALS) and not connection.is_connect_handled:
+        if not connection.is_refused:
+            # Otherwise the reason is that of the token, which is logged.
+            log_refusal("rejected")
+        connection.end(refusal_code(is_token_refused=connection.is_refused))
+        return True
+    if connection.is_accepted and not isinstance(error, GeneratorExit):
+        # Without this close, servers send 1011 or 1006, or no code. A coroutine that Python closes
+        # (GeneratorExit) must not start a task.
+        connection.end(protocol.CLOSE_TRY_LATER)
+    return False
 
 
 def _check_options(who: str, flags: dict[str, bool], token_kwarg: object, sources: Any) -> None:

@@ -7,7 +7,12 @@ They store digests, no tokens or session keys. The messages of topics are stored
 from django.conf import settings
 from django.db import models
 
+from .conf import TENANT, require_installed
+
 __all__ = ["WebSocketRevocation", "WebSocketToken", "WebSocketTopic", "WebSocketTopicMessage"]
+
+# Django's own error names a class, and not the app that is missing.
+require_installed("channels_websocket_utils")
 
 
 class WebSocketToken(models.Model):
@@ -18,7 +23,9 @@ class WebSocketToken(models.Model):
     user's authentication backend, empty if only the session contains it. ``auth_digest`` and
     ``session_digest`` are SHA-256 digests of the user's session-auth hash and of the session key
     that the token is bound to; empty means not bound. ``path`` is empty if the token is valid on
-    every path. ``used_at`` is the time at which the token was redeemed.
+    every path. ``used_at`` is the time at which the token was redeemed. ``session_seal`` is the key
+    of the bound session, sealed with the token; it is deleted when the token is redeemed.
+    ``tenant`` is empty: see ``TENANT`` in ``conf.py``.
     """
 
     digest = models.CharField(max_length=64, primary_key=True, editable=False)
@@ -32,6 +39,11 @@ class WebSocketToken(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(db_index=True)
     used_at = models.DateTimeField(null=True, blank=True)
+    # With a default in the database, so that a release without this field can still insert rows.
+    tenant = models.CharField(
+        max_length=64, blank=True, default=TENANT, db_default=TENANT, editable=False
+    )
+    session_seal = models.CharField(max_length=128, blank=True, default="", db_default="")
 
     class Meta:
         verbose_name = "WebSocket token"
@@ -62,6 +74,9 @@ class WebSocketRevocation(models.Model):
     session_digest = models.CharField(max_length=64, blank=True, db_index=True)
     is_final = models.BooleanField(default=False)
     created_at = models.DateTimeField(db_index=True)
+    tenant = models.CharField(
+        max_length=64, blank=True, default=TENANT, db_default=TENANT, editable=False
+    )
 
     class Meta:
         verbose_name = "WebSocket revocation"
@@ -82,7 +97,9 @@ class WebSocketTopic(models.Model):
     """
 
     key = models.CharField(max_length=64, primary_key=True, editable=False)
-    tenant = models.CharField(max_length=63, blank=True)
+    tenant = models.CharField(
+        max_length=64, blank=True, default=TENANT, db_default=TENANT, editable=False
+    )
     label = models.CharField(max_length=255, blank=True)
     name = models.CharField(max_length=200, blank=True)
     epoch = models.CharField(max_length=32)

@@ -6,7 +6,7 @@ import sys
 
 from django import db
 
-__all__ = ["is_outage", "is_unreadable_value", "outage_errors"]
+__all__ = ["is_outage", "is_unreadable_value", "lacks_migration", "outage_errors", "remedy_of"]
 
 # What cache libraries raise when their server is down, hangs or is full: module and class.
 _LIBRARY_ERRORS = (
@@ -15,6 +15,17 @@ _LIBRARY_ERRORS = (
     ("pymemcache.exceptions", "MemcacheError"),
     ("redis.exceptions", "RedisError"),
     ("valkey.exceptions", "ValkeyError"),
+)
+
+# A table or a column that does not exist: SQLSTATE of PostgreSQL, numbers of MariaDB and MySQL, and
+# texts of SQLite and Oracle.
+_MISSING_CODES = ("42P01", "42703", 1146, 1054)
+_MISSING_TEXTS = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "ORA-00942",
+    "ORA-00904",
 )
 
 
@@ -33,12 +44,12 @@ def outage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     return *others, db.Error, ConnectionError, TimeoutError, *libraries
 
 
-def is_outage(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Return whether ``error`` means that the database or the session cache is unavailable."""
     return isinstance(error, outage_errors())
 
 
-def is_unreadable_value(error: Exception) -> bool:
+def is_unreadable_value(error: BaseException) -> bool:
     """
     Return whether the database has answered with a value that cannot be decoded.
 
@@ -47,3 +58,19 @@ def is_unreadable_value(error: Exception) -> bool:
     outage.
     """
     return isinstance(error, db.DataError) or "Could not decode to UTF-8" in str(error)
+
+
+def lacks_migration(error: Exception) -> bool:
+    """Return whether the database has answered that a table or a column does not exist."""
+    if not isinstance(error, db.Error):
+        return False
+    cause = error.__cause__
+    codes = [getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]]
+    return any(code in _MISSING_CODES for code in codes) or any(
+        text in str(error) for text in _MISSING_TEXTS
+    )
+
+
+def remedy_of(error: Exception) -> str:
+    """Return what to do about ``error``, for the end of a log line; often the empty string."""
+    return " Run 'manage.py migrate'." if lacks_migration(error) else ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CANCEL",
     "CLOSE_BAD_MESSAGES",
+    "CLOSE_REFUSED",
     "CLOSE_REPLACED",
     "CLOSE_SESSION_ENDED",
     "CLOSE_TOKEN_REFUSED",
@@ -38,6 +39,8 @@ __all__ = [
     "build_ready",
     "build_reply",
     "check_text",
+    "is_ping",
+    "is_sendable_code",
     "read_call",
     "read_credit",
     "read_parts",
@@ -49,6 +52,7 @@ __all__ = [
 # and 1000, because Daphne turns 1008, 1011 and 1013 into an error.
 CLOSE_BAD_MESSAGES = 4400
 CLOSE_TOKEN_REFUSED = 4401
+CLOSE_REFUSED = 4403
 CLOSE_TOO_OLD = 4408
 CLOSE_REPLACED = 4409
 CLOSE_SESSION_ENDED = 4410
@@ -63,6 +67,8 @@ MAX_BAD_MESSAGES = 10
 PING = "websocket.ping"
 CANCEL = "websocket.cancel"
 MORE = "websocket.more"
+
+_PING_TEXT = f'{{"type":"{PING}"}}'
 
 # Messages of the server: their ``key``.
 PONG = {"key": "websocket.pong"}
@@ -82,7 +88,9 @@ class MessageError(Exception):
     An error that is sent to the client: a ``code`` of the wire and a ``message`` for people.
 
     ``reply_key`` and ``type`` name the call that it answers, as far as they could be read.
-    ``id`` is set for the code ``internal``: the server's log contains it too.
+    ``id`` is set for the code ``internal``: the server's log contains it too. ``fields`` are the
+    errors of single fields: dictionaries with ``loc``, a path of names and indexes, and
+    ``message``.
     """
 
     def __init__(
@@ -93,6 +101,7 @@ class MessageError(Exception):
         reply_key: str | None = None,
         type: str | None = None,
         id: str | None = None,
+        fields: list[JSONObject] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -100,6 +109,22 @@ class MessageError(Exception):
         self.reply_key = reply_key
         self.type = type
         self.id = id
+        self.fields = fields
+
+
+def is_sendable_code(code: object) -> bool:
+    """
+    Return whether all servers can close an accepted connection with ``code``.
+
+    Those are 1000 and the codes for libraries and applications, RFC 6455 section 7.4.2.
+    """
+    return isinstance(code, int) and (code == 1000 or 3000 <= code <= 4999)
+
+
+def is_ping(text: str | None) -> bool:
+    """Return whether ``text`` is a ping and nothing else, such as a call with a reply key."""
+    # Clients write it with and without spaces.
+    return text is not None and len(text) < 64 and "".join(text.split()) == _PING_TEXT
 
 
 def check_text(text: str | None, max_size: int) -> None:
@@ -233,9 +258,11 @@ def build_end(reply_key: str) -> JSONObject:
 
 def build_error(error: MessageError) -> JSONObject:
     """Return the message that reports ``error`` to the call it belongs to, or to the client."""
-    content = {"code": error.code, "message": error.message}
+    content: JSONObject = {"code": error.code, "message": error.message}
     if error.id is not None:
         content["id"] = error.id
+    if error.fields is not None:
+        content["fields"] = error.fields
     if error.reply_key is not None:
         return {"key": error.reply_key, "error": content}
     return {"key": ERROR_KEY, "type": error.type, "error": content}

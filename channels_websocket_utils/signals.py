@@ -12,6 +12,8 @@ of the token, ``None`` if it is not known.
 ``connection_opened``: ``connection``, a ``connections.Connection``; sent after the accept.
 ``connection_closed``: ``connection`` and ``code``, the close code of the package or of the client
 (1005 if the client sent none, 1006 if it disconnected without a close, RFC 6455 section 7.4.1).
+``connection_stalled``: ``connection``, which ends with 4490, because its client did not read its
+messages in time. ``connection_closed`` follows.
 ``user_disconnected``: ``user_id``, or ``session_digest`` for one session; the other is ``None``.
 Sent in the process that called ``disconnect_user()`` or ``disconnect_session()``.
 """
@@ -21,6 +23,7 @@ from django.dispatch import Signal
 __all__ = [
     "connection_closed",
     "connection_opened",
+    "connection_stalled",
     "token_issued",
     "token_redeemed",
     "token_refused",
@@ -34,4 +37,5 @@ token_spent = token_redeemed
 token_refused = Signal()
 connection_opened = Signal()
 connection_closed = Signal()
+connection_stalled = Signal()
 user_disconnected = Signal()

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
-from .compat import SyncToAsyncHook, markcoroutinefunction
+from .compat import (
+    SyncToAsyncHook,
+    current_thread_context,
+    has_no_database,
+    is_run_by_thread,
+    markcoroutinefunction,
+)
 from .conf import get_setting
 from .database_connections import PoolConnections
 
@@ -22,28 +28,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import ParamSpec, TypeAlias, TypeVar
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     P = ParamSpec("P")
     R = TypeVar("R")
     Twin: TypeAlias = Callable[P, Coroutine[Any, Any, R]]
 
 __all__ = [
     "OUR_THREADS",
+    "end_for_test_database",
     "handlers_are_waiting",
+    "holds_thread",
     "in_handler_pool",
     "in_our_pool",
     "in_recheck_thread",
     "is_single_threaded",
     "single_thread",
+    "waiting_for_client",
 ]
 
 
 # The gate's decision takes three queries, so a few threads serve thousands of connects a second.
 # Each thread may hold a database connection.
 OUR_THREADS = 8
+# Seconds. A handler that blocks must not stop a test run.
+END_LIMIT = 5
 _lock = threading.Lock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
 _at_work = {"package": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
+# The handlers that wait for their clients, the longest wait first, and what ends each wait.
+_client_waits: dict[object, Callable[[], object]] = {}
 # The work that waits for the work of the current context, with the pool of each.
 _waiting_work: ContextVar[tuple[_Work, ...]]
 _waiting_work = ContextVar("websocket_waiting_work", default=())
@@ -74,6 +89,30 @@ def is_single_threaded() -> bool:
     return bool(_single_threads)
 
 
+def end_for_test_database(*, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """
+    End all threads of the pools before Django drops or copies a test database.
+
+    PostgreSQL refuses both while other connections exist. A receiver of ``connection_created``:
+    Django opens a connection of its own for such a statement, and has no signal for the end of a
+    test run.
+    """
+    if has_no_database(connection):
+        _end_threads()
+
+
+def _end_threads() -> None:
+    """End the threads after their present work, which closes their connections."""
+    with _lock:
+        ended = [twin.executor for _, twin in _pools.values()]
+        _pools.clear()
+    waits = [threading.Thread(target=each.shutdown, daemon=True) for each in ended]
+    for wait in waits:
+        wait.start()
+    for wait in waits:
+        wait.join(END_LIMIT)
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """
@@ -91,11 +130,58 @@ def single_thread() -> Iterator[None]:
             _single_threads -= 1
 
 
+@contextmanager
+def waiting_for_client(end: Callable[[], object]) -> Iterator[bool]:
+    """
+    Yield whether code may wait for a client; if so, it waits in the ``with`` block.
+
+    No shared thread waits but those of handlers outside of transactions, and these only while
+    another thread of their pool is free. When none is, the longest wait is ended: its ``end()`` is
+    called, in any thread.
+    """
+    works = _works_of_threads()
+    if works:
+        may_wait = all(work.pool == "handlers" and not work.is_in_transaction() for work in works)
+    else:
+        # Only a ThreadSensitiveContext has a thread that no other consumer needs.
+        may_wait = not is_run_by_thread() or current_thread_context() is not None
+    if not (works and may_wait):
+        yield may_wait
+        return
+    key = object()
+    with _lock:
+        _client_waits[key] = end
+    _end_longest_wait()
+    try:
+        yield True
+    finally:
+        with _lock:
+            _client_waits.pop(key, None)
+
+
+def holds_thread() -> bool:
+    """Return whether a thread of a pool waits for the code that runs here."""
+    return bool(_works_of_threads())
+
+
+def _works_of_threads() -> list[_Work]:
+    return [work for work in _waiting_work.get() if not work.is_done]
+
+
+def _end_longest_wait() -> None:
+    """End the longest wait of a handler for its client if all threads of handlers are at work."""
+    with _lock:
+        if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):
+            return
+        end = _client_waits.pop(next(iter(_client_waits)))
+    end()
+
+
 def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
     if _single_threads:
         # database_sync_to_async() of Channels would close the connection of the test's transaction.
         return _SyncToAsync(function)
-    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):
+    if any(work.pool == name for work in _works_of_threads()):
         # A thread of the pool waits for this work. If all its threads did, none would be free.
         twin = _PoolSyncToAsync("", ThreadPoolExecutor(1))
     else:
@@ -118,20 +204,30 @@ def _pool(name: str, threads: int) -> _PoolSyncToAsync:
 
 
 def _call(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    works = _waiting_work.get()
+    if works and works[-1].connections is None:
+        works[-1].connections = _PoolSyncToAsync.connections_here()
     return function(*args, **kwargs)
 
 
 class _Work:
     """One function that runs, or waits for a thread, in the pool of that name."""
 
-    __slots__ = ("is_done", "pool")
+    __slots__ = ("connections", "is_done", "pool")
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
         self.is_done = False
+        # Those of its thread, once it has one.
+        self.connections: PoolConnections | None = None
+
+    def is_in_transaction(self) -> bool:
+        return self.connections is not None and self.connections.are_in_transaction()
 
     def __enter__(self) -> None:
         self._count(1)
+        if _client_waits and self.pool == "handlers":
+            _end_longest_wait()
 
     def __exit__(self, *error: object) -> None:
         self.is_done = True
@@ -174,16 +270,24 @@ class _PoolSyncToAsync(_SyncToAsync):
         finally:
             _waiting_work.reset(token)
 
+    @classmethod
+    def connections_here(cls) -> PoolConnections:
+        """Return the database connections of the current thread of a pool."""
+        if not hasattr(cls._local, "connections"):
+            cls._local.connections = PoolConnections()
+        found: PoolConnections = cls._local.connections
+        return found
+
     def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
-        if not hasattr(self._local, "connections"):
-            self._local.connections = PoolConnections()
-        self._local.connections.close_stale()
+        self.connections_here().close_stale()
         try:
             return super().thread_handler(loop, *args, **kwargs)
         except (KeyboardInterrupt, SystemExit) as error:
             # These two end a thread, but from a task they would end the event loop.
             raise RuntimeError(f"Sync code raised {type(error).__name__}") from error
         finally:
-            if not self._name:
+            if self._name:
+                self._local.connections.close_unneeded()
+            else:
                 # This thread ends after its first function.
                 connections.close_all()

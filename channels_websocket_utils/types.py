@@ -31,4 +31,4 @@ if TYPE_CHECKING:
     Payload: TypeAlias = Mapping[str, object]
 
     # By permissions: the code of a denial or None, the user's primary key, the time of the query.
-    PermissionCache: TypeAlias = dict[tuple[str, ...], tuple[str | None, Any, float]]
+    PermissionCache: TypeAlias = dict[tuple[str, ...], tuple[str | None, Any, Any]]

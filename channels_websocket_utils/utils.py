@@ -17,6 +17,7 @@ from .gate import revocations
 from .gate.admission import annotate_scope
 from .gate.identity import identity_of
 from .live import broadcast
+from .live.batch import publish_revocation_at_commit
 from .live.events import apublish, publish
 from .signals import user_disconnected
 from .threads import in_our_pool
@@ -202,16 +203,14 @@ async def apush_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> N
 def _disconnect(**owner: Any) -> None:
     require_installed("disconnect_user()")
     revocation = revocations.revoke(**owner)
-
-    def broadcast_revocation() -> None:
-        publish("revocation", **revocation.as_event())
-        user_disconnected.send_robust(
+    publish_revocation_at_commit(revocation)
+    revocations.when_committed(
+        lambda: user_disconnected.send_robust(
             None,
             user_id=revocation.user_id,
             session_digest=revocation.session_digest or None,
         )
-
-    revocations.when_committed(broadcast_revocation)
+    )
 
 
 def _push(who: str, user: object, key: str, payload: Payload) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from django import db
 from django.contrib.auth.decorators import login_not_required
@@ -17,6 +17,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
 
 from .gate.decision import ConnectionRequest, decide_one
+from .outages import remedy_of
 from .tokens.store import StoreUnavailable
 from .utils import get_websocket_token_answer
 
@@ -39,7 +40,8 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
     """
     Answer with a new token for the session's user, bound to the session.
 
-    The body may name the ``path`` that the token is for, as JSON or as a form. The answer is
+    The body may name the ``path`` that the token is for, percent-encoded, and the ``url`` at which
+    the page requests the token, as JSON or as a form. The answer is
     ``{"token": str, "expires_in": seconds, "identity": str}``. It is 401 if no user is signed in,
     400 for a body that cannot be read, and 503 while the database is unavailable, each with
     ``{"error": {"code", "message"}}``.
@@ -63,13 +65,14 @@ def websocket_token(request: HttpRequest) -> JsonResponse:
         return _error(400, "bad_message", str(error))
     except (db.Error, StoreUnavailable) as error:
         # One line without a traceback, because an outage refuses thousands.
-        logger.error("No token was issued, because no answer came: %s", error)
+        logger.error("No token was issued, because no answer came: %s.%s", error, remedy_of(error))
         return _unavailable()
     # Nothing after this line raises, so no debug page shows the token.
     return JsonResponse(answer)
 
 
 def _read_path(request: HttpRequest) -> Any:
+    content: Any = request.POST
     if request.content_type == "application/json":
         try:
             content = json.loads(request.body or b"{}")
@@ -77,16 +80,32 @@ def _read_path(request: HttpRequest) -> Any:
             raise ValueError("The body is not valid JSON.") from None
         if not isinstance(content, dict):
             raise ValueError("The body must be a JSON object.")
-        path = content.get("path")
-    else:
-        path = request.POST.get("path")
+    path, url = content.get("path"), content.get("url")
+    if path == "":
+        # The page asks for a token for any path.
+        return None
     if not isinstance(path, str):
         return path
-    # The page sends its URL path, percent-encoded and with the prefix at which the site is
-    # mounted. A token is bound to the path that the application gets.
-    path = unquote(path)
-    prefix = request.path.removesuffix(request.path_info)
-    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+    parts = urlsplit(path)
+    if parts.scheme or parts.netloc or parts.query or parts.fragment:
+        raise ValueError("The path must be percent-encoded, and have no host and no query.")
+    # A "?" in a name begins no query.
+    return _without_prefixes(unquote(path), request, url).replace("?", "%3F")
+
+
+def _without_prefixes(path: str, request: HttpRequest, url: object) -> str:
+    """
+    Return the page's ``path`` as the application gets it.
+
+    The site can be mounted at a prefix. A proxy can remove another one, which the server does not
+    know: the page sends in ``url`` how it requests this endpoint.
+    """
+    public = unquote(urlsplit(url).path) if isinstance(url, str) else ""
+    removed = public.removesuffix(request.path) if public.endswith(request.path) else ""
+    for prefix in (removed, request.path.removesuffix(request.path_info)):
+        if prefix and path.startswith(f"{prefix}/"):
+            path = path.removeprefix(prefix)
+    return path
 
 
 def _unavailable() -> JsonResponse:

@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections import Counter
+from unittest import mock
 
 from channels.generic.websocket import JsonWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -13,13 +15,18 @@ from django.urls import path
 
 http = get_asgi_application()
 
+from channels_websocket_utils import middleware  # noqa: E402
 from channels_websocket_utils.decorators import auto_route, require_perms  # noqa: E402
+from channels_websocket_utils.gate import handshake  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 from channels_websocket_utils.tokens import digests, redeeming  # noqa: E402
 from tests.support.consumers import AsyncManager, Manager, PlainJson  # noqa: E402
 from tests.support.helpers import bare  # noqa: E402
+from tests.support.steps import count_steps, earlier_mask  # noqa: E402
 
 PERM = "auth.change_user"
+# Calls of functions that the gate may make on the event loop to read one handshake.
+STEPS = 20_000
 
 
 class Counts:
@@ -28,6 +35,8 @@ class Counts:
     def __init__(self):
         self._counts = Counter(accepted=0, ran=0, statements=0, writes=0)
         self._lock = threading.Lock()
+        # Milliseconds of the event loop that the longest handshake took to read.
+        self.longest = 0
 
     def add(self, name):
         with self._lock:
@@ -35,7 +44,7 @@ class Counts:
 
     def present(self):
         with self._lock:
-            return dict(self._counts)
+            return {**self._counts, "longest": self.longest}
 
 
 counts = Counts()
@@ -82,6 +91,10 @@ class Forbidden:
     @auto_route
     @require_perms("auth.no_such_permission")
     def guarded_by_nothing_there_is(self, event):
+        counts.add("ran")
+
+    @require_perms(PERM, route=False)
+    def guarded_for_the_layer(self, event):
         counts.add("ran")
 
     def unmarked(self, event):
@@ -136,12 +149,35 @@ class Naive(Counted, Forbidden, JsonWebsocketConsumer):
 KINDS = {"async": Async, "sync": Sync, "plain": Plain}
 
 
-def gate(**options):
+class Measured(WebSocketTokenAuthMiddlewareStack):
+    """The gate; a handshake that takes too many steps to read counts as a method that ran."""
+
+    def _read(self, scope, connection):
+        began = time.perf_counter()
+        arrival = super()._read(scope, connection)
+        counts.longest = max(counts.longest, (time.perf_counter() - began) * 1000)
+        if count_steps(super()._read, scope, connection)[0] > STEPS:
+            counts.add("ran")
+        return arrival
+
+
+class Earlier(Measured):
+    """The control: it reads each handshake, and unescapes all texts in it."""
+
+    def _read(self, scope, connection):
+        with (
+            mock.patch.object(middleware, "is_too_large", return_value=False),
+            mock.patch.object(handshake, "mask", earlier_mask),
+        ):
+            return super()._read(scope, connection)
+
+
+def gate(kind=WebSocketTokenAuthMiddlewareStack, **options):
     """Return a gate around all kinds, a route with two tokens and a route without a token."""
     routes = [path(f"{name}/<str:token>", kind.as_asgi()) for name, kind in KINDS.items()]
     routes.append(path("two/<str:first>/<str:token>", Async.as_asgi()))
     routes.append(path("none/", Async.as_asgi()))
-    return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
+    return kind(URLRouter(routes), **options)
 
 
 MODES = {
@@ -150,6 +186,8 @@ MODES = {
     "token": gate(required=True, token_only=True),
     "offered": gate(required=True, sources=("path", "subprotocol")),
     "origin": AllowedHostsOriginValidator(gate(required=True)),
+    "measured": gate(Measured, required=True),
+    "earlier": gate(Earlier, required=True),
     "naive": bare(Naive, "naive/<str:token>"),
 }
 

@@ -6,21 +6,24 @@ Each row is one attack on real servers that serve nothing else. Attacks that ope
 tried on every kind of consumer (``AsyncWebSocketManagerConsumer``, ``WebSocketManagerConsumer``,
 the documented one) behind ``required=True``, the default, and ``required=True, token_only=True``.
 Attacks that send a message are tried on the two consumers of this package. The client is minimal,
-so that it can send what no library sends. In all rows except the last two, the controls, the
-columns that are marked "must be 0" below must be 0.
+so that it can send what no library sends. In all rows except the controls, the columns that are
+marked "must be 0" below must be 0.
 
 * *Tried* and *stopped*: on all servers together. *Stopped* attempts got the promised answer. If the
   server refuses a connection with a close, some clients see only that the connection ended, 1006:
   Daphne loses one close in thousands. Those connections are accepted nowhere, and are counted among
   the answers. More than 2 % of them in a row would break the promise.
 * *Wrongly accepted*: connections that a consumer accepted, counted in the server, without those of
-  valid tokens; and methods that ran and must not. Must be 0.
+  valid tokens; methods that ran and must not; and, in the rows about sizes of handshakes, those
+  that took more than 20,000 steps (calls of functions) to read. Must be 0.
 * *Tracebacks* in the servers' logs: those in which Django, Channels or this package occurs, which
   must be 0 / those of the server alone, which no application can prevent. Where a handler raises,
   the traceback that the package logs with an id is expected, and is not counted.
 * *SQL* and *writes*: all statements that reached the database during the attempts, and those that
   are not a SELECT, where something is promised. A malformed token is refused before any statement.
   A token that cannot be redeemed is refused without a write. ``-``: nothing is promised.
+* *Loop ms*: the longest time that the gate took on the event loop to read one handshake, in the
+  rows about sizes of handshakes.
 * *Good after*: on how many servers a legitimate client was served right afterwards.
 * The other columns are the answers of each server: an HTTP status, a close code or an error code.
   *hung up*: the server ended the connection without an answer. *no answer*: the server did nothing
@@ -28,8 +31,8 @@ columns that are marked "must be 0" below must be 0.
   never reaches an application (400, 404, 414, 1006, 1007, 1009).
 
 The controls are naive code, which looks a token up and calls ``getattr`` with a name from the
-client. They are attacked in the same way, and must accept something: this shows that the table
-counts what gets through.
+client, and code of earlier versions. They are attacked in the same way, and must accept something:
+this shows that the table counts what gets through.
 """
 
 import asyncio
@@ -125,6 +128,7 @@ async def row(name, sites, small):
         "tracebacks": [total("tracebacks"), total("servers_tracebacks")],
         "SQL": total("statements") if promised else None,
         "writes": total("writes") if promised else None,
+        "loop ms": f"{longest:.1f}" if (longest := max(each.longest for each in trials)) else None,
         "good after": f"{total('is_good_after')} of {len(trials)}",
         **{trial.site.server: trial.answers() for trial in trials},
     }
@@ -202,6 +206,7 @@ class Trial:
         self.tracebacks = self.servers_tracebacks = 0
         self.statements = self.writes = 0
         self.is_good_after = False
+        self.longest = 0
         self.surprises = []
         self._answers = Counter()
         self._rightful = 0
@@ -216,6 +221,7 @@ class Trial:
         after = await self.site.report()
         self.accepted = sum(after[what] - before[what] for what in ("accepted", "ran"))
         self.accepted -= self._rightful
+        self.longest = after["longest"] if after["longest"] > before["longest"] else 0
         self.is_good_after = await self.site.is_served()
         self.tracebacks, self.servers_tracebacks = self.site.new_tracebacks()
 
@@ -361,6 +367,19 @@ async def expired(trial):
         await rows.aupdate(expires_at=clock.now())
         async with trial.counting_sql():
             await trial.knock(place, token, session=trial.session_for(place))
+
+
+@attack("token of another tenant", sql="reads")
+async def of_another_tenant(trial):
+    for place in trial.places:
+        token = await aget_websocket_token(trial.site.user)
+        rows = WebSocketToken.objects.filter(digest=digests.digest_of(token))
+        await rows.aupdate(tenant="another")
+        session = trial.session_for(place)
+        async with trial.counting_sql():
+            await trial.knock(place, token, session=session)
+        await rows.aupdate(tenant="")
+        await trial.rightful(place, token, session=session)
 
 
 @attack("another user's token, which its owner then redeems", sql="reads")
@@ -654,6 +673,33 @@ async def early(trial):
             await trial.knock(place, token, session=session, early=frames, right=right)
 
 
+def headers_of(count, value):
+    return [b"X-Flood-%d: %s" % (number, value) for number in range(count)]
+
+
+# Some servers pass on 64 KiB in lines of 8 KiB, others 16 KiB in all, or refuse the request.
+HEADERS = [
+    *(headers_of(1, b"%25" * 2_500), headers_of(7, b"%25" * 2_700), headers_of(1, b"%25" * 21_000)),
+    *(headers_of(1, b"%" * 8_000), headers_of(7, b"%2%35%37%37" * 700)),
+    *(headers_of(7, b"wst_" * 2_000), headers_of(120, b"%25" * 40), headers_of(4_000, b"%25")),
+    # As much as the gate reads.
+    headers_of(2, b"%2%35%37%37" * 62 + b"wst_" * 1_500),
+    *([b"Cookie: a=" + each] for each in (b"1;" * 4_000, b'"' + b'\\"' * 4_000 + b'"')),
+    [b"Sec-WebSocket-Protocol: " + b"a," * 4_000 + b"a"],
+]
+
+
+async def try_headers(trial, mode, right):
+    async with trial.counting_sql():
+        for headers in HEADERS:
+            await trial.knock((mode, "async"), "x", headers=headers, right=right)
+
+
+@attack("thousands of escapes, cookies and offers in the headers", sql="none")
+async def large_headers(trial):
+    await try_headers(trial, "measured", {403} | BY_SERVER)
+
+
 # Messages
 
 
@@ -876,7 +922,12 @@ async def flood(trial):
                 trial.surprises.append(f"{served} of {sent} were served")
 
 
-# The control
+# The controls
+
+
+@attack("control, earlier code: the same headers")
+async def earlier_headers(trial):
+    await try_headers(trial, "earlier", set())
 
 
 @attack("control, naive code: replay")

@@ -8,13 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 
 from tests.support import lab
 from tests.support.lab import CSRF_TOKEN, WebSocket
 from tests.support.processes import ASGI, PostgreSQL, Redis
 
 ROOT = Path(__file__).parent.parent
-APPLICATION = "evidence.fault_site:application"
 # Seconds. An attempt without a result in this time counts as hanging.
 HANGS = 30
 
@@ -25,8 +25,12 @@ class Site:
 
     Connections are in the first process, acts happen in the last. ``redis`` is the purpose of a
     Redis: ``"layer"`` (the channel layer), ``"tokens"``, or ``None`` for no Redis. With
-    ``is_naive`` every token counts as unused.
+    ``is_naive`` every token counts as unused. A derived class may have another ``application``,
+    with other settings in its ``environment``.
     """
+
+    application = "evidence.fault_site:application"
+    environment = MappingProxyType({"DJANGO_SETTINGS_MODULE": "evidence.fault_settings"})
 
     def __init__(self, server, database="sqlite", redis=None, processes=1, is_naive=False):
         self.server = server
@@ -43,7 +47,7 @@ class Site:
             self.postgresql = stack.enter_context(PostgreSQL(self.folder / "postgresql"))
             self.database = self.postgresql.url
         environment = {
-            "DJANGO_SETTINGS_MODULE": "evidence.fault_settings",
+            **self.environment,
             "TEST_DATABASE": self.database,
             "PROOF_WORK": str(self.folder / "work"),
             "PROOF_NAIVE": "yes" if self._is_naive else "",
@@ -55,7 +59,7 @@ class Site:
         subprocess.run(command, check=True, env={**os.environ, **environment}, cwd=ROOT)  # noqa: S603
         self.processes = [
             stack.enter_context(
-                ASGI(self.folder / f"server{number}", self.server, APPLICATION, environment)
+                ASGI(self.folder / f"server{number}", self.server, self.application, environment)
             )
             for number in range(self._count)
         ]

@@ -36,7 +36,8 @@ WEAKNESSES = [
         "name the user in the UPDATE that decides",
         "tokens/database_store.py",
         (
-            '        statement = "UPDATE {table} SET {used_at} = %(now)s"\n'
+            '        statement = "UPDATE {table} SET {used_at} = %(now)s, {session_seal} = '
+            "''\"\n"
             "        return _change_unused(statement, now, digest=row.digest) == 1\n"
         ),
         (
@@ -114,16 +115,58 @@ WEAKNESSES = [
     (
         "store a path that contains a token",
         "tokens/issuing.py",
-        " or masked != path:",
+        " or has_secret(bound):",
         ":",
         "tokens::test_path_that_contains_a_token_is_refused_and_not_stored",
     ),
     (
+        "compare paths with their percent-escapes",
+        "tokens/shape.py",
+        "_unescaped(part).strip",
+        "part.strip",
+        "tokens::test_name_in_a_path_is_bound_with_and_without_percent_escapes",
+    ),
+    (
+        "compare paths with FORCE_SCRIPT_NAME",
+        "tokens/shape.py",
+        "        plain = plain.removeprefix(prefix)\n",
+        "        break\n",
+        "views::test_force_script_name_is_in_no_bound_path",
+    ),
+    (
+        "hide a name that looks like a token from the consumer",
+        "gate/handshake.py",
+        "    elif has_secret(path := _local_path(scope, found[0])):\n",
+        "    elif (path := _local_path(scope, found[0])) is None:\n",
+        "routes::test_name_that_looks_like_a_token_is_refused",
+    ),
+    (
+        "bind tokens to prefixes that the proxy removes",
+        "views.py",
+        "    for prefix in (removed, request",
+        '    for prefix in ("", request',
+        "views::test_prefix_that_a_proxy_removes_is_removed_from_the_path",
+    ),
+    (
         "remove percent-escapes only once",
         "tokens/shape.py",
-        "_ESCAPES = 8\n",
-        "_ESCAPES = 1\n",
+        "_LEVELS = 8\n",
+        "_LEVELS = 1\n",
         "routes::test_mask_hides_tokens_with_percent_escapes",
+    ),
+    (
+        "remove any number of percent-escapes",
+        "tokens/shape.py",
+        "_PLACEHOLDER if escapes > MAX_ESCAPES else _mask_escaped",
+        "_mask_escaped",
+        "routes::test_thousands_of_escapes_are_not_unescaped",
+    ),
+    (
+        "leave texts with thousands of percent-escapes as they are",
+        "tokens/shape.py",
+        "    if not escapes:\n",
+        "    if not 0 < escapes <= MAX_ESCAPES:\n",
+        "routes::test_thousands_of_escapes_are_not_unescaped",
     ),
     # Gate
     (
@@ -178,9 +221,100 @@ WEAKNESSES = [
     (
         "read only the newest revocations",
         "gate/revocations.py",
-        "created_at__gt=kept_since(clock.now())",
+        "created_at__gt=kept_since(database_clock.now())",
         "created_at__gt=clock.now() - timedelta(seconds=1)",
         "connections::test_timer_reads_rows_that_were_committed_out_of_order",
+    ),
+    (
+        "judge revocations by the clock of the process",
+        "gate/database_clock.py",
+        "_STATEMENTS.get(connection.vendor)",
+        "None",
+        "revocations::test_disconnect_ends_sockets_though_clocks_differ",
+    ),
+    (
+        "use the database's time after this machine's clock was set",
+        "gate/database_clock.py",
+        " and abs(time.time() - self.wall - age) < _MAX_SHIFT",
+        "",
+        "revocations::test_database_is_asked_again_if_its_answer_is_old_or_the_clock_was_set",
+    ),
+    (
+        "give the row of a long transaction the time of the call",
+        "gate/revocations.py",
+        "each.created_at < begin]",
+        "False]",
+        "revocations::test_disconnect_in_a_long_transaction_has_the_time_of_the_commit",
+    ),
+    (
+        "lose a logout whose tokens cannot be deleted",
+        "gate/revocations.py",
+        "        if not is_final:\n            raise\n",
+        "        raise\n",
+        "revocations::test_logout_is_recorded_though_its_tokens_cannot_be_deleted",
+    ),
+    (
+        "let a savepoint share the events of its transaction",
+        "live/batch.py",
+        "_batches_of(connection), open_savepoints(connection)",
+        "_batches_of(connection), frozenset()",
+        "events::test_savepoint_that_is_rolled_back_publishes_nothing",
+    ),
+    (
+        "add events to a batch that was rolled back",
+        "live/batch.py",
+        "if batch is not None and runs_at_commit(connection, batch.publish):",
+        "if batch is not None:",
+        "events::test_transaction_after_one_that_was_rolled_back_publishes_its_own_events",
+    ),
+    (
+        "read no rows after an event without content",
+        "live/hub.py",
+        "            self.recheck.check_soon()\n",
+        "            pass\n",
+        "events::test_event_without_content_lets_each_process_read_the_rows",
+    ),
+    (
+        "let every caller wait for a layer that hangs",
+        "live/broadcast.py",
+        "if _skipped_until.get(layer, 0) > time.monotonic():",
+        "if False:",
+        "events::test_layer_that_hangs_delays_one_caller_only",
+    ),
+    (
+        "wait for the layer in a running event loop",
+        "live/sender.py",
+        "if has_parent_loop() and not is_in_loop:",
+        "if True:",
+        "events::test_user_can_be_saved_in_a_running_loop",
+    ),
+    (
+        "do not ask whether the session of a token still exists, at connect",
+        "gate/decision.py",
+        "elif sign_in is None and not _has_session(principal):",
+        "elif False:",
+        "bound_tokens::test_token_of_a_session_that_has_ended_opens_nothing",
+    ),
+    (
+        "do not ask whether the session of a token has ended, in a guarded call",
+        "gate/freshness.py",
+        "elif token_user is not None and _has_session_ended(scope):",
+        "elif False:",
+        "bound_tokens::test_guard_denies_a_call_after_the_session_of_the_token_has_ended",
+    ),
+    (
+        "seal a session key with the digest of the token",
+        "tokens/issuing.py",
+        'seal(key or "", token.text)',
+        'seal(key or "", digest_of(token.text))',
+        "bound_tokens::test_row_of_a_bound_token_does_not_contain_the_session_key",
+    ),
+    (
+        "keep the seal of a redeemed token",
+        "tokens/database_store.py",
+        ", {session_seal} = ''\"",
+        '"',
+        "bound_tokens::test_seal_is_deleted_when_the_token_is_redeemed",
     ),
     (
         "let a path converter raise any exception",
@@ -197,6 +331,103 @@ WEAKNESSES = [
         "middleware::test_two_tokens_are_refused_and_stay_unused",
     ),
     (
+        "ignore a generator that a message calls and nobody iterates over",
+        "messaging/calls.py",
+        "        return _check_caller(call, values)\n",
+        "        return\n",
+        "streams::test_generator_that_is_called_without_a_reply_key_names_the_remedy",
+    ),
+    (
+        "refuse the generator of a method that another method calls",
+        "messaging/calls.py",
+        'if not isinstance(name, str) or name.replace(".", "_") != values.__name__:',
+        "if not isinstance(name, str):",
+        "streams::test_generator_that_a_handler_calls_is_no_stream",
+    ),
+    (
+        "answer the text of an Http404",
+        "messaging/errors.py",
+        (
+            "    if isinstance(error, _NOT_FOUND):\n"
+            '        return MessageError("not_found", "This does not exist.")\n'
+        ),
+        (
+            "    if isinstance(error, _NOT_FOUND):\n"
+            '        return MessageError("not_found", str(error))\n'
+        ),
+        "errors::test_error_of_the_caller_is_answered_and_not_logged",
+    ),
+    (
+        "answer a KeyError of any dictionary as a missing key of the message",
+        "messaging/errors.py",
+        "    if isinstance(error, _MissingKey):\n",
+        "    if isinstance(error, KeyError):\n",
+        "errors::test_error_of_the_server_is_internal_and_logged",
+    ),
+    (
+        "name any number of fields in an error",
+        "messaging/errors.py",
+        "    found = found[:MAX_FIELDS]\n",
+        "",
+        "errors::test_answer_has_no_more_than_100_fields",
+    ),
+    (
+        "let clients call a guarded handler of the channel layer",
+        "messaging/methods.py",
+        "    wrapper._is_websocket_routed = method.is_routed\n",
+        "    wrapper._is_websocket_routed = True\n",
+        "decorators::test_guarded_handler_of_the_layer",
+    ),
+    (
+        "answer a client of a plain consumer for a handler of the channel layer",
+        "messaging/calls.py",
+        "    if is_ours(consumer) or not method.is_routed:\n",
+        "    if is_ours(consumer):\n",
+        "decorators::test_guarded_handler_of_the_layer",
+    ),
+    (
+        "answer the denial of a guard alone, and no result",
+        "messaging/methods.py",
+        "    has_result = is_routed and (perms is None or inner is None)\n",
+        "    has_result = perms is None\n",
+        "decorators::test_guard_alone_answers_a_result_too",
+    ),
+    (
+        "answer a consumer's close with a code by HTTP 403",
+        "live/send_side.py",
+        'if protocol.is_sendable_code(message.get("code")):',
+        "if False:",
+        "middleware::test_refusal_of_a_consumer_reaches_the_browser",
+    ),
+    (
+        "stop a page whose token was refused, because its anonymous user is denied",
+        "live/closing.py",
+        "    return protocol.CLOSE_TOKEN_REFUSED if is_token_refused else protocol.CLOSE_REFUSED",
+        "    return protocol.CLOSE_REFUSED",
+        "middleware::test_refusal_after_a_refused_token_asks_for_a_new_token",
+    ),
+    (
+        "stop a page at a PermissionDenied of any message",
+        "middleware.py",
+        "isinstance(error, REFUSALS) and not connection.is_connect_handled",
+        "isinstance(error, REFUSALS)",
+        "middleware::test_permission_denied_of_a_later_message_is_an_error",
+    ),
+    (
+        "read a handshake of any size",
+        "middleware.py",
+        "        if is_too_large(scope):\n",
+        "        if False:\n",
+        "middleware::test_handshake_that_is_too_large_is_refused_and_its_token_stays_unused",
+    ),
+    (
+        "unescape cookies with any number of backslashes",
+        "gate/admission.py",
+        'if value.count(b"\\\\") > _MAX_BACKSLASHES:',
+        "if False:",
+        "middleware::test_cookies_with_thousands_of_backslashes_are_left_out",
+    ),
+    (
         "ignore how a token is written in the raw path",
         "gate/handshake.py",
         "    return all(token.encode() in text for text in raw_texts)",
@@ -206,8 +437,8 @@ WEAKNESSES = [
     (
         "leave the token in the scope",
         "gate/handshake.py",
-        "    masked = _mask_scope(scope)\n",
-        "    masked = dict(scope)\n",
+        "        scope=_mask_scope(scope),\n",
+        "        scope=dict(scope),\n",
         "routes::test_masked_path_matches_the_same_route",
     ),
     (
@@ -260,6 +491,27 @@ WEAKNESSES = [
         "",
         "middleware::test_servers_functions_are_in_no_frame_of_the_package",
     ),
+    (
+        "put no Origin check around the gate of a site",
+        "asgi.py",
+        "    return _CurrentHostsValidator(gate, needs_origin=not (token_only and required))",
+        "    return gate",
+        "asgi::test_one_call_has_origin_check_gate_and_routes",
+    ),
+    (
+        "accept no Origin at a gate that trusts cookies",
+        "asgi.py",
+        "needs_origin=not (token_only and required)",
+        "needs_origin=not token_only",
+        "asgi::test_only_a_gate_without_cookies_accepts_no_origin",
+    ),
+    (
+        "accept every Origin at a gate for apps",
+        "asgi.py",
+        "        if parsed_origin is None and not self.needs_origin:",
+        "        if not self.needs_origin:",
+        "asgi::test_gate_without_cookies_refuses_the_pages_of_other_sites",
+    ),
     # Live connections
     (
         "allow any change of the state",
@@ -284,7 +536,7 @@ WEAKNESSES = [
     ),
     (
         "do not answer the offer of a token",
-        "live/connection.py",
+        "live/send_side.py",
         '        if not message.get("subprotocol") and self.token_subprotocol:',
         "        if False:",
         "middleware::test_each_accept_answers_the_offer_of_a_token",
@@ -297,11 +549,63 @@ WEAKNESSES = [
         "connections::test_handler_that_sends_for_ever_is_stopped",
     ),
     (
-        "queue pushes without a limit",
+        "queue any number of messages",
         "live/outbox.py",
-        "        if len(self._waiting) >= MAX_WAITING:",
-        "        if False:",
+        "len(self._queue) >= MAX_WAITING or ",
+        "",
         "outbox::test_message_for_a_full_outbox_is_not_kept",
+    ),
+    (
+        "count the messages of an outbox and not their bytes",
+        "live/outbox.py",
+        ' or self._bytes + size > get_setting("MAX_OUTGOING")',
+        "",
+        "outbox::test_bytes_are_bounded_and_not_only_messages",
+    ),
+    (
+        "finish a message after a revocation",
+        "live/outbox.py",
+        "            self._task.cancel()\n",
+        "            pass\n",
+        "outbox::test_discarded_messages_are_not_sent_even_if_the_server_has_begun",
+    ),
+    (
+        "drain the outbox of an own close after a revocation",
+        "live/connection.py",
+        (
+            "        # Also if the consumer's own close has yet to send it.\n"
+            "        self._outbox.discard()\n"
+        ),
+        "",
+        "send_side::test_revocation_discards_what_an_own_close_has_to_send",
+    ),
+    (
+        "let a sync connect() wait for its client",
+        "threads.py",
+        'work.pool == "handlers" and ',
+        "",
+        "send_side::test_sync_connect_does_not_wait",
+    ),
+    (
+        "let a transaction wait for a client",
+        "threads.py",
+        " and not work.is_in_transaction()",
+        "",
+        "send_side::test_handler_in_a_transaction_does_not_wait",
+    ),
+    (
+        "let a handler wait for its client in the last thread",
+        "threads.py",
+        '        if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):',
+        "        if True:",
+        "send_side::test_only_thread_of_a_pool_does_not_wait",
+    ),
+    (
+        "let the streams of one client take all threads",
+        "messaging/open_streams.py",
+        "    return max(1, threads // 4)",
+        "    return threads",
+        "send_side::test_blocking_generators_of_one_client_leave_threads_to_others",
     ),
     (
         "do not interrupt a consumer that waits",
@@ -320,7 +624,7 @@ WEAKNESSES = [
     (
         "ignore a known logout when a connection activates",
         "live/hub.py",
-        "        if self.recheck.has_ended(principal.session_digest):",
+        "        if self.recheck.known.has_ended(principal.session_digest):",
         "        if False:",
         "connections::test_known_logout_ends_a_socket_that_the_gate_accepted",
     ),
@@ -348,9 +652,79 @@ WEAKNESSES = [
     (
         "keep connections for ever without a database",
         "live/recheck.py",
-        "if self.is_database_unavailable and time.monotonic() - self._answered_at > grace:",
-        "if False:",
+        "        if self.knowledge.is_grace_over():",
+        "        if False:",
         "connections::test_sockets_end_when_the_database_stays_unavailable",
+    ),
+    (
+        "handle messages that arrive after a pause of the process",
+        "live/connection.py",
+        "                and late.is_stale()\n",
+        "                and False\n",
+        "late::test_message_after_a_pause_is_not_handled_if_the_user_was_disconnected",
+    ),
+    (
+        "handle a message that Channels held during a pause",
+        "messaging/dispatch.py",
+        "        must_look = not self._is_direct\n",
+        "        must_look = False\n",
+        "late::test_message_that_channels_held_during_the_pause_is_not_handled",
+    ),
+    (
+        "handle a message that waited for a thread during a pause",
+        "messaging/dispatch.py",
+        "            late.wait_in_thread()\n",
+        "            pass\n",
+        "late::test_message_that_waits_for_a_thread_during_the_pause_is_not_handled",
+    ),
+    (
+        "do not look at the wall clock",
+        "live/age.py",
+        " or time.time() - self._wall >= limit",
+        "",
+        "late::test_message_after_a_pause_is_not_handled_if_the_user_was_disconnected",
+    ),
+    (
+        "trust a check that began before the pause",
+        "live/lateness.py",
+        "check.cancelled() and is_new and not has_paused:",
+        "check.cancelled():",
+        "late::test_check_that_began_before_the_pause_does_not_count",
+    ),
+    (
+        "count the age of a connection from its opening on",
+        "live/recheck.py",
+        "            self.knowledge.begin(registered)\n",
+        "            self.knowledge.begin(Age())\n",
+        "late::test_pause_between_the_decision_and_the_opening_lets_the_first_message_wait",
+    ),
+    (
+        "let pings wait too",
+        "live/held.py",
+        '                if is_ping(received.get("text")):\n',
+        "                if False:\n",
+        "late::test_ping_is_answered_while_messages_wait",
+    ),
+    (
+        "take the outage of one user for one of all",
+        "gate/freshness.py",
+        "    if len(found.outages) == len(asked) and asked:",
+        "    if found.outages:",
+        "connections::test_outage_of_one_user_hides_no_other",
+    ),
+    (
+        "keep an unavailable user for ever",
+        "live/recheck.py",
+        "        lost = {each for each, since in self._unavailable.items() if is_over(since)}\n",
+        "        lost = set()\n",
+        "connections::test_unavailable_user_is_kept_for_the_grace_alone",
+    ),
+    (
+        "let a CancelledError of a backend end the check",
+        "gate/isolation.py",
+        "            if is_interrupt(error):\n                raise\n            if",
+        "            if not isinstance(error, Exception):\n                raise\n            if",
+        "connections::test_user_for_whom_the_backend_raises_no_exception_class_counts_as_gone",
     ),
     (
         "count a programming error in the re-check as an outage",
@@ -403,9 +777,9 @@ WEAKNESSES = [
     ),
     (
         "publish a disconnect before the commit",
-        "utils.py",
-        "    revocations.when_committed(broadcast_revocation)",
-        "    broadcast_revocation()",
+        "live/batch.py",
+        "    transaction.on_commit(batch.publish, using=using)",
+        "    batch.publish()",
         "connections::test_disconnect_waits_for_the_commit",
     ),
     # Messages
@@ -440,8 +814,8 @@ WEAKNESSES = [
     (
         "do not check the end of a socket again after the wait for a thread",
         "messaging/calls.py",
-        "return _drop(consumer) if has_ended(consumer) else _run(",
-        "return _run(",
+        "    if has_ended_in_thread(consumer):\n        return _drop(consumer)\n    return _run(",
+        "    return _run(",
         "threads::test_call_that_waits_for_a_thread_does_not_outlive_its_socket",
     ),
     (
@@ -454,10 +828,10 @@ WEAKNESSES = [
     (
         "cache a permission that was removed during its check",
         "messaging/permissions.py",
-        "    permission_cache[perms] = code, user_pk, time.monotonic()",
+        "    permission_cache[perms] = code, user_pk, asked_at",
         (
             "    if connection is not None:\n"
-            "        connection.permission_cache[perms] = code, user_pk, time.monotonic()"
+            "        connection.permission_cache[perms] = code, user_pk, asked_at"
         ),
         "permissions::test_answer_from_before_the_change_is_not_cached",
     ),
@@ -499,8 +873,8 @@ WEAKNESSES = [
     (
         "never close the stale connections of the async ORM",
         "messaging/dispatch.py",
-        "            if may_hold_stale_connections(self._loop):",
-        "            if False:",
+        "        if thread.may_hold_stale():",
+        "        if False:",
         "threads::test_connection_that_the_server_closed_fails_one_async_handler_at_most",
     ),
     # Streams
@@ -542,8 +916,8 @@ WEAKNESSES = [
     (
         "send a part although the permission was removed during its step",
         "messaging/streams.py",
-        ("        # The step may have taken long.\n        await self._check(where)\n"),
-        "",
+        "        await self._check(where)\n        part = ",
+        "        part = ",
         "streams::test_part_is_not_sent_if_the_permission_was_removed_during_its_step",
     ),
     (
@@ -566,8 +940,8 @@ WEAKNESSES = [
     (
         "run two threads in a sync consumer",
         "messaging/streams.py",
-        "        turn = turn or contextlib.nullcontext()",
-        "        turn = contextlib.nullcontext()",
+        "        if self._is_async and not self._is_sync_consumer:",
+        "        if True:",
         "streams::test_one_thread_at_a_time_runs_in_a_sync_consumer",
     ),
     (
@@ -632,11 +1006,40 @@ WEAKNESSES = [
         "            pass",
         "streams::test_streams_end_with_a_consumer_that_raises",
     ),
+    # Tenants
+    (
+        "accept the token of another tenant",
+        "tokens/redeeming.py",
+        "row is None or row.tenant != TENANT",
+        "row is None",
+        "tenants::test_token_row_of_another_tenant_opens_no_connection",
+    ),
+    (
+        "accept the events of another tenant",
+        "live/signatures.py",
+        'event.pop("tenant", None) != TENANT:',
+        'event.pop("tenant", None) is None:',
+        "tenants::test_event_of_another_tenant_is_dropped",
+    ),
+    (
+        "read the revocations of another tenant",
+        "gate/revocations.py",
+        "    return rows.filter(tenant=TENANT)",
+        "    return rows",
+        "tenants::test_revocation_of_another_tenant_is_not_read_and_not_renewed",
+    ),
+    (
+        "use one key of the cache for all tenants",
+        "tokens/cache_store.py",
+        "[_PREFIX, TENANT, ",
+        '[_PREFIX, "", ',
+        "tenants::test_token_in_the_cache_of_another_tenant_is_unknown",
+    ),
     # Threads and database connections
     (
         "let the work of a thread wait for the same pool",
         "threads.py",
-        "    if any(work.pool == name and not work.is_done for work in _waiting_work.get()):",
+        "    if any(work.pool == name for work in _works_of_threads()):",
         "    if False:",
         "threads::test_code_in_a_thread_never_waits_for_another_thread_of_its_pool",
     ),
@@ -660,6 +1063,48 @@ WEAKNESSES = [
         "    return connection.connection is not None and not connection.in_atomic_block",
         "    return connection.connection is not None",
         "threads::test_connection_in_a_transaction_is_not_closed",
+    ),
+    (
+        "keep connections of a database pool in idle threads",
+        "threads.py",
+        "self._local.connections.close_unneeded()",
+        "pass",
+        "database_connections::test_thread_gives_its_connection_back_after_each_piece_of_work",
+    ),
+    (
+        "keep connections of a database pool after an async handler",
+        "messaging/dispatch.py",
+        "thread.holds_unneeded(is_last)",
+        "False",
+        "database_connections::test_open_socket_holds_no_connection_of_a_pool",
+    ),
+    (
+        "keep connections of a database pool while a stream waits",
+        "messaging/streams.py",
+        "                    if self._is_async:\n                        await aclose",
+        "                    if False:\n                        await aclose",
+        "database_connections::test_stream_that_waits_for_its_client_holds_no_connection_of_a_pool",
+    ),
+    (
+        "keep connections that are older than CONN_MAX_AGE after the end of a socket",
+        "database_connections.py",
+        "(is_last and is_too_old(connection))",
+        "False",
+        "database_connections::test_connection_of_the_async_orm_is_kept_as_conn_max_age_says",
+    ),
+    (
+        "keep the threads' connections to a test database",
+        "threads.py",
+        "    if has_no_database(connection):",
+        "    if False:",
+        "database_connections::test_threads_end_before_a_test_database_is_dropped",
+    ),
+    (
+        "let a blocked handler stop the end of a test run",
+        "threads.py",
+        "wait.join(END_LIMIT)",
+        "wait.join()",
+        "database_connections::test_handler_that_blocks_does_not_stop_the_end_of_a_test_run",
     ),
     # Logs and the token endpoint
     (
@@ -691,11 +1136,113 @@ WEAKNESSES = [
         "views::test_no_token_is_issued_without_the_csrf_token",
     ),
     (
+        "render no identity of the page's user",
+        "templatetags/websocket_utils.py",
+        '        "data-identity": _identity(context),\n',
+        "",
+        "templatetags::test_identity_of_the_pages_user_is_the_one_of_the_token_endpoint",
+    ),
+    (
+        "render the identity of the request's user instead of the session's",
+        "templatetags/websocket_utils.py",
+        "        return found or identity_of(",
+        "        return identity_of(",
+        "templatetags::test_identity_is_not_that_of_another_user_of_the_page",
+    ),
+    (
+        "do not quote a part of the path",
+        "templatetags/websocket_utils.py",
+        'quote(text, safe="")',
+        "text",
+        "templatetags::test_parts_of_the_path_are_joined_and_quoted",
+    ),
+    (
+        "let the page read the cookie that CSRF_USE_SESSIONS has made useless",
+        "templatetags/websocket_utils.py",
+        "    cookie = True if settings.CSRF_USE_SESSIONS else ",
+        "    cookie = ",
+        "templatetags::test_names_of_the_csrf_settings_are_rendered",
+    ),
+    (
         "allow caches to keep tokens",
         "views.py",
         "@never_cache\n",
         "",
         "views::test_answers_are_not_cached",
+    ),
+    # Checks
+    (
+        "do not report an application that cannot be imported",
+        "checks/application.py",
+        "        # A warning, because commands such as migrate must run without the application.\n",
+        "        return []\n",
+        "checks::test_application_that_cannot_be_imported_is_found_with_its_line",
+    ),
+    (
+        "report pushes of commands only without a channel layer",
+        "checks/pushes.py",
+        "    if layer is not None and not issubclass(layer, InMemoryChannelLayer):\n",
+        "    if layer is not None:\n",
+        "checks::test_command_that_pushes_without_a_shared_layer_is_found",
+    ),
+    (
+        "do not log a push that reaches nobody",
+        "live/events.py",
+        "    _has_reported = True\n    logger.warning(",
+        "    _has_reported = True\n    logger.debug(",
+        "events::test_push_of_a_process_that_reaches_no_connection_is_logged_once",
+    ),
+    (
+        "take every error of the database for a missing migration",
+        "outages.py",
+        "    if not isinstance(error, db.Error):\n        return False\n",
+        "    if isinstance(error, db.Error):\n        return True\n",
+        "outages::test_other_outages_lack_no_migration",
+    ),
+    # Refusals
+    (
+        "warn about each refusal in production",
+        "gate/refusals.py",
+        "logging.WARNING if settings.DEBUG else logging.DEBUG",
+        "logging.WARNING",
+        "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
+    ),
+    (
+        "do not log a consumer that never accepts",
+        "live/connection.py",
+        '        if self.state is PENDING:\n            log_refusal("not_accepted")\n',
+        "",
+        "refusals::test_consumer_that_never_accepts_is_logged_when_the_client_leaves",
+    ),
+    (
+        "blame the consumer for what the gate refuses",
+        "live/connection.py",
+        "        if not self.ended:\n            self._change_state(REJECTED)",
+        '        if not self.ended:\n            log_refusal("rejected")\n'
+        "            self._change_state(REJECTED)",
+        "refusals::test_refusal_is_logged_with_the_remedy_as_a_warning_in_development",
+    ),
+    # The command "websockets"
+    (
+        "leave the session of a trial in the database",
+        "management/trial.py",
+        "            if session is not None:\n                await sync",
+        "            if session is None:\n                await sync",
+        "websockets_command::test_trial_opens_a_connection_and_reports_each_step",
+    ),
+    (
+        "report a refused trial as a success",
+        "management/commands/websockets.py",
+        "            raise CommandError(str(error)) from error\n",
+        "            self.stdout.write(str(error))\n",
+        "websockets_command::test_trial_of_an_inactive_user_names_reason_and_remedy",
+    ),
+    (
+        "show no permissions in the overview",
+        "management/overview.py",
+        "if (perms := perms_of(function)) else",
+        "if (perms := ()) else",
+        "websockets_command::test_overview_names_routes_gates_consumers_and_permissions",
     ),
 ]
 CONTROL = "nothing: the control"

@@ -3,10 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from asgiref.sync import async_to_sync
+from channels.routing import ProtocolTypeRouter
 from django.contrib.auth.models import Permission
 from django.core.cache import caches
 from django.db import connection
@@ -19,7 +21,7 @@ from channels_websocket_utils.utils import aget_websocket_token, get_websocket_t
 from .support import secret_servers
 from .support.browser import chromium
 from .support.distributions import build
-from .support.following import LIMIT, blocks, follow
+from .support.following import LIMIT, blocks, follow, reader_environment
 from .support.helpers import ROOT, Socket, sign_in, stack
 from .support.servers import free_port, postgresql_folder, redis_command, running
 from .support.settings import cache, database_url
@@ -59,6 +61,22 @@ def token(user):
 @pytest.fixture
 def permission(transactional_db):
     return Permission.objects.get(codename="change_user")
+
+
+@pytest.fixture
+def serve(settings, monkeypatch):
+    """A function that sets the site's ASGI_APPLICATION."""
+
+    async def http(scope, receive, send):
+        """Stands for Django."""
+
+    def serve(websocket):
+        module = types.ModuleType("served")
+        module.application = ProtocolTypeRouter({"http": http, "websocket": websocket})
+        monkeypatch.setitem(sys.modules, "served", module)
+        settings.ASGI_APPLICATION = "served.application"
+
+    return serve
 
 
 @pytest.fixture
@@ -148,22 +166,6 @@ def dist(source, tmp_path_factory):
 def wheel(dist):
     (file,) = dist.glob("*.whl")
     return file
-
-
-def reader_environment(programs, **more):
-    """Return the environment of a reader of the docs, with the folder ``programs`` in its PATH."""
-    found = {
-        **os.environ,
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "DJANGO_SUPERUSER_USERNAME": "ada",
-        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
-        "DJANGO_SUPERUSER_PASSWORD": "a long password",
-        **more,
-    }
-    # These variables configure the test run, so a reader does not have them.
-    internal = ("PYTEST_", "PROMETHEUS_", "DJANGO_SETTINGS_MODULE")
-    return {name: value for name, value in found.items() if not name.startswith(internal)}
 
 
 # The scope is the module, because each reader installs other packages.

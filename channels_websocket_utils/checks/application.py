@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 from channels.auth import AuthMiddleware
@@ -28,7 +29,9 @@ __all__ = ["check_application", "check_user"]
 
 @register
 def check_application(**kwargs: Any) -> list[CheckMessage]:
-    """Report an application that cannot be built (E004), and a stack without old keys (W001)."""
+    """
+    Report an application that cannot be built (E004), or imported (W012), or drops old keys (W001).
+    """
     if not getattr(settings, "ASGI_APPLICATION", None):
         return []
     try:
@@ -42,9 +45,17 @@ def check_application(**kwargs: Any) -> list[CheckMessage]:
                 id="channels_websocket_utils.E004",
             )
         ]
-    except Exception:
-        # Commands such as migrate must run without the application. The server reports this.
-        return []
+    except Exception as error:
+        # A warning, because commands such as migrate must run without the application.
+        return [
+            Warning(
+                f"The ASGI application {settings.ASGI_APPLICATION!r} cannot be imported: "
+                f"{_describe(error)}",
+                hint="Correct this error: no server can start, and the other checks of this "
+                "package cannot see your routes.",
+                id="channels_websocket_utils.W012",
+            )
+        ]
     has_old_keys = bool(getattr(settings, "SECRET_KEY_FALLBACKS", None))
     if not has_old_keys or not any(map(_has_auth_above_gate, chains_of(application))):
         return []
@@ -58,6 +69,14 @@ def check_application(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def _describe(error: Exception) -> str:
+    """Return the type and text of ``error``, and the place that has raised it."""
+    places = traceback.extract_tb(error.__traceback__)
+    # The frames of importlib are not in files.
+    frames = [frame for frame in places if not frame.filename.startswith("<")]
+    return f"{type(error).__name__}: {error} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
 def _has_auth_above_gate(chain: Chain) -> bool:
     kinds = [type(layer) for layer in chain]
     gates = [i for i, kind in enumerate(kinds) if issubclass(kind, WebSocketTokenAuthMiddleware)]
@@ -67,14 +86,21 @@ def _has_auth_above_gate(chain: Chain) -> bool:
 @register
 def check_user(**kwargs: Any) -> list[CheckMessage]:
     """Report a gate without a middleware that puts a user into the scope (E008)."""
-    if not any(map(_lacks_user, site_chains())):
+    chains = [chain for chain in site_chains() if _lacks_user(chain)]
+    if not chains:
         return []
+    is_inside = any(isinstance(layer, AuthMiddleware) for chain in chains for layer in chain)
+    place = (
+        "AuthMiddlewareStack is inside it: put it around it"
+        if is_inside
+        else ("Put AuthMiddlewareStack around it")
+    )
     return [
         Error(
             "WebSocketTokenAuthMiddleware has nothing around it that puts a user into the scope: "
             "every connection with a token would fail.",
-            hint="Use WebSocketTokenAuthMiddlewareStack, or put AuthMiddlewareStack around it. For "
-            "clients without a session pass token_only=True.",
+            hint=f"{place}, or use WebSocketTokenAuthMiddlewareStack instead. For clients without "
+            "a session pass token_only=True.",
             id="channels_websocket_utils.E008",
         )
     ]

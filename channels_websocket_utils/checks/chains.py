@@ -27,7 +27,7 @@ def site_chains() -> list[Chain]:
     try:
         return [*chains_of(import_string(settings.ASGI_APPLICATION))]
     except Exception:
-        # E004 reports this, or the server that needs the application.
+        # E004 or W012 reports this.
         return []
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from django.core.checks import CheckMessage
 
-__all__ = ["check_origin", "check_processes"]
+__all__ = ["check_origin", "check_processes", "layer_class"]
 
 
 @register(deploy=True)
@@ -32,7 +32,7 @@ def check_processes(**kwargs: Any) -> list[CheckMessage]:
         return []
     problems: list[CheckMessage] = []
     try:
-        layer = _layer_class(get_setting("CHANNEL_LAYER"))
+        layer = layer_class(get_setting("CHANNEL_LAYER"))
         alias = cache_alias()
     except (ImportError, ImproperlyConfigured):
         # E001, E002 and E005 report this, or Channels if the layer cannot be imported.
@@ -59,7 +59,8 @@ def check_processes(**kwargs: Any) -> list[CheckMessage]:
     return problems
 
 
-def _layer_class(alias: str) -> Any:
+def layer_class(alias: str) -> Any:
+    """Return the class of the channel layer ``alias``, or ``None`` if there is no such layer."""
     layer = getattr(settings, "CHANNEL_LAYERS", {}).get(alias)
     return None if layer is None else import_string(layer["BACKEND"])
 
@@ -81,7 +82,8 @@ def check_origin(**kwargs: Any) -> list[CheckMessage]:
         Warning(
             "Browsers send cookies with a handshake from a page of any site, and no middleware "
             "around your consumers validates the Origin header.",
-            hint='Put AllowedHostsOriginValidator around the "websocket" application.',
+            hint="Use websocket_application() of channels_websocket_utils.asgi, or put "
+            "AllowedHostsOriginValidator around the gate.",
             id="channels_websocket_utils.W005",
         )
     ]

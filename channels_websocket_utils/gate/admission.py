@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from ..compat import parse_cookie
-from ..tokens import digests
+from ..tokens import digests, seal
 from . import routing
 from .decision import ConnectionRequest, decide_one
 from .handshake import read_handshake
@@ -37,14 +37,20 @@ __all__ = [
 
 logger = logging.getLogger("channels_websocket_utils")
 
+# The cookies that are read; browsers keep fewer for a site. If they have more backslashes, those
+# with backslashes are left out: some versions of Python take seconds to unescape a cookie of
+# thousands of them (CVE-2024-7592).
+_MAX_COOKIES, _MAX_BACKSLASHES = 500, 500
+
 
 @dataclass(slots=True)
 class Arrival:
     """
     A connection on its way to the decision. Nothing in it holds the token.
 
-    ``scope`` has a placeholder instead of the token. ``digest`` is that of a well-formed token;
-    without one, ``reason`` is the cause. ``path`` is the path that a token may be bound to.
+    ``scope`` has a placeholder instead of the token. ``digest`` is that of a well-formed token, and
+    ``pad`` opens its seal; without one, ``reason`` is the cause. ``path`` is the path that a token
+    may be bound to.
     ``needs_token`` is false if the connection is accepted without a token.
     """
 
@@ -53,6 +59,7 @@ class Arrival:
     reason: str | None
     path: str
     needs_token: bool
+    pad: bytes = field(default=b"", repr=False)
 
 
 def read_arrival(
@@ -67,6 +74,7 @@ def read_arrival(
         reason=handshake.reason,
         path=handshake.path,
         needs_token=handshake.needs_token or required,
+        pad=b"" if token is None else seal.pad_of(token),
     )
 
 
@@ -102,10 +110,13 @@ def read_cookies(scope: Scope) -> None:
 
 
 def _cookies(scope: Scope) -> dict[str, str]:
-    # As channels.sessions.CookieMiddleware reads them.
+    # As channels.sessions.CookieMiddleware reads them, but within bounds.
     for name, value in scope.get("headers", []):
         if name == b"cookie":
-            return parse_cookie(value.decode("latin1"))
+            cookies = value.split(b";", _MAX_COOKIES)[:_MAX_COOKIES]
+            if value.count(b"\\") > _MAX_BACKSLASHES:
+                cookies = [each for each in cookies if b"\\" not in each]
+            return parse_cookie(b";".join(cookies).decode("latin1"))
     return {}
 
 
@@ -113,7 +124,12 @@ def request_of(arrival: Arrival, *, token_only: bool) -> ConnectionRequest:
     """Return the request for the decision about ``arrival``."""
     scope = arrival.scope
     return ConnectionRequest(
-        arrival.digest, arrival.path, scope.get("session"), scope.get("user"), token_only
+        arrival.digest,
+        arrival.path,
+        scope.get("session"),
+        scope.get("user"),
+        token_only,
+        arrival.pad,
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..compat import key_of_user, load_backend
-from ..outages import outage_errors
+from ..outages import outage_errors, remedy_of
 from ..signals import token_refused
-from ..tokens import clock, digests, redeeming
+from ..tokens import digests, redeeming, seal
 from ..tokens.store import StoreUnavailable
-from . import revocations
+from . import database_clock, revocations
+from .freshness import present_sessions
 from .sign_in import (
     MODEL_BACKEND,
     backend_path,
@@ -53,6 +54,7 @@ class ConnectionRequest:
     path that the token may be bound to. ``session`` is the connection's ``SessionStore``, if it has
     one. ``user`` is the user whom an outer middleware has signed in; ``None`` means that the
     session names the user. With ``token_only`` the token signs its user in if no user is signed in.
+    ``pad`` opens the seal of the token's session key.
     """
 
     digest: str | None
@@ -60,6 +62,7 @@ class ConnectionRequest:
     session: SessionBase | None = None
     user: User | None = None
     token_only: bool = False
+    pad: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True)
@@ -105,7 +108,9 @@ def _decide(request: ConnectionRequest) -> Verdict:
         return _decide_token(request, request.digest)
     except outage_errors(StoreUnavailable) as error:
         # One line without a traceback, because an outage may refuse thousands.
-        logger.error("A connection was refused, because no answer came: %s", error)
+        logger.error(
+            "A connection was refused, because no answer came: %s.%s", error, remedy_of(error)
+        )
         return Verdict(request.session, anonymous(), annotate("unavailable"))
     except Exception as error:
         # The caller raises it, with its traceback, for this connection alone.
@@ -114,7 +119,7 @@ def _decide(request: ConnectionRequest) -> Verdict:
 
 def _decide_session(request: ConnectionRequest) -> Verdict:
     """Decide about a connection without a token."""
-    session, user, validated_at = request.session, request.user, clock.now()
+    session, user, validated_at = request.session, request.user, database_clock.now()
     sign_in = read_sign_in(session, user)
     if user is not None and (not user.is_authenticated or is_foreign(user)):
         # There is no row of this user that could change.
@@ -123,7 +128,7 @@ def _decide_session(request: ConnectionRequest) -> Verdict:
     # The scope keeps the object of an outer middleware, which may carry more than a fresh one.
     known = user if user is not None and fresh is not None else fresh
     backend = fresh.backend if fresh is not None else ""
-    principal = _principal(session, known, backend, None, validated_at)
+    principal = _principal(request, known, backend, None, validated_at)
     if known is None or principal is None or _is_session_ended(principal):
         return Verdict(session, anonymous(), annotate("missing"))
     return Verdict(session, known, annotate("missing"), principal)
@@ -154,7 +159,7 @@ def _decide_token(request: ConnectionRequest, digest: str) -> Verdict:
 
 def _begin_check(request: ConnectionRequest) -> _TokenCheck:
     """Read the session, and return the check."""
-    session, validated_at = request.session, clock.now()
+    session, validated_at = request.session, database_clock.now()
     sign_in = read_sign_in(session, request.user)
     # The session counts also if an outer middleware has found no signed-in user.
     has_session = sign_in or read_session(session)
@@ -180,12 +185,15 @@ def _check_token(check: _TokenCheck) -> None:
     check.reason = _why_user_refused(user, row, sign_in)
     if check.reason is not None or user is None:
         return
-    principal = _principal(request.session, user, user.backend, row, check.validated_at)
+    principal = _principal(request, user, user.backend, row, check.validated_at)
     check.principal = principal
     if principal is None:
         check.reason = "inactive"
     elif _is_session_ended(principal) if row.is_session_ended is None else row.is_session_ended:
         # The page requested this token before the logout was complete.
+        check.reason = "wrong_session"
+    elif sign_in is None and not _has_session(principal):
+        # Its key was rotated, it has expired, or it was deleted.
         check.reason = "wrong_session"
 
 
@@ -236,7 +244,7 @@ def _finish_check(check: _TokenCheck) -> Verdict:
 
 
 def _principal(
-    session: SessionBase | None,
+    request: ConnectionRequest,
     user: User | None,
     backend: str,
     row: TokenRow | None,
@@ -247,13 +255,19 @@ def _principal(
     if row is not None:
         # has_auth_digest() has accepted it, perhaps by a key of SECRET_KEY_FALLBACKS.
         auth_digest, digest = row.auth_digest, row.session_digest
+        key: Any = seal.open_seal(row.session_seal, request.pad, digest)
     else:
-        auth_digest, digest = digests.auth_digest(user), ""
-    key: Any = ""
+        auth_digest, digest, key = digests.auth_digest(user), "", ""
+    session = request.session
     if session is not None and is_sign_in_of(read_session(session), user):
         digest = own_session_digest(session)
         key = session.session_key if digest else ""
     return Principal(key_of_user(user), backend, auth_digest, key, digest, validated_at)
+
+
+def _has_session(principal: Principal) -> bool:
+    key = principal.session_key
+    return not key or key in present_sessions({key})
 
 
 def _is_session_ended(principal: Principal) -> bool:

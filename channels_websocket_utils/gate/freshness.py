@@ -4,10 +4,12 @@ Check whether the user of a connection is still valid: for guarded calls and for
 
 from __future__ import annotations
 
-from functools import partial
+import logging
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from django import db
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends import cache
@@ -17,8 +19,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..compat import key_of_user, load_backend, router
+from ..outages import outage_errors
 from ..tokens import digests
-from .isolation import answer_for, read_each
+from . import revocations
+from .isolation import Answers, ask_each, read_each
 from .sign_in import (
     MODEL_BACKEND,
     backend_path,
@@ -42,8 +46,13 @@ if TYPE_CHECKING:
 
     # Returns the valid users of some primary keys.
     _ReadUsers: TypeAlias = Callable[[list[Any]], Iterable[AbstractBaseUser]]
+    # A primary key and a backend.
+    _Asked: TypeAlias = tuple[Any, str]
 
-__all__ = ["find_outdated", "fresh_user"]
+__all__ = ["Findings", "find_outdated", "fresh_user", "present_sessions"]
+
+
+logger = logging.getLogger("channels_websocket_utils")
 
 
 def fresh_user(scope: Scope) -> AbstractBaseUser | None:
@@ -80,6 +89,8 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         sign_in = read_session(session)
         if not is_sign_in_of(sign_in, user):
             return None
+    elif token_user is not None and _has_session_ended(scope):
+        return None
     fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))
     if fresh is None:
         return None
@@ -92,7 +103,27 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     return fresh if is_same else None
 
 
-def find_outdated(principals: Iterable[Principal]) -> list[Principal]:
+def _has_session_ended(scope: Scope) -> bool:
+    """Return whether the session has ended that the token of the connection is bound to."""
+    connection: Any = scope.get("websocket_connection")
+    principal = None if connection is None else connection.principal
+    if principal is None or not principal.session_digest:
+        return False
+    if revocations.is_session_ended(principal.session_digest):
+        return True
+    key = principal.session_key
+    return bool(key) and key not in present_sessions({key})
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The principals that are ``outdated``, and those that are ``unavailable`` at the moment."""
+
+    outdated: list[Principal]
+    unavailable: list[Principal]
+
+
+def find_outdated(principals: Iterable[Principal]) -> Findings:
     """
     Return those of ``principals`` whose user or session has changed since the connect.
 
@@ -102,44 +133,67 @@ def find_outdated(principals: Iterable[Principal]) -> list[Principal]:
     that are kept elsewhere (files) are not checked.
 
     A user or session that cannot be read counts as gone: the backend raises for them, or a field of
-    their row cannot be decoded. This is logged with its traceback, and the others are checked.
-    Raises only the exceptions of an outage.
+    their row cannot be decoded. This is logged with its traceback, and the others are checked. If
+    the backend raises the exception of an outage for some users and answers for others, the former
+    are unavailable. Raises only the exceptions of an outage, if no user could be read.
     """
     users = _present_users({(each.user_id, each.backend) for each in principals})
     keys = {each.session_key for each in principals if each.session_key}
-    sessions = _present_sessions(keys) if keys else set()
-    answers: dict[tuple[Any, ...], bool | None] = {}
+    sessions = present_sessions(keys) if keys else set()
 
     def is_same(asked: tuple[Any, ...]) -> bool:
-        user = users.get(asked[:2])
-        return user is not None and digests.has_auth_digest(user, asked[2])
+        return digests.has_auth_digest(users.given[asked[:2]], asked[2])
 
-    def has_changed(each: Principal) -> bool:
-        asked = each.user_id, each.backend, each.auth_digest
-        if asked not in answers:
-            answers[asked] = answer_for(is_same, asked, "A user")
-        return not answers[asked]
+    asked = {(each.user_id, each.backend, each.auth_digest) for each in principals}
+    same = ask_each(is_same, (each for each in asked if each[:2] in users.given), "A user")
+    found = Findings([], [])
+    for each in principals:
+        user = each.user_id, each.backend
+        if each.session_key and each.session_key not in sessions:
+            found.outdated.append(each)
+        elif user in users.outages or (*user, each.auth_digest) in same.outages:
+            found.unavailable.append(each)
+        elif not same.given.get((*user, each.auth_digest)):
+            found.outdated.append(each)
+    _log_unavailable(found.unavailable, {**users.outages, **same.outages})
+    return found
 
-    return [
-        each
-        for each in principals
-        if has_changed(each) or (each.session_key and each.session_key not in sessions)
-    ]
+
+def _log_unavailable(unavailable: list[Principal], outages: dict[Any, BaseException]) -> None:
+    if unavailable:
+        # Without a traceback: an outage would fill the log.
+        error = next(iter(outages.values()))
+        text = str(error) or type(error).__name__
+        logger.error("The users of %s live connections are unavailable: %s", len(unavailable), text)
 
 
-def _present_users(asked: Collection[tuple[Any, str]]) -> dict[tuple[Any, str], AbstractBaseUser]:
+def _present_users(asked: Collection[_Asked]) -> Answers[_Asked, AbstractBaseUser]:
     """Return the valid users of ``asked``, pairs of a primary key and a backend."""
-    found: dict[tuple[Any, str], AbstractBaseUser] = {}
+    found: Answers[_Asked, AbstractBaseUser] = Answers({}, {})
     can_join = can_join_user()
     for path in {path for _, path in asked}:
-        ids = [user_id for user_id, of in asked if of == path]
-        if path == MODEL_BACKEND and can_join:
-            users = read_each(_model_users(path), ids, "A user")
-        else:
-            answers = (answer_for(partial(load_user, path=path), each, "A user") for each in ids)
-            users = list(filter(None, answers))
-        found.update(((key_of_user(user), path), user) for user in users)
+        of_path = [each for each in asked if each[1] == path]
+        users = _read_users(path, of_path) if path == MODEL_BACKEND and can_join else None
+        if users is None:
+            answers = ask_each(lambda each: load_user(*each), of_path, "A user")
+            users = list(filter(None, answers.given.values()))
+            found.outages.update(answers.outages)
+        found.given.update(((key_of_user(user), path), user) for user in users)
+    if len(found.outages) == len(asked) and asked:
+        # Nobody could be read: this is no failure of one user.
+        raise next(iter(found.outages.values()))
     return found
+
+
+def _read_users(path: str, asked: list[_Asked]) -> list[AbstractBaseUser] | None:
+    """Return the users of ``ModelBackend``, or ``None`` if a row needs something unavailable."""
+    try:
+        return read_each(_model_users(path), [user_id for user_id, _ in asked], "A user")
+    except db.Error:
+        raise
+    except outage_errors():
+        # Code of the site's user model has raised it, perhaps for one row.
+        return None
 
 
 def _model_users(path: str) -> _ReadUsers:
@@ -150,8 +204,12 @@ def _model_users(path: str) -> _ReadUsers:
     return lambda ids: filter(backend.user_can_authenticate, manager.filter(pk__in=ids))
 
 
-def _present_sessions(keys: set[str]) -> set[str]:
-    """Return those of the session ``keys`` that exist and have not expired."""
+def present_sessions(keys: set[str]) -> set[str]:
+    """
+    Return those of the session ``keys`` that exist and have not expired.
+
+    Sessions that are kept elsewhere than in the database or a cache count as present.
+    """
     store = import_module(settings.SESSION_ENGINE).SessionStore
     if issubclass(store, db_sessions.SessionStore):
         model = store.get_model_class()

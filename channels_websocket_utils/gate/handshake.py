@@ -1,5 +1,8 @@
 """
 Find the token in a handshake, and mask it in the scope.
+
+Anybody can send a handshake, and it is read on the event loop. So its size is limited, and with it
+the time that this takes: 2 ms at most.
 """
 
 from __future__ import annotations
@@ -7,11 +10,12 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 from ..compat import REMAINING_PATH
 from ..tokens.shape import (
+    MAX_ESCAPES,
     TOKEN_SUBPROTOCOL,
     bound_path,
     count_tokens,
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
     _Header: TypeAlias = tuple[bytes, bytes]
 
-__all__ = ["SOURCES", "Handshake", "plain_subprotocols", "read_handshake"]
+__all__ = ["SOURCES", "Handshake", "is_too_large", "plain_subprotocols", "read_handshake"]
 
 
 # Where a handshake may carry its token: in the path, or as the offer ["websocket.token", TOKEN].
@@ -37,6 +41,9 @@ SOURCES = ("path", "subprotocol")
 _SUBPROTOCOL = re.compile(r"[A-Za-z0-9._-]+")
 # Credentials of another kind. A part of their random text can look like a token.
 _KEPT_HEADERS = (b"cookie", b"authorization")
+# Daphne and hypercorn accept 16 KiB of headers, a browser sends about 20 of them. uvicorn accepts
+# 1 MiB with websockets, and any size with wsproto.
+_MAX_HEADERS, _MAX_SUBPROTOCOLS, _MAX_SIZE = 256, 100, 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,9 @@ class Handshake:
     """
     The result of reading a handshake: its ``token``, or in ``reason`` why there is none to look up.
 
-    ``path`` is the path that a token may be bound to. ``scope`` is the connection's scope with a
-    placeholder instead of the token; inner applications get this one. ``needs_token`` is true if
-    the route captures a token, or if ``sources`` contains ``"subprotocol"``.
+    ``path`` is the path that the token may be bound to, or ``""``. ``scope`` is the connection's
+    scope with a placeholder instead of the token; inner applications get this one. ``needs_token``
+    is true if the route captures a token, or if ``sources`` contains ``"subprotocol"``.
     """
 
     scope: Scope
@@ -56,6 +63,25 @@ class Handshake:
     token: str | None = field(repr=False)
 
 
+def is_too_large(scope: Scope) -> bool:
+    """
+    Return whether the handshake must be refused unread.
+
+    It may have 256 headers and 100 subprotocols. Its path, query string and headers may have 16 KiB
+    and ``MAX_ESCAPES`` percent signs in all. ``Cookie`` and ``Authorization``, which are not
+    masked, do not count.
+    """
+    headers = scope.get("headers") or ()
+    if len(headers) > _MAX_HEADERS or len(scope.get("subprotocols") or ()) > _MAX_SUBPROTOCOLS:
+        return True
+    texts = [value for name, value in headers if name.lower() not in _KEPT_HEADERS]
+    texts += [scope.get("raw_path") or b"", scope.get("query_string") or b""]
+    path = scope.get("path", "")
+    if len(path) + sum(map(len, texts)) > _MAX_SIZE:
+        return True
+    return path.count("%") + sum(text.count(b"%") for text in texts) > MAX_ESCAPES  # type: ignore[no-any-return]
+
+
 def read_handshake(
     scope: Scope, captured: Sequence[str], sources: Sequence[str] = ("path",)
 ) -> Handshake:
@@ -63,10 +89,10 @@ def read_handshake(
     Return the ``Handshake`` of ``scope``, whose route has captured the tokens ``captured``.
 
     ``sources`` are those of ``SOURCES`` that may carry the token. The token is usable (``reason``
-    is ``None``) only if it is the only one in the handshake, has the form of a token, and is
-    written in the raw path, or in the raw header, without percent-escapes.
+    is ``None``) only if it is the only one in the handshake, has the form of a token, is written in
+    the raw path, or in the raw header, without percent-escapes, and if the rest of the path
+    contains no text that ``mask()`` would change.
     """
-    token = None
     in_path = captured if "path" in sources else ()
     offered = _offered_tokens(scope) if "subprotocol" in sources else ()
     found = [*in_path, *offered]
@@ -76,25 +102,33 @@ def read_handshake(
         reason = "two_tokens"
     elif not _is_shaped(found[0], *(_raw_offers(scope) if offered else _raw_paths(scope))):
         reason = "malformed"
+    elif has_secret(path := _local_path(scope, found[0])):
+        # The placeholder would hide a part of the path from the consumer, such as a name.
+        reason = "two_tokens"
     else:
         reason = None
-        token = found[0]
-    masked = _mask_scope(scope)
-    # Without a token to look up, no path is compared, and text like a token must not stay in it.
-    path = scope["path"] if token else masked["path"]
-    path = bound_path(path[len(scope.get("root_path", "")) :], token)
     return Handshake(
-        scope=masked,
-        path=path,
+        scope=_mask_scope(scope),
+        # No path is compared if there is no token to look up. It could contain text like a token.
+        path=path if reason is None else "",
         reason=reason,
         needs_token=bool(captured) or "subprotocol" in sources,
-        token=token,
+        token=found[0] if reason is None else None,
     )
 
 
 def plain_subprotocols(offered: Iterable[str]) -> list[str]:
-    """Return those of the ``offered`` subprotocols that can be answered and contain no token."""
+    """
+    Return those of the ``offered`` subprotocols that can be answered and contain no token.
+
+    It looks at no more than a handshake may offer.
+    """
+    offered = islice(offered, _MAX_SUBPROTOCOLS)
     return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
+
+
+def _local_path(scope: Scope, token: str | None = None) -> str:
+    return bound_path(scope["path"].removeprefix(scope.get("root_path", "")), token)
 
 
 def _count(scope: Scope) -> int:

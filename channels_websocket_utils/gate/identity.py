@@ -10,11 +10,14 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 
 from ..compat import key_of_user, salted_hmac
+from .sign_in import read_session
 
 if TYPE_CHECKING:
+    from django.contrib.sessions.backends.base import SessionBase
+
     from ..types import User
 
-__all__ = ["identity_of"]
+__all__ = ["identity_of", "identity_of_session"]
 
 
 def identity_of(user: User | None) -> str | None:
@@ -28,19 +31,34 @@ def identity_of(user: User | None) -> str | None:
     """
     if user is None or not user.is_authenticated:
         return None
+    return _digest(_name(user))
+
+
+def identity_of_session(session: SessionBase | None) -> str | None:
+    """
+    Return ``identity_of()`` the user that ``session`` names, ``None`` if it names none.
+
+    The database is not asked whether this user still exists and may sign in.
+    """
+    sign_in = read_session(session)
+    return None if sign_in is None else _digest(_name_of_key(sign_in.user_id))
+
+
+def _digest(name: str) -> str:
     key = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS][-1]
-    digest = salted_hmac(
-        "channels_websocket_utils.identity", _name(user), secret=key, algorithm="sha256"
-    )
+    digest = salted_hmac("channels_websocket_utils.identity", name, secret=key, algorithm="sha256")
     return digest.hexdigest()[:32]
 
 
 def _name(user: User) -> str:
-    model = get_user_model()
-    if isinstance(user, model):
+    if isinstance(user, get_user_model()):
         # Also for an instance of a proxy or child model, which an authentication backend may return
         # here and not there. A child can have a primary key of its own.
-        return f"{model._meta.label_lower}:{key_of_user(user)}"
+        return _name_of_key(key_of_user(user))
     # Not type(), which would be that of a lazy object.
     kind = user.__class__
     return f"{kind.__module__}.{kind.__qualname__}:{user.pk}"
+
+
+def _name_of_key(key: object) -> str:
+    return f"{get_user_model()._meta.label_lower}:{key}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from django import db
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connections, transaction
 from django.utils.timezone import is_aware
 
 from ..compat import can_skip_locked, primary_key, router
-from ..conf import get_setting
+from ..conf import TENANT, get_setting
 from ..models import WebSocketRevocation
 from ..outages import is_outage, is_unreadable_value
 from ..tokens import clock, redeeming
+from . import database_clock
 from .isolation import batches, read_each
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Revocation",
+    "finish",
     "is_known",
     "is_session_ended",
     "kept_since",
@@ -39,10 +43,17 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("channels_websocket_utils")
+
 # An equal row up to this old gets a new created_at, so that no second row is needed.
 _RENEWABLE = timedelta(seconds=60)
 # A check reads the rows of all users in one query if there are at most this many.
 _MOST_ROWS = 2000
+# Old rows that one revocation deletes at most. ``clear_websocket_tokens`` deletes all.
+_MOST_DELETED = 500
+# A row of a transaction that lasted longer gets the time of the commit. This is far below the
+# tolerance of ends().
+_LONG = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +70,11 @@ class Revocation:
         """
         Return whether it ends a connection of its user or session that was ``validated_at`` then.
 
-        If in doubt, it does: a user who is still signed in can connect again.
+        Both times are the database's. If in doubt, it does: a user who is still signed in can
+        connect again.
         """
         # A time in the future means that the clock was set back after the connect.
-        is_after = self.created_at + clock.TOLERANCE <= validated_at <= clock.now()
+        is_after = self.created_at + clock.TOLERANCE <= validated_at <= database_clock.estimate()
         return self.is_final or not is_after
 
     def includes(self, other: Revocation) -> bool:
@@ -106,20 +118,34 @@ def revoke(*, user_id: Any = None, session_digest: str = "", is_final: bool = Fa
     Record the end of a user's or session's connections, and return it as a ``Revocation``.
 
     Adds a row, or moves an equal row that is less than a minute old to the present. Revokes the
-    unused tokens, and deletes the rows that are too old to be used. ``is_final`` is for a session
-    that was logged out.
+    unused tokens. ``is_final`` is for a session that was logged out. Call ``finish()`` when the
+    transaction is committed, see ``when_committed()``.
     """
-    present = clock.now()
     rows = _rows()
+    # Before the transaction: one that begins with a read could not write later on SQLite.
+    present = database_clock.ask()
     values = {"user_id": user_id, "session_digest": session_digest, "is_final": is_final}
     with transaction.atomic(using=rows.db):
-        rows.filter(created_at__lte=kept_since(present)).delete()
         row_id = _renew(rows, values, present)
         if row_id is None:
             row_id = rows.create(**values, created_at=present).pk
-        owner = {"session_digest": session_digest} if session_digest else {"user_id": user_id}
-        redeeming.revoke(**owner)
+        if session_digest:
+            _revoke_session_tokens(session_digest, is_final)
+        else:
+            redeeming.revoke(user_id=user_id)
     return Revocation(row_id, user_id, session_digest, is_final, present)
+
+
+def _revoke_session_tokens(session_digest: str, is_final: bool) -> None:
+    try:
+        # A savepoint, because an error must not undo the row.
+        with transaction.atomic(using=_rows().db):
+            redeeming.revoke(session_digest=session_digest)
+    except db.Error as error:
+        if not is_final:
+            raise
+        # The gate reads the row, and refuses every token of the session.
+        logger.error("The unused tokens of a session were not deleted: %s", error)
 
 
 def _renew(
@@ -132,18 +158,71 @@ def _renew(
     """
     equal = rows.filter(**values, created_at__range=(present - _RENEWABLE, present))
     # A transaction that has renewed the row may be long: add a row instead of waiting for it.
-    skips = can_skip_locked(connections[rows.db])
-    locked = equal.select_for_update(skip_locked=True) if skips else equal
-    found = locked.order_by("-created_at").values_list("pk", flat=True)[:1]
+    found = _unlocked(equal.order_by("-created_at")).values_list("pk", flat=True)[:1]
     for row_id in found:
         if equal.filter(pk=row_id).update(created_at=present):
             return int(row_id)
     return None
 
 
+def _unlocked(rows: QuerySet[WebSocketRevocation]) -> QuerySet[WebSocketRevocation]:
+    """Return ``rows``, locked and without those that another transaction has locked."""
+    can_skip = can_skip_locked(connections[rows.db])
+    return rows.select_for_update(skip_locked=True) if can_skip else rows
+
+
 def when_committed(do: Callable[[], object]) -> None:
     """Call ``do()`` when the revocations of the present transaction are committed."""
     transaction.on_commit(do, using=_rows().db)
+
+
+def finish(revoked: Collection[Revocation]) -> list[Revocation]:
+    """
+    Return ``revoked``, whose transaction was just committed, with the time of the commit.
+
+    A user who has connected during a long transaction was validated without these rows, so they
+    move to the present. Also deletes old rows. An error of the database is logged: the rows are
+    stored.
+    """
+    finished = list(revoked)
+    try:
+        finished = _move_to_commit(finished)
+        _delete_old()
+    except db.Error as error:
+        logger.error("The rows of revocations could not be updated after the commit: %s", error)
+    return finished
+
+
+def _move_to_commit(revoked: list[Revocation]) -> list[Revocation]:
+    begin = database_clock.estimate() - _LONG
+    # A final row ends every connection of its session, at whatever time.
+    late = [each for each in revoked if not each.is_final and each.created_at < begin]
+    if not late:
+        return revoked
+    rows, present = _rows(), database_clock.ask()
+    with transaction.atomic(using=rows.db):
+        # A row that another transaction has locked gets a later time there.
+        ids = [
+            *_unlocked(rows.filter(pk__in=[each.id for each in late])).values_list("pk", flat=True)
+        ]
+        rows.filter(pk__in=ids).update(created_at=present)
+    return [replace(each, created_at=present) if each in late else each for each in revoked]
+
+
+def _delete_old() -> None:
+    """
+    Delete rows that are no longer used.
+
+    Apart from the revocation, which must not wait for a transaction that deletes the same rows.
+    """
+    rows = _rows()
+    old = rows.filter(created_at__lte=kept_since(database_clock.estimate()))
+    if not old.exists():
+        # Without a write: on SQLite it would wait for other writers.
+        return
+    with transaction.atomic(using=rows.db):
+        ids = list(_unlocked(old).values_list("pk", flat=True)[:_MOST_DELETED])
+        rows.filter(pk__in=ids).delete()
 
 
 def recent(principals: Collection[Principal] = ()) -> list[Revocation]:
@@ -153,7 +232,7 @@ def recent(principals: Collection[Principal] = ()) -> list[Revocation]:
     The whole window each time: neither ids nor times follow the order of commits, so a query for
     the rows since the last query could miss some.
     """
-    rows = _rows().filter(created_at__gt=kept_since(clock.now()))
+    rows = _rows().filter(created_at__gt=kept_since(database_clock.now()))
     found, count = _read(rows[: _MOST_ROWS + 1])
     if count > _MOST_ROWS:
         users = {each.user_id for each in principals}
@@ -214,4 +293,5 @@ def kept_since(present: datetime) -> datetime:
 
 
 def _rows() -> QuerySet[WebSocketRevocation]:
-    return WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
+    rows = WebSocketRevocation.objects.using(router.db_for_write(WebSocketRevocation))
+    return rows.filter(tenant=TENANT)

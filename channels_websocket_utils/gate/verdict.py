@@ -45,9 +45,9 @@ class Principal:
     The user of a live connection, and the session that signed the user in.
 
     ``auth_digest`` is the user's at connect. The session is that of the cookie if it signed the
-    user in, otherwise that of the token, of which only the digest is known. ``session_key`` and
-    ``session_digest`` are empty if there is no session to check again. ``validated_at`` is the
-    time at which the gate began to read the database.
+    user in, otherwise the one that the token is bound to. ``session_key`` and ``session_digest``
+    are empty if there is no session to check again. ``validated_at`` is the database's time at
+    which the gate began to read it.
     """
 
     user_id: Any

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from asgiref.sync import async_to_sync
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from ..conf import get_setting
-from .signatures import BadSignature, sign, verify
+from .signatures import BadSignature, verify
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ __all__ = [
     "PUSHES",
     "RENEWAL",
     "REVOCATIONS",
+    "SKIP",
     "Listener",
     "asend",
-    "send",
     "shared_layer",
 ]
 
@@ -47,6 +47,8 @@ REVOCATIONS = "websocket_utils.revocations"
 PUSHES = "websocket_utils.pushes"
 # Seconds that a view waits while it publishes, and a connect for the first subscription.
 LIMIT = 1.0
+# Seconds for which no event is sent after a time-out.
+SKIP = 5.0
 # Seconds between two attempts to listen: the first pause and the longest.
 BACKOFF = 0.1, 10.0
 # Seconds after which a membership that Redis has lost (flushed, evicted) is added again.
@@ -55,6 +57,8 @@ _MESSAGE_TYPE = "websocket.event"
 # Layers that no listener uses now, by event loop and alias.
 _free_layers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, list[Layer]]]
 _free_layers = WeakKeyDictionary()
+# When events are sent to a layer again that has timed out.
+_skipped_until: WeakKeyDictionary[Layer, float] = WeakKeyDictionary()
 _BOOT = uuid.uuid4().hex
 
 
@@ -64,25 +68,26 @@ def shared_layer() -> Layer | None:
     return None if isinstance(layer, InMemoryChannelLayer) else layer
 
 
-def send(group: str, event: Event) -> None:
+async def asend(group: str, text: str) -> None:
     """
-    Sign ``event``, a dictionary of JSON's types, and send it to the listeners of other processes.
+    Send ``text``, which ``sign()`` returned, to the listeners of other processes.
 
     This is one ``group_send()``, which may take 1 second at most. An error is logged and not
     raised: the caller's work is done, and the re-check of the other processes finds the change.
+    After a time-out, the layer is skipped for 5 seconds, so that the next callers do not wait.
     """
-    if shared_layer() is not None:
-        async_to_sync(asend)(group, event)
-
-
-async def asend(group: str, event: Event) -> None:
-    """See send()."""
     layer = shared_layer()
     if layer is None:
         return
-    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "event": sign(event)}
+    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "event": text}
     try:
-        await _within_limit(layer.group_send(group, message))
+        if _skipped_until.get(layer, 0) > time.monotonic():
+            raise asyncio.TimeoutError("it did not answer a moment ago")
+        try:
+            await _within_limit(layer.group_send(group, message))
+        except asyncio.TimeoutError:
+            _skipped_until[layer] = time.monotonic() + SKIP
+            raise
     except Exception as error:
         # Each layer has exceptions of its own.
         logger.error("The channel layer did not take an event for %s: %s", group, _text_of(error))
@@ -177,9 +182,17 @@ class Listener:
             logger.debug("An event for %s was dropped: %s", self._group, reason)
             return
         try:
-            self._handle(event)
+            for each in event["events"] if event["kind"] == "batch" else [event]:
+                self._handle_one(each)
         except Exception:
             # A process with another release may have sent it. The listener continues.
+            logger.exception("An event for %s could not be handled", self._group)
+
+    def _handle_one(self, event: Event) -> None:
+        try:
+            self._handle(event)
+        except Exception:
+            # The other events of the batch are still handled.
             logger.exception("An event for %s could not be handled", self._group)
 
     async def _join(self, layer: Layer, channel: str) -> None:

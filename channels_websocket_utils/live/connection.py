@@ -11,30 +11,27 @@ from typing import TYPE_CHECKING
 from .. import protocol
 from ..compat import has_receivers
 from ..gate.handshake import plain_subprotocols
-from ..signals import connection_closed, connection_opened
+from ..gate.refusals import log_refusal
+from ..signals import connection_closed
 from ..threads import in_our_pool
 from .closing import run_close
-from .dropping import DroppedMessages, SocketEnded
+from .dropping import SocketEnded
 from .interruptible import InterruptibleReceive
-from .outbox import Outbox
-from .state import ABANDONED, CLOSED, CLOSING, OPEN, PENDING, REJECTED, check_change
+from .send_side import SendSide
+from .state import ABANDONED, CLOSED, CLOSING, OPEN, PENDING, REJECTED
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..gate.verdict import Principal
     from ..types import Message, PermissionCache, Receive, Scope, Send
-    from .state import ConnectionState
+    from .lateness import Lateness
 
 __all__ = ["Connection", "SocketEnded"]
 
-
 logger = logging.getLogger("channels_websocket_utils")
-
 _ids = itertools.count(1)
 
 
-class Connection:
+class Connection(SendSide):
     """
     One live WebSocket connection: ``scope["websocket_connection"]``.
 
@@ -45,7 +42,7 @@ class Connection:
     ``ended`` is true from the moment when the server or the client has ended the connection;
     ``close_code`` is the code of that close. ``is_accepted``: an accept was sent to the client.
     ``is_refused``: the gate has refused the token, so a close before the accept becomes an accept
-    and a close with 4401, which a browser can read.
+    and a close with 4401, which a browser can read. So does a close with a code of the consumer.
 
     The consumer gets ``receive()`` and ``send()`` of this class instead of the server's. After the
     end, ``receive()`` returns the disconnect at once and drops what the client still sends, and
@@ -57,71 +54,38 @@ class Connection:
     """
 
     __slots__ = (
-        "_closing_task",
-        "_dropped",
-        "_has_sent_opened",
         "_is_close_due",
         "_is_connect_delivered",
-        "_outbox",
         "_receive",
-        "_send",
-        "_subprotocol",
-        "close_code",
-        "hub",
+        "answers_pings",
         "id",
-        "is_accepted",
-        "is_refused",
+        "is_connect_handled",
+        "lateness",
         "opened_at",
         "path",
         "permission_cache",
         "principal",
-        "state",
-        "token_subprotocol",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A browser that offers subprotocols and gets none in the answer fails with 1006 and never
+        # sees a close code. The accept that precedes a close answers the client's first choice.
+        offered = plain_subprotocols(scope.get("subprotocols") or ())
+        super().__init__(send, offered[0] if offered else None)
         self.id = next(_ids)
-        self.state = PENDING
         self.opened_at = time.time()
         self.path: str = ""
         self.principal: Principal | None = None
         self.permission_cache: PermissionCache = {}
-        self.close_code: int | None = None
-        self.is_accepted = self.is_refused = False
-        # "websocket.token" if the client offers it and sources allow it. It is the answer if the
-        # consumer chooses no subprotocol.
-        self.token_subprotocol: str | None = None
-        # A browser that offers subprotocols and gets none in the answer fails with 1006 and never
-        # sees a close code. The accept that precedes a close answers the client's first choice.
-        offered = plain_subprotocols(scope.get("subprotocols") or ())
-        self._subprotocol = offered[0] if offered else None
+        # Whether the consumer answers pings, as this package's do.
+        self.answers_pings = False
+        # Whether messages must wait for a re-check; None without a signed-in user.
+        self.lateness: Lateness | None = None
         self._receive = InterruptibleReceive(receive)
-        self._send = send
-        self._dropped = DroppedMessages()
-        self._outbox: Outbox | None = None
-        # The live.hub.Hub of the connection. register() sets it.
-        self.hub: Any = None
-        self._closing_task: asyncio.Task[None] | None = None
-        # Whether the consumer has received the connect, which comes before its disconnect.
-        self._is_connect_delivered = False
+        # Whether the consumer has received the connect, and has then asked for its next message.
+        self._is_connect_delivered = self.is_connect_handled = False
         # Whether end() was called and the client must still be sent a close.
         self._is_close_due = False
-        # Whether connection_opened was sent, so that connection_closed must follow.
-        self._has_sent_opened = False
-
-    def _change_state(self, state: ConnectionState) -> None:
-        """Change the state, or raise ``RuntimeError``: ``ConnectionState`` has the table."""
-        check_change(self.state, state)
-        self.state = state
-        if state is not OPEN and self._outbox is not None:
-            self._outbox.discard()
-            # The outbox refers to this object. This breaks the reference cycle.
-            self._outbox = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the server or the client has ended the connection."""
-        return self.state is not OPEN and self.state is not PENDING
 
     @property
     def drops_calls(self) -> bool:
@@ -132,11 +96,13 @@ class Connection:
     @property
     def is_database_unavailable(self) -> bool:
         """Whether the last re-check failed, so that cached permissions must not be used."""
-        return self.hub is not None and self.hub.is_database_unavailable
+        hub = self.hub
+        return hub is not None and hub.recheck.is_unavailable_for(self.principal)
 
-    # The ASGI callables of the consumer
+    # The ASGI receive of the consumer
 
     async def receive(self) -> Message:
+        self.is_connect_handled = self._is_connect_delivered
         while self.state is not CLOSING or not self._is_connect_delivered:
             message = await self._receive()
             if message is None:
@@ -144,6 +110,13 @@ class Connection:
                 continue
             if message["type"] == "websocket.disconnect":
                 return self._deliver_disconnect(message)
+            late = self.lateness
+            if (
+                late is not None
+                and late.is_stale()
+                and self._receive.hold(message, late, self.answers_pings)
+            ):
+                continue
             # Messages that the client sent before it noticed the end are dropped.
             if self.state is OPEN or not self.ended or message["type"] != "websocket.receive":
                 self._is_connect_delivered = True
@@ -152,74 +125,15 @@ class Connection:
         return {"type": "websocket.disconnect", "code": self.close_code}
 
     def _deliver_disconnect(self, message: Message) -> Message:
+        if self.state is PENDING:
+            log_refusal("not_accepted")
         # A server may repeat the disconnect for a consumer that goes on receiving.
         if self.state is not CLOSED and self.state is not ABANDONED:
             self._change_state(CLOSED)
+        self._outbox.discard()
         if self.close_code is None:
             self.close_code = message.get("code", 1005)
         return message
-
-    async def send(self, message: Message) -> None:
-        if self.state is not OPEN and self.ended:
-            return await self._dropped.drop()
-        if message["type"] == "websocket.accept":
-            return await self._send_accept(message)
-        if message["type"] == "websocket.close":
-            return await self._send_close(message)
-        try:
-            await self._send(message)
-        except Exception as error:
-            await self._dropped.drop_if_gone(message, error, self.is_accepted)
-
-    async def _send_accept(self, message: Message) -> None:
-        if self.state is OPEN:
-            # The server raises its own exception for a second accept.
-            return await self._send_or_drop(message)
-        self._change_state(OPEN)
-        self.is_accepted = True
-        if not message.get("subprotocol") and self.token_subprotocol:
-            message = {**message, "subprotocol": self.token_subprotocol}
-        await self._send_or_drop(message)
-        self._has_sent_opened = True
-        if has_receivers(connection_opened):
-            await in_our_pool(connection_opened.send_robust)(None, connection=self)
-
-    async def _send_close(self, message: Message) -> None:
-        if self.is_accepted:
-            close_code = message.get("code", 1000)
-        elif self.is_refused:
-            message = {"code": protocol.CLOSE_TOKEN_REFUSED, **message}
-            close_code = message["code"]
-        else:
-            self._change_state(REJECTED)
-            return await self._send_or_drop(message)
-        self._change_state(CLOSING)
-        self.close_code = close_code
-        if not self.is_accepted:
-            await self._accept_before_close()
-        await self._send_or_drop(message)
-        self.notify_consumer()
-
-    async def _accept_before_close(self) -> None:
-        # Only an accepted connection can be closed with a code. No connection_opened is sent.
-        self.is_accepted = True
-        await self._send_or_drop({"type": "websocket.accept", "subprotocol": self._subprotocol})
-
-    async def _send_or_drop(self, message: Message) -> None:
-        try:
-            await self._send(message)
-        except Exception as error:
-            await self._dropped.drop_if_gone(message, error, self.is_accepted)
-
-    def push(self, text: str) -> None:
-        """Queue the message ``text`` after earlier pushes. Does not wait for the client."""
-        if self.state is not OPEN:
-            return
-        if self._outbox is None:
-            self._outbox = Outbox(self.send)
-        if not self._outbox.put(text) and self.hub is not None:
-            logger.info("A client did not take its pushes in time")
-            self.hub.end({self}, protocol.CLOSE_TRY_LATER)
 
     def disconnect(self) -> None:
         """End this one connection with 4410. Works in any thread, and does not wait."""
@@ -230,9 +144,10 @@ class Connection:
         """
         Mark the connection as ended and return ``True``, or ``False`` if it had ended before.
 
-        No message is handled or sent from now on. ``notify_consumer()`` and ``begin_close()`` do
-        the rest, which takes time.
+        Nothing is handled or sent from now on. ``notify_consumer()`` and ``begin_close()`` follow.
         """
+        # Also if the consumer's own close has yet to send it.
+        self._outbox.discard()
         if self.ended:
             return False
         self._change_state(CLOSING)
@@ -250,12 +165,8 @@ class Connection:
         """Begin to send the close of an ``end()`` to the client; it may take 5 seconds at most."""
         if self._is_close_due:
             self._is_close_due = False
-            self._closing_task = run_close(self._close_client())
-
-    async def _close_client(self) -> None:
-        if not self.is_accepted:
-            await self._accept_before_close()
-        await self._send_or_drop({"type": "websocket.close", "code": self.close_code})
+            message = {"type": "websocket.close", "code": self.close_code}
+            self._closing_task = run_close(self._close_client(message))
 
     async def close(self) -> None:
         """Send the close of an ``end()`` and return when it was sent or has taken too long."""
@@ -267,7 +178,9 @@ class Connection:
     async def refuse(self) -> None:
         """Refuse a connection that no consumer has seen: the server answers HTTP 403."""
         await self._receive()
-        await self.send({"type": "websocket.close"})
+        if not self.ended:
+            self._change_state(REJECTED)
+            await self._send_or_drop({"type": "websocket.close"})
 
     async def accept_and_close(self, close_code: int | None) -> None:
         """Close a connection that no consumer has seen, with a code that a browser can read."""
@@ -284,14 +197,21 @@ class Connection:
         """
         self.principal = principal
         if self.hub is not None:
+            if principal is not None:
+                self.lateness = self.hub.recheck.lateness
             self.hub.activate(self)
 
     async def leave(self) -> None:
         """Release all that the package holds for the connection, and finish a close that began."""
-        if self.hub is not None:
-            self.hub.remove(self)
-        # Servers report 1006 if their application returns before its close was sent.
-        await self.close()
+        self._receive.release()
+        try:
+            # Servers report 1006 if their application returns before its close was sent. A
+            # revocation still discards what the consumer's own close has to send.
+            await self.close()
+        finally:
+            if self.hub is not None:
+                self.hub.remove(self)
+            self._outbox.discard()
         if self.state is not CLOSED and self.state is not ABANDONED:
             self._change_state(ABANDONED)
         if self._has_sent_opened and has_receivers(connection_closed):

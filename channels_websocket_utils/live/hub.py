@@ -9,12 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 
 from .. import protocol
 from ..compat import primary_key
 from ..conf import get_setting
 from ..gate.revocations import Revocation
 from . import broadcast
+from .age import Age
 from .recheck import Recheck
 from .tasks import run_in_background
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     # Applies an event to those of the given connections that it names, or to all (None).
     _Apply: TypeAlias = Callable[[set[Connection] | None], object]
 
-__all__ = ["LINGER", "Hub", "current_hubs", "live_connections", "register"]
+__all__ = ["LINGER", "Hub", "current_hubs", "has_served", "live_connections", "register"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -39,7 +41,12 @@ LINGER = 10.0
 # Connections that are notified of their end before the event loop continues with others, and the
 # pause after that in seconds.
 SLICE, PAUSE = 10, 0.005
+NEEDS_ASYNCIO = (
+    "Django and Channels need the event loop of asyncio. Start hypercorn with "
+    "--worker-class asyncio or uvloop, not trio."
+)
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
+_has_served = False
 
 
 async def register(connection: Connection) -> None:
@@ -47,20 +54,31 @@ async def register(connection: Connection) -> None:
     Register ``connection`` as pending with the hub of the running event loop.
 
     Call this before the gate reads the database. The hub keeps the events that arrive from then on,
-    and applies them when ``connection.activate()`` names the user.
+    and applies them when ``connection.activate()`` names the user. Raises
+    ``ImproperlyConfigured`` on an event loop that is not asyncio's.
     """
-    loop = asyncio.get_running_loop()
+    global _has_served
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise ImproperlyConfigured(NEEDS_ASYNCIO) from None
     if loop not in _hubs:
+        _has_served = True
         _forget_closed_loops()
         _hubs[loop] = Hub(loop)
     hub = connection.hub = _hubs[loop]
-    hub.pending[connection] = []
+    hub.pending[connection] = Age(), []
     await hub.ready()
 
 
 def live_connections() -> list[Connection]:
     """Return the ``Connection`` of each live connection in this process with a signed-in user."""
     return [connection for hub in list(_hubs.values()) for connection in hub.live()]
+
+
+def has_served() -> bool:
+    """Return whether this process has ever had a connection behind the gate."""
+    return _has_served
 
 
 def current_hubs() -> list[Hub]:
@@ -85,8 +103,9 @@ class Hub:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # The events to apply to each pending connection when activate() sets its user.
-        self.pending: dict[Connection, list[_Apply]] = {}
+        # For each pending connection, its registration, and the events to apply when activate()
+        # sets its user.
+        self.pending: dict[Connection, tuple[Age, list[_Apply]]] = {}
         self.recheck = Recheck(self.live, self._apply_revocation, self.end)
         self._by_user: dict[Any, set[Connection]] = {}
         self._by_session: dict[str, set[Connection]] = {}
@@ -99,10 +118,6 @@ class Hub:
                 broadcast.Listener(broadcast.REVOCATIONS, self.handle_event, check_soon),
                 broadcast.Listener(broadcast.PUSHES, self.handle_event, lambda: None),
             ]
-
-    @property
-    def is_database_unavailable(self) -> bool:
-        return self.recheck.is_database_unavailable
 
     def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
         """Let the event loop call ``function(*arguments)`` in an empty context; for any thread."""
@@ -121,7 +136,7 @@ class Hub:
 
     def activate(self, connection: Connection) -> None:
         """Index ``connection`` by its ``principal`` and apply the events that it has missed."""
-        missed = self.pending.pop(connection, ())
+        registered, missed = self.pending.pop(connection)
         principal = connection.principal
         if principal is None:
             return
@@ -131,7 +146,7 @@ class Hub:
             self._by_session.setdefault(principal.session_digest, set()).add(connection)
         for apply in missed:
             apply({connection})
-        if self.recheck.has_ended(principal.session_digest):
+        if self.recheck.known.has_ended(principal.session_digest):
             # A page can connect after a logout is published and before the session is deleted.
             self.end({connection}, protocol.CLOSE_SESSION_ENDED)
         age = get_setting("MAX_CONNECTION_AGE")
@@ -139,7 +154,7 @@ class Hub:
             self._age_timers[connection] = self.loop.call_later(
                 age, self.end, {connection}, protocol.CLOSE_TOO_OLD, context=Context()
             )
-        self.recheck.start()
+        self.recheck.start(registered)
 
     def _enforce_limit(self, connection: Connection, user_id: object) -> None:
         limit = get_setting("MAX_CONNECTIONS_PER_USER")
@@ -194,17 +209,20 @@ class Hub:
         """Apply ``event``, see ``events.publish()``: all but a push, to pending connections too."""
         kind = event["kind"]
         if kind == "revocation":
-            self.recheck.apply_event(Revocation.from_event(event))
+            self.recheck.known.apply_event(Revocation.from_event(event))
         elif kind == "recheck":
             self._apply(partial(self._recheck_users, _user_ids(event["users"])))
         elif kind == "permissions":
             self._apply(partial(self._clear_permissions, _user_ids(event["users"])))
+        elif kind == "check":
+            self._apply(partial(self._recheck_users, None))
+            self.recheck.check_soon()
         elif kind == "push":
             for connection in self._of_users(_user_ids([event["user"]])):
                 connection.push(event["text"])
 
     def _apply(self, apply: _Apply) -> None:
-        for missed in self.pending.values():
+        for _, missed in self.pending.values():
             missed.append(apply)
         apply(None)
 

@@ -4,57 +4,189 @@ The messages on their way to one client: in order, and bounded.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import deque
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-from .tasks import run_in_background
+from ..conf import get_setting
+from .closing import CLOSE_LIMIT
+from .tasks import keep
 
 if TYPE_CHECKING:
-    from ..types import Send
+    from collections.abc import Awaitable, Callable, Generator
+    from contextvars import Context
+    from typing import Any, TypeAlias
 
-__all__ = ["MAX_WAITING", "Outbox"]
+    from ..types import Message, Send
+
+    Fail: TypeAlias = Callable[[Message, Exception], object]
+
+__all__ = ["MAX_WAITING", "SEND_TIMEOUT", "Outbox", "step"]
 
 
-# A slow client is closed and may reconnect. Its messages do not fill the memory of the process.
+# Messages. Small ones take more memory than their text: see MAX_OUTGOING for the bytes.
 MAX_WAITING = 1000
+# Seconds that a handler's send waits for a client. A client that reads takes much less.
+SEND_TIMEOUT = 10
 
 
 class Outbox:
     """
-    The messages that one client has not taken yet.
+    What one connection sends: at once while the client reads, otherwise from a queue.
 
-    ``put()`` never waits: a background task passes the messages to ``send``, one after the other.
-    At most ``MAX_WAITING`` messages wait. All methods belong to the thread of the event loop.
-
-    Only pushes go through an outbox so far. Replies are sent by their consumer.
+    ``put()`` runs the server's ``send`` until it waits for the client. Usually it does not wait,
+    and no task is needed. Otherwise a task continues it, and then sends what was queued meanwhile:
+    ``MAX_WAITING`` messages and ``MAX_OUTGOING`` bytes at most, but always one message.
+    All methods belong to the thread of the event loop. ``fail(message, error)`` is called with an
+    exception of the task. The outbox keeps no reference to it, which would be a reference cycle.
+    ``send`` is the server's.
     """
 
-    __slots__ = ("_is_sending", "_send", "_waiting")
+    __slots__ = ("_bytes", "_is_closed", "_queue", "_space", "_task", "_turn", "send")
 
     def __init__(self, send: Send) -> None:
-        self._send = send
-        self._waiting: deque[str] = deque()
-        self._is_sending = False
+        self.send = send
+        # Idle connections have no queue: an empty one takes 600 bytes.
+        self._queue: deque[Message] | None = None
+        self._bytes = 0
+        # Sends a message that was waiting for the client, and the queue.
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+        # The calls of put_when_it_fits(): one after the other, each until there is space.
+        self._turn: asyncio.Lock | None = None
+        self._space: asyncio.Future[None] | None = None
 
-    def put(self, text: str) -> bool:
-        """Queue the message ``text`` and return ``True``, or ``False`` if the outbox is full."""
-        if len(self._waiting) >= MAX_WAITING:
+    def put(self, message: Message, fail: Fail) -> bool:
+        """
+        Send or queue ``message`` and return ``True``, or ``False`` if the outbox is full or closed.
+
+        An exception of the server is raised if the message was to be sent at once.
+        """
+        if self._is_closed:
             return False
-        self._waiting.append(text)
-        if not self._is_sending:
-            self._is_sending = True
-            run_in_background(self._send_waiting())
+        if self._task is None:
+            context = copy_context()
+            rest = step(self.send(message), context)
+            if rest is not None:
+                self._task = _start(self._continue(rest, message, fail), context)
+            return True
+        size = _size_of(message)
+        if self._queue is None:
+            self._queue = deque()
+        elif self._queue and (
+            len(self._queue) >= MAX_WAITING or self._bytes + size > get_setting("MAX_OUTGOING")
+        ):
+            return False
+        self._queue.append(message)
+        self._bytes += size
         return True
 
-    def discard(self) -> None:
-        """Remove the messages that wait. A message that is being sent is not stopped."""
-        self._waiting.clear()
+    async def put_when_it_fits(self, message: Message, fail: Fail) -> bool:
+        """As ``put()``, but wait while the outbox is full. Later calls wait behind this one."""
+        self._turn = self._turn or asyncio.Lock()
+        async with self._turn:
+            while not self.put(message, fail):
+                if self._is_closed:
+                    return False
+                self._space = asyncio.get_running_loop().create_future()
+                await self._space
+        return True
 
-    async def _send_waiting(self) -> None:
+    async def drain(self) -> None:
+        """Accept no more messages, and send the rest, for ``CLOSE_LIMIT`` at most."""
+        self._close()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=CLOSE_LIMIT)
+            self.discard()
+
+    def discard(self) -> None:
+        """Accept no more messages, and send none of the rest. Can be called repeatedly."""
+        self._close()
+        self._empty()
+        if self._task is not None:
+            # Some servers have not written any of it yet, and would do so later.
+            self._task.cancel()
+
+    def _close(self) -> None:
+        self._is_closed = True
+        self._wake()
+
+    def _empty(self) -> None:
+        self._queue = None
+        self._bytes = 0
+
+    def _wake(self) -> None:
+        if self._space is not None and not self._space.done():
+            self._space.set_result(None)
+
+    async def _continue(self, rest: Awaitable[None], message: Message, fail: Fail) -> None:
         try:
-            while self._waiting:
-                await self._send({"type": "websocket.send", "text": self._waiting.popleft()})
+            await rest
+            while self._queue:
+                message = self._queue.popleft()
+                self._bytes -= _size_of(message)
+                self._wake()
+                await self.send(message)
+        except Exception as error:
+            fail(message, error)
         finally:
-            # After an error the client is gone or the server is broken.
-            self._waiting.clear()
-            self._is_sending = False
+            self._task = None
+            self._empty()
+            self._wake()
+
+
+def step(awaitable: Awaitable[None], context: Context) -> Awaitable[None] | None:
+    """
+    Run ``awaitable`` in ``context`` until it waits, and return the rest of it, ``None`` at its end.
+
+    The rest can be awaited in another task, so ``awaitable`` must not use ``current_task()``. None
+    of the servers does. A task for each message takes three times as long.
+    """
+    running = awaitable.__await__()
+    try:
+        awaited = context.run(running.send, None)
+    except StopIteration:
+        return None
+    return _Rest(running, awaited)
+
+
+class _Rest:
+    """The rest of an awaitable that waits for ``awaited``."""
+
+    __slots__ = ("_awaited", "_running")
+
+    def __init__(self, running: Generator[Any, Any, None], awaited: Any) -> None:
+        self._running = running
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        awaited = self._awaited
+        while True:
+            thrown = result = None
+            try:
+                result = yield awaited
+            except BaseException as error:
+                thrown = error
+            try:
+                if thrown is None:
+                    awaited = self._running.send(result)
+                else:
+                    awaited = self._running.throw(thrown)
+            except StopIteration:
+                return
+
+
+def _start(coroutine: Any, context: Context) -> asyncio.Task[None]:
+    """Run ``coroutine`` as a task in ``context``, in which its first step has run."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 11):
+        return keep(loop.create_task(coroutine, context=context))
+    # In a copy of it.
+    return keep(context.run(loop.create_task, coroutine))
+
+
+def _size_of(message: Message) -> int:
+    """Return the bytes that the payload of ``message`` takes in memory."""
+    return sys.getsizeof(message.get("text") or message.get("bytes"))

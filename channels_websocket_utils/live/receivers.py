@@ -20,6 +20,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from ..compat import current_thread_context, key_of_user, primary_key
 from ..gate import revocations
 from ..tokens import digests
+from .batch import publish_at_commit, publish_revocation_at_commit
 from .events import publish
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ logger = logging.getLogger("channels_websocket_utils")
 
 # By request, or by thread outside a request: the users for whom a recheck event is published when
 # the request has finished.
-_changed_users: WeakKeyDictionary[_Request, list[str]] = WeakKeyDictionary()
+_changed_users: WeakKeyDictionary[_Request, dict[str, None]] = WeakKeyDictionary()
 
 
 def connect() -> None:
@@ -84,7 +85,7 @@ def _end_session(
         # The logout itself must succeed. The re-check finds a session that is gone.
         logger.error("A logout could not be recorded in the database: %s", error)
         return
-    revocations.when_committed(lambda: publish("revocation", **revocation.as_event()))
+    publish_revocation_at_commit(revocation)
 
 
 def _logged_out(session: object, user: AbstractBaseUser | None) -> dict[str, Any] | None:
@@ -120,23 +121,27 @@ def _recheck_deleted(sender: object, instance: Model, using: str, **kwargs: Any)
 
 
 def _recheck(user_id: object, using: str) -> None:
-    transaction.on_commit(lambda: _publish_recheck(str(user_id)), using=using)
+    user = str(user_id)
+    if _request() in _changed_users:
+        # A view saves a new password and then calls update_session_auth_hash(). If the event were
+        # published in between, the user would be signed out in all other tabs.
+        transaction.on_commit(lambda: _publish_after_request(user), using=using)
+    else:
+        publish_at_commit("recheck", [user], using)
 
 
-def _publish_recheck(user: str) -> None:
-    # A view saves a new password and then calls update_session_auth_hash(). If the event were
-    # published in between, the user would be signed out in all other tabs.
+def _publish_after_request(user: str) -> None:
     changed = _changed_users.get(_request())
     if changed is None:
         publish("recheck", users=[user])
-    elif user not in changed:
-        changed.append(user)
+    else:
+        changed[user] = None
 
 
 def _begin_request(**kwargs: Any) -> None:
     request = _request()
     _publish_changed(request)
-    _changed_users[request] = []
+    _changed_users[request] = {}
 
 
 def _finish_request(**kwargs: Any) -> None:
@@ -152,7 +157,7 @@ def _finish_request(**kwargs: Any) -> None:
 def _publish_changed(request: _Request) -> None:
     users = _changed_users.pop(request, None)
     if users:
-        publish("recheck", users=users)
+        publish("recheck", users=list(users))
 
 
 def _request() -> _Request:
@@ -177,15 +182,11 @@ def _clear_permissions(
         users = [str(pk) for pk in pk_set]
     else:
         users = None
-    _publish_permissions(users, using)
+    publish_at_commit("permissions", users, using)
 
 
 def _clear_all_permissions(sender: object, using: str, **kwargs: Any) -> None:
-    _publish_permissions(None, using)
-
-
-def _publish_permissions(users: list[str] | None, using: str) -> None:
-    transaction.on_commit(lambda: publish("permissions", users=users), using=using)
+    publish_at_commit("permissions", None, using)
 
 
 def _uid(what: str, model: type[Model] | None = None) -> str:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
+from contextvars import Context
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from .. import protocol
-from ..conf import get_setting
-from ..gate import freshness, revocations
-from ..outages import is_outage, outage_errors
+from ..gate import freshness
+from ..outages import is_outage
 from ..threads import in_recheck_thread
-from ..tokens import clock
 from .age import Age
+from .changes import read_changes
+from .knowledge import PERIOD, Knowledge
+from .known import KnownRevocations
+from .lateness import Lateness
 from .tasks import run_in_background
-from .unread import UnreadRevocations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import TypeAlias, TypeVar
+    from typing import TypeAlias
 
     from ..gate.revocations import Revocation
     from ..gate.verdict import Principal
     from .connection import Connection
 
-    T = TypeVar("T")
     _End: TypeAlias = Callable[[Iterable[Connection], int], object]
 
 __all__ = ["MOST", "TICK", "Recheck"]
@@ -42,15 +42,20 @@ TICK, MOST = 0.1, 500
 
 class Recheck:
     """
-    The database checks of one hub, and the revocations that it has found or received.
+    The database checks of one hub.
 
     ``find_connections()`` returns the hub's connections of signed-in users. ``apply(revocation)``
     ends those that a new revocation names, and ``end(connections, close_code)`` ends any. All
     methods belong to the thread of the event loop.
 
+    *Age*: a check starts every 0.75 of ``RECHECK_INTERVAL``. If the last one began longer ago than
+    the interval, because the process was stopped, blocked or asleep, messages wait: see
+    ``lateness``.
+
     *Grace*: if the database is unavailable, connections stay open for ``RECHECK_GRACE`` intervals.
-    A programming error of the re-check is logged with its traceback and ends no connection. An
-    error that one user causes, see ``find_outdated()``, ends the connections of that user.
+    If it is unavailable for some users only, this applies to them. A programming error of the
+    re-check is logged with its traceback and ends no connection. An error that one user causes, see
+    ``find_outdated()``, ends the connections of that user.
 
     *Load*: connections whose users were saved wait in a set. One job at a time checks up to
     ``MOST`` of them, at most once in a ``TICK``, so a burst of saves costs a few queries a tick.
@@ -64,40 +69,45 @@ class Recheck:
         end: _End,
     ) -> None:
         self.is_database_unavailable = False
+        self.known = KnownRevocations(apply)
+        self.knowledge = Knowledge()
+        self.lateness = Lateness(self.knowledge, self._join_check, self._note_outage)
         self._find_connections = find_connections
-        self._apply = apply
         self._end = end
-        self._timer: asyncio.Future[None] | None = None
-        # Since the beginning of the last check that the database answered.
-        self._last_check = Age()
-        # When the last check of all connections ended without an outage.
-        self._answered_at = time.monotonic()
-        # The check of all connections that runs now, or was the last.
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = Age()
+        # The check of all connections that runs now, or was the last, and its beginning.
         self._full_check: asyncio.Future[None] | None = None
+        self._began = Age()
+        # The users that could not be asked about at the last check, and since when.
+        self._unavailable: dict[Principal, Age] = {}
         # The job that checks those that wait, in the order in which they were added.
         self._job: asyncio.Future[None] | None = None
         self._next_job_at = 0.0
         self._waiting: dict[Connection, None] = {}
         self._is_all_waiting = False
-        # By id: a row is read at each check and applied once.
-        self._known: dict[int, Revocation] = {}
-        self._unread = UnreadRevocations(self.add_revocation)
-        # Digests of the sessions that known revocations have ended for good.
-        self._ended_sessions: set[str] = set()
 
-    def start(self) -> None:
-        """Check all connections every ``RECHECK_INTERVAL`` until ``stop()``."""
-        if self._timer is None or self._timer.done():
-            # Until now there was no connection that could miss a row.
-            self._last_check = Age()
-            self._answered_at = time.monotonic()
-            self._timer = run_in_background(self._run())
+    def start(self, registered: Age) -> None:
+        """
+        Check all connections at an interval until ``stop()``.
+
+        Call it for each connection. ``registered`` is when the connection was registered.
+        """
+        if self._timer is None:
+            self.knowledge.begin(registered)
+            self._arm()
+        else:
+            self.knowledge.add(registered)
 
     def stop(self) -> None:
         """Stop the timer. The known revocations are kept."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def is_unavailable_for(self, principal: Principal | None) -> bool:
+        """Return whether the last check could not find out about this user."""
+        return self.is_database_unavailable or principal in self._unavailable
 
     def check_soon(self) -> None:
         """Check all connections soon: events may have been lost."""
@@ -109,47 +119,30 @@ class Recheck:
         self._waiting.update(dict.fromkeys(connections))
         self._start_job()
 
-    def apply_event(self, revocation: Revocation) -> None:
-        """
-        Apply ``revocation``, which an event contains, and read its row soon.
+    def _arm(self) -> None:
+        # A timer and not a task: no code can cancel it, or raise an exception in it.
+        loop, period = asyncio.get_running_loop(), PERIOD * self.knowledge.interval
+        self._armed = Age()
+        self._timer = loop.call_later(period, self._run, context=Context())
 
-        Only a row makes a revocation known. So an event hides no row that has the same id.
-        """
-        is_known = revocations.is_known(revocation, self._known)
-        if not is_known and revocation not in self._unread:
-            self._unread.add(revocation)
-            self._apply(revocation)
+    def _run(self) -> None:
+        interval = self.knowledge.interval
+        has_paused = self._armed.is_over((PERIOD + 0.5) * interval)
+        # Nothing that follows can end the timer.
+        self._arm()
+        if self._end_if_rows_were_missed():
+            return
+        if not self._is_checking():
+            self._start_full_check()
+        elif self._began.is_over(interval) and not has_paused:
+            self._note_outage()
 
-    def add_revocation(self, row: Revocation) -> None:
-        """
-        Apply ``row`` unless an equal event has, and ignore it and equal events from now on.
+    def _is_checking(self) -> bool:
+        return self._full_check is not None and not self._full_check.done()
 
-        A row with a later ``created_at`` is a new revocation.
-        """
-        if not revocations.is_known(row, self._known):
-            self._known[row.id] = row
-            if row.is_final:
-                self._ended_sessions.add(row.session_digest)
-            if row not in self._unread:
-                self._apply(row)
-
-    def has_ended(self, session_digest: str) -> bool:
-        """Return whether a known revocation has ended the session for good."""
-        return session_digest in self._ended_sessions
-
-    async def _run(self) -> None:
-        while True:
-            interval = get_setting("RECHECK_INTERVAL")
-            await asyncio.sleep(interval)
-            if self._end_if_rows_were_missed():
-                continue
-            check = self._start_full_check()
-            await asyncio.wait({check}, timeout=interval)
-            if not check.done():
-                self.is_database_unavailable = True
-            grace = interval * get_setting("RECHECK_GRACE")
-            if self.is_database_unavailable and time.monotonic() - self._answered_at > grace:
-                self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
+    def _join_check(self) -> tuple[asyncio.Future[None], bool]:
+        is_new = not self._is_checking()
+        return self._start_full_check(), is_new
 
     def _start_full_check(self) -> asyncio.Future[None]:
         # While a check waits for the database no other check starts: it would block a thread.
@@ -159,41 +152,54 @@ class Recheck:
 
     async def _check_all(self) -> None:
         """Check all connections, and note whether the database is available."""
-        began, connections = Age(), self._find_connections()
+        self._began = began = self.knowledge.begin_check()
+        connections = self._find_connections()
         self._waiting.clear()
         self._is_all_waiting = False
         try:
-            read = in_recheck_thread(_read_changes)
-            found, outdated, outage = await read(_principals(connections), self._known)
+            read = in_recheck_thread(read_changes)
+            found, users, outage = await read(_principals(connections), self.known.rows)
             self._finish_check(began)
             # Also if the users could not be read.
             for revocation in found:
-                self.add_revocation(revocation)
-            self._end_outdated(connections, outdated)
-            self._forget_old_revocations()
+                self.known.add(revocation)
+            self._end_outdated(connections, users.outdated)
+            if outage is None:
+                self._end_unavailable(connections, users.unavailable)
+            self.known.forget_old()
         except Exception as error:
             outage = error if is_outage(error) else None
             if outage is None:
                 logger.exception("The re-check of the live connections failed")
+        self.knowledge.note_check(began)
         self.is_database_unavailable = outage is not None
-        if outage is not None:
-            _log_outage(outage)
-        else:
-            self._answered_at = time.monotonic()
+        if outage is None:
+            self.knowledge.answered = Age()
+            return
+        _log_outage(outage)
+        # A check that has taken longer may have failed because the process was stopped.
+        if not began.is_over(self.knowledge.interval):
+            self._note_outage()
+
+    def _note_outage(self) -> None:
+        """Note that a check has failed, or takes too long; ``RECHECK_GRACE`` decides now."""
+        self.is_database_unavailable = True
+        self.knowledge.trust_for(self.knowledge.interval)
+        if self.knowledge.is_grace_over():
+            self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
 
     def _finish_check(self, began: Age) -> None:
         # The machine may have slept before or after the query.
         self._end_if_rows_were_missed()
-        if began.seconds() < self._last_check.seconds():
-            self._last_check = began
+        self.knowledge.note_rows(began)
 
     def _end_if_rows_were_missed(self) -> bool:
         """End all connections if rows may have been deleted before this process has read them."""
-        if self._last_check.seconds() <= revocations.window():
+        if not self.knowledge.has_missed_rows():
             return False
         self._end(self._find_connections(), protocol.CLOSE_TRY_LATER)
         # Connections that open from now on miss none of these rows.
-        self._last_check = Age()
+        self.knowledge.forget_missed_rows()
         return True
 
     def _start_job(self) -> None:
@@ -225,8 +231,8 @@ class Recheck:
         if not connections:
             return
         try:
-            outdated = await in_recheck_thread(freshness.find_outdated)(_principals(connections))
-            self._end_outdated(connections, outdated)
+            users = await in_recheck_thread(freshness.find_outdated)(_principals(connections))
+            self._end_outdated(connections, users.outdated)
         except Exception as error:
             # The timer checks these connections again.
             if is_outage(error):
@@ -239,44 +245,20 @@ class Recheck:
         ended = {each for each in connections if each.principal in outdated}
         self._end(ended, protocol.CLOSE_SESSION_ENDED)
 
-    def _forget_old_revocations(self) -> None:
-        since = revocations.kept_since(clock.now())
-        self._known = {id: row for id, row in self._known.items() if row.created_at > since}
-        self._ended_sessions = {row.session_digest for row in self._known.values() if row.is_final}
+    def _end_unavailable(
+        self, connections: set[Connection], unavailable: Iterable[Principal]
+    ) -> None:
+        """Keep the connections of users who are ``unavailable`` alone, for ``RECHECK_GRACE``."""
+        before, answered = self._unavailable, self.knowledge.answered
+        self._unavailable = {each: before.get(each, answered) for each in unavailable}
+        is_over = self.knowledge.is_grace_over
+        lost = {each for each, since in self._unavailable.items() if is_over(since)}
+        ended = {each for each in connections if each.principal in lost}
+        self._end(ended, protocol.CLOSE_TRY_LATER)
 
 
 def _principals(connections: Iterable[Connection]) -> set[Principal]:
     return {each.principal for each in connections if each.principal is not None}
-
-
-def _read_changes(
-    principals: set[Principal], known: dict[int, Revocation]
-) -> tuple[list[Revocation], list[Principal], Exception | None]:
-    """
-    Return the unknown revocations, the outdated ``principals``, and the outage of the latter.
-
-    Runs in a thread. An error of one of the two queries does not affect the other.
-    """
-    read = partial(revocations.recent, principals)
-    recent = _unless_bug(read, "The rows of revocations could not be read")
-    # Compared here and not in the event loop, because there may be thousands.
-    unknown = [each for each in recent if not revocations.is_known(each, known)]
-    find_outdated = partial(freshness.find_outdated, principals)
-    try:
-        outdated = _unless_bug(find_outdated, "The re-check of the users failed")
-    except outage_errors() as error:
-        return unknown, [], error
-    return unknown, outdated, None
-
-
-def _unless_bug(read: Callable[[], list[T]], message: str) -> list[T]:
-    try:
-        return read()
-    except Exception as error:
-        if is_outage(error):
-            raise
-        logger.exception(message)
-        return []
 
 
 def _log_outage(error: Exception) -> None:

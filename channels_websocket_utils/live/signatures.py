@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from django.core.signing import BadSignature, Signer
 
-from ..conf import get_setting
+from ..conf import TENANT, get_setting
 
 if TYPE_CHECKING:
     from typing import Any
@@ -16,20 +16,21 @@ __all__ = ["VERSION", "BadSignature", "sign", "verify"]
 
 
 # Of the events' form. A process drops the events of another version.
-VERSION = 1
+VERSION = 2
 
 
 def sign(event: dict[str, Any]) -> str:
     """Return ``event``, a dictionary of JSON's types, as text with a signature."""
-    return _signer().sign(json.dumps(event))
+    return _signer().sign(json.dumps({**event, "tenant": TENANT}))
 
 
 def verify(text: object) -> dict[str, Any]:
     """
     Return the event that ``sign()`` has signed.
 
-    The signing process has the same ``SITE`` and ``VERSION``, and its ``SECRET_KEY`` is that of
-    this process or one of its ``SECRET_KEY_FALLBACKS``. Raises ``BadSignature`` for anything else.
+    The signing process has the same ``SITE``, ``VERSION`` and ``TENANT``, and its ``SECRET_KEY`` is
+    that of this process or one of its ``SECRET_KEY_FALLBACKS``. Raises ``BadSignature`` for
+    anything else.
     """
     if not isinstance(text, str):
         raise BadSignature("it is not signed")
@@ -38,7 +39,9 @@ def verify(text: object) -> dict[str, Any]:
     except (BadSignature, UnicodeError):
         # Without a chain: the exception of Django contains text that anybody may have written.
         raise BadSignature("its signature has another key, site or version") from None
-    event: dict[str, Any] = json.loads(signed)
+    event: Any = json.loads(signed)
+    if not isinstance(event, dict) or event.pop("tenant", None) != TENANT:
+        raise BadSignature("it is of another tenant")
     return event
 
 

@@ -30,8 +30,8 @@ class ConnectionState(Enum):
                                                                   ``ABANDONED``
     ``OPEN``       The consumer has accepted. Messages pass in    ``CLOSING``, ``CLOSED``,
                    both directions.                               ``ABANDONED``
-    ``REJECTED``   The consumer has closed instead of accepting.  ``CLOSED``, ``ABANDONED``
-                   The server answers HTTP 403.
+    ``REJECTED``   The consumer has closed instead of accepting,  ``CLOSED``, ``ABANDONED``
+                   without a code. The server answers HTTP 403.
     ``CLOSING``    The connection was closed with a code, by the  ``CLOSED``, ``ABANDONED``
                    consumer or by ``Connection.end()``. No
                    message passes. The consumer receives its

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     T = TypeVar("T")
+    F = TypeVar("F", bound=asyncio.Future[Any])
 
-__all__ = ["run_in_background"]
+__all__ = ["keep", "run_in_background"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -28,7 +29,11 @@ def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
     has an empty context. A copy of the caller's would contain the locals of the request that has
     published an event, and asgiref's mark that the one thread of sync code is in use.
     """
-    task = Context().run(asyncio.ensure_future, coroutine)
+    return keep(Context().run(asyncio.ensure_future, coroutine))
+
+
+def keep(task: F) -> F:
+    """Keep a reference to ``task`` until it is done, and log its exception. Return ``task``."""
     _tasks.add(task)
     task.add_done_callback(_finish)
     return task

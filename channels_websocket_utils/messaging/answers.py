@@ -1,18 +1,17 @@
-"""The answer of a call: its result, or the error code of its exception."""
+"""The answer of a call: its result, or the error for its exception."""
 
 from __future__ import annotations
 
 import logging
-import uuid
 from typing import TYPE_CHECKING
 
 from channels.exceptions import AcceptConnection, DenyConnection, StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 
 from .. import compat, protocol, strict_json
 from ..live.connection import SocketEnded
-from ..protocol import MessageError
+from .errors import public_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +88,7 @@ def _answer_of(call: Call) -> JSONObject | None:
     if isinstance(error, CONTROL_FLOW):
         raise error
     if call.is_from_wire:
-        return protocol.build_error(_public_error(call, error))
+        return protocol.build_error(public_error(call, error))
     if call.denial is None:
         raise error
     if not isinstance(call.content, dict):
@@ -97,22 +96,3 @@ def _answer_of(call: Call) -> JSONObject | None:
         raise PermissionDenied(call.denial.message)
     logger.debug("Dropped an event for %s: %s", type(call.consumer).__name__, call.denial.code)
     return None
-
-
-def _public_error(call: Call, error: BaseException) -> MessageError:
-    """Return what the client may know of ``error``, and log what it may not."""
-    if isinstance(error, MessageError):
-        public = error
-    elif isinstance(error, ValidationError):
-        public = MessageError("invalid", " ".join(error.messages))
-    elif isinstance(error, PermissionDenied):
-        public = MessageError("permission_denied", "You may not do this.")
-    else:
-        public = MessageError("internal", "Something went wrong.", id=uuid.uuid4().hex)
-        kind = type(call.consumer).__name__
-        logger.error("Error %s in a message to %s", public.id, kind, exc_info=error)
-    public.reply_key = public.reply_key or call.reply_key
-    if public.type is None and isinstance(call.content, dict):
-        name = call.content.get("type")
-        public.type = name if isinstance(name, str) else None
-    return public

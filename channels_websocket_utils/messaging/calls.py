@@ -22,7 +22,8 @@ from .. import protocol
 from ..protocol import MessageError
 from ..threads import handlers_are_waiting, in_handler_pool
 from . import answers, permissions
-from .inspection import has_ended, is_ours, is_sync
+from .errors import Event
+from .inspection import has_ended, has_ended_in_thread, is_ours, is_sync, until_fresh
 from .ongoing_call import Call, ongoing_call
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ __all__ = ["call_method", "perform", "run_method", "run_now"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
+
+# The result of a call is what its outermost code returns after it was awaited.
+_RETURNED = object()
 
 
 def call_method(method: Method, consumer: Consumer, content: object, args: Any, kwargs: Any) -> Any:
@@ -57,16 +61,21 @@ async def run_method(
     # Looked up when the coroutine runs: its task may start after the call has ended.
     call = ongoing_call(consumer)
     if call is None:
+        await until_fresh(consumer, in_thread=is_sync(consumer))
         if has_ended(consumer):
             return _drop(consumer)
-        call = _open_call(consumer, content)
+        call = _open_call(consumer, content, method)
+        if call.is_from_wire and args and isinstance(content, dict):
+            args = (Event(content), *args[1:])
         returned = await perform(call, call_method, method, consumer, content, args, kwargs)
         await answers.send_answer(call)
         return returned
     adapter = _InThread if is_sync(consumer) else _OnLoop
     result = await adapter.run(call, method, consumer, args, kwargs)
-    if method.perms is None:
-        call.result, call.is_routed = result, True
+    if method.has_result:
+        # Only the result of a guarded method on a sync consumer has not been awaited yet.
+        is_pending = method.perms is not None and inspect.isawaitable(result)
+        call.result, call.is_routed = _RETURNED if is_pending else result, True
     return result
 
 
@@ -84,6 +93,8 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
             if inspect.isawaitable(result):
                 adapter = _InThread if is_sync(call.consumer) else _OnLoop
                 result = await adapter.wait_for(result)
+            if call.result is _RETURNED:
+                call.result = result
             _open_stream(call, result)
             returned = result
     return returned
@@ -92,8 +103,10 @@ async def perform(call: Call, function: Callable[..., Any], /, *args: Any, **kwa
 def _open_stream(call: Call, returned: Any) -> None:
     """Open a stream if the call has returned a generator that a client waits for."""
     values: Any = call.result if call.is_routed else returned
-    if not call.is_from_wire or not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
+    if not (inspect.isgenerator(values) or inspect.isasyncgen(values)):
         return
+    if not call.is_from_wire:
+        return _check_caller(call, values)
     name, kind = values.__qualname__, type(call.consumer).__name__
     if not is_ours(call.consumer):
         raise TypeError(
@@ -103,6 +116,22 @@ def _open_stream(call: Call, returned: Any) -> None:
     if not call.is_routed:
         raise TypeError(f"{name}() is a generator: its parts need @auto_route.")
     call.consumer.open_stream(call, values)
+
+
+def _check_caller(call: Call, values: Any) -> None:
+    """Raise ``TypeError`` if a message has called a generator: nobody would iterate over it."""
+    name = call.content.get("type") if isinstance(call.content, dict) else None
+    # Code that calls the method of another message gets the generator.
+    if not isinstance(name, str) or name.replace(".", "_") != values.__name__:
+        return
+    if is_ours(call.consumer):
+        remedy = "An event of the channel layer cannot start a stream: send the values with push()."
+    else:
+        remedy = (
+            "Derive the consumer from WebSocketManagerConsumer or AsyncWebSocketManagerConsumer, "
+            "and call the method with a reply_key, as stream() of the client does."
+        )
+    raise TypeError(f"{values.__qualname__}() is a generator, and nobody gets its values. {remedy}")
 
 
 class _OnLoop:
@@ -116,6 +145,8 @@ class _OnLoop:
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
         if method.perms is not None:
             await _check_on_loop(call, consumer, method.perms, method.is_async)
+            # The check may have taken long.
+            await until_fresh(consumer, in_thread=False)
             if has_ended(consumer):
                 return _drop(consumer)
         if method.is_async:
@@ -152,7 +183,9 @@ def _run_unless_ended(
     call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any
 ) -> Any:
     # The socket may have ended while the method waited for this thread.
-    return _drop(consumer) if has_ended(consumer) else _run(call, method, consumer, args, kwargs)
+    if has_ended_in_thread(consumer):
+        return _drop(consumer)
+    return _run(call, method, consumer, args, kwargs)
 
 
 class _InThread:
@@ -184,6 +217,9 @@ def _run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any)
         if call.denial is not None:
             raise call.denial
         call.add_guard(method.perms)
+        # The check may have taken long.
+        if has_ended_in_thread(consumer):
+            return _drop(consumer)
     return method.function(consumer, *args, **kwargs)
 
 
@@ -198,10 +234,10 @@ def run_now(running: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("The engine waited for an event loop on a sync consumer.")
 
 
-def _open_call(consumer: Consumer, content: object) -> Call:
+def _open_call(consumer: Consumer, content: object, method: Method) -> Call:
     """Open a call where a decorator is outermost."""
-    if is_ours(consumer):
-        # It opens a call for each message of its client: this is a channel-layer event.
+    if is_ours(consumer) or not method.is_routed:
+        # Ours open a call for each message of their client: this is a channel-layer event.
         return Call(consumer, content, reply_key=None, is_from_wire=False)
     try:
         reply_key = protocol.read_reply_key(content)

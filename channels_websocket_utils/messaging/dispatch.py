@@ -13,33 +13,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import sync_to_async
 from channels.consumer import AsyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
-from .. import compat
-from ..database_connections import (
-    aclose_stale_connections,
-    has_own_thread,
-    may_hold_stale_connections,
-)
+from .. import compat, protocol
+from ..database_connections import has_own_thread, orm_thread
+from ..live.connection import SocketEnded
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
-from .inspection import has_ended, is_sync
-from .open_streams import OpenStreams
+from .inspection import has_ended, is_sync, lateness_of
+from .open_streams import OpenStreams, threads_of_streams
+from .outgoing import Outgoing
 from .rate_limit import MessageLimits
 from .streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
+    from ..live.lateness import Lateness
     from ..types import Message, Receive, Scope, Send
     from .ongoing_call import Call
 
@@ -51,6 +52,8 @@ else:
 
 __all__ = ["AsyncDispatch", "Dispatch", "SyncDispatch"]
 
+
+logger = logging.getLogger("channels_websocket_utils")
 
 # The messages, or KiB, of one client that are handled before other tasks have their turn.
 TURN = 10
@@ -64,12 +67,17 @@ class Dispatch(_Base):
 
     # Created when the first message comes, and the first stream.
     _limits: MessageLimits | None = None
+    # Whether a message is dispatched in the step in which receive() returns it.
+    _is_direct = False
     _streams: OpenStreams | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
+        if "websocket_connection" in scope:
+            scope["websocket_connection"].answers_pings = True
         try:
             if self._needs_no_tasks():
+                self._is_direct = True
                 await self._receive_all(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
@@ -107,7 +115,8 @@ class Dispatch(_Base):
         """Open a stream of ``values``, which begins after its message. Raises ``MessageError``."""
         if self._streams is None:
             # On a sync consumer one thread runs at a time.
-            self._streams = OpenStreams(self._loop, asyncio.Lock() if is_sync(self) else None)
+            turn = asyncio.Lock() if is_sync(self) else asyncio.Semaphore(threads_of_streams())
+            self._streams = OpenStreams(self._loop, turn)
         self._streams.open(Stream(call, values))
 
     async def _stop_streams(self) -> None:
@@ -125,6 +134,19 @@ class Dispatch(_Base):
             return False
         return has_ended(self) or (self._limits is not None and self._limits.close_code is not None)
 
+    async def _until_fresh(self, message: Message) -> None:
+        """Wait if ``message`` must wait: time may have passed since receive() has returned it."""
+        late = self._lateness_for(message)
+        if late is not None:
+            await late.until_fresh()
+
+    def _lateness_for(self, message: Message) -> Lateness | None:
+        """Return the ``Lateness`` of the connection if ``message`` must wait now."""
+        late = lateness_of(self)
+        if late is None or message["type"] in ("websocket.connect", "websocket.disconnect"):
+            return None
+        return None if protocol.is_ping(message.get("text")) else late
+
     def _handler_of(self, message: Message) -> Any:
         """Return the handler, as ``dispatch()`` of Channels' consumers does."""
         handler = getattr(self, compat.get_handler_name(message), None)  # type: ignore[misc]
@@ -137,24 +159,30 @@ class AsyncDispatch(Dispatch, _AsyncBase):
     """The dispatch of the async consumer: on the event loop."""
 
     async def dispatch(self, message: Message) -> None:
-        """
-        Handle ``message``, unless the socket has ended.
-
-        Stale database connections are closed in Django's thread when one may be there, and not
-        before each message. Without that: 2.02 (1.63 to 2.57) for an async method.
-        """
+        """Handle ``message``, unless the socket has ended."""
+        is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
+        is_short = is_channels and compat.get_handler_name is not None
+        must_look = not self._is_direct
+        # If it were called around each message: 2.02 (1.63 to 2.57) for an async method.
+        thread = orm_thread(self._loop)
+        if thread.may_hold_stale():
+            await sync_to_async(thread.close_stale)()
+            must_look = True
+        if must_look:
+            await self._until_fresh(message)
         if self._is_dropped(message):
             return
-        if message["type"] == "websocket.disconnect":
+        is_last = message["type"] == "websocket.disconnect"
+        if is_last:
             await self._stop_streams()
-        is_channels = _next(type(self), AsyncDispatch, "dispatch") is AsyncConsumer
-        if is_channels and compat.get_handler_name is not None:
-            handler = self._handler_of(message)
-            if may_hold_stale_connections(self._loop):
-                await aclose_stale_connections(self._loop)
-            await handler(message)
-        else:
-            await super().dispatch(message)
+        try:
+            if is_short:
+                await self._handler_of(message)(message)
+            else:
+                await super().dispatch(message)
+        finally:
+            if thread.holds_unneeded(is_last):
+                await sync_to_async(thread.close_unneeded)(is_last)
         if self._streams is not None:
             self._streams.begin()
 
@@ -189,6 +217,9 @@ class SyncDispatch(Dispatch):
 
     async def dispatch(self, message: Message) -> None:
         """Handle ``message`` in a thread of a pool: handlers of other sockets run beside it."""
+        if not self._is_direct:
+            # On the event loop, so that no thread waits.
+            await self._until_fresh(message)
         if self._is_dropped(message):
             return
         if message["type"] == "websocket.disconnect":
@@ -227,8 +258,16 @@ class SyncDispatch(Dispatch):
 
     def _handle(self, message: Message) -> None:
         # The socket may have ended while the message waited for this thread.
-        if not self._is_dropped(message):
+        late = self._lateness_for(message)
+        if late is not None:
+            late.wait_in_thread()
+        if self._is_dropped(message):
+            return
+        try:
             self._handler_of(message)(message)
+        except SocketEnded:
+            # Its disconnect() still follows.
+            logger.debug("%s was stopped in a send: its socket has ended", type(self).__name__)
 
     def _send_answer(self, call: Call) -> None:
         """
@@ -236,58 +275,12 @@ class SyncDispatch(Dispatch):
 
         If the thread waited until each answer is sent: 1.46 (1.27 to 1.80) for a sync consumer.
         """
-        outgoing = self._outgoing if self._keeps_answers else None
-        if outgoing is not None:
-            outgoing.is_answer = True
-        try:
+        with self._keeping() if self._keeps_answers else contextlib.nullcontext():
             run_now(answers.send_answer(call))
-        finally:
-            if outgoing is not None:
-                outgoing.is_answer = False
 
-
-class Outgoing:
-    """
-    What a sync consumer sends, in order: its ``base_send``, and the ASGI ``send`` below that.
-
-    While ``is_answer`` is true, a message is kept until its handler ends. None overtakes it.
-    """
-
-    __slots__ = ("_kept", "_send", "_send_and_wait", "is_answer")
-    # None between two messages, when no end() follows that would send what is kept.
-    _kept: list[Message] | None
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._send_and_wait = async_to_sync(self.send)
-        self._kept = None
-        self.is_answer = False
-
-    def __call__(self, message: Message) -> None:
-        """Send ``message`` from a thread, or keep it."""
-        if self.is_answer and self._kept is not None:
-            self._kept.append(message)
-        else:
-            self._send_and_wait(message)
-
-    def begin(self) -> None:
-        """Allow messages to be kept: a handler begins."""
-        self._kept = []
-
-    async def end(self) -> None:
-        """Send what was kept: the handler has ended."""
-        try:
-            await self._send_kept()
-        finally:
-            self._kept = None
-
-    async def send(self, message: Message) -> None:
-        await self._send_kept()
-        await self._send(message)
-
-    async def _send_kept(self) -> None:
-        while self._kept:
-            await self._send(self._kept.pop(0))
+    def _keeping(self) -> AbstractContextManager[None]:
+        """Let what is sent in a ``with`` block go to the event loop together with what follows."""
+        return contextlib.nullcontext() if self._outgoing is None else self._outgoing.keeping()
 
 
 def _find_next(kind: type, base: type, name: str) -> type:

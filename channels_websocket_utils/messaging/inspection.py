@@ -7,15 +7,52 @@ from typing import TYPE_CHECKING
 from channels.consumer import SyncConsumer
 
 if TYPE_CHECKING:
+    from ..live.lateness import Lateness
     from ..types import Consumer, PermissionCache
 
-__all__ = ["has_ended", "is_ours", "is_sync", "permission_cache_of"]
+__all__ = [
+    "has_ended",
+    "has_ended_in_thread",
+    "is_ours",
+    "is_sync",
+    "lateness_of",
+    "permission_cache_of",
+    "until_fresh",
+]
 
 
 def has_ended(consumer: Consumer) -> bool:
     """Return whether the socket of ``consumer`` has ended, so that no message may be handled."""
     connection = consumer.scope.get("websocket_connection")
     return connection is not None and connection.drops_calls
+
+
+def lateness_of(consumer: Consumer) -> Lateness | None:
+    """Return the ``Lateness`` of the connection if messages must wait now."""
+    connection = consumer.scope.get("websocket_connection")
+    late: Lateness | None = None if connection is None else connection.lateness
+    return late if late is not None and late.is_stale() else None
+
+
+async def until_fresh(consumer: Consumer, *, in_thread: bool) -> None:
+    """
+    Wait while messages must wait, on the event loop or, for ``run_now()``, in this thread.
+
+    The socket may have ended afterwards.
+    """
+    late = lateness_of(consumer)
+    if late is not None and in_thread:
+        late.wait_in_thread()
+    elif late is not None:
+        await late.until_fresh()
+
+
+def has_ended_in_thread(consumer: Consumer) -> bool:
+    """Wait in this thread while messages must wait, and then return ``has_ended()``."""
+    late = lateness_of(consumer)
+    if late is not None:
+        late.wait_in_thread()
+    return has_ended(consumer)
 
 
 def permission_cache_of(consumer: Consumer) -> PermissionCache | None:

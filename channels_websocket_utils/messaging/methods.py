@@ -18,23 +18,42 @@ class Method:
     """
     A decorated method. ``perms`` are those of ``require_perms``, and ``None`` of ``auto_route``.
 
-    ``is_async`` means that it runs on the event loop of an async consumer.
+    ``is_async`` means that it runs on the event loop of an async consumer. ``is_routed`` is false
+    for a handler of the channel layer only. ``has_result`` means that what it returns is the result
+    of the call, and not what a decorator further in has returned.
     """
 
     function: Any
     perms: tuple[str, ...] | None
     has_event: bool
     is_async: bool
+    is_routed: bool
+    has_result: bool
 
 
-def describe(function: Callable[..., Any], perms: tuple[str, ...] | None) -> Method:
-    """Return what the engine needs to know of a method that is about to be decorated."""
-    return Method(function, perms, _takes_event(function), _is_async(function))
+def describe(
+    function: Callable[..., Any], perms: tuple[str, ...] | None, *, is_routed: bool
+) -> Method:
+    """
+    Return what the engine needs to know of a method that is about to be decorated.
+
+    Raises ``TypeError`` if a decorator further in contradicts ``is_routed``.
+    """
+    inner = getattr(function, "_is_websocket_routed", None)
+    if inner is not None and inner is not is_routed:
+        raise TypeError(
+            f"{function.__name__}() has a require_perms() with route=False, and another decorator "
+            "that allows clients to call it. Remove one of them."
+        )
+    has_result = is_routed and (perms is None or inner is None)
+    takes_event = _takes_event(function)
+    return Method(function, perms, takes_event, _is_async(function), is_routed, has_result)
 
 
-def mark(wrapper: Any, perms: tuple[str, ...] | None) -> None:
-    """Mark the wrapper of a decorated method: clients may call it."""
-    wrapper._is_websocket_routed = True
+def mark(wrapper: Any, method: Method) -> None:
+    """Mark the wrapper of a decorated method: whether clients may call it, and its permissions."""
+    wrapper._is_websocket_routed = method.is_routed
+    perms = method.perms
     if perms is not None:
         wrapper._websocket_perms = perms
     # functools.wraps() copies this attribute to wrappers of other packages. There its value is
@@ -83,12 +102,14 @@ def find_routes(
     routes = {}
     for name in dir(consumer_class):
         function = inspect.getattr_static(consumer_class, name)
-        if not is_routed(function):
+        if getattr(function, "_is_websocket_routed", None) is None:
             continue
         if any(hasattr(each, name) for each in reserved):
             raise TypeError(
-                f"{consumer_class.__name__}.{name}() cannot be called by clients: Channels calls "
-                "it. Give the decorated method another name."
+                f"{consumer_class.__name__}.{name}() cannot be decorated: Channels calls it. Give "
+                "the decorated method another name."
             )
+        if not is_routed(function):
+            continue
         routes[name] = function, _takes_event(function)
     return routes

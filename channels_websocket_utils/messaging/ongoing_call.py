@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from ..live.age import Age
 from .inspection import permission_cache_of
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ class Call:
         "reply_key",
         "result",
     )
-    asked_at: float | None
+    asked_at: Age | None
     denial: MessageError | None
     error: BaseException | None
     permission_cache: PermissionCache | None
     guards: tuple[tuple[str, ...], ...]
     reply_key: str | None
+    result: Any
 
     def __init__(
         self, consumer: Consumer, content: Any, *, reply_key: str | None, is_from_wire: bool
@@ -91,7 +92,7 @@ class Call:
     def note_check(self) -> None:
         """Note the time of the first permission check, which follows."""
         if self.asked_at is None:
-            self.asked_at = time.monotonic()
+            self.asked_at = Age()
             self.permission_cache = permission_cache_of(self.consumer)
 
     def add_guard(self, perms: tuple[str, ...]) -> None:

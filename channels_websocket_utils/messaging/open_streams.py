@@ -8,38 +8,44 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import protocol
+from ..conf import get_setting
 from ..protocol import MessageError
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from .streams import Stream
 
-__all__ = ["MAX_STREAMS", "STOP_LIMIT", "OpenStreams"]
+__all__ = ["MAX_STREAMS", "STOP_LIMIT", "OpenStreams", "threads_of_streams"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# More than a page needs. It does not protect the threads: on an async consumer 16 sync generators
-# that block occupy as many threads as SYNC_THREADS allows by default.
+# More than a page needs.
 MAX_STREAMS = 16
 # Seconds. A generator that ignores its cancellation must not delay the disconnect for longer.
 STOP_LIMIT = 5
+
+
+def threads_of_streams() -> int:
+    """Return how many threads the streams of one async consumer may use at a time: a quarter."""
+    threads: int = get_setting("SYNC_THREADS")
+    return max(1, threads // 4)
 
 
 class OpenStreams:
     """
     The streams of one socket, each in a task of its own, beside the messages of the socket.
 
-    ``turn`` is a lock for a sync consumer, in which one thread may run at a time, else ``None``.
+    ``turn`` is taken by each step in a thread: a lock for a sync consumer, in which one thread may
+    run at a time, else a semaphore, so that one client cannot take the threads of all.
     ``open()``, ``add_credit()`` and ``cancel()`` may be called in a thread, the rest on the event
     loop.
     """
 
     __slots__ = ("_loop", "_streams", "_tasks", "turn")
-    turn: Any
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, turn: asyncio.Lock | None = None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, turn: asyncio.Lock | asyncio.Semaphore
+    ) -> None:
         self.turn = turn
         self._loop = loop
         # By reply key, until the client receives the end: the stream, and its task once begun.

@@ -5,13 +5,12 @@ Check the permissions of a guarded call, and cache the answers.
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
-
-from django import db
 
 from ..conf import get_setting
 from ..gate import freshness
+from ..live.age import Age
+from ..outages import outage_errors
 from ..protocol import MessageError
 from ..threads import in_our_pool
 
@@ -66,7 +65,7 @@ def _cached_code(consumer: Consumer, perms: tuple[str, ...]) -> Any:
     if cached is None:
         return _NOT_CACHED
     code, user_pk, asked_at = cached
-    if time.monotonic() - asked_at >= get_setting("PERMISSION_MAX_AGE"):
+    if asked_at.is_over(get_setting("PERMISSION_MAX_AGE")):
         return _NOT_CACHED
     # A consumer may have put another user into the scope.
     is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
@@ -78,13 +77,14 @@ def _ask(consumer: Consumer, perms: tuple[str, ...]) -> MessageError | None:
     connection = consumer.scope.get("websocket_connection")
     # A permission event replaces the dictionary. An answer from before it goes into the old one.
     permission_cache = connection.permission_cache if connection is not None else {}
+    asked_at = Age()
     try:
         code, user_pk = _why_denied(consumer, perms)
-    except db.Error as error:
+    except outage_errors() as error:
         # Without a traceback: an outage refuses thousands of calls.
         logger.error("The database did not answer, a guarded call was refused: %s", error)
         return MessageError("unavailable", "Try again later.")
-    permission_cache[perms] = code, user_pk, time.monotonic()
+    permission_cache[perms] = code, user_pk, asked_at
     return _error(code)
 
 

@@ -13,6 +13,7 @@ from .. import protocol
 from ..conf import get_setting
 from ..protocol import MessageError
 from .calls import perform
+from .errors import Event
 from .inspection import is_sync
 from .ongoing_call import Call
 
@@ -61,6 +62,7 @@ async def receive(
     if name in (protocol.CANCEL, protocol.MORE):
         # It has had its effect, if the stream has not ended meanwhile.
         return None
+    content = Event(content)
     call = Call(consumer, content, reply_key=reply_key, is_from_wire=True)
     await perform(call, consumer.receive_json, content, **kwargs)
     return None if call.is_stream else call

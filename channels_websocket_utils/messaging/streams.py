@@ -2,8 +2,7 @@
 One stream: send the values of a generator to the client, part by part.
 
 Streams are for the two consumers of this package. As in ``calls``, one engine runs on both: a step
-(check, next value, check, send) is a coroutine, and its adapter decides where its blocking code
-runs.
+(check, value, check, send) is a coroutine, and its adapter decides where blocking code runs.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from django.db import connections
 
 from .. import compat, protocol
 from ..conf import get_setting
+from ..database_connections import aclose_unneeded_connections
+from ..live.age import Age
 from ..live.connection import SocketEnded
 from ..threads import in_handler_pool, in_our_pool
 from . import answers, permissions
 from .calls import run_now
-from .inspection import has_ended, is_sync, permission_cache_of
+from .inspection import has_ended, is_sync, permission_cache_of, until_fresh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -105,17 +105,21 @@ class Stream:
         if self._has_credit is not None:
             self._has_credit.set()
 
-    async def run(self, turn: Turn | None = None) -> None:
+    async def run(self, turn: Turn) -> None:
         """
         Send part after part, and at the end the answer.
 
-        On a sync consumer each step takes ``turn``, a lock: between two steps other messages of
-        the socket are handled. A ``CancelledError`` of the generator itself is an error.
+        Steps take ``turn``, but not those of an async generator on an async consumer. On a sync
+        consumer, other messages are handled between two steps. A ``CancelledError`` of the
+        generator itself is an error.
         """
-        turn = turn or contextlib.nullcontext()
+        if self._is_async and not self._is_sync_consumer:
+            turn = contextlib.nullcontext()
         try:
             with self.call:
                 while await self._advance(turn):
+                    if self._is_async:
+                        await aclose_unneeded_connections()
                     # A generator that never waits must not block the event loop.
                     await asyncio.sleep(0)
         except asyncio.CancelledError as error:
@@ -128,6 +132,8 @@ class Stream:
             # A second cancel must not interrupt the generator's finally.
             self.is_closing = True
             await self._close(turn)
+            if self._is_async:
+                await aclose_unneeded_connections()
         await self._answer(turn)
 
     async def _advance(self, turn: Turn) -> bool:
@@ -149,6 +155,7 @@ class Stream:
     async def _step(self, where: _Where) -> bool:
         """Send the next part, and return whether there was one."""
         # It may have waited long for its thread.
+        await until_fresh(self.call.consumer, in_thread=where is _IN_THREAD)
         if self._is_over():
             return False
         await self._check(where)
@@ -170,6 +177,7 @@ class Stream:
 
     async def _send(self, where: _Where, value: object) -> None:
         # The step may have taken long.
+        await until_fresh(self.call.consumer, in_thread=where is _IN_THREAD)
         await self._check(where)
         part = protocol.build_part(self.call.reply_key, value)
         await answers.send(self.call.consumer, part)
@@ -179,7 +187,7 @@ class Stream:
         if not self._must_check():
             return
         consumer = self.call.consumer
-        self._asked_at = time.monotonic()
+        self._asked_at = Age()
         self._permission_cache = permission_cache_of(consumer)
         for perms in self.call.guards:
             denial = await where.ask(permissions.check, consumer, perms)
@@ -191,9 +199,8 @@ class Stream:
             return False
         if self._permission_cache is not permission_cache_of(self.call.consumer):
             return True
-        age: float = time.monotonic() - self._asked_at
-        interval: float = get_setting("RECHECK_INTERVAL")
-        return age > interval
+        is_old: bool = self._asked_at.is_over(get_setting("RECHECK_INTERVAL"))
+        return is_old
 
     def _next(self) -> object:
         """Return the next value of a sync generator, in a thread."""

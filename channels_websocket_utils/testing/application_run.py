@@ -13,6 +13,7 @@ from asgiref.testing import ApplicationCommunicator
 
 from .. import protocol
 from .errors import ClosedError
+from .origin import explain_refused_origin
 from .transactions import close_unused_connections, single_thread
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ApplicationRun:
         self.has_begun = False
         self.is_ready = False
         self._application = guarantee_single_callable(application)
+        self._scope = scope
         self._communicator = ApplicationCommunicator(self._run, scope)
         # Set whenever a wait must check its condition again.
         self._changed = asyncio.Event()
@@ -173,10 +175,12 @@ class ApplicationRun:
 
     def closed(self, how: str) -> ClosedError:
         """Return the error of a socket that was closed; ``how`` completes its sentence."""
-        hint = ""
-        if self.close_code in (HTTP_FORBIDDEN, protocol.CLOSE_TOKEN_REFUSED):
+        hint: str | None = None
+        if self.close_code == HTTP_FORBIDDEN:
+            hint = explain_refused_origin(self._application, self._scope)
+        if hint is None and self.close_code in (HTTP_FORBIDDEN, protocol.CLOSE_TOKEN_REFUSED):
             hint = " The gate logs its reason to channels_websocket_utils at level DEBUG."
-        return ClosedError(f"The socket was {how}.{hint}{self._unread()}", self.close_code)
+        return ClosedError(f"The socket was {how}.{hint or ''}{self._unread()}", self.close_code)
 
     def _unread(self) -> str:
         return f" Messages not read: {self.messages}"[:500] if self.messages else ""

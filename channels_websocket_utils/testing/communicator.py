@@ -61,9 +61,10 @@ class WebSocketCommunicator:
     ``open_websocket``, which includes it.
 
     ``scope`` may be changed before the socket connects. ``subprotocol`` is the chosen one.
-    ``close_code`` is the code with which the application has closed the socket, 403 before the
-    accept, ``None`` while it is open. An exception of the application is raised once, by the
-    method that waits. At the end an application that continues to run is cancelled.
+    ``is_ready`` is whether the consumer has sent the ready message. ``close_code`` is the code with
+    which the application has closed the socket, 403 before the accept, ``None`` while it is open.
+    An exception of the application is raised once, by the method that waits. At the end an
+    application that continues to run is cancelled.
     """
 
     def __init__(
@@ -99,6 +100,10 @@ class WebSocketCommunicator:
     @property
     def subprotocol(self) -> str | None:
         return self._run.subprotocol
+
+    @property
+    def is_ready(self) -> bool:
+        return self._run.is_ready
 
     @property
     def close_code(self) -> int | None:
@@ -276,5 +281,5 @@ def _read_reply(reply: dict[str, Any]) -> Any:
     """Return the result of the consumer's method, or raise ``CallError``."""
     if "error" in reply:
         error = reply["error"]
-        raise CallError(error["code"], error["message"], error.get("id"))
+        raise CallError(error["code"], error["message"], error.get("id"), error.get("fields"))
     return reply["data"] if reply.keys() == {"data"} else reply

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
 __all__ = ["CallError", "ClosedError"]
 
 
@@ -10,14 +15,22 @@ class CallError(Exception):
     An error reply: its ``code`` and ``message``.
 
     ``id`` is set only for the code ``internal``. The server's log contains it together with the
-    traceback.
+    traceback. ``fields`` are the errors of single fields, each a dictionary with ``loc`` and
+    ``message``.
     """
 
-    def __init__(self, code: str, message: str, id: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        id: str | None = None,
+        fields: list[dict[str, Any]] | None = None,
+    ) -> None:
         super().__init__(f"{code}: {message}" + (f" See {id} in the log." if id else ""))
         self.code = code
         self.message = message
         self.id = id
+        self.fields = fields or []
 
 
 class ClosedError(AssertionError):

@@ -16,7 +16,7 @@ from django.contrib.auth import get_user_model
 from django.utils.module_loading import import_string
 
 from ..compat import new_cache, router
-from ..conf import get_setting
+from ..conf import TENANT, get_setting
 from ..outages import outage_errors
 from .store import StoreUnavailable, TokenRow
 
@@ -161,4 +161,4 @@ def _epoch_keys(user_id: object = None, session_digest: str = "", **others: obje
 
 
 def _key(*parts: object) -> str:
-    return ".".join([_PREFIX, *map(str, parts)])
+    return ".".join([_PREFIX, TENANT, *map(str, parts)])

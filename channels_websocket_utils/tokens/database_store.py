@@ -83,7 +83,7 @@ class DatabaseTokenStore:
 
     def redeem(self, row: TokenRow, now: datetime) -> bool:
         """Mark the row as used, and return whether this call was the first."""
-        statement = "UPDATE {table} SET {used_at} = %(now)s"
+        statement = "UPDATE {table} SET {used_at} = %(now)s, {session_seal} = ''"
         return _change_unused(statement, now, digest=row.digest) == 1
 
     def revoke(self, **owner: Any) -> int:
@@ -147,6 +147,7 @@ def _sql(statement: str, name: str, connection: BaseDatabaseWrapper) -> str:
         table=quoted_table(connection, WebSocketToken),
         owner=quoted_column(connection, WebSocketToken, name),
         used_at=quoted_column(connection, WebSocketToken, "used_at"),
+        session_seal=quoted_column(connection, WebSocketToken, "session_seal"),
     )
 
 

@@ -5,6 +5,7 @@ Issue tokens: check the arguments, store the digest, return the text.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from ..conf import get_setting, require_installed
 from ..signals import token_issued
 from . import clock
 from .digests import auth_digest, digest_of, session_digest
-from .shape import SECRET_ALPHABET, SECRET_LENGTH, TOKEN_PREFIX, bound_path, mask
+from .seal import seal
+from .shape import SECRET_ALPHABET, SECRET_LENGTH, TOKEN_PREFIX, bound_path, has_secret, mask
 from .store import current_store
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ logger = logging.getLogger("channels_websocket_utils")
 
 # Longer than real paths, and short enough to be stored with each token.
 MAX_PATH = 2048
+# A host or a query. A name in a path may contain "?" and "#".
+_NO_PATH = re.compile(r"^\w+://|\?[\w-]+=")
 
 
 def issue(user: User, *, path: str | None = None, session: SessionBase | str | None = None) -> str:
@@ -58,6 +62,7 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
             backend=_backend_path(user, session),
             auth_digest=auth_digest(user),
             session_digest=session_digest(session),
+            session_seal=_sealed(session, token),
             path=path_bound,
             expires_at=present + timedelta(seconds=get_setting("TOKEN_MAX_AGE")),
         )
@@ -73,6 +78,13 @@ def only_backend() -> str:
     """Return the dotted path of the only authentication backend, or ``""`` if there are several."""
     backends = settings.AUTHENTICATION_BACKENDS
     return backends[0] if len(backends) == 1 else ""
+
+
+def _sealed(session: SessionBase | str | None, token: _NewToken) -> str:
+    if not session_digest(session):
+        return ""
+    key = session.session_key if isinstance(session, SessionBase) else session
+    return seal(key or "", token.text)
 
 
 class _NewToken:
@@ -111,16 +123,16 @@ def _checked_path(path: object) -> str:
         return ""
     if not isinstance(path, str):
         raise TypeError(f"A path is a string such as '/ws/board/', not {type(path).__name__}.")
-    if len(path) > MAX_PATH:
+    bound = bound_path(path)
+    if len(bound) > MAX_PATH:
         raise ValueError(f"A path of more than {MAX_PATH} characters cannot be bound to.")
-    # The database would store a token in the path, and the path would match no connection.
-    masked = mask(path)
-    if "://" in path or "?" in path or "#" in path or "\0" in path or masked != path:
+    # The database would store a token in the path, and the gate refuses such a path.
+    if _NO_PATH.search(path) or "\0" in bound or has_secret(bound):
         raise ValueError(
-            "A path is the path alone, such as '/ws/board/', without host, query and token: "
-            f"{masked!r}."
+            "A path is the path alone, such as '/ws/board/', without host, query and token, and "
+            f"without text that looks like a token: {mask(path)!r}."
         )
-    return bound_path(path)
+    return bound
 
 
 def _backend_path(user: User, session: SessionBase | str | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django import db
 from django.db.models import Q
 
+from ..conf import TENANT
 from ..signals import token_redeemed
 from . import clock
 from .store import StoreUnavailable, current_store
@@ -46,7 +47,7 @@ def why_refused(
     ``path`` is the connection's, as ``bound_path()`` returns it.
     """
     present = clock.now()
-    if row is None:
+    if row is None or row.tenant != TENANT:
         return "unknown"
     if row.used_at is not None:
         return "redeemed"
@@ -59,8 +60,20 @@ def why_refused(
     if row.session_digest and session_digest is not None and row.session_digest != session_digest:
         return "wrong_session"
     if row.path and row.path != path:
+        _log_wrong_path(row.path, path)
         return "wrong_path"
     return None
+
+
+def _log_wrong_path(bound: str, path: str) -> None:
+    # A page whose proxy changes paths meets this, and its user sees only that the token is refused.
+    logger.warning(
+        "A token for the path %r was refused on the path %r. If a proxy changes the path between "
+        "the page and the server, let the page name the server's path: the option tokenPath of "
+        "WebSocketManager, or token_path of the template tag.",
+        bound,
+        path,
+    )
 
 
 def state_of(row: TokenRow | WebSocketToken) -> str:

@@ -8,7 +8,10 @@ import re
 import string
 from urllib.parse import quote, unquote
 
+from django.conf import settings
+
 __all__ = [
+    "MAX_ESCAPES",
     "SECRET_ALPHABET",
     "SECRET_LENGTH",
     "TOKEN_PREFIX",
@@ -26,17 +29,23 @@ TOKEN_SUBPROTOCOL = "websocket.token"
 # The rest of a token matches \w+, the pattern of most routes. Its 63 ** 43 values are 257 bits.
 SECRET_ALPHABET = string.ascii_letters + string.digits + "_"
 SECRET_LENGTH = 43
+_PLACEHOLDER = TOKEN_PREFIX + "0" * SECRET_LENGTH
 # Earlier versions also issued "-". Such tokens stay valid, and are masked.
 _TOKEN = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
 # What is masked: a whole token, a token whose prefix was changed to upper case, and a token of
 # which the last characters are missing, since those could be guessed.
-_SECRET = re.compile(
-    TOKEN_PREFIX + r"(?:[A-Za-z0-9_-]{43}|[A-Za-z0-9_-]{20,42})", re.ASCII | re.IGNORECASE
-)
+_SECRET = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{20,43}", re.ASCII | re.IGNORECASE)
 # Text that can be a token with percent-escapes.
 _ESCAPED = re.compile(r"[A-Za-z0-9_%-]{24,}", re.ASCII)
-# How many times escaped text is unescaped. A real URL needs fewer, and the limit bounds the work.
-_ESCAPES = 8
+# An escape, of which the percent sign may be escaped itself: %2525... takes one step.
+_ESCAPE = re.compile("%(?:25)*([0-9A-Fa-f]{2})")
+# How many times escaped text is unescaped, and the percent signs of a text that is unescaped at
+# all. Real URLs have fewer. Each escape takes a microsecond, and anybody can send 300,000 of them.
+_LEVELS = 8
+MAX_ESCAPES = 500
+# The same for a path, and how many escapes it may contain: a server passes names without escapes.
+_PATH_ESCAPES = 3
+_MOST_ESCAPES = 300
 
 
 def is_token(text: str) -> bool:
@@ -56,39 +65,63 @@ def has_secret(text: str) -> bool:
 
 def bound_path(path: str, token: str | None = None) -> str:
     """
-    Return ``path`` as tokens are bound to it: without the token, one slash in front, none behind.
+    Return the canonical form of ``path``, in which tokens are bound and paths are compared.
+
+    It has no token, no percent-escapes, no ``FORCE_SCRIPT_NAME``, one slash in front and none
+    behind. The page, the view and the gate see the same path with and without escapes, and with
+    and without the prefix.
 
     >>> bound_path("/ws/board/wst_.../", "wst_...")
     '/ws/board'
+    >>> bound_path("/ws/chat/C%23/")
+    '/ws/chat/C#'
     """
-    parts = path.split(token) if token else [path]
-    return "/" + "/".join(part.strip("/") for part in parts if part.strip("/"))
+    parts = [_unescaped(part).strip("/") for part in (path.split(token) if token else [path])]
+    plain = "/" + "/".join(filter(None, parts))
+    prefix = (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
+    while prefix and plain.startswith(f"{prefix}/"):
+        plain = plain.removeprefix(prefix)
+    return plain
+
+
+def _unescaped(text: str) -> str:
+    """Return ``text`` without percent-escapes, also if the escapes are themselves escaped."""
+    if "%" in text and text.count("%") <= _MOST_ESCAPES:
+        for _ in range(_PATH_ESCAPES):
+            text = unquote(text)
+    return text
 
 
 def mask(text: str) -> str:
     """
     Return ``text`` with each token in it replaced by a placeholder of the same length.
 
-    This includes tokens with percent-escapes, also if the escapes are themselves escaped.
+    This includes tokens with percent-escapes, also if the escapes are themselves escaped. A text of
+    more than ``MAX_ESCAPES`` percent signs is not unescaped: each part of it that could contain
+    such a token becomes a placeholder.
     """
-    if TOKEN_PREFIX not in text.lower() and "%" not in text:
-        return text
-    masked = _SECRET.sub(_placeholder, text)
-    return _ESCAPED.sub(_mask_escaped, masked) if "%" in masked else masked
+    escapes = text.count("%")
+    has_prefix = TOKEN_PREFIX in text.lower()
+    masked = _SECRET.sub(_placeholder, text) if has_prefix else text
+    if not escapes:
+        return masked
+    return _ESCAPED.sub(_PLACEHOLDER if escapes > MAX_ESCAPES else _mask_escaped, masked)
 
 
 def _placeholder(found: re.Match[str]) -> str:
-    return TOKEN_PREFIX + "0" * (len(found[0]) - len(TOKEN_PREFIX))
+    return _PLACEHOLDER[: len(found[0])]
 
 
 def _mask_escaped(found: re.Match[str]) -> str:
     plain = found[0]
-    for _ in range(_ESCAPES):
-        before = plain
-        # Unescape %2525... in one step.
-        plain = unquote(re.sub("%(?:25)+", "%", plain), encoding="latin1")
-        if plain == before:
+    for _ in range(_LEVELS):
+        plain, count = _ESCAPE.subn(_unescape, plain)
+        if not count:
             break
     masked = _SECRET.sub(_placeholder, plain)
     # Quoted again, because an unescaped line break would begin a new line in a log.
     return found[0] if masked == plain else quote(masked, safe="", encoding="latin1")
+
+
+def _unescape(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from ..conf import get_setting
+from ..conf import TENANT, get_setting
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -53,6 +53,8 @@ class TokenRow:
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None = None
+    tenant: str = TENANT
+    session_seal: str = field(default="", repr=False)
     user: AbstractBaseUser | None = None
     is_session_ended: bool | None = None
 

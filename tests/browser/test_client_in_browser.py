@@ -479,6 +479,33 @@ def test_no_call_of_one_user_runs_as_another(site, open_page, window):
     assert site.log("made") == site.log("noted", "ada", "queued") == []
 
 
+def test_first_connection_sends_no_message_as_another_user(site, browser):
+    """
+    Two pages of Ada cannot connect until Ben has signed in, in another tab.
+
+    The page without the template tag does not know its user: its message runs as Ben.
+    """
+    context = browser.new_context()
+    tab, naive, tagged = (context.new_page() for _ in range(3))
+    tab.goto(f"{site.url}sign-in/ada/")
+    context.route("**/websocket/token/", lambda route: route.abort())
+    naive.goto(f"{site.url}classic/?/client/managed/")
+    tagged.goto(f"{site.url}rendered/?path=/client/named/&name=blue")
+    for page, text in ((naive, "naive"), (tagged, "tagged")):
+        expect_passing_state(page, "waiting", "token_failed")
+        page.evaluate("(text) => { window.call = ask({ type: 'note', text }) }", text)
+        page.evaluate("() => manager.sendJSON({ type: 'note', text: 'more' })")
+
+    tab.goto(f"{site.url}sign-in/ben/")
+    context.unroute("**/websocket/token/")
+
+    assert naive.evaluate("call") == ["answered", "naive"]
+    assert tagged.evaluate("call") == ["rejected", "user_changed"]
+    expect_state(tagged, "closed: user_changed")
+    context.close()
+    assert site.log("noted") == [["noted", "ben", "naive"], ["noted", "ben", "more"]]
+
+
 @ON_ALL
 def test_token_offered_as_a_subprotocol_is_in_no_url(site, open_page):
     """A refusal has its close code. Without an answer to the offer Chromium reports 1006."""

@@ -68,6 +68,24 @@ async def test_consumer_that_checks_the_token_refuses_a_bad_one(user):
     await WebSocketCommunicator(application, f"/ws/{UNKNOWN_TOKEN}", user=user).assert_refused(4401)
 
 
+async def test_consumer_of_the_docs_refuses_users_who_are_not_staff(user):
+    consumer = named("docs/middleware.rst", "class StaffConsumer")["StaffConsumer"]
+
+    await opened(user, consumer=consumer).assert_refused(4403)
+    user.is_staff = True
+    await user.asave()
+    async with opened(user, consumer=consumer):
+        pass
+
+
+async def test_consumer_of_the_docs_answers_its_own_exception(user):
+    consumer = named("docs/messages.rst", "class ShopConsumer")["ShopConsumer"]
+
+    async with opened(user, consumer=consumer) as socket:
+        with pytest.raises(CallError, match="out_of_stock: This is sold out"):
+            await socket.call("order")
+
+
 async def test_native_client_needs_no_origin_and_a_browser_a_matching_one(user, settings):
     settings.ALLOWED_HOSTS = ["example.org"]
     application = (await sync_to_async(executed)("docs/native_clients.rst"))["websocket"]

@@ -66,6 +66,29 @@ def test_commands_succeed_in_order(readers_project):
     assert len(DONE) > 8
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_command_prints_what_its_page_shows(readers_project, number):
+    folder, environment = readers_project
+    command = of_kind("docs/commands.rst", "shell")[number].strip()
+    shown = of_kind("docs/commands.rst", "text")[number]
+
+    run = {"shell": True, "cwd": folder, "env": environment, "timeout": 60, "check": True}
+    done = subprocess.run(command, capture_output=True, text=True, **run)
+
+    assert done.stdout == shown
+
+
+def test_refused_trial_has_an_exit_status(readers_project):
+    folder, environment = readers_project
+    command = "python manage.py websockets --try ada /nowhere/"
+
+    run = {"shell": True, "cwd": folder, "env": environment, "timeout": 60}
+    done = subprocess.run(command, capture_output=True, text=True, **run)
+
+    assert done.returncode == 1
+    assert "prints the routes" in done.stderr
+
+
 def test_every_other_command_is_run_elsewhere():
     (production,) = of_kind("docs/sample_site.rst", "shell")
 

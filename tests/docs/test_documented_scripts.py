@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 # Unpacking fails if a page has more or fewer blocks.
 (BY_HAND,) = of_kind("docs/tokens.rst", "javascript")
-REQUEST, LISTEN = of_kind("docs/messages.rst", "javascript")
+REQUEST, FIELDS, LISTEN = of_kind("docs/messages.rst", "javascript")
 (STREAM,) = of_kind("docs/streams.rst", "javascript")
 MAKE, SHOW_STATE = of_kind("docs/javascript.rst", "javascript")
 TAGGED_HTML, BY_HAND_HTML = of_kind("docs/tokens.rst", "html")
@@ -126,6 +126,12 @@ def test_request_of_the_docs_is_answered_or_logs_its_error(page):
 
     assert (answer, logged) == ({"text": "Hello ada, well?"}, [])
     assert page.evaluate("logged[0].split(' ')[0]") == "closed"
+
+
+def test_error_of_the_docs_names_the_missing_field(page):
+    run(page, f"{FIELDS}\nawait greetNobody()")
+
+    expect_logged(page, "how This is missing.")
 
 
 def test_listener_of_the_docs_receives_messages_to_the_group(page):

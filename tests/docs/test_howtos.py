@@ -321,9 +321,14 @@ def test_tables_are_created_in_a_site_with_migrations_for_0_1(is_in_time, tmp_pa
     shell = of_kind("docs/howto_from_0_1.rst", "shell")
     leave, forget, _ = (code.split()[2:] for code in shell)
     old_package = tmp_path / "old/channels_websocket_utils"
-    (old_package / "migrations").mkdir(parents=True)
     # Empty modules keep Python from importing those of the installed package.
-    for name in [file.name for file in PACKAGE.glob("*.py")] + ["migrations/__init__.py"]:
+    folders = ["migrations", "templatetags"]
+    for name in folders:
+        (old_package / name).mkdir(parents=True)
+    names = [file.name for file in PACKAGE.glob("*.py")] + [
+        f"{name}/__init__.py" for name in folders
+    ]
+    for name in names:
         (old_package / name).touch()
     (old_package / "models.py").write_text(OLD_MODELS)
     (tmp_path / "site_settings.py").write_text(

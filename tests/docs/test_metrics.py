@@ -90,6 +90,7 @@ async def test_recipe_counts_tokens_and_connections(user, other, scrape, consume
         "websocket_connections_closed_total 1000": 1,
         "websocket_connections_closed_total other": 1,
         "websocket_connections_closed_total 4410": 1,
+        "websocket_connections_stalled_total": 0,
         "websocket_connections_live": 0,
         "websocket_users_disconnected_total": 1,
     }
@@ -106,7 +107,7 @@ def test_page_names_every_metric_of_the_recipe(scrape):
         if family.name.startswith("websocket_") and not family.name.endswith("_created")
     ]
 
-    assert len(families) == 7
+    assert len(families) == 8
     for name in families:
         assert f"``{name}" in page
 

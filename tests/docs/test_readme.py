@@ -24,7 +24,7 @@ def project(environment, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.browser
 def test_steps_of_the_readme_lead_to_the_first_reply(project, environment, browser, tmp_path):
-    """The reader writes fewer than 40 lines."""
+    """The reader writes at most 30 lines."""
     folder, lines = project
 
     log = tmp_path / "log"
@@ -34,7 +34,7 @@ def test_steps_of_the_readme_lead_to_the_first_reply(project, environment, brows
 
         expect(page.locator("#reply")).to_have_text("Hello ada, how are you?")
     assert "Traceback" not in log.read_text()
-    assert 30 < lines < 40
+    assert 20 < lines <= 30
 
 
 def test_sections_contain_all_blocks_of_the_page_about_tests():
@@ -47,6 +47,28 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
     folder, _ = project
 
     follow(blocks(TESTING, section), folder, environment)
+
+
+IMPORTS_FIRST = """
+from mysite.asgi import application
+from channels_websocket_utils.testing import WebSocketCommunicator
+
+
+async def test_greeting(transactional_db, admin_user):
+    async with WebSocketCommunicator(application, "/ws/chat/{token}", user=admin_user) as socket:
+        assert await socket.call("greet", how="well?") == {"text": "Hello admin, well?"}
+"""
+
+
+@pytest.mark.slow
+def test_pytest_module_may_import_the_application_at_its_top(project, environment):
+    """pytest-django adds "testserver" to ALLOWED_HOSTS after the import."""
+    folder, _ = project
+    install = blocks(TESTING, "With pytest")[:2]
+    (folder / "chat/test_imports_first.py").write_text(IMPORTS_FIRST)
+
+    command = Block("shell", None, "python -m pytest chat/test_imports_first.py", "")
+    follow([*install, command], folder, environment)
 
 
 @pytest.mark.slow

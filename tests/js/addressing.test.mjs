@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { fakeEndpoint, openPage, WebSocketManager } from "./support.mjs"
+import { fakeEndpoint, holding, openPage, settled, WebSocketManager } from "./support.mjs"
 
 const addresses = [
   ["/ws/chat/", "wst_a", "wss://example.com/ws/chat/wst_a"],
@@ -47,21 +47,8 @@ test("a full URL needs no page", (t) => {
   assert.equal(page.socket.url, "ws://example.com/ws/")
 })
 
-/** A document with one element of these attributes, by default a script. */
-function holding(attributes, tag = "script") {
-  const element = {
-    getAttribute: (name) => attributes[name] ?? null,
-    removeAttribute: (name) => delete attributes[name],
-  }
-  const matches = (selector) => {
-    const [, name, attribute] = /^(\w*)\[([\w-]+)\]$/.exec(selector)
-    return (!name || name === tag) && attribute in attributes
-  }
-  return { querySelector: (selectors) => (selectors.split(",").some(matches) ? element : null) }
-}
-
 test("without a path the manager reads path, token and tokenURL from the page", async (t) => {
-  const attributes = { "data-socket-path": "/ws/chat/", "data-token": "wst_a", "data-token-url": "/token/" }
+  const attributes = { socketPath: "/ws/chat/", token: "wst_a", tokenUrl: "/token/" }
   const page = openPage(t, { document: holding(attributes) })
   const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
 
@@ -74,8 +61,24 @@ test("without a path the manager reads path, token and tokenURL from the page", 
   assert.equal(manager.state, "connecting")
 })
 
+test("the page can name the path that its tokens are for, and its user", async (t) => {
+  const attributes = { socketPath: "/socket/", tokenUrl: "/token/", tokenPath: "", identity: "ada" }
+  const page = openPage(t, { document: holding(attributes) })
+  const requests = fakeEndpoint(t, { body: { token: "wst_b", identity: "ada" } })
+
+  WebSocketManager()
+  WebSocketManager(null, null, { tokenPath: "/ws/" })
+  await settled()
+
+  assert.deepEqual(requests.map(({ body }) => body), [
+    { path: "", url: "/token/" },
+    { path: "/ws/", url: "/token/" },
+  ])
+  assert.equal(page.sockets.length, 2)
+})
+
 test("only the first manager uses the token of the page", (t) => {
-  const page = openPage(t, { document: holding({ "data-socket-path": "/ws/", "data-token": "wst_a" }) })
+  const page = openPage(t, { document: holding({ socketPath: "/ws/", token: "wst_a" }) })
 
   WebSocketManager()
   WebSocketManager()
@@ -84,7 +87,7 @@ test("only the first manager uses the token of the page", (t) => {
 })
 
 test("the page can require the token as a subprotocol", (t) => {
-  const attributes = { "data-socket-path": "/ws/", "data-token": "wst_a", "data-token-source": "subprotocol" }
+  const attributes = { socketPath: "/ws/", token: "wst_a", tokenSource: "subprotocol" }
   const page = openPage(t, { document: holding(attributes) })
 
   WebSocketManager()
@@ -94,7 +97,7 @@ test("the page can require the token as a subprotocol", (t) => {
 })
 
 test("arguments override the token and options of the page", async (t) => {
-  const attributes = { "data-socket-path": "/ws/", "data-token": "wst_a", "data-token-url": "/token/" }
+  const attributes = { socketPath: "/ws/", token: "wst_a", tokenUrl: "/token/" }
   const page = openPage(t, { document: holding(attributes) })
   const requests = fakeEndpoint(t, { body: { token: "wst_c" } })
 
@@ -107,7 +110,7 @@ test("arguments override the token and options of the page", async (t) => {
 })
 
 test("the body can have the attributes, and elements that users can write are ignored", (t) => {
-  const attributes = { "data-socket-path": "/ws/" }
+  const attributes = { socketPath: "/ws/" }
   const page = openPage(t, { document: holding(attributes, "body") })
   WebSocketManager()
   globalThis.document.querySelector = holding(attributes, "p").querySelector
@@ -117,7 +120,7 @@ test("the body can have the attributes, and elements that users can write are ig
 })
 
 test("with a path nothing is read from the page", (t) => {
-  const page = openPage(t, { document: holding({ "data-socket-path": "/ws/", "data-token": "wst_a" }) })
+  const page = openPage(t, { document: holding({ socketPath: "/ws/", token: "wst_a" }) })
 
   WebSocketManager("/ws/other/")
 

@@ -188,7 +188,8 @@ test("an error reply rejects request() and goes to on(\"error\") for a handler",
   manager.sendJSON({ type: "a" }, (reply) => handled.push(reply))
   const promise = manager.request({ type: "a" })
 
-  const error = { code: "internal", message: "Something broke", id: "e-1" }
+  const fields = [{ loc: ["lines", 0], message: "Sold out" }]
+  const error = { code: "internal", message: "Something broke", id: "e-1", fields }
   for (const { reply_key } of page.socket.sent) page.socket.push({ key: reply_key, error })
 
   await assert.rejects(promise, { name: "WebSocketManagerError", ...error })
@@ -198,6 +199,7 @@ test("an error reply rejects request() and goes to on(\"error\") for a handler",
   assert.ok(errors[0] instanceof Error)
   assert.equal(errors[0].code, "internal")
   assert.equal(errors[0].id, "e-1")
+  assert.deepEqual(errors[0].fields, fields)
 })
 
 test("an error without an id has none, and one without a code is internal", async (t) => {

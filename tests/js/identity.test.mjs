@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
+import { fakeEndpoint, holding, openPage, settled, tokens } from "./support.mjs"
 
 const ready = (page, identity) => page.socket.push({ key: "websocket.ready", identity })
 const types = (page) => page.socket.sent.map(({ type }) => type)
@@ -309,6 +309,30 @@ for (const [name, token] of [
     assert.deepEqual(types(page), [])
     assert.equal(manager.state, "closed")
     assert.deepEqual(codes(), ["user_changed", "user_changed"])
+  })
+}
+
+const ofAda = { socketPath: "/ws/", tokenUrl: "/token/", identity: "ada" }
+const { identity: _, ...nobody } = ofAda
+for (const [name, dataset, path, options, sent, codes] of [
+  // A page without an identity cannot find out that its user has signed out.
+  ["without an identity", nobody, null, {}, ["transfer"], []],
+  ["with an identity", ofAda, null, {}, [], ["user_changed", "user_changed"]],
+  ["with a second manager", ofAda, "/other/", { tokenURL: "/token/" }, [], ["user_changed", "user_changed"]],
+  ["with another endpoint", ofAda, "/other/", { tokenURL: "/elsewhere/" }, ["transfer"], []],
+]) {
+  test(`a page ${name} whose first dial is another user's sends ${sent.length} of its messages`, async (t) => {
+    const page = openPage(t, { document: holding(dataset) })
+    fakeEndpoint(t, { body: { token: "wst_b", identity: "ben" } })
+    const connection = page.connect(path, null, options)
+    connection.manager.sendJSON({ type: "transfer" })
+    await settled()
+    page.socket?.accept()
+    page.tick(PROOF)
+
+    assert.deepEqual(page.sockets.flatMap((socket) => socket.sent.map(({ type }) => type)), sent)
+    assert.deepEqual(connection.codes(), codes)
+    assert.equal(connection.manager.state, codes.length ? "closed" : "open")
   })
 }
 

@@ -181,9 +181,37 @@ test("in React Native the endpoint gets the path of the URL", async (t) => {
   page.connect("wss://example.com/ws//chat/?next=//other/a", null, { tokenURL: "https://example.com/token/" })
   await settled()
 
-  assert.deepEqual(requests.map(({ body }) => body), [{ path: "/ws//chat/" }])
+  assert.deepEqual(requests.map(({ body }) => body), [{ path: "/ws//chat/", url: "https://example.com/token/" }])
   assert.equal(page.socket.url, "wss://example.com/ws//chat/wst_a?next=//other/a")
 })
+
+// Its fetch() follows redirects, and its answers have no `redirected`.
+const tokenURL = "https://example.com/token/"
+const login = { redirected: undefined, url: "https://example.com/login/?next=/token/" }
+const stays = { redirected: undefined, url: tokenURL }
+for (const [name, answer, reason] of [
+  ["a redirect to a login page", { ...login, body: "<form>", headers: { "Content-Type": "text/html" } }, "signed_out"],
+  ["a redirect to a login in JSON", { ...login, body: { login: true } }, "signed_out"],
+  ["a redirect to a login that forbids POST", { ...login, status: 405 }, "signed_out"],
+  ["a redirect to a login that demands a CSRF token", { ...login, status: 403 }, "signed_out"],
+  ["a redirect, with a fetch() that reports it", { ...login, redirected: true, status: 404 }, "signed_out"],
+  ["a redirect to a failing server", { ...login, status: 502 }, "token_failed"],
+  ["a token after a redirect", { ...login, body: { token: "wst_a" } }, "start"],
+  ["404 without a redirect", { ...stays, status: 404 }, "token_failed"],
+  ["404 from a fetch() without URLs", { redirected: undefined, url: "", status: 404 }, "token_failed"],
+]) {
+  test(`in React Native, ${name} leads to ${reason}`, async (t) => {
+    const page = openReactNative(t)
+    fakeEndpoint(t, answer)
+    const manager = new WebSocketManager("wss://example.com/ws/", null, { tokenURL, logger: false })
+    const reasons = []
+    manager.on("state", ({ reason }) => reasons.push(reason))
+    await settled()
+
+    assert.equal(reasons.at(-1) ?? "start", reason)
+    assert.equal(page.sockets.length, reason === "start" ? 1 : 0)
+  })
+}
 
 test("in React Native a path without a host throws a TypeError", (t) => {
   openReactNative(t)

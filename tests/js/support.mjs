@@ -169,17 +169,32 @@ export function openPage(t, { href = "https://example.com/app/page?x=1", documen
   return page
 }
 
-/** Mock fetch(): it gives `answers` in turn, each {status, body, headers} or an Error to throw. */
+/** A document with one element of these data-* attributes, by default a script, after `others`. */
+export function holding(dataset, tag = "script", ...others) {
+  const elements = [...others, { tag, dataset }]
+  const matches = ({ tag, dataset }, selector) => {
+    const [, name, attribute] = /^(\w*)\[data-([\w-]+)\]$/.exec(selector)
+    const key = attribute.replace(/-(\w)/g, (_, letter) => letter.toUpperCase())
+    return (!name || name === tag) && key in dataset
+  }
+  const querySelector = (selectors) =>
+    elements.find((element) => selectors.split(",").some((selector) => matches(element, selector))) ?? null
+  return { querySelector }
+}
+
+/** Mock fetch(): it gives `answers` in turn, each {status, body, headers, redirected, url} or an Error to throw. */
 export function fakeEndpoint(t, ...answers) {
   const requests = []
   t.mock.method(globalThis, "fetch", async (url, init) => {
     requests.push({ url, ...init, body: JSON.parse(init.body) })
     const answer = answers.length > 1 ? answers.shift() : answers[0]
     if (answer instanceof Error) throw answer
-    const { status = 200, body = {}, headers = {} } = answer
+    const { status = 200, body = {}, headers = {}, ...moved } = answer
     // A browser shows a redirect that it does not follow as an answer with the status 0.
     if (status === 0) return Response.error()
-    return new Response(typeof body === "string" || !body ? body : JSON.stringify(body), { status, headers })
+    const response = new Response(typeof body === "string" || !body ? body : JSON.stringify(body), { status, headers })
+    for (const name in moved) Object.defineProperty(response, name, { value: moved[name] })
+    return response
   })
   return requests
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { fakeEndpoint, openPage, settled, tokens } from "./support.mjs"
+import { fakeEndpoint, holding, openPage, settled, tokens } from "./support.mjs"
 
 const urls = (page) => page.sockets.map((socket) => socket.url.replace("wss://example.com", ""))
 
@@ -73,21 +73,33 @@ test("the tokenURL gets a same-origin POST with the path, CSRF token and JSON ty
     method: "POST",
     credentials: "same-origin",
     headers: { "Content-Type": "application/json", "X-CSRFToken": "csrf-1" },
-    body: { path: "/ws/caf%C3%A9%201/" },
+    body: { path: "/ws/caf%C3%A9%201/", url: "/websocket/token/" },
     redirect: "manual",
   })
   assert.equal(signal.aborted, false)
   assert.equal(page.socket.url, "wss://example.com/ws/caf%C3%A9%201/wst_b?room=1")
 })
 
-const element = { getAttribute: (name) => name === "data-csrf-token" && "of-attribute" }
-const attribute = { querySelector: (selector) => (selector === "[data-csrf-token]" ? element : null) }
-const noAttribute = { querySelector: () => null }
+const own = holding({ csrfToken: "of-attribute" })
 const sources = [
-  ["a csrfToken function", { csrfToken: () => "of-function" }, { ...attribute, cookie: "csrftoken=of-cookie" }, "of-function"],
-  ["the csrftoken cookie", {}, { ...attribute, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
-  ["a data-csrf-token attribute, if the cookie cannot be read", {}, { ...attribute, cookie: "a=1" }, "of-attribute"],
-  ["nothing, if there is none", {}, { ...noAttribute, cookie: "a=1" }, undefined],
+  ["a csrfToken function", { csrfToken: () => "of-function" }, { ...own, cookie: "csrftoken=of-cookie" }, "of-function"],
+  ["the csrftoken cookie", {}, { ...own, cookie: "xcsrftoken=no; csrftoken=of-cookie; b=2" }, "of-cookie"],
+  ["the last csrftoken cookie, as Django reads it", {}, { cookie: "csrftoken=first; csrftoken=last" }, "last"],
+  ["the script's data-csrf-token, if the cookie cannot be read", {}, { ...own, cookie: "a=1" }, "of-attribute"],
+  ["the body's data-csrf-token", {}, holding({ csrfToken: "of-body" }, "body"), "of-body"],
+  [
+    "the cookie that the page names",
+    {},
+    { ...holding({ csrfToken: "no", csrfCookie: "site.csrf" }), cookie: "csrftoken=old; site.csrf=named" },
+    "named",
+  ],
+  [
+    "the attribute, if the page names no cookie",
+    {},
+    { ...holding({ csrfToken: "of-session", csrfCookie: "" }), cookie: "csrftoken=old" },
+    "of-session",
+  ],
+  ["nothing, if there is none", {}, { cookie: "a=1" }, undefined],
   ["nothing, if there is no document", {}, null, undefined],
 ]
 
@@ -102,6 +114,100 @@ for (const [name, options, document, expected] of sources) {
     assert.equal("X-CSRFToken" in requests[0].headers, expected !== undefined)
   })
 }
+
+test("a CSRF token in a text of users is not taken", async (t) => {
+  const written = { tag: "p", dataset: { csrfToken: "of-a-user", csrfHeader: "X-User", csrfCookie: "theirs" } }
+  const document = { ...holding({ csrfToken: "of-the-tag" }, "script", written), cookie: "theirs=cookie" }
+  const page = openPage(t, { document })
+  const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+  page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await settled()
+
+  // The selector of earlier versions.
+  assert.equal(page.document.querySelector("[data-csrf-token]").dataset.csrfToken, "of-a-user")
+  assert.equal(requests[0].headers["X-CSRFToken"], "of-the-tag")
+})
+
+for (const [name, options, document] of [
+  ["the option csrfHeader", { csrfHeader: "X-Site" }, holding({ csrfToken: "own", csrfHeader: "X-Page" })],
+  ["the page", {}, holding({ csrfToken: "own", csrfHeader: "X-Site" })],
+]) {
+  test(`${name} names the header of the CSRF token`, async (t) => {
+    const page = openPage(t, { document })
+    const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+    page.connect("/ws/", null, { tokenURL: "/websocket/token/", ...options })
+    await settled()
+
+    assert.deepEqual(requests[0].headers, { "Content-Type": "application/json", "X-Site": "own" })
+  })
+}
+
+/** The CSRF tokens of the requests for two dials, and the last state. */
+async function dialTwice(t, document, ...answers) {
+  const page = openPage(t, { document })
+  const requests = fakeEndpoint(t, ...answers)
+  const { states } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await settled()
+  page.socket?.accept()
+  page.socket?.drop()
+  await page.pass(1700)
+  return [requests.map(({ headers }) => headers["X-CSRFToken"]), states.at(-1)]
+}
+
+test("after a refused cookie the page's own CSRF token is used, for this dial and the next", async (t) => {
+  const document = { ...own, cookie: "csrftoken=stale" }
+  const answers = [{ status: 403 }, { body: { token: "wst_b" } }, { body: { token: "wst_c" } }]
+  const [used, { state }] = await dialTwice(t, document, ...answers)
+
+  assert.deepEqual(used, ["stale", "of-attribute", "of-attribute"])
+  assert.equal(state, "connecting")
+})
+
+test("if the page's own CSRF token is refused later, the cookie is used again", async (t) => {
+  const document = { ...own, cookie: "csrftoken=cookie" }
+  const answers = [{ status: 403 }, { body: { token: "wst_b" } }, { status: 403 }, { body: { token: "wst_c" } }]
+  const [used, { state }] = await dialTwice(t, document, ...answers)
+
+  assert.deepEqual(used, ["cookie", "of-attribute", "of-attribute", "cookie"])
+  assert.equal(state, "connecting")
+})
+
+for (const [name, document, used] of [
+  ["both CSRF tokens are refused", { ...own, cookie: "csrftoken=cookie" }, ["cookie", "of-attribute"]],
+  ["the only CSRF token is refused", { cookie: "csrftoken=cookie" }, ["cookie"]],
+]) {
+  test(`if ${name}, the manager stops as token_refused`, async (t) => {
+    const [requested, { state, reason }] = await dialTwice(t, document, { status: 403 })
+
+    assert.deepEqual(requested, used)
+    assert.deepEqual([state, reason], ["closed", "token_refused"])
+  })
+}
+
+test("a tokenURL that answers 400 stops the manager: the next request would be the same", async (t) => {
+  const page = openPage(t)
+  const requests = fakeEndpoint(t, { status: 400 })
+  const { manager, errors } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
+  await page.pass(60000)
+
+  assert.equal(manager.state, "closed")
+  assert.deepEqual(errors.map(({ code, cause }) => [code, cause.message]), [["token_refused", "tokenURL answered 400"]])
+  assert.equal(requests.length, 1)
+})
+
+test("tokenPath replaces the path that tokens are for", async (t) => {
+  for (const [tokenPath, path] of [["/ws/", "/ws/"], ["", ""], [null, "/socket/"], [undefined, "/socket/"]]) {
+    const page = openPage(t)
+    const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+    page.connect("/socket/", null, { tokenURL: "/api/token/", tokenPath })
+    await settled()
+
+    assert.deepEqual(requests[0].body, { path, url: "/api/token/" })
+    assert.equal(page.socket.url, "wss://example.com/socket/wst_b")
+    t.mock.timers.reset()
+    t.mock.restoreAll()
+  }
+})
 
 test("a token function is called once for each dial, with attempt and signal", async (t) => {
   const page = openPage(t)

@@ -51,14 +51,19 @@ CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"
     "W010": 'ASGI_APPLICATION = "seeded_W010_asgi.application"',
 }
 ASGI = """
-from config.asgi import *
+from config.asgi import application as site
 from board.consumers import BoardConsumer
 from channels.auth import AuthMiddlewareStack
-from channels_websocket_utils.middleware import WebSocketTokenAuthMiddleware
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from channels_websocket_utils.middleware import (
+    WebSocketTokenAuthMiddleware,
+    WebSocketTokenAuthMiddlewareStack,
+)
 from django.urls import path
 
 router = URLRouter([path("ws/board/<str:token>", {consumer})])
-application = ProtocolTypeRouter({{"http": http, "websocket": {websocket}}})
+application = ProtocolTypeRouter({{"http": site, "websocket": {websocket}}})
 """
 # The application of such a site: the consumer of the route, and the middleware around the router.
 APPLICATIONS = {

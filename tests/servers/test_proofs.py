@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import TABLES as SPEEDS
+from evidence.mistakes import MISTAKES
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +40,20 @@ def prove(tmp_path):
         return {row["name"]: row["cells"] for row in map(json.loads, lines)}
 
     return measure
+
+
+@pytest.mark.browser
+def test_mistakes_are_named_by_the_lines_that_the_page_lists(prove):
+    """The page is docs/troubleshooting.rst: its readers search it for their line."""
+    rows = prove("mistakes")
+    page = (ROOT / "docs/troubleshooting.rst").read_text()
+
+    assert len(rows) == len(MISTAKES) >= 8
+    for name, row in rows.items():
+        assert row["named by"] != "nothing"
+        assert re.search(rf"^{re.escape(name)} +{row['named by']} ", page, re.M), name
+        lines = "".join(f"    {line}\n" for line in row["line"].splitlines())
+        assert f"\n{name}::\n\n{lines}\n" in page
 
 
 @pytest.mark.redis
@@ -104,6 +120,23 @@ def test_streams_arrive_complete_wait_for_their_reader_and_end_with_it(prove):
     assert rows["daphne: async"]["made without"] == 2_000
 
 
+def test_clients_that_do_not_read_hold_up_nobody(prove):
+    """The control, which sends directly, lets nobody connect, and holds threads after a logout."""
+    # The times of replies need a machine that does nothing else.
+    rows = prove("readers", promised=False)
+
+    control = rows.pop("uvicorn, direct: sync-connect")
+    assert [*rows] == ["uvicorn: sync-connect", "uvicorn: sync-method"]
+    for row in rows.values():
+        assert row["stalled"] > 0
+        assert row["connect"][2] < 5_000
+        assert row["MiB a reader"] < 1.5
+        assert row["held"] < 5
+    assert control["stalled"] == 0
+    assert control["connect"][2] > 5_000
+    assert control["held"] > 5
+
+
 def test_no_token_is_in_logs_tracebacks_pages_or_the_database(prove):
     """The controls, without filters or with naive code, show tokens at every place."""
     rows = prove("secrets")
@@ -163,6 +196,36 @@ def test_site_recovers_after_the_database_was_stopped(prove):
     assert row["connects"].startswith("4490: ")
     assert row["token endpoint"].startswith("503: ")
     assert row["connects"] == f"4490: {sum(row['after 4490'])}"
+
+
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_process_that_did_not_run_handles_no_late_message(prove):
+    """The controls, in which no message waits, handle late messages."""
+    rows = prove("late", "^(?!PostgreSQL)")
+
+    assert len(rows) == 6
+    for name, row in rows.items():
+        assert row["messages"] == 250
+        assert (row["late"] > 0) == name.startswith("earlier")
+        assert row["good"][0] == row["good"][1] == 50
+        assert row["ended"] == "25 x 4410"
+
+
+@pytest.mark.postgresql
+def test_pings_are_answered_and_nothing_storms_without_a_database(prove):
+    rows = prove("late", "^PostgreSQL")
+
+    (row,) = rows.values()
+    assert row["stayed"] == "20 of 20"
+    assert row["pings"][0] == row["pings"][1] > 0
+    assert row["calls"][0] == row["calls"][1] > 0
+    # One every 1.5 s of 20 s, and a slow machine.
+    assert row["checks"] < 25
+    assert row["connections"] == 0
+    assert row["guarded"].endswith("x unavailable")
+    assert row["back"] < 30
+    assert row["logout ended"] < 30
 
 
 @pytest.mark.nginx
@@ -258,6 +321,21 @@ def test_many_open_connections_do_not_delay_connects_and_disconnects(prove):
     assert row["others ended"] == 0
 
 
+@pytest.mark.postgresql
+def test_small_pool_serves_many_sockets_and_views(prove):
+    """If threads kept their connections, two sockets would stop a site with a pool of four."""
+    rows = prove("pools")
+
+    for name, row in rows.items():
+        is_control = name.startswith("control")
+        status, seconds = row["view"]
+        assert (status != 200 or seconds > 2) is is_control
+        if not is_control:
+            assert row["answered"] == row["sockets"] == 12
+            assert row["held"] == 0
+    assert len(rows) == 8
+
+
 @pytest.mark.nginx
 @pytest.mark.postgresql
 @pytest.mark.redis
@@ -272,6 +350,13 @@ def test_several_processes_behind_nginx_are_one_site(prove):
         row = rows[f"disconnected elsewhere, tokens in {store}"]
         assert row["ended with 4410"] == row["sockets"] == 30
         assert row["others ended"] == 0
+
+
+def test_server_closes_connections_at_sigterm(prove):
+    row = prove("servers", "uvicorn")["uvicorn, websockets-sansio"]
+
+    assert (row["opens"], row["close code"]) == ("yes", "1012")
+    assert row["exit s"] < 30
 
 
 def test_measured_rows_are_not_measured_again(prove, tmp_path):

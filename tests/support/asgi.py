@@ -6,6 +6,7 @@ from django.urls import path
 
 http = get_asgi_application()
 
+from channels_websocket_utils.asgi import get_application  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 
 from . import client_site, consumers  # noqa: E402
@@ -41,6 +42,10 @@ application = ProtocolTypeRouter({"http": http, "websocket": by_mode})
 
 # Served at the root path of the server.
 plain = ProtocolTypeRouter({"http": http, "websocket": MODES["required"]})
+
+
+# As the documentation builds an application, with the Origin check and the lifespan protocol.
+site = get_application(http, [path("async/<str:token>", consumers.AsyncManager.as_asgi())])
 
 
 async def report_client(scope, receive, send):

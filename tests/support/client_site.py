@@ -37,6 +37,11 @@ class Client(AsyncWebSocketManagerConsumer):
         return event["text"]
 
     @auto_route
+    async def name(self, event):
+        """Return what the consumer got of the path."""
+        return self.scope["url_route"]["kwargs"]["name"]
+
+    @auto_route
     async def wait(self, event):
         log("waits", self.scope["user"].get_username(), event["text"])
         await asyncio.sleep(event["seconds"])
@@ -89,6 +94,9 @@ routes = [
 ]
 # On this route the token is offered as a subprotocol.
 routes.append(path("client/offered/", Client.as_asgi()))
+routes.append(path("client/named/<str:name>/<str:token>", Client.as_asgi()))
+# For a proxy that keeps a prefix, and a server that does not know it.
+routes.append(path("app/", URLRouter([*routes])))
 websocket = recorded(
     WebSocketTokenAuthMiddlewareStack(
         URLRouter(routes), required=True, sources=("path", "subprotocol")
@@ -119,6 +127,9 @@ def page(request, kind):
 
 
 TAGGED = """{% load websocket_utils %}{% websocket_manager path token=token %}"""
+RENDERED = """{% load websocket_utils %}
+<p data-csrf-token="of a user">A text of users.</p>
+{% websocket_manager path name token_url=url token_path=bound %}"""
 
 
 def tagged(request):
@@ -127,6 +138,14 @@ def tagged(request):
     tag = engines["django"].from_string(TAGGED).render(context, request)
     scripts = f'{tag}<script src="../page.js"></script>'
     return HttpResponse(PAGE.format(scripts=scripts), headers={"Content-Security-Policy": POLICY})
+
+
+def rendered(request):
+    """A page whose template tag passes no token. The URL's query has the tag's arguments."""
+    names = ("path", "name", "url", "bound")
+    context = {name: request.GET.get(name) for name in names}
+    tag = engines["django"].from_string(RENDERED).render(context, request)
+    return HttpResponse(PAGE.format(scripts=f'{tag}<script src="../page.js"></script>'))
 
 
 def script(request, name):
@@ -163,6 +182,7 @@ urlpatterns = [
     path("classic/", page, {"kind": "classic"}),
     path("module/", page, {"kind": "module"}),
     path("tagged/", tagged),
+    path("rendered/", rendered),
     path("log/", report),
     path("log/forget/", forget),
     path("sign-in/<str:username>/", sign_in),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,22 @@ def blocks(page, section=None):
     # An indented block would be skipped without an error.
     assert len(found) == len(re.findall(r"^ *\.\. code-block::", body, re.M))
     return found
+
+
+def reader_environment(programs, **more):
+    """Return the environment of a reader of the docs, with the folder ``programs`` in its PATH."""
+    found = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "DJANGO_SUPERUSER_USERNAME": "ada",
+        "DJANGO_SUPERUSER_EMAIL": "ada@example.org",
+        "DJANGO_SUPERUSER_PASSWORD": "a long password",
+        **more,
+    }
+    # These variables configure the test run, so a reader does not have them.
+    internal = ("PYTEST_", "PROMETHEUS_", "DJANGO_SETTINGS_MODULE")
+    return {name: value for name, value in found.items() if not name.startswith(internal)}
 
 
 def placed(block, before):

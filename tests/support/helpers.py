@@ -46,10 +46,10 @@ def bare(consumer, route="ws/<str:token>"):
     return AuthMiddlewareStack(routed(consumer, route))
 
 
-def sign_in(user):
+def sign_in(user, backend=None):
     """Sign ``user`` in as a browser does, and return the session key."""
     client = Client()
-    client.force_login(user)
+    client.force_login(user, backend)
     return client.session.session_key
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from typing import Any
@@ -17,9 +18,25 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 
 
+# By the scheme of their URLs.
+SERVERS: dict[str, dict[str, Any]] = {
+    "mysql": {
+        "ENGINE": "django.db.backends.mysql",
+        # MariaDB's own default is latin1.
+        "TEST": {"CHARSET": "utf8mb4"},
+    },
+    # PostgreSQL behind a pooler whose mode is "transaction".
+    "pgbouncer": {
+        "ENGINE": "django.db.backends.postgresql",
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+    },
+    "postgresql": {"ENGINE": "django.db.backends.postgresql"},
+}
+
+
 def database(url: str) -> dict[str, Any]:
-    """Return Django's settings for a PostgreSQL URL or the path of an SQLite file."""
-    if not url.startswith("postgresql://"):
+    """Return Django's settings for the URL of a server or the path of an SQLite file."""
+    if "://" not in url:
         # The test database is a file, one for each run: in-memory databases are not shared.
         test = {"NAME": f"{tempfile.gettempdir()}/websocket_utils_{os.getpid()}.sqlite3"}
         # The tests do not cover power failures, and waiting for the disk is slow.
@@ -28,7 +45,7 @@ def database(url: str) -> dict[str, Any]:
         return {"ENGINE": engine, "NAME": url, "TEST": test, "OPTIONS": options}
     parts = urlsplit(url)
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        **SERVERS[parts.scheme],
         "NAME": parts.path.lstrip("/"),
         "USER": parts.username,
         "PASSWORD": parts.password or "",
@@ -41,7 +58,14 @@ def database_url(settings_dict: dict[str, Any]) -> str:
     """Return the argument of ``database()``, for another process."""
     if "sqlite3" in settings_dict["ENGINE"]:
         return str(settings_dict["NAME"])
-    return "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**settings_dict)
+    (scheme,) = (
+        name
+        for name, options in SERVERS.items()
+        if options["ENGINE"] == settings_dict["ENGINE"]
+        and options.get("DISABLE_SERVER_SIDE_CURSORS", False)
+        == settings_dict.get("DISABLE_SERVER_SIDE_CURSORS", False)
+    )
+    return scheme + "://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**settings_dict)
 
 
 def channel_layer(url: str | None) -> dict[str, Any]:
@@ -96,3 +120,5 @@ TEMPLATES = [
 ]
 # Passwords of test users are not secret, and this hasher is fast.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# Other settings for a server of one test, as JSON.
+globals().update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))

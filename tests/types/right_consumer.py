@@ -14,11 +14,13 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocket
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import path
 from typing_extensions import assert_type
 
+from channels_websocket_utils.asgi import get_application, websocket_application
 from channels_websocket_utils.connections import Connection, live_connections
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
@@ -153,6 +155,11 @@ application = ProtocolTypeRouter(
 )
 mobile = WebSocketTokenAuthMiddleware(
     routes, required=True, token_only=True, sources=["path", "subprotocol"], isolate=True
+)
+site = get_application(get_asgi_application(), [route])
+ProtocolTypeRouter({"websocket": websocket_application((route,))})
+gated = websocket_application(
+    [route], required=False, token_only=True, token_kwarg="key", sources=["path"], isolate=True
 )
 bare = WebSocketTokenAuthMiddleware(NoteConsumer, sources=("subprotocol",), token_kwarg="key")
 

@@ -16,6 +16,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.http import HttpRequest
 from django.template import Context
 
+from channels_websocket_utils.asgi import get_application, websocket_application
 from channels_websocket_utils.connections import Connection
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
@@ -135,6 +136,13 @@ def ban(user: User, connection: Connection) -> None:
     validate_websocket_token("ws/")  # type: ignore[arg-type]
     assert connection.principal.user_id  # type: ignore[union-attr]
     connection.disconnect(4000)  # type: ignore[call-arg]
+
+
+def site(routes: URLRouter) -> None:
+    websocket_application(routes)  # type: ignore[arg-type]  # by Channels' stubs
+    websocket_application([], required="yes")  # type: ignore[arg-type]
+    websocket_application([], sources=["header"])  # type: ignore[list-item]
+    get_application([])  # type: ignore[call-arg, arg-type]
 
 
 async def test_note(user: User) -> None:

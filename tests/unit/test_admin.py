@@ -15,7 +15,7 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 
 from channels_websocket_utils.admin import WebSocketTokenAdmin, disconnect_users
-from channels_websocket_utils.live import broadcast
+from channels_websocket_utils.live import batch, broadcast
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.signals import user_disconnected
 from channels_websocket_utils.testing import WebSocketCommunicator
@@ -374,7 +374,7 @@ def test_user_of_several_tokens_is_disconnected_once(root, user, other, disconne
 
 def test_message_with_a_shared_layer_names_no_delay(root, user, monkeypatch):
     monkeypatch.setattr(broadcast, "shared_layer", lambda: object())
-    monkeypatch.setattr(broadcast, "send", lambda group, event: None)
+    monkeypatch.setattr(batch, "publish_all", lambda events: None)
 
     assert act(root, "disconnect_users", [user], USERS) == [
         "All live WebSockets of 1 user end now."

@@ -32,6 +32,7 @@ LAYERS = {
     "messaging": {"messaging"},
     "public modules": {
         "admin",
+        "asgi",
         "checks",
         "connections",
         "consumers",

@@ -292,9 +292,7 @@ async def test_long_list_of_users_is_sent_as_all_users(user, layer, open_one, mo
     """A layer may refuse a large message. Each process then checks all its connections."""
     socket, sent = await open_one(), []
     await type(user).objects.filter(pk=user.pk).aupdate(is_active=False)
-    monkeypatch.setattr(
-        broadcast, "sign", lambda event: sent.append(event) or signatures.sign(event)
-    )
+    monkeypatch.setattr(events, "sign", lambda event: sent.append(event) or signatures.sign(event))
 
     await events.apublish(kind, users=[str(number) for number in range(10**6, 10**6 + 10**4)])
 
@@ -580,6 +578,23 @@ async def test_two_sites_on_one_redis_do_not_reach_each_other(
     assert (await socket.call("echo", value=1))["data"] == 1
     await asyncio.to_thread(elsewhere, "disconnect_user(user)", redis_layer)
     assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+async def test_events_of_a_process_that_exits_at_once_arrive(redis_layer, open_one, elsewhere):
+    """Its event loop does not wait for them."""
+    socket = await open_one()
+    code = (
+        "import asyncio, os\n"
+        "os.environ['DJANGO_ALLOW_ASYNC_UNSAFE'] = 'true'\n"
+        "async def push():\n"
+        "    for n in range(50): push_to_user(user, 'news', {'n': n})\n"
+        "asyncio.run(push())\n"
+    )
+
+    await asyncio.to_thread(elsewhere, code, redis_layer)
+
+    assert [(await socket.next_for("news"))["n"] for _ in range(50)] == list(range(50))
 
 
 @pytest.mark.redis

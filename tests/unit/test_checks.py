@@ -8,6 +8,7 @@ from channels.auth import AuthMiddlewareStack
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
+from django.apps import apps
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import run_checks
@@ -28,19 +29,6 @@ from ..support.helpers import documented, routed, stack
 
 def ids():
     return [found.id for found in run_checks() if "channels_websocket_utils" in found.id]
-
-
-@pytest.fixture
-def serve(settings, monkeypatch):
-    """A function that sets the site's ASGI_APPLICATION."""
-
-    def serve(websocket):
-        module = types.ModuleType("served")
-        module.application = ProtocolTypeRouter({"websocket": websocket})
-        monkeypatch.setitem(sys.modules, "served", module)
-        settings.ASGI_APPLICATION = "served.application"
-
-    return serve
 
 
 def test_docs_list_every_check_and_no_other():
@@ -264,6 +252,18 @@ def test_gate_without_a_user_in_its_scope_is_found(serve, build, found):
     assert ids() == found
 
 
+def test_stack_inside_the_gate_is_named_as_the_wrong_order(serve):
+    def hint():
+        (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+        return found.hint
+
+    serve(WebSocketTokenAuthMiddleware(AuthMiddlewareStack(routed(AsyncManager))))
+    assert hint().startswith("AuthMiddlewareStack is inside it: put it around it, or use ")
+
+    serve(WebSocketTokenAuthMiddleware(routed(AsyncManager)))
+    assert hint().startswith("Put AuthMiddlewareStack around it, or use ")
+
+
 def test_gate_that_needs_no_user_is_fine(serve):
     serve(WebSocketTokenAuthMiddleware(routed(AsyncManager), token_only=True))
     assert ids() == []
@@ -463,8 +463,6 @@ def test_unavailable_database_is_not_a_missing_table(monkeypatch):
 
 
 def test_missing_auth_app_is_found(monkeypatch):
-    from django.apps import apps
-
     from channels_websocket_utils.checks import check_installed_apps
 
     monkeypatch.setattr(apps, "is_installed", lambda name: name != "django.contrib.auth")
@@ -492,9 +490,96 @@ def test_application_that_cannot_be_built_is_found_with_the_remedy(settings, mon
     assert "directly around URLRouter" in found.msg
 
 
-@pytest.mark.parametrize("application", [None, "nowhere.application"])
-def test_missing_application_is_not_reported(settings, application):
-    settings.ASGI_APPLICATION = application
+def test_site_without_an_application_has_no_findings(settings):
+    settings.ASGI_APPLICATION = None
+
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "line"),
+    [
+        ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere'", 1),
+        ("\napplication = undefined\n", "NameError: name 'undefined' is not defined", 2),
+        ("\n\napplication = (\n", "SyntaxError: ", 3),
+    ],
+)
+def test_application_that_cannot_be_imported_is_found_with_its_line(
+    settings, monkeypatch, tmp_path, source, error, line
+):
+    (tmp_path / "unimportable.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.ASGI_APPLICATION = "unimportable.application"
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+
+    # A warning, so that "migrate" still runs.
+    assert (found.id, found.is_serious()) == ("channels_websocket_utils.W012", False)
+    assert "'unimportable.application' cannot be imported" in found.msg
+    assert error in found.msg
+    assert f"unimportable.py, line {line})" in found.msg
+    assert "Correct this error" in found.hint
+
+
+def test_application_in_a_module_that_does_not_exist_is_found(settings):
+    settings.ASGI_APPLICATION = "nowhere.application"
+
+    assert ids() == ["channels_websocket_utils.W012"]
+
+
+PUSHING = "from channels_websocket_utils.utils import push_to_user\npush_to_user(user, 'key', {})\n"
+ASYNC_PUSHING = "from channels_websocket_utils import utils\nutils.apush_to_user(user, 'key', {})\n"
+LAYERS = {
+    "in memory": {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
+    "none": {},
+    "shared": {"default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"}},
+}
+
+
+@pytest.fixture
+def app_with(monkeypatch, tmp_path):
+    """A function that writes one file of an installed app, and returns its path."""
+
+    def app_with(name, source):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+        (app,) = [app for app in apps.get_app_configs() if app.name == "tests"]
+        monkeypatch.setattr(app, "path", str(tmp_path))
+        return file
+
+    return app_with
+
+
+@pytest.mark.parametrize("source", [PUSHING, ASYNC_PUSHING])
+@pytest.mark.parametrize("name", ["management/commands/remind.py", "tasks.py", "tasks/mail.py"])
+@pytest.mark.parametrize("layers", ["in memory", "none"])
+def test_command_that_pushes_without_a_shared_layer_is_found(
+    settings, app_with, layers, name, source
+):
+    file = app_with(name, source)
+    settings.CHANNEL_LAYERS = LAYERS[layers]
+
+    (found,) = [each for each in run_checks() if "channels_websocket_utils" in each.id]
+
+    assert found.id == "channels_websocket_utils.W013"
+    assert str(file) in found.msg
+    assert "channels_redis" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("layers", "name", "source"),
+    [
+        ("shared", "tasks.py", PUSHING),
+        ("none", "views.py", PUSHING),
+        ("none", "tasks.py", "# push_to_user() would be lost here\n"),
+        ("none", "tasks.py", "push_to_user(\n"),
+    ],
+)
+def test_other_code_may_push_or_not(settings, app_with, layers, name, source):
+    """With a shared layer, in a server's code, only in a comment, or in a broken file."""
+    app_with(name, source)
+    settings.CHANNEL_LAYERS = LAYERS[layers]
 
     assert ids() == []
 

@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from channels_websocket_utils.gate import revocations
-from channels_websocket_utils.live import broadcast
+from channels_websocket_utils.live import batch, broadcast
 from channels_websocket_utils.management.commands import clear_websocket_tokens
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.testing import WebSocketCommunicator
@@ -211,7 +211,9 @@ def test_unused_tokens_are_revoked_too(user):
 def test_output_names_when_the_connections_end(user, monkeypatch, layer, when):
     sent = []
     monkeypatch.setattr(broadcast, "shared_layer", lambda: layer)
-    monkeypatch.setattr(broadcast, "send", lambda group, event: sent.append(event["user"]))
+    monkeypatch.setattr(
+        batch, "publish_all", lambda events: sent.extend(each["user"] for each in events)
+    )
 
     output = call("disconnect_websocket_user", "ada")
 

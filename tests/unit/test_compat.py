@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
+import time
 from functools import partial
+from pathlib import Path
 
 import channels.consumer
 import channels.db
+import django.db.backends
 import pytest
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from channels.consumer import AsyncConsumer, SyncConsumer
@@ -24,12 +27,17 @@ from channels.generic.websocket import (
     JsonWebsocketConsumer,
 )
 from channels.routing import URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, UserManager
 from django.core.cache import caches
 from django.db import DatabaseError, connection, connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql import base as postgresql
+from django.db.backends.signals import connection_created
+from django.db.backends.sqlite3 import base as sqlite3
 from django.dispatch import Signal
-from django.test import Client
+from django.test import Client, TestCase
 from django.urls import path, re_path
 
 from channels_websocket_utils import compat
@@ -304,6 +312,59 @@ def test_connection_without_autocommit_is_noticed(opened_connection):
     assert compat.has_failed(opened_connection)
 
 
+def test_connection_that_drops_a_test_database_is_recognized(db):
+    """``NO_DB_ALIAS``: otherwise PostgreSQL refuses to drop it, as our threads are connected."""
+    found = []
+
+    class Wrapper(sqlite3.DatabaseWrapper):
+        transaction_mode = None
+
+        def get_connection_params(self):
+            return {}
+
+        def get_new_connection(self, params):
+            return self.Database.connect(":memory:")
+
+        def is_in_memory_db(self):
+            return False
+
+    def note(connection, **kwargs):
+        found.append(compat.has_no_database(connection))
+
+    connection_created.connect(note)
+    try:
+        wrapper = Wrapper(connections["default"].settings_dict, "default")
+        with BaseDatabaseWrapper._nodb_cursor(wrapper):
+            assert found == [True]
+        with wrapper.cursor():
+            assert found == [True, False]
+        wrapper.close()
+    finally:
+        connection_created.disconnect(note)
+
+
+@pytest.mark.parametrize("option", [True, {"max_size": 4}, {}, False, None])
+def test_connection_of_a_pool_is_recognized(option):
+    """``OPTIONS["pool"]``: otherwise idle threads take all connections of a pool."""
+    settings = {**connections["default"].settings_dict, "NAME": "site", "CONN_MAX_AGE": 0}
+    wrapper = postgresql.DatabaseWrapper({**settings, "OPTIONS": {"pool": option}}, "pooled")
+
+    assert compat.has_pool(wrapper) is (wrapper.pool is not None)
+
+    # The driver of Oracle is not installed here.
+    file = Path(django.db.backends.__path__[0], "oracle", "base.py")
+    assert 'self.settings_dict["OPTIONS"].get("pool", False)' in file.read_text()
+
+
+def test_connection_that_is_older_than_conn_max_age_is_noticed(opened_connection):
+    """``close_at``: otherwise the async ORM keeps connections that Channels would close."""
+    assert not compat.is_too_old(opened_connection)
+
+    opened_connection.close_at = time.monotonic()
+
+    assert compat.is_too_old(opened_connection)
+
+
 def test_connection_that_is_too_old_is_closed(opened_connection):
     """``close_if_unusable_or_obsolete()``: otherwise ``CONN_MAX_AGE`` has no effect."""
     compat.close_if_unusable(opened_connection)
@@ -367,6 +428,45 @@ def test_savepoints_are_counted(opened_connection):
         assert compat.savepoint_depth(opened_connection) == 0
         with transaction.atomic():
             assert compat.savepoint_depth(opened_connection) == 1
+
+
+def test_commit_runs_the_functions_of_savepoints_that_were_not_rolled_back(opened_connection):
+    """``run_on_commit``: otherwise events are lost, or those of a rollback are published."""
+    calls = []
+
+    def one():
+        calls.append(1)
+
+    def two():
+        calls.append(2)
+
+    with transaction.atomic():
+        transaction.on_commit(one)
+        outer = compat.open_savepoints(opened_connection)
+        with transaction.atomic():
+            transaction.on_commit(two)
+            assert len(compat.open_savepoints(opened_connection) - outer) == 1
+            with transaction.atomic(savepoint=False):
+                assert len(compat.open_savepoints(opened_connection) - outer) == 1
+            assert compat.runs_at_commit(opened_connection, two)
+            transaction.set_rollback(True)
+        assert compat.open_savepoints(opened_connection) == outer
+        assert compat.runs_at_commit(opened_connection, one)
+        assert not compat.runs_at_commit(opened_connection, two)
+    assert calls == [1]
+    assert not compat.runs_at_commit(opened_connection, one)
+
+
+class InATestCase(TestCase):
+    def test_function_of_a_test_case_is_run_by_no_commit(self):
+        """``_from_testcase``: otherwise a block of ``captureOnCommitCallbacks()`` misses events."""
+
+        def function():
+            pass
+
+        transaction.on_commit(function)
+
+        assert not compat.runs_at_commit(connection, function)
 
 
 def test_rows_that_are_locked_can_be_skipped():
@@ -554,6 +654,14 @@ def closes(monkeypatch):
     return found
 
 
+async def test_task_for_which_a_thread_waits_is_recognized():
+    async def ask():
+        return compat.is_run_by_thread()
+
+    assert await sync_to_async(async_to_sync(ask))() is True
+    assert await ask() is False
+
+
 async def test_dispatch_of_channels_does_no_more_than_ours_does(closes):
     """Close the old connections, and call the handler."""
 
@@ -577,6 +685,17 @@ async def test_disconnect_of_channels_does_no_more_than_ours_does(closes):
         await Consumer().websocket_disconnect({"type": "websocket.disconnect", "code": 1000})
 
     assert closes == [1000, "closed"]
+
+
+def test_overview_lists_the_origins_that_channels_allows(settings):
+    settings.ALLOWED_HOSTS = ["example.org", ".example.com"]
+
+    assert compat.allowed_origins_of(AllowedHostsOriginValidator(application)) == [
+        "example.org",
+        ".example.com",
+    ]
+    origins = ["https://example.org:8443"]
+    assert compat.allowed_origins_of(OriginValidator(application, origins)) == origins
 
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
@@ -604,6 +723,13 @@ async def test_code_knows_the_thread_context_that_it_runs_in():
         assert compat.current_thread_context() is context
         assert await sync_to_async(compat.current_thread_context)() is context
     assert compat.current_thread_context() is None
+
+
+async def test_thread_of_sync_code_knows_the_loop_that_waits_for_it():
+    """``main_event_loop``: otherwise a view uses another loop, and another connection to Redis."""
+    assert await sync_to_async(compat.has_parent_loop)()
+    assert not await asyncio.to_thread(compat.has_parent_loop)
+    assert not compat.has_parent_loop()
 
 
 async def test_thread_context_has_a_thread_of_its_own():

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
@@ -69,3 +72,22 @@ def test_settings_that_are_not_a_dictionary_are_named(settings):
     with pytest.raises(ImproperlyConfigured, match="must be a dictionary"):
         get_setting("TOKEN_MAX_AGE")
     assert "must be a dictionary" in setting_problems()[0]
+
+
+@pytest.mark.parametrize("module", ["models", "views", "urls", "admin"])
+def test_module_of_a_site_that_has_not_installed_the_app_names_the_remedy(module):
+    """Django's own error names a class, and not the app."""
+    code = (
+        "from django.conf import settings\n"
+        "apps = ['django.contrib.auth', 'django.contrib.contenttypes', 'django.contrib.sessions',\n"
+        "        'django.contrib.admin']\n"
+        "settings.configure(INSTALLED_APPS=apps)\n"
+        "import django; django.setup()\n"
+        f"import channels_websocket_utils.{module}\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    (*_, last) = done.stderr.splitlines()
+    assert "'channels_websocket_utils' is not in INSTALLED_APPS. Add it" in last
+    assert "manage.py migrate" in last

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -18,8 +19,9 @@ from django.contrib.sessions.backends.signed_cookies import SessionStore as Sign
 from django.contrib.sessions.models import Session
 from django.core.cache import cache, caches
 from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from django.db.models import Value
+from django.db.models.signals import post_init
 from django.test import AsyncClient, Client
 from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -27,10 +29,26 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.gate import decision, freshness, isolation, revocations
+from channels_websocket_utils.gate import (
+    database_clock,
+    decision,
+    freshness,
+    isolation,
+    revocations,
+)
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.gate.verdict import Principal, anonymous
-from channels_websocket_utils.live import age, dropping, events, outbox, receivers, recheck
+from channels_websocket_utils.live import (
+    age,
+    batch,
+    changes,
+    dropping,
+    events,
+    known,
+    outbox,
+    receivers,
+    recheck,
+)
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
@@ -50,6 +68,7 @@ from ..support import urls
 from ..support.consumers import MANAGED, AsyncManager, AsyncPlainJson, Manager, PlainJson
 from ..support.helpers import FAST, LIMIT, OPEN, Socket, documented, ended, sign_in, stack, until
 
+NOTHING = freshness.Findings([], [])
 MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
@@ -332,8 +351,8 @@ async def test_timer_reads_rows_that_were_committed_out_of_order(user, session, 
     """A row with an older time and a smaller id than a known one is still read."""
     mine = await open_as(user, session)
     other = await get_user_model().objects.acreate(username="cyd")
-    known = await WebSocketRevocation.objects.acreate(id=1010, user=other, created_at=clock.now())
-    await until(lambda: any(known.id in hub.recheck._known for hub in hub_module._hubs.values()))
+    row = await WebSocketRevocation.objects.acreate(id=1010, user=other, created_at=clock.now())
+    await until(lambda: any(row.id in hub.recheck.known.rows for hub in hub_module._hubs.values()))
 
     await WebSocketRevocation.objects.acreate(
         id=1000, user=user, created_at=clock.now() - timezone.timedelta(seconds=4)
@@ -377,7 +396,7 @@ async def test_reconnected_user_stays_also_without_other_connections(
 async def some_rechecks(count=3):
     """Wait until the timer has checked the database ``count`` times."""
     checks = asyncio.Queue()
-    original = recheck._read_changes
+    original = recheck.read_changes
 
     def counted(*args):
         try:
@@ -386,12 +405,12 @@ async def some_rechecks(count=3):
             loop.call_soon_threadsafe(checks.put_nowait, None)
 
     loop = asyncio.get_running_loop()
-    recheck._read_changes = counted
+    recheck.read_changes = counted
     try:
         for _ in range(count):
             await asyncio.wait_for(checks.get(), LIMIT)
     finally:
-        recheck._read_changes = original
+        recheck.read_changes = original
 
 
 async def test_timer_that_slept_longer_than_the_window_ends_all_sockets(
@@ -458,7 +477,7 @@ async def test_check_that_is_slower_than_the_interval_ends_no_socket(
 
     def slow(principals):
         checks.append(time.sleep(0.08))
-        return []
+        return NOTHING
 
     monkeypatch.setattr(freshness, "find_outdated", slow)
     socket = await open_as(user, session)
@@ -486,7 +505,9 @@ async def test_revocations_are_applied_when_the_users_cannot_be_read(
 async def test_sockets_end_when_the_database_hangs(user, session, open_as, settings, monkeypatch):
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05}
     answers = threading.Event()
-    monkeypatch.setattr(freshness, "find_outdated", lambda principals: answers.wait(LIMIT) and [])
+    monkeypatch.setattr(
+        freshness, "find_outdated", lambda principals: answers.wait(LIMIT) and NOTHING
+    )
     socket = await open_as(user, session)
 
     try:
@@ -535,6 +556,7 @@ async def test_naive_recheck_ends_all_sockets_because_of_a_programming_error(
 ):
     """The naive code takes every exception for an outage of the database."""
     monkeypatch.setattr(recheck, "is_outage", lambda error: True)
+    monkeypatch.setattr(changes, "is_outage", lambda error: True)
     sockets = [await open_as(user, session)]
     sockets.append(await open_as(other, await sync_to_async(sign_in)(other)))
 
@@ -706,7 +728,7 @@ async def test_known_logout_ends_a_socket_that_the_gate_accepted(
     digest = digests.digest_of(session)
     revocation = await sync_to_async(revoke)(session_digest=digest, is_final=True)
     await sync_to_async(events.publish)("revocation", **revocation.as_event())
-    await until(lambda: any(hub.recheck._known for hub in hub_module._hubs.values()))
+    await until(lambda: any(hub.recheck.known.rows for hub in hub_module._hubs.values()))
     find = redeeming.find
 
     def find_before(*args, **options):
@@ -887,7 +909,7 @@ async def test_handler_that_sends_for_ever_is_stopped(
         await adisconnect_user(user)
     else:
         (connection,) = live_connections()
-        monkeypatch.setattr(connection, "_send", gone)
+        monkeypatch.setattr(connection._outbox, "send", gone)
     await socket.bye()
 
     assert disconnected.is_set()
@@ -1068,12 +1090,12 @@ def test_recheck_event_of_a_new_password_is_published_after_the_request(
 
 def test_recheck_event_outside_a_request_is_published_at_once(user, monkeypatch):
     published = []
-    monkeypatch.setattr(receivers, "publish", lambda kind, **details: published.append(kind))
+    monkeypatch.setattr(batch, "publish_all", published.extend)
 
     user.set_password("changed")
     user.save()
 
-    assert published == ["recheck"]
+    assert published == [{"kind": "recheck", "users": [str(user.pk)]}]
 
 
 async def test_logout_of_signed_cookies_ends_all_sockets_of_the_user(user, open_as, settings):
@@ -1188,12 +1210,12 @@ async def test_event_that_arrives_while_its_row_is_written_hides_no_row(user, se
 @pytest.mark.usefixtures("fast")
 async def test_naive_event_that_is_known_hides_a_row(user, session, open_as, monkeypatch):
     def apply_once(self, revocation):
-        if revocation.id not in self._known:
-            self._known[revocation.id] = revocation
+        if revocation.id not in self.rows:
+            self.rows[revocation.id] = revocation
             self._apply(revocation)
 
-    for name in ("apply_event", "add_revocation"):
-        monkeypatch.setattr(recheck.Recheck, name, apply_once)
+    for name in ("apply_event", "add"):
+        monkeypatch.setattr(known.KnownRevocations, name, apply_once)
     socket = await open_as(user, session)
     last = await sync_to_async(revoke)(user_id=999)
 
@@ -1379,8 +1401,10 @@ def test_recheck_queries_all_users_at_once_and_all_sessions_at_once(
     users = [django_user_model.objects.create_user(f"user{n}") for n in range(20)]
     principals = [principal_of(user, sign_in(user)) for user in users for _ in range(3)]
 
+    database_clock.ask()
+
     with django_assert_num_queries(2):
-        assert freshness.find_outdated(principals) == []
+        assert freshness.find_outdated(principals).outdated == []
     with django_assert_num_queries(1):
         assert revocations.recent() == []
 
@@ -1389,18 +1413,18 @@ def test_recheck_calls_a_backend_of_the_site_for_each_user(user, other, settings
     backend = f"{__name__}.OwnBackend"
     settings.AUTHENTICATION_BACKENDS = [backend]
     principals = [principal_of(each, backend=backend) for each in (user, other)]
-    assert freshness.find_outdated(principals) == []
+    assert freshness.find_outdated(principals).outdated == []
 
     type(user).objects.filter(pk=user.pk).update(first_name="gone")
 
-    assert freshness.find_outdated(principals) == principals[:1]
+    assert freshness.find_outdated(principals).outdated == principals[:1]
 
 
 def test_recheck_trusts_no_backend_that_was_removed(user, settings):
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.OwnBackend"]
     principals = [principal_of(user)]
 
-    assert freshness.find_outdated(principals) == principals
+    assert freshness.find_outdated(principals).outdated == principals
 
 
 # One user or session that cannot be read
@@ -1482,7 +1506,7 @@ def test_user_who_cannot_be_read_counts_as_gone_and_the_others_are_checked(bad_u
     principals, bad = bad_user
     get_user_model().objects.filter(pk=principals[20].user_id).update(password="changed")
 
-    assert freshness.find_outdated(principals) == [bad, principals[20]]
+    assert freshness.find_outdated(principals).outdated == [bad, principals[20]]
     (record,) = [record for record in caplog.records if record.exc_info]
     assert "counts as gone" in record.getMessage()
 
@@ -1491,6 +1515,11 @@ def test_naive_recheck_of_one_bad_user_checks_nobody(bad_user, monkeypatch):
     """The naive code loads all users in one step, and one of them raises."""
     principals, _ = bad_user
     monkeypatch.setattr(isolation, "_read_batch", lambda read, keys, what: list(read(keys)))
+    monkeypatch.setattr(
+        freshness,
+        "ask_each",
+        lambda ask, keys, what: isolation.Answers({key: ask(key) for key in keys}, {}),
+    )
 
     with pytest.raises(NAIVE_ERRORS):
         freshness.find_outdated(principals)
@@ -1505,7 +1534,7 @@ def test_bad_row_costs_a_few_queries_more(
     _break_date(bad)
 
     with django_assert_max_num_queries(11):
-        assert freshness.find_outdated(principals) == [principals[7]]
+        assert freshness.find_outdated(principals).outdated == [principals[7]]
 
 
 def test_session_that_cannot_be_decoded_counts_as_gone(user, settings, monkeypatch, caplog):
@@ -1521,7 +1550,7 @@ def test_session_that_cannot_be_decoded_counts_as_gone(user, settings, monkeypat
 
     monkeypatch.setattr(type(caches["default"]), "get_many", get_some)
 
-    assert freshness.find_outdated(principals) == [principals[2]]
+    assert freshness.find_outdated(principals).outdated == [principals[2]]
     assert sessions[2] not in caplog.text
 
 
@@ -1537,6 +1566,168 @@ def test_unavailable_database_of_a_backend_stays_an_outage(user, settings, monke
 
     with pytest.raises(type(error)):
         freshness.find_outdated(principals)
+
+
+# One user whose backend is unavailable
+
+
+class Directory(ModelBackend):
+    """A backend that asks a server, which is unavailable for users whose first name is "away"."""
+
+    error = ConnectionRefusedError("a directory")
+    asked = 0
+
+    def get_user(self, user_id):
+        Directory.asked += 1
+        user = super().get_user(user_id)
+        if user.first_name == "away":
+            raise Directory.error
+        return user
+
+
+DIRECTORY = f"{__name__}.Directory"
+
+
+@pytest.fixture
+def directory(transactional_db, settings, monkeypatch):
+    settings.AUTHENTICATION_BACKENDS = [DIRECTORY, MODEL_BACKEND]
+    monkeypatch.setattr(Directory, "asked", 0)
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError(), TimeoutError("directory"), OperationalError("a shard")]
+)
+def test_outage_of_one_user_hides_no_other(monkeypatch, error, caplog):
+    monkeypatch.setattr(Directory, "error", error)
+    users, bad = many_users()
+    principals = [principal_of(user, backend=DIRECTORY) for user in users]
+    get_user_model().objects.filter(pk=bad.pk).update(first_name="away")
+    get_user_model().objects.filter(pk=users[20].pk).update(password="changed")
+
+    found = freshness.find_outdated(principals)
+
+    assert found == freshness.Findings([principals[20]], [principals[7]])
+    assert "users of 1 live connections are unavailable" in caplog.text
+
+
+@pytest.mark.usefixtures("directory")
+def test_naive_recheck_takes_the_outage_of_one_user_for_one_of_all(monkeypatch):
+    users, bad = many_users()
+    principals = [principal_of(user, backend=DIRECTORY) for user in users]
+    get_user_model().objects.filter(pk=bad.pk).update(first_name="away")
+    monkeypatch.setattr(
+        freshness,
+        "ask_each",
+        lambda ask, keys, what: isolation.Answers({key: ask(key) for key in keys}, {}),
+    )
+
+    with pytest.raises(ConnectionRefusedError):
+        freshness.find_outdated(principals)
+
+
+@pytest.mark.usefixtures("directory")
+def test_outage_of_all_users_stays_an_outage_and_asks_few_of_them():
+    """Each question may take as long as a time-out."""
+    users, _ = many_users()
+    principals = [principal_of(user, backend=DIRECTORY) for user in users]
+    get_user_model().objects.update(first_name="away")
+
+    with pytest.raises(ConnectionRefusedError):
+        freshness.find_outdated(principals)
+
+    assert Directory.asked == 5
+
+
+@pytest.mark.usefixtures("directory")
+def test_outage_of_one_backend_is_that_of_its_users():
+    users, _ = many_users()
+    principals = [principal_of(user, backend=DIRECTORY) for user in users]
+    others = [principal_of(user) for user in users]
+    get_user_model().objects.update(first_name="away")
+    get_user_model().objects.filter(pk=users[20].pk).update(password="changed")
+
+    found = freshness.find_outdated([*principals, *others])
+
+    assert found == freshness.Findings([others[20]], principals)
+
+
+def test_outage_that_one_row_causes_is_that_of_one_user(transactional_db):
+    """Code of the site's user model asks a server for it."""
+    users, bad = many_users()
+    principals = [principal_of(user) for user in users]
+
+    def ask_server(instance, **kwargs):
+        if instance.pk == bad.pk:
+            raise ConnectionRefusedError
+
+    post_init.connect(ask_server, sender=get_user_model())
+    try:
+        found = freshness.find_outdated(principals)
+    finally:
+        post_init.disconnect(ask_server, sender=get_user_model())
+
+    assert found == freshness.Findings([], [principals[7]])
+
+
+@pytest.mark.usefixtures("directory")
+def test_session_of_an_unavailable_user_that_has_ended_is_outdated(user, other):
+    principals = [principal_of(each, sign_in(each), DIRECTORY) for each in (user, other)]
+    get_user_model().objects.filter(pk=user.pk).update(first_name="away")
+    Session.objects.all().delete()
+
+    found = freshness.find_outdated(principals)
+
+    assert found == freshness.Findings(principals, [])
+
+
+@pytest.mark.usefixtures("directory")
+async def test_unavailable_user_is_kept_for_the_grace_alone(
+    user, other, open_as, settings, permission
+):
+    settings.WEBSOCKET_UTILS = {
+        "RECHECK_INTERVAL": 0.1,
+        "RECHECK_GRACE": 20,
+        "PERMISSION_MAX_AGE": 1000,
+    }
+    for each in (user, other):
+        await each.user_permissions.aadd(permission)
+    sign_in_there = partial(sign_in, backend=DIRECTORY)
+    mine = await open_as(user, await sync_to_async(sign_in_there)(user))
+    of_other = await open_as(other, await sync_to_async(sign_in_there)(other))
+    (connection,) = [each for each in live_connections() if each.principal.user_id == user.pk]
+    assert "done_by" in await mine.call("guarded")
+    began = time.monotonic()
+
+    await get_user_model().objects.filter(pk=user.pk).aupdate(first_name="away")
+
+    await until(lambda: connection.is_database_unavailable)
+    assert await is_alive(mine)
+    # The cached permission is not used.
+    assert (await mine.call("guarded"))["error"]["code"] == "unavailable"
+    (hub,) = hub_module.current_hubs()
+    assert not hub.recheck.is_database_unavailable
+    assert await ended(mine) == 4490
+    assert time.monotonic() - began >= 1.9
+    assert await is_alive(of_other)
+    await sync_to_async(revoke)(user_id=other.pk)
+    assert await ended(of_other) == 4410
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, GeneratorExit])
+@pytest.mark.usefixtures("directory")
+def test_user_for_whom_the_backend_raises_no_exception_class_counts_as_gone(monkeypatch, error):
+    monkeypatch.setattr(Directory, "error", error)
+    users, bad = many_users()
+    principals = [principal_of(user, backend=DIRECTORY) for user in users]
+    get_user_model().objects.filter(pk=bad.pk).update(first_name="away")
+
+    # In the main thread, Python raises SystemExit to end the process.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(freshness.find_outdated, principals).result()
+        pool.submit(connections.close_all).result()
+
+    assert found == freshness.Findings([principals[7]], [])
 
 
 @pytest.mark.usefixtures("fast")
@@ -1723,7 +1914,7 @@ def sleeping_machine(monkeypatch):
 
 def sleep_in_check(monkeypatch, sleep, moment):
     """Let the machine sleep once, at that moment of the next check."""
-    original, naps = recheck._read_changes, [sleep]
+    original, naps = recheck.read_changes, [sleep]
 
     def read_changes(*args):
         if moment == "before the query" and naps:
@@ -1733,7 +1924,7 @@ def sleep_in_check(monkeypatch, sleep, moment):
             naps.pop()()
         return answer
 
-    monkeypatch.setattr(recheck, "_read_changes", read_changes)
+    monkeypatch.setattr(recheck, "read_changes", read_changes)
 
 
 @pytest.mark.usefixtures("fast")
@@ -1761,7 +1952,7 @@ async def test_naive_measure_of_the_pause_between_checks_misses_the_row(
     monkeypatch.setattr(
         recheck.Recheck,
         "_finish_check",
-        lambda self, began: setattr(self, "_last_check", age.Age()),
+        lambda self, began: self.knowledge.forget_missed_rows(),
     )
     socket = await open_as(user, session)
 
@@ -1912,11 +2103,11 @@ async def test_late_event_does_not_replace_a_later_row(user, other, session, ope
     (hub,) = hub_module.current_hubs()
     first = await sync_to_async(revoke)(user_id=user.pk)
     second = await sync_to_async(revoke)(user_id=user.pk)
-    hub.recheck.add_revocation(second)
+    hub.recheck.known.add(second)
     again = await open_as(user, session)
 
-    hub.recheck.add_revocation(first)
-    hub.recheck.add_revocation(second)
+    hub.recheck.known.add(first)
+    hub.recheck.known.add(second)
 
     assert await is_alive(again)
 
@@ -1944,7 +2135,7 @@ async def test_check_reads_its_own_rows_among_many(user, other, session, open_as
 
     assert await ended(mine) == 4410
     assert await is_alive(of_other)
-    assert len(hub.recheck._known) == 1
+    assert len(hub.recheck.known.rows) == 1
 
 
 @ONLY_SQLITE
@@ -1985,11 +2176,11 @@ async def test_known_rows_are_forgotten_when_they_are_old(user, session, open_as
     (hub,) = hub_module.current_hubs()
     for number in range(3):
         row = await sync_to_async(revoke)(session_digest=f"{number:064}", is_final=True)
-        hub.recheck.add_revocation(row)
+        hub.recheck.known.add(row)
     present = clock.now()
     monkeypatch.setattr(clock, "now", lambda: present + timezone.timedelta(hours=2))
 
-    hub.recheck._forget_old_revocations()
+    hub.recheck.known.forget_old()
 
-    assert not hub.recheck._known
-    assert not hub.recheck.has_ended(f"{0:064}")
+    assert not hub.recheck.known.rows
+    assert not hub.recheck.known.has_ended(f"{0:064}")

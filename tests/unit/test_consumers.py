@@ -355,13 +355,29 @@ async def test_whatever_a_handler_raises_is_answered_or_ends_the_socket_with_a_c
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
 @pytest.mark.parametrize("name", ["connect", "receive", "send_json", "close", "websocket_receive"])
-@pytest.mark.parametrize("decorate", [auto_route, require_perms("a.b")])
+@pytest.mark.parametrize(
+    "decorate", [auto_route, require_perms("a.b"), require_perms("a.b", route=False)]
+)
 def test_methods_of_channels_cannot_be_marked(base, name, decorate):
     def method(self):
         pass
 
     with pytest.raises(TypeError, match=name):
         type("Wrong", (base,), {name: decorate(method)})
+
+
+def test_handler_of_the_layer_is_not_callable_although_it_is_guarded():
+    class Base(WebSocketManagerConsumer):
+        @require_perms("a.b", route=False)
+        def said(self, event):
+            pass
+
+        @require_perms("a.b")
+        def say(self, event):
+            pass
+
+    assert "said" not in Base._routes
+    assert "say" in Base._routes
 
 
 def test_override_without_the_mark_is_not_callable():

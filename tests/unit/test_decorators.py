@@ -6,6 +6,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser, Group
 from django.contrib.sessions.models import Session
@@ -507,6 +508,121 @@ class Calls(AsyncJsonWebsocketConsumer):
         return keywords
 
 
+@EVERY_CONSUMER
+async def test_guard_alone_answers_a_result_too(opened, user, permission, consumer):
+    """Earlier versions answered a denial only, so that a call waited for its time limit."""
+
+    class Guarded(consumer):
+        @require_perms(PERM)
+        def ask(self, event):
+            return {"answer": event["value"]}
+
+        @require_perms(PERM)
+        async def ask_async(self):
+            return "answer"
+
+        @require_perms(PERM)
+        @require_perms("auth.add_user")
+        def ask_twice(self):
+            return "answer"
+
+    socket = await opened(Guarded)
+
+    denied = [await socket.call(name, value=1) for name in ("ask", "ask_async", "ask_twice")]
+    await user.user_permissions.aadd(permission)
+    answers = [await socket.call(name, value=1) for name in ("ask", "ask_async", "ask_twice")]
+
+    assert [each["error"]["code"] for each in denied] == ["permission_denied"] * 3
+    assert answers[:2] == [{"key": "r3", "answer": 1}, {"key": "r4", "data": "answer"}]
+    assert answers[2]["error"]["code"] == "permission_denied"
+
+
+async def test_guard_alone_that_calls_another_answers_with_its_own_result(opened, user, permission):
+    class Guarded(WebSocketManagerConsumer):
+        @require_perms(PERM)
+        def outer(self, event):
+            return ["outer", self.inner(event)]
+
+        @require_perms(PERM)
+        def inner(self, event):
+            return "inner"
+
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Guarded)
+
+    assert (await socket.call("outer"))["data"] == ["outer", "inner"]
+
+
+class Listening:
+    """A handler of the channel layer that needs a permission, and no client may call."""
+
+    groups = ["room"]
+    channel_layer_alias = "default"
+    received = []
+
+    @require_perms(PERM, route=False)
+    def said(self, event):
+        type(self).received.append(event["text"])
+        return "not an answer"
+
+    @auto_route
+    def ask(self):
+        return "alive"
+
+
+@pytest.mark.parametrize("base", [*PLAIN[:4], *MANAGED])
+async def test_guarded_handler_of_the_layer(opened, user, permission, base, caplog):
+    class Listens(Listening, base):
+        received = []
+
+    caplog.set_level(logging.DEBUG)
+    socket = await opened(Listens)
+    layer = get_channel_layer()
+    if base in MANAGED:
+        await socket.next_for("websocket.ready")
+
+    async def is_alive():
+        await socket.send("ask", reply_key="a")
+        # No event is answered.
+        return await socket.next() == {"key": "a", "data": "alive"}
+
+    await layer.group_send("room", {"type": "said", "text": "no", "reply_key": "k"})
+    while "Dropped an event for Listens: permission_denied" not in caplog.text:
+        assert await is_alive()
+    await user.user_permissions.aadd(permission)
+    await layer.group_send("room", {"type": "said", "text": "yes", "reply_key": "k"})
+    while not Listens.received:
+        assert await is_alive()
+
+    assert Listens.received == ["yes"]
+    if base in MANAGED:
+        answer = await socket.call("said", text="from a client")
+        assert answer["error"]["code"] == "unknown_type"
+    assert Listens.received == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        (auto_route, require_perms(PERM, route=False)),
+        (require_perms(PERM, route=False), auto_route),
+        (require_perms(PERM), require_perms(PERM, route=False)),
+        (require_perms(PERM, route=False), require_perms(PERM)),
+    ],
+)
+def test_decorators_that_contradict_each_other_raise_type_error(outer, inner):
+    def said(self, event):
+        pass
+
+    with pytest.raises(TypeError, match=r"said\(\) has a require_perms\(\) with route=False"):
+        outer(inner(said))
+
+
+def test_route_is_true_or_false():
+    with pytest.raises(TypeError, match="True or False for route, not 'no'"):
+        require_perms(PERM, route="no")
+
+
 @pytest.mark.parametrize("method", ["guarded", "guarded_in_thread"])
 async def test_denial_is_raised_to_code_that_calls_without_an_event(
     opened, user, permission, method
@@ -561,8 +677,6 @@ async def test_keywords_reach_a_method_that_takes_no_event(opened):
 async def test_denied_layer_event_is_dropped_with_a_debug_line(
     opened, user, permission, consumer, caplog
 ):
-    from channels.layers import get_channel_layer
-
     class Listens(consumer):
         groups = ["room"]
 

@@ -7,12 +7,14 @@ from datetime import timedelta
 import pytest
 from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
+from channels.exceptions import AcceptConnection, DenyConnection
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.sessions import SessionMiddlewareStack
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import OperationalError, connection
+from django.http import Http404
 from django.test.utils import CaptureQueriesContext, modify_settings
 from django.urls import path, re_path, register_converter
 from django.urls.converters import REGISTERED_CONVERTERS, StringConverter, get_converters
@@ -31,6 +33,8 @@ from ..support.consumers import (
     PLAIN,
     AsyncManager,
     AsyncPlainJson,
+    AsyncPlainRaw,
+    AsyncPlainText,
     ForgetfulManager,
     Manager,
     OpenManager,
@@ -41,8 +45,10 @@ from ..support.helpers import (
     LIMIT,
     OPEN,
     UNKNOWN_TOKEN,
+    bare,
     cookie,
     documented,
+    ended,
     routed,
     scope_for,
     sign_in,
@@ -109,7 +115,8 @@ def test_malformed_token_is_refused_without_a_query(session, compose, required, 
     with CaptureQueriesContext(connection) as queries:
         outcome = run(compose(AsyncManager, required=required), f"/ws/{token}", session=session)
 
-    assert outcome == (403 if required else 4401)
+    # A handshake that is too large reaches no consumer.
+    assert outcome == (403 if required or len(token) > 50_000 else 4401)
     # AuthMiddlewareStack reads the session and user before the gate runs.
     assert [query for query in queries if "websockettoken" in query["sql"]] == []
     assert compose is documented or not queries.captured_queries
@@ -336,6 +343,149 @@ async def test_nothing_is_handled_or_sent_after_a_consumers_own_close(
     sent = [await socket.receive_output() for _ in range(socket.output_queue.qsize())]
     assert sent[-1] == {"type": "websocket.close", "code": 4403}
     assert (handled, ended) == (["hello", "bye"], [4403])
+
+
+def refusing(base, refuse, accepts=False):
+    """Return a consumer like ``base`` whose ``connect()`` calls ``refuse(self)``."""
+    if base._sync:
+
+        def connect(self, *message):
+            if accepts:
+                self.accept()
+            refuse(self)
+    else:
+
+        async def connect(self, *message):
+            if accepts:
+                await self.accept()
+            if (closing := refuse(self)) is not None:
+                await closing
+
+    is_raw = base in (PlainRaw, AsyncPlainRaw)
+    return type("Refusing", (base,), {"websocket_connect" if is_raw else "connect": connect})
+
+
+def raise_(error):
+    raise error
+
+
+def close_with(code):
+    def close(consumer):
+        if isinstance(consumer, (PlainRaw, AsyncPlainRaw)):
+            return consumer.send({"type": "websocket.close", "code": code})
+        return consumer.close(code)
+
+    return close
+
+
+EVERY_CONSUMER = pytest.mark.parametrize("base", [*PLAIN, Manager, AsyncManager])
+REFUSALS = {
+    "4403": (close_with(4403), 4403),
+    "3000": (close_with(3000), 3000),
+    "1000": (close_with(1000), 1000),
+    "PermissionDenied": (lambda consumer: raise_(PermissionDenied("a reason")), 4403),
+    "Http404": (lambda consumer: raise_(Http404("a reason")), 4403),
+}
+
+
+@EVERY_CONSUMER
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal_of_a_consumer_reaches_the_browser(base, name, session, token, caplog, run):
+    """Channels alone answers HTTP 403 or 500, which is a lost connection for a browser."""
+    refuse, code = REFUSALS[name]
+    consumer = refusing(base, refuse)
+
+    assert run(stack(consumer), f"/ws/{token}", session=session) == code
+    assert run(stack(consumer, required=True, token_only=True), f"/ws/{token}") == 4401
+    assert not caplog.records
+    if base in PLAIN and name in ("PermissionDenied", "Http404"):
+        with pytest.raises((PermissionDenied, Http404)):
+            run(bare(consumer), f"/ws/{token}", session=session)
+    else:
+        assert run(bare(consumer), f"/ws/{token}", session=session) == 403
+
+
+@EVERY_CONSUMER
+@pytest.mark.parametrize("code", [1008, 403, None])
+def test_refusal_without_a_code_for_applications_is_http_403(base, code, session, token, run):
+    """As everywhere in Channels. Daphne could not send 1008, and nobody 403."""
+    consumer = refusing(base, close_with(code))
+
+    assert run(stack(consumer), f"/ws/{token}", session=session) == 403
+
+
+@pytest.mark.parametrize("base", [PlainJson, AsyncPlainJson, Manager, AsyncManager])
+def test_exceptions_of_channels_accept_and_deny(base, session, user, run):
+    for error, outcome in ((DenyConnection(), 403), (AcceptConnection(), OPEN)):
+        consumer = refusing(base, lambda consumer, error=error: raise_(error))
+        token = get_websocket_token(user)
+        probe = '{"type": "echo", "reply_key": "k", "value": 1}'
+
+        assert run(stack(consumer), f"/ws/{token}", session=session, probe=probe) == outcome
+
+
+@EVERY_CONSUMER
+def test_refusal_after_a_refused_token_asks_for_a_new_token(base, session, run):
+    """The user is anonymous then, so that the consumer refuses whom it would accept."""
+    denying = refusing(base, lambda consumer: raise_(PermissionDenied))
+    choosing = refusing(base, close_with(4403))
+
+    assert run(stack(denying), f"/ws/{UNKNOWN_TOKEN}", session=session) == 4401
+    assert run(stack(choosing), f"/ws/{UNKNOWN_TOKEN}", session=session) == 4403
+
+
+@pytest.mark.parametrize("base", [PlainJson, AsyncPlainText, Manager, AsyncManager])
+async def test_refusal_after_the_accept_closes_with_the_code(base, session, token, open_socket):
+    consumer = refusing(base, lambda consumer: raise_(PermissionDenied), accepts=True)
+    socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+
+    assert (await socket.connect())["type"] == "websocket.accept"
+    assert await ended(socket) == 4403
+
+
+@pytest.mark.parametrize("base", [Manager, AsyncManager])
+async def test_consumer_that_refuses_receives_its_disconnect(base, session, token, open_socket):
+    """So it leaves its groups, and releases what its connect() has taken."""
+    codes = []
+
+    class Leaves(refusing(base, lambda consumer: raise_(PermissionDenied))):
+        if base._sync:
+
+            def disconnect(self, code):
+                codes.append(code)
+        else:
+
+            async def disconnect(self, code):
+                codes.append(code)
+
+    socket = open_socket(stack(Leaves), f"/ws/{token}", session=session)
+    await socket.outcome()
+    await socket.wait(LIMIT)
+
+    assert codes == [4403]
+
+
+@pytest.mark.parametrize("base", [PlainJson, AsyncPlainJson])
+async def test_permission_denied_of_a_later_message_is_an_error(base, session, token, open_socket):
+    """The page may have sent a message too many. It is not refused for ever."""
+
+    class Denies(base):
+        if base._sync:
+
+            def receive_json(self, content):
+                raise PermissionDenied
+        else:
+
+            async def receive_json(self, content):
+                raise PermissionDenied
+
+    socket = open_socket(stack(Denies), f"/ws/{token}", session=session)
+    await socket.connect()
+    await socket.send("anything")
+
+    assert await ended(socket) == 4490
+    with pytest.raises(PermissionDenied):
+        await socket.wait(LIMIT)
 
 
 async def test_consumer_that_does_not_stop_receives_its_disconnect_once(open_socket):
@@ -591,6 +741,39 @@ def test_token_alone_costs_two_statements(token, run):
         assert run(stack(AsyncManager, token_only=True), f"/ws/{token}") == OPEN
 
     assert [query["sql"].split()[0] for query in queries] == ["SELECT", "UPDATE"]
+
+
+@COMPOSITIONS
+@pytest.mark.parametrize("required", [True, False])
+def test_handshake_that_is_too_large_is_refused_and_its_token_stays_unused(
+    session, token, compose, required, run
+):
+    application = compose(AsyncManager, required=required)
+    headers = [(b"x-flood", b"%25" * 500)] * 10
+
+    with CaptureQueriesContext(connection) as queries:
+        refused = run(application, f"/ws/{token}", session=session, headers=headers)
+
+    # AuthMiddlewareStack reads session and user before the gate.
+    assert len(queries) == (0 if compose is stack else 2)
+    assert refused == 403
+    assert used() == 0
+    assert run(application, f"/ws/{token}", session=session) == OPEN
+
+
+def test_cookies_with_thousands_of_backslashes_are_left_out(session, token, run):
+    """Python 3.11.7 takes 9 s to unescape 64 KiB of them."""
+    flood = b'a="' + rb"\"" * 30_000 + b'"; '
+    headers = [(b"cookie", flood + cookie(session)[1] + b'; b=2; c="\\054"')]
+
+    assert run(stack(Spy), f"/ws/{token}", headers=headers) == OPEN
+    assert Spy.seen["cookies"] == {"sessionid": session, "b": "2"}
+
+
+def test_first_500_cookies_are_read(session, token, run):
+    headers = [(b"cookie", b"a=1;" * 499 + cookie(session)[1] + b";b=2" * 10_000)]
+
+    assert run(stack(AsyncManager), f"/ws/{token}", headers=headers) == OPEN
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
-"""The messages on their way to one client: in order, bounded, and without a wait."""
+"""The messages on their way to one client: in order, bounded, and at once while it reads."""
 
 import asyncio
+import contextvars
+import sys
 
 import pytest
 
@@ -10,16 +12,34 @@ from channels_websocket_utils.live.outbox import Outbox
 
 from ..support.helpers import until
 
+trace = contextvars.ContextVar("trace", default=None)
+
 
 class Client:
     """A client that takes messages while ``takes`` is set."""
 
     def __init__(self):
-        self.takes, self.taken = asyncio.Event(), []
+        self.takes, self.taken, self.failures = asyncio.Event(), [], []
+        self.outbox = Outbox(self.send)
 
     async def send(self, message):
         await self.takes.wait()
         self.taken.append(message["text"])
+
+    def put(self, text):
+        return self.outbox.put(message(text), self.fail)
+
+    def fail(self, message, error):
+        self.failures.append((message["text"], error))
+
+
+def message(text):
+    return {"type": "websocket.send", "text": text}
+
+
+@pytest.fixture
+def client():
+    return Client()
 
 
 @pytest.fixture
@@ -27,66 +47,171 @@ def small(monkeypatch):
     monkeypatch.setattr(outbox_module, "MAX_WAITING", 3)
 
 
-async def test_messages_are_sent_in_order_by_one_task():
-    client = Client()
-    outbox = Outbox(client.send)
+async def idle():
+    await until(lambda: not tasks._tasks)
 
-    assert all(outbox.put(str(number)) for number in range(10))
+
+async def test_message_to_a_client_that_reads_is_sent_at_once_and_without_a_task(client):
+    client.takes.set()
+
+    assert client.put("a")
+
+    assert client.taken == ["a"]
+    assert not tasks._tasks
+
+
+async def test_messages_to_a_client_that_does_not_read_are_sent_in_order_by_one_task(client):
+    assert all(client.put(str(number)) for number in range(10))
     assert len(tasks._tasks) == 1
     client.takes.set()
 
-    await until(lambda: len(client.taken) == 10)
+    await idle()
     assert client.taken == [str(number) for number in range(10)]
-    await until(lambda: not tasks._tasks)
 
 
 @pytest.mark.usefixtures("small")
-async def test_message_for_a_full_outbox_is_not_kept():
-    client = Client()
-    outbox = Outbox(client.send)
-
-    assert [outbox.put(text) for text in "abcd"] == [True, True, True, False]
+async def test_message_for_a_full_outbox_is_not_kept(client):
+    assert [client.put(text) for text in "abcde"] == [True, True, True, True, False]
     client.takes.set()
 
-    await until(lambda: not tasks._tasks)
-    assert client.taken == ["a", "b", "c"]
+    await idle()
+    # The server has taken the first one.
+    assert client.taken == ["a", "b", "c", "d"]
+
+
+async def test_bytes_are_bounded_and_not_only_messages(client, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_OUTGOING": 1000}
+
+    assert [client.put("x" * 400) for _ in range(4)] == [True, True, True, False]
+    assert client.put("x")
+
+
+async def test_bytes_are_those_in_memory(client, settings):
+    """A character outside of Latin-1 takes two bytes or four."""
+    settings.WEBSOCKET_UTILS = {"MAX_OUTGOING": 1000}
+    client.put("first")
+
+    assert client.put("\N{GRINNING FACE}" * 150)
+    assert not client.put("\N{GRINNING FACE}" * 150)
+
+
+async def test_empty_queue_takes_one_message_of_any_size(client, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_OUTGOING": 1000}
+    client.put("first")
+
+    assert client.put("x" * 5000)
+    assert not client.put("x")
 
 
 @pytest.mark.usefixtures("small")
-async def test_outbox_that_was_full_takes_messages_again():
-    client = Client()
-    client.takes.set()
-    outbox = Outbox(client.send)
-
+async def test_outbox_that_was_full_takes_messages_again(client):
     for round_ in range(3):
-        assert all(outbox.put(f"{round_}{text}") for text in "abc")
-        await until(lambda: not tasks._tasks)
+        client.takes.clear()
+        assert all(client.put(f"{round_}{text}") for text in "abcd")
+        client.takes.set()
+        await idle()
 
-    assert client.taken == ["0a", "0b", "0c", "1a", "1b", "1c", "2a", "2b", "2c"]
+    assert client.taken == [f"{round_}{text}" for round_ in range(3) for text in "abcd"]
 
 
-async def test_discarded_messages_are_not_sent():
-    client = Client()
-    outbox = Outbox(client.send)
-    for text in "abc":
-        outbox.put(text)
-    # The first one is being sent.
+@pytest.mark.usefixtures("small")
+async def test_messages_that_wait_for_space_are_sent_in_order(client):
+    for text in "abcd":
+        client.put(text)
+    waiting = [
+        asyncio.ensure_future(client.outbox.put_when_it_fits(message(text), client.fail))
+        for text in "efghij"
+    ]
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+
+    client.takes.set()
+
+    assert await asyncio.gather(*waiting) == [True] * 6
+    await idle()
+    assert client.taken == list("abcdefghij")
+
+
+@pytest.mark.usefixtures("small")
+async def test_discarded_messages_are_not_sent_even_if_the_server_has_begun(client):
+    for text in "abcd":
+        client.put(text)
+    waiting = asyncio.ensure_future(client.outbox.put_when_it_fits(message("e"), client.fail))
     await asyncio.sleep(0)
 
-    outbox.discard()
+    client.outbox.discard()
     client.takes.set()
 
-    await until(lambda: not tasks._tasks)
-    assert client.taken == ["a"]
+    assert await waiting is False
+    await idle()
+    assert client.taken == []
+    assert not client.put("f")
 
 
-async def test_error_of_the_server_is_logged_and_discards_the_messages(caplog):
+async def test_drained_messages_are_sent_and_later_ones_are_not(client):
+    client.put("a")
+    client.put("b")
+    draining = asyncio.ensure_future(client.outbox.drain())
+    await asyncio.sleep(0)
+    assert not client.put("c")
+
+    client.takes.set()
+    await draining
+
+    assert client.taken == ["a", "b"]
+
+
+async def test_drain_gives_up_after_a_time(client, monkeypatch):
+    monkeypatch.setattr(outbox_module, "CLOSE_LIMIT", 0.01)
+    client.put("a")
+
+    await client.outbox.drain()
+    client.takes.set()
+
+    await idle()
+    assert client.taken == []
+
+
+async def test_error_of_the_server_is_raised_or_reported_and_empties_the_queue():
+    takes, failures, sent = asyncio.Event(), [], []
+
     async def fail(message):
+        sent.append(message["text"])
+        await takes.wait()
         raise ValueError("the server")
 
-    outbox = Outbox(fail)
-    outbox.put("a")
-    outbox.put("b")
+    def note(message, error):
+        failures.append((message["text"], str(error)))
 
-    await until(lambda: not tasks._tasks)
-    assert caplog.text.count("ValueError: the server") == 1
+    outbox = Outbox(fail)
+    outbox.put(message("a"), note)
+    outbox.put(message("b"), note)
+
+    takes.set()
+    await idle()
+
+    assert failures == [("a", "the server")]
+    assert sent == ["a"]
+    with pytest.raises(ValueError, match="the server"):
+        outbox.put(message("c"), note)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks copy their context")
+async def test_a_send_that_waits_runs_in_one_context():
+    """Tracing middleware sets a variable before the server's ``send``, and resets it afterwards."""
+    takes, done = asyncio.Event(), []
+
+    async def traced(message):
+        token = trace.set(message["text"])
+        await takes.wait()
+        trace.reset(token)
+        done.append(message["text"])
+
+    outbox = Outbox(traced)
+    outbox.put(message("a"), lambda message, error: done.append(error))
+    assert trace.get() is None
+
+    takes.set()
+    await idle()
+
+    assert done == ["a"]

@@ -12,7 +12,7 @@ from channels_websocket_utils.consumers import (
 )
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.gate import freshness
-from channels_websocket_utils.live import hub
+from channels_websocket_utils.live import age, hub
 from channels_websocket_utils.messaging import permissions
 
 from ..support.consumers import MANAGED, PERM, AsyncPlainJson, PlainJson
@@ -75,10 +75,14 @@ async def test_nothing_is_cached_by_default(opened, user, permission, consumer, 
     assert len(questions) == 3
 
 
-async def test_cached_answer_expires(opened, user, permission, settings, monkeypatch):
+@pytest.mark.parametrize("name", ["time", "monotonic"])
+async def test_cached_answer_expires(opened, user, permission, settings, monkeypatch, name):
+    """Also while the machine sleeps, when the monotonic clock may stand still."""
     settings.WEBSOCKET_UTILS = {"PERMISSION_MAX_AGE": 10}
-    clock = type("Clock", (), {"present": 100.0, "monotonic": lambda self: self.present})()
-    monkeypatch.setattr(permissions, "time", clock)
+    clock = type("Clock", (), {"present": 100.0, "time": lambda self: 0.0})()
+    clock.monotonic = lambda: 0.0
+    setattr(clock, name, lambda: clock.present)
+    monkeypatch.setattr(age, "time", clock)
     await user.user_permissions.aadd(permission)
     socket = await opened(MANAGED[1])
     assert await allowed(socket)

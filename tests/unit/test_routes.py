@@ -1,3 +1,5 @@
+from urllib.parse import quote, unquote
+
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from channels.auth import AuthMiddlewareStack
@@ -9,12 +11,13 @@ from django.urls import path, re_path, register_converter
 from django.urls.converters import StringConverter
 
 from channels_websocket_utils.gate import routing
-from channels_websocket_utils.gate.handshake import plain_subprotocols, read_handshake
+from channels_websocket_utils.gate.handshake import is_too_large, plain_subprotocols, read_handshake
 from channels_websocket_utils.tokens import shape
 
 from ..support.consumers import AsyncManager
 from ..support.helpers import LIMIT
 from ..support.secret_servers import seen
+from ..support.steps import count_steps, earlier_mask
 
 TOKEN = "wst_" + "Ab-_9" * 8 + "xyz"
 PLACEHOLDER = "wst_" + "0" * 43
@@ -242,10 +245,75 @@ def test_mask_hides_tokens_with_percent_escapes(text):
     assert not seen([TOKEN[4:]], masked)
 
 
-@pytest.mark.parametrize("text", ["%25" * 30_000, "%" * 90_000, "%2" * 45_000 + "5" * 9])
-def test_text_of_thousands_of_escapes_is_not_changed(text):
-    """To unescape it completely would take as many steps as it has escapes."""
-    assert shape.mask(text) == text
+# 880 KB of headers, as uvicorn passes them on; and less of the worst texts.
+FLOODS = {
+    "escaped percent signs": "%25" * 293_000,
+    "percent signs": "%" * 90_000 + "%2%35" * 10,
+    "escaped letters": "%77" * 30_000,
+    "escapes in escapes": "%2%35%37%37" * 8_000,
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_thousands_of_escapes_are_not_unescaped(name):
+    """Earlier versions took a step for each, 100,000 and more. A placeholder hides the text."""
+    escaped = TOKEN.replace("_", "%5F", 1)
+    text = f"/a/?b={FLOODS[name]}&c={escaped}&d=e"
+
+    earlier, _ = count_steps(earlier_mask, text)
+    steps, masked = count_steps(shape.mask, text)
+
+    assert earlier > 20_000
+    assert steps < 100
+    assert masked == f"/a/?b={PLACEHOLDER}&c={PLACEHOLDER}&d=e"
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_text_with_as_many_escapes_as_are_unescaped_takes_few_steps(name):
+    text = FLOODS[name][: shape.MAX_ESCAPES]
+
+    steps, masked = count_steps(shape.mask, text)
+
+    assert steps < 10 * shape.MAX_ESCAPES
+    assert masked == text
+
+
+def handshake_of(headers=(), *, path="/ws/", query=b"", subprotocols=()):
+    return scope_of(path, headers=headers, query_string=query, subprotocols=subprotocols)
+
+
+TOO_LARGE = {
+    "headers": handshake_of([(b"a", b"b")] * 300),
+    "bytes of a header": handshake_of([(b"a", b"b" * 17_000)]),
+    "bytes of the path": handshake_of(path="/" + "b" * 8_500),
+    "bytes of the query string": handshake_of(query=b"b" * 17_000),
+    "escapes of the headers": handshake_of([(b"a", b"%25" * 10)] * 51),
+    "escapes of the path": handshake_of(path="/" + "%" * 251),
+    "escapes of the query string": handshake_of(query=b"%25" * 501),
+    "subprotocols": handshake_of(subprotocols=["a"] * 101),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_handshake_that_is_too_large_is_found_in_few_steps(name):
+    steps, found = count_steps(is_too_large, TOO_LARGE[name])
+
+    assert found
+    assert steps < 1_000
+
+
+def test_handshake_of_a_browser_with_large_credentials_is_not_too_large():
+    headers = [(b"User-Agent", b"Mozilla/5.0 (X11; Linux x86_64)"), (b"accept-language", b"de,en")]
+    headers += [(b"x-client-cert", b"MIIF%2B%2F%0A" * 100), (b"Cookie", b"a=%22%2C%22;" * 2_000)]
+    headers += [(b"Authorization", b"Negotiate " + b"YII%" * 12_000)]
+
+    assert not is_too_large(handshake_of(headers, query=b"q=%E4%BD%A0%E5%A5%BD" * 10))
+
+
+def test_offer_of_thousands_of_subprotocols_is_read_in_few_steps():
+    steps, _ = count_steps(plain_subprotocols, ["a!"] * 16_000)
+
+    assert steps < 1_000
 
 
 def test_escaped_line_break_stays_escaped():
@@ -284,10 +352,52 @@ def test_route_that_raises_matches_nothing_and_is_logged_without_the_token(caplo
         (f"/{TOKEN}", TOKEN, "/"),
         (f"/ws/board/{TOKEN}", TOKEN, "/ws/board"),
         (f"/ws/{TOKEN}/room/5/", TOKEN, "/ws/room/5"),
+        (f"/ws/C%23/{TOKEN}", TOKEN, "/ws/C#"),
+        ("/ws/a%2F/", None, "/ws/a"),
     ],
 )
 def test_bound_path_is_the_path_without_its_token(given, token, bound):
     assert shape.bound_path(given, token) == bound
+
+
+@pytest.mark.parametrize("name", ["C#", "what?", "100%", "%41", "a b", "räum 📢", "a/b", "x=1&y"])
+def test_bound_path_is_the_same_however_often_a_name_is_quoted(name):
+    once = quote(name, safe="")
+
+    forms = {shape.bound_path(f"/ws/{form}/") for form in (name, once, quote(once, safe=""))}
+
+    assert len(forms) == 1
+
+
+def test_bound_path_has_no_force_script_name(settings):
+    paths = ["/ws", "/app/ws", "/app/app/ws", "/application/ws", "/app"]
+
+    for prefix in ("/app", "/app/"):
+        settings.FORCE_SCRIPT_NAME = prefix
+        bound = [shape.bound_path(path) for path in paths]
+        assert bound == ["/ws", "/ws", "/ws", "/application/ws", "/app"]
+
+
+def test_work_for_escapes_in_a_path_is_bounded():
+    """Each pass removes one level. The naive loop needs 290 passes for 600 bytes."""
+    path = "/2%" + "%" * 290 + "3" * 290 + "541"
+    passes, plain = 0, path
+    while unquote(plain) != plain:
+        passes, plain = passes + 1, unquote(plain)
+
+    assert passes > 250
+    assert shape.bound_path(path) == unquote(unquote(unquote(path)))
+    assert shape.bound_path(path * 2) == path * 2
+
+
+def test_name_that_looks_like_a_token_is_refused():
+    """Otherwise the consumers of two names get the same placeholder instead of the name."""
+    names = ["wst_" + letter * 24 for letter in "ab"]
+    assert len({shape.mask(name) for name in names}) == 1
+
+    for name in (*names, "wst%5F" + "a" * 24):
+        handshake = read_handshake(scope_of(f"/ws/{name}/{TOKEN}"), (TOKEN,))
+        assert (handshake.reason, handshake.token) == ("two_tokens", None)
 
 
 def test_consumer_class_becomes_an_application():

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from channels_websocket_utils.live import connection as connection_module
+from channels_websocket_utils.live import send_side
 from channels_websocket_utils.live import state as state_module
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.live.state import ConnectionState, check_change
@@ -163,6 +163,7 @@ async def test_close_of_a_refused_connection_is_accepted_first(close, code):
     await connection.receive()
 
     await connection.send(close)
+    await connection.close()
 
     assert (connection.state.name, connection.close_code) == ("CLOSING", code)
     assert peer.sent == [("accept", None), ("close", code)]
@@ -210,7 +211,7 @@ async def test_no_order_of_calls_leads_to_a_forbidden_change(seed, monkeypatch):
         changes.append((before, after))
         check_change(before, after)
 
-    monkeypatch.setattr(connection_module, "check_change", record)
+    monkeypatch.setattr(send_side, "check_change", record)
 
     async def end():
         if connection.end(4410):

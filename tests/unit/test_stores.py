@@ -192,7 +192,7 @@ def test_token_that_the_cache_has_evicted_is_refused(store, user, what):
     token = get_websocket_token(user)
     name = digest_of(token) if what == "token" else user.pk
 
-    caches["default"].delete(f"channels_websocket_utils.{what}.{name}")
+    caches["default"].delete(f"channels_websocket_utils..{what}.{name}")
 
     assert not decide(token).is_valid
 
@@ -203,14 +203,14 @@ def test_epoch_is_kept_longer_than_its_tokens(user, settings):
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
     get_websocket_token(user)
     kept = caches["default"]
-    key = kept.make_key(f"channels_websocket_utils.user.{user.pk}")
+    key = kept.make_key(f"channels_websocket_utils..user.{user.pk}")
     first = kept._expire_info[key]
 
     settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE, "TOKEN_MAX_AGE": 6000}
     token = get_websocket_token(user)
 
     assert kept._expire_info[key] > first + 5000
-    token_key = kept.make_key(f"channels_websocket_utils.token.{digest_of(token)}")
+    token_key = kept.make_key(f"channels_websocket_utils..token.{digest_of(token)}")
     assert kept._expire_info[key] > kept._expire_info[token_key]
 
 

@@ -714,16 +714,16 @@ async def test_generator_that_a_handler_calls_is_no_stream(opened):
         channel_layer_alias = "default"
 
         @auto_route
-        async def numbers(self):
+        async def numbers(self, event):
             for number in range(3):
                 yield number
 
         @auto_route
         async def total(self):
-            return sum([number async for number in await self.numbers()])
+            return sum([number async for number in await self.numbers({})])
 
         async def received(self, event):
-            self.received_total = sum([number async for number in await self.numbers()])
+            self.received_total = sum([number async for number in await self.numbers(event)])
             await self.push("total", {"total": self.received_total})
 
         @auto_route
@@ -738,14 +738,24 @@ async def test_generator_that_a_handler_calls_is_no_stream(opened):
 
 
 @OURS
-async def test_guarded_generator_that_is_not_routed_is_a_mistake_that_is_logged(
-    kind, opened, user, permission, caplog
-):
+async def test_guarded_generator_needs_no_second_decorator(kind, opened, user, permission):
     await sync_to_async(user.user_permissions.add)(permission)
 
-    class Wrong:
+    class Guarded:
         @require_perms(PERM)
         def numbers(self):
+            yield 1
+
+    socket = await opened(type("Consumer", (Guarded, kind[1]), {}))
+    parts = [await socket.call("numbers"), await socket.next_for("r0")]
+
+    assert parts == [{"key": "r0", "data": 1, "more": True}, {"key": "r0", "more": False}]
+
+
+@OURS
+async def test_generator_that_is_not_routed_is_a_mistake_that_is_logged(kind, opened, caplog):
+    class Wrong:
+        def receive_json(self, content):
             yield 1
 
     socket = await opened(type("Consumer", (Wrong, kind[1]), {}))
@@ -768,6 +778,45 @@ async def test_generator_on_a_consumer_of_channels_is_a_mistake_that_is_logged(
     assert "WebSocketManagerConsumer or AsyncWebSocketManagerConsumer" in caplog.text
     assert lines == []
     assert await socket.call("ping") == {"key": "r1", "data": "pong"}
+
+
+@kinds(*PLAIN)
+async def test_generator_that_is_called_without_a_reply_key_names_the_remedy(
+    kind, open_stream_socket
+):
+    """Earlier versions did nothing, without an error."""
+    socket, lines = await open_stream_socket(kind)
+
+    await socket.send("count", to=3)
+
+    with pytest.raises(TypeError, match=r"nobody gets its values\. Derive the consumer"):
+        await socket.wait(LIMIT)
+    assert lines == []
+
+
+@OURS
+async def test_generator_that_an_event_calls_names_the_remedy(kind, opened):
+    class Consumer(streaming(*kind)):
+        groups = ["room"]
+        channel_layer_alias = "default"
+
+    socket = await opened(Consumer)
+    await get_channel_layer().group_send("room", {"type": "count", "to": 3})
+
+    with pytest.raises(TypeError, match=r"nobody gets its values\. .* send the values with push"):
+        await socket.wait(LIMIT)
+    assert await ended(socket) == 4490
+
+
+@OURS
+async def test_generator_without_a_reply_key_is_an_error_for_the_client(kind, open_stream_socket):
+    socket, lines = await open_stream_socket(kind)
+
+    await socket.send("count", to=3)
+
+    error = (await socket.next_for("websocket.error"))["error"]
+    assert (error["code"], "reply_key" in error["message"]) == ("bad_message", True)
+    assert lines == []
 
 
 @pytest.mark.parametrize("base", [AsyncPlainJson, AsyncPlainText, AsyncPlainRaw])

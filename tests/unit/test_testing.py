@@ -14,7 +14,7 @@ from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ValidationError
 from django.db import close_old_connections, connection
-from django.test import TestCase
+from django.test import TestCase, override_settings
 
 from channels_websocket_utils import testing, threads
 from channels_websocket_utils.decorators import auto_route
@@ -43,7 +43,17 @@ from ..support.consumers import (
     OpenManager,
     PlainJson,
 )
-from ..support.helpers import UNKNOWN_TOKEN, Socket, bare, documented, routed, sign_in, stack, until
+from ..support.helpers import (
+    FAST,
+    UNKNOWN_TOKEN,
+    Socket,
+    bare,
+    documented,
+    routed,
+    sign_in,
+    stack,
+    until,
+)
 
 PATH = "/ws/{token}"
 
@@ -154,6 +164,19 @@ async def test_error_reply_is_raised(user, name, payload, code):
 
     assert (caught.value.code, caught.value.id) == (code, None)
     assert str(caught.value) == f"{code}: {caught.value.message}"
+
+
+async def test_error_of_a_field_names_it(user):
+    class Needs(AsyncManager):
+        @auto_route
+        async def rename(self, event):
+            return event["name"]
+
+    async with open_(stack(Needs), user=user) as socket:
+        with pytest.raises(CallError, match="name: This is missing") as caught:
+            await socket.call("rename")
+
+    assert caught.value.fields == [{"loc": ["name"], "message": "This is missing."}]
 
 
 async def test_internal_error_has_the_id_of_its_log_entry(user, caplog):
@@ -730,6 +753,17 @@ class InTestCase(TestCase):
                 await self.ada.asave()
 
             await socket.assert_closes(4410)
+
+    @override_settings(WEBSOCKET_UTILS=FAST)
+    async def test_change_without_a_signal_ends_the_socket(self):
+        """The timer checks in the thread of the transaction too."""
+        for consumer, isolate in ((AsyncManager, False), (Manager, False), (AsyncManager, True)):
+            users = get_user_model().objects.filter(pk=self.ada.pk)
+            await users.aupdate(is_active=True)
+            async with open_(stack(consumer, isolate=isolate), user=self.ada) as socket:
+                await users.aupdate(is_active=False)
+
+                await socket.assert_closes(4410)
 
     async def test_disconnect_without_a_commit_ends_no_connection(self):
         async with open_(stack(AsyncManager), user=self.ada) as socket:

@@ -21,6 +21,7 @@ from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
+from channels_websocket_utils.database_connections import ThreadConnections
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.messaging import dispatch
 from channels_websocket_utils.signals import connection_opened
@@ -587,7 +588,7 @@ async def test_connection_that_the_server_closed_does_not_fail_later_async_handl
 
 async def test_naive_dispatch_without_the_check_fails_for_ever(opened, notices, monkeypatch):
     """Without the check that Channels makes for each message, a lost connection stays."""
-    monkeypatch.setattr(dispatch, "may_hold_stale_connections", lambda loop: False)
+    monkeypatch.setattr(ThreadConnections, "may_hold_stale", lambda self: False)
     socket = await opened(WithORM)
     await socket.next()
     try:

@@ -1,8 +1,10 @@
 import json
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 
@@ -12,7 +14,7 @@ from channels_websocket_utils.stores.database import DatabaseTokenStore
 from channels_websocket_utils.tokens import digests, issuing, redeeming
 
 from ..support.consumers import AsyncManager
-from ..support.helpers import OPEN, sign_in, stack
+from ..support.helpers import OPEN, UNKNOWN_TOKEN, sign_in, stack
 
 pytestmark = pytest.mark.django_db(transaction=True)
 URL = "/websocket/token/"
@@ -67,9 +69,71 @@ def test_prefix_of_the_site_is_removed_from_the_path(client):
     assert WebSocketToken.objects.get().path == "/ws"
 
 
+@pytest.mark.parametrize("prefix", [None, "/app", "/app/"])
+@pytest.mark.parametrize("is_removed", [True, False], ids=["removed", "kept"])
+def test_force_script_name_is_in_no_bound_path(client, settings, prefix, is_removed, run):
+    """Whether the proxy removes the prefix, and whether the server knows it."""
+    settings.FORCE_SCRIPT_NAME = prefix
+    inner = "" if is_removed or not prefix else "app/"
+
+    token = client.post(URL, {"path": f"{prefix or ''}/ws/".replace("//", "/")}).json()["token"]
+
+    gate = stack(AsyncManager, f"{inner}ws/<str:token>")
+    session = client.session.session_key
+    assert run(gate, f"/{inner}ws/{token}", session=session) == OPEN
+    assert WebSocketToken.objects.get().path == "/ws"
+
+
+@pytest.mark.parametrize(
+    ("path", "url", "bound"),
+    [
+        ("/api/ws/", "/api/websocket/token/", "/ws"),
+        ("/api/ws/", "https://example.org/api/websocket/token/?a=1", "/ws"),
+        ("/%C3%A9/ws/", "/%C3%A9/websocket/token/", "/ws"),
+        ("/api/mnt/ws/", "/api/mnt/websocket/token/", "/ws"),
+        # Nothing is known of such a path, or of such a URL.
+        ("/socket/ws/", "/api/websocket/token/", "/socket/ws"),
+        ("/api/ws/", "/api/other/", "/api/ws"),
+        ("/api/ws/", 5, "/api/ws"),
+        ("/api/ws/", None, "/api/ws"),
+    ],
+)
+def test_prefix_that_a_proxy_removes_is_removed_from_the_path(client, path, url, bound):
+    mounted = {"SCRIPT_NAME": "/mnt"} if "mnt" in path else {}
+    client.post(URL, json.dumps({"path": path, "url": url}), "application/json", **mounted)
+
+    assert WebSocketToken.objects.get().path == bound
+
+
+@pytest.mark.parametrize(
+    "name", ["C#", "what?", "?a=1", "100%", "%41", "a b", "räum 📢", "a://b", "📢" * 1000]
+)
+def test_page_of_any_name_gets_a_token_for_it(client, name, run):
+    """The last name has 4,000 escapes."""
+    quoted = quote(name, safe="")
+
+    token = client.post(URL, {"path": f"/ws/{quoted}/"}).json()["token"]
+
+    gate = stack(AsyncManager, "ws/<path:name>/<str:token>", required=True)
+    session = client.session.session_key
+    assert run(gate, f"/ws/other/{token}", session=session) == 4401
+    assert run(gate, f"/ws/{name}/{token}", session=session) == OPEN
+
+
 @pytest.mark.parametrize(
     "body",
-    ["{", "[]", '{"path": 5}', '{"path": "https://x/"}', "\xff", "[" * 100_000, '{"path": "%00"}'],
+    [
+        "{",
+        "[]",
+        '{"path": 5}',
+        '{"path": "https://x/"}',
+        '{"path": "/a?b"}',
+        '{"path": "/a#b"}',
+        '{"path": "/", "url": "//["}',
+        "\xff",
+        "[" * 100_000,
+        '{"path": "%00"}',
+    ],
     ids=lambda body: repr(body[:20]),
 )
 def test_unreadable_body_is_an_error_and_issues_no_token(client, body):
@@ -143,6 +207,35 @@ def test_database_that_fails_while_the_token_is_stored_is_answered_with_503(clie
     monkeypatch.setattr(DatabaseTokenStore, "add", fail)
 
     assert client.post(URL).status_code == 503
+
+
+@pytest.fixture
+def missing_table(client):
+    """The database as it is before "migrate": without the table of the tokens."""
+    name = WebSocketToken._meta.db_table
+    with connection.schema_editor() as editor:
+        editor.alter_db_table(WebSocketToken, name, "away")
+    yield
+    with connection.schema_editor() as editor:
+        editor.alter_db_table(WebSocketToken, "away", name)
+
+
+def test_missing_table_is_answered_with_503_and_logged_with_the_remedy(
+    client, missing_table, caplog
+):
+    assert client.post(URL).status_code == 503
+
+    assert "No token was issued" in caplog.text
+    assert "Run 'manage.py migrate'." in caplog.text
+
+
+def test_connect_without_the_table_is_logged_with_the_remedy(missing_table, session, run, caplog):
+    path = f"/ws/{UNKNOWN_TOKEN}"
+
+    assert run(stack(AsyncManager), path, session=session) == 4490
+
+    assert "A connection was refused" in caplog.text
+    assert "Run 'manage.py migrate'." in caplog.text
 
 
 def test_token_is_in_no_log(client, caplog):

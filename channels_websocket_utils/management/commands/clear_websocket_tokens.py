@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections, router
 
-from ...gate import revocations
+from ...gate import database_clock, revocations
 from ...models import WebSocketRevocation, WebSocketToken
 from ...tokens import clock
 
@@ -41,10 +41,9 @@ class Command(BaseCommand):
         if batch_size < 1:
             raise CommandError(f"--batch-size must be 1 or more, not {batch_size}.")
         self._shows_progress = verbosity > 0 and self.stdout.isatty()
-        now = clock.now()
         old: dict[type[WebSocketToken] | type[WebSocketRevocation], dict[str, datetime]] = {
-            WebSocketToken: {"expires_at__lte": now},
-            WebSocketRevocation: {"created_at__lte": revocations.kept_since(now)},
+            WebSocketToken: {"expires_at__lte": clock.now()},
+            WebSocketRevocation: {"created_at__lte": revocations.kept_since(database_clock.ask())},
         }
         counts, so_far = [], 0
         for model, condition in old.items():

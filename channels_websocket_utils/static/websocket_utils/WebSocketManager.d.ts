@@ -29,8 +29,8 @@
  * @typeParam Pushes - The payload of each key that the server pushes.
  * @param path - Path or full URL of the socket. The token is added as its last part, unless it is offered
  *   as a subprotocol. Without a path, the constructor reads the page: the first script, or the body, with
- *   a `data-socket-path`, and its `data-token`, `data-token-url` and `data-token-source`. Arguments
- *   override these attributes.
+ *   a `data-socket-path`, and its `data-token`, `data-token-url`, `data-token-source`, `data-token-path`
+ *   and `data-identity`. Arguments override these attributes.
  * @param token - A string for the first dial, or a function that is called once for each dial.
  */
 declare function WebSocketManager<
@@ -132,6 +132,8 @@ declare namespace WebSocketManager {
     code: ErrorCode
     /** The id of the error in the server's log, if the code is `internal`. */
     id?: string
+    /** The errors of single fields, if the code is `invalid`: `loc` is a path of names and indexes. */
+    fields?: { loc: (string | number)[]; message: string }[]
     cause?: unknown
   }
 
@@ -196,6 +198,7 @@ declare namespace WebSocketManager {
     | "permission_denied"
     | "unauthenticated"
     | "invalid"
+    | "not_found"
     | "too_large"
     | "rate_limited"
     | "unavailable"
@@ -247,10 +250,17 @@ declare namespace WebSocketManager {
      */
     tokenSource?: "path" | "subprotocol" | undefined
     /**
-     * The CSRF token for the `tokenURL`. By default the cookie, or the first `data-csrf-token` attribute
-     * in the page if the cookie is HttpOnly.
+     * The path that tokens are for, if a proxy changes the path of the socket: the path that the server
+     * gets, or `""` for any path.
+     */
+    tokenPath?: string | null | undefined
+    /**
+     * The CSRF token for the `tokenURL`. By default the cookie. Without one, or if it is refused, the
+     * `data-csrf-token` of the first script, or the body, that has one.
      */
     csrfToken?: string | (() => string | null | undefined) | null | undefined
+    /** The header of the CSRF token, by default `"X-CSRFToken"`. */
+    csrfHeader?: string | null | undefined
     /** The identity of the page's user, as the server names it, if the token's answer has none. */
     identity?: string | null | undefined
     /** Continue after another user has signed in. */

@@ -94,8 +94,8 @@
   const newError = (code, cause) => new WebSocketManagerError(code, code, cause && { cause })
 
   function newServerError(error) {
-    const { code = "internal", message, id } = error || {}
-    return new WebSocketManagerError(code, message, id && { id })
+    const { code = "internal", message, ...more } = error || {}
+    return new WebSocketManagerError(code, message, more)
   }
 
   function check(fact, claim, value) {
@@ -132,6 +132,7 @@
    * @property {boolean} urgent After 4401 and 4410 one dial needs no wait; the next one does.
    * @property {number} notBefore The server has asked for no dial before this time.
    *
+   * @property {boolean|undefined} prefersOwn The endpoint refused the CSRF token of the cookie.
    * @property {string|undefined} lastIdentity The last one that was known.
    * @property {string|undefined} queueIdentity Of the last connection, whose user filled the queue.
    *
@@ -147,7 +148,7 @@
     const isFunction = typeof token === "function"
     const isValid = isFunction || token == null || typeof token === "string"
     check(isValid, "token must be a string, a function or null", token)
-    const requestToken = (question) => requestFromEndpoint(manager, question)
+    const requestToken = ({ signal }) => requestFromEndpoint(manager, signal)
     const ask = isFunction ? token : options.tokenURL && requestToken
     const manager = {
       url,
@@ -540,35 +541,53 @@
     dialIn(manager, ASK_AGAIN, "signed_out")
   }
 
-  async function requestFromEndpoint({ options, url }, { signal }) {
-    const { csrfToken } = options
-    const csrf =
-      (typeof csrfToken === "function" ? csrfToken() : csrfToken) ||
-      // The cookie comes before the attribute, which is old after a sign-in in another tab.
-      /(?:^|; *)csrftoken=([^;]*)/.exec(globalThis.document?.cookie)?.[1] ||
-      globalThis.document?.querySelector("[data-csrf-token]")?.getAttribute("data-csrf-token")
-    const response = await fetch(options.tokenURL, {
+  async function requestFromEndpoint(manager, signal, isSecond) {
+    const { options, url } = manager
+    const { csrfToken, tokenPath, tokenURL } = options
+    const { csrfToken: own, csrfCookie = "csrftoken", csrfHeader = "X-CSRFToken" } = readPage("csrf-token")
+    // Django reads the last of several cookies with one name.
+    const [, ...cookies] = `; ${globalThis.document?.cookie}`.split(`; ${csrfCookie}=`)
+    const known = (typeof csrfToken === "function" ? csrfToken() : csrfToken) || cookies.pop()?.split(";")[0]
+    // The page's own token is old after a sign-in in another tab.
+    const csrf = (manager.prefersOwn && own) || known || own
+    const response = await fetch(tokenURL, {
       method: "POST",
       credentials: "same-origin",
-      headers: { "Content-Type": "application/json", ...(csrf && { "X-CSRFToken": csrf }) },
-      body: JSON.stringify({ path: url.replace(/^[^/]*\/\/[^/]*|\?.*/g, "") }),
+      headers: { "Content-Type": "application/json", ...(csrf && { [options.csrfHeader ?? csrfHeader]: csrf }) },
+      body: JSON.stringify({ path: tokenPath ?? url.replace(/^[^/]*\/\/[^/]*|\?.*/g, ""), url: tokenURL }),
       redirect: "manual", // fetch() fails if a login is at another origin
       signal,
     })
     const { ok, status, headers } = response
+    if (status === 403 && known && own && !isSecond) {
+      manager.prefersOwn = !manager.prefersOwn
+      return requestFromEndpoint(manager, signal, true)
+    }
+    // The fetch() of React Native follows redirects and does not mention them. Its tokenURL is a full URL.
+    const isMoved = response.redirected ?? (response.url && !response.url.startsWith(tokenURL))
+    // In browsers a redirect has the status 0.
+    const isPage = status < 400 && (!ok || /html/i.test(headers?.get("Content-Type")))
+    const isLogin = isMoved ? status < 500 : isPage
     // A JSON error is dropped: it quotes the body, which may hold a token.
     const answer = ok && (await response.json().catch(() => null))
-    if (answer || (ok && !/html/i.test(headers?.get("Content-Type")))) return answer
+    if (ok && (answer?.token || !isLogin)) return answer
     throw Object.assign(new Error(`tokenURL answered ${status}`), {
-      // Below 400 is a login page, or a redirect to one, which has the status 0 in browsers.
-      status: status < 400 ? 401 : status,
+      status: isLogin ? 401 : status,
+      fatal: status === 400,
       retryAfter: headers?.get("Retry-After"),
     })
   }
 
   // The page
 
-  const isHidden = () => globalThis.document?.hidden
+  // An image of users with the name "hidden" would be the value.
+  const isHidden = () => globalThis.document?.hidden === true
+
+  // Returns the data-* attributes of the script, or the body, that has data-`name`. No other element is read,
+  // because content that users write may have such attributes.
+  function readPage(name) {
+    return globalThis.document?.querySelector?.(`script[data-${name}],body[data-${name}]`)?.dataset ?? {}
+  }
 
   function watchPage({ handlePageEvent }, method) {
     for (const target in TARGETS) {
@@ -835,8 +854,8 @@
    * A WebSocket that reconnects. May be called without `new`.
    *
    * Without a path, the constructor reads the page: the first script, or the body, with a
-   * `data-socket-path`, and its `data-token`, `data-token-url` and `data-token-source`. Arguments
-   * override these attributes.
+   * `data-socket-path`, and its `data-token`, `data-token-url`, `data-token-source`, `data-token-path`
+   * and `data-identity`. Arguments override these attributes.
    *
    * @param {string} [path] Path or full URL of the socket. The token is added as its last part, unless
    *   it is offered as a subprotocol.
@@ -848,8 +867,11 @@
    * @param {string} [options.tokenURL] The endpoint that issues tokens.
    * @param {"path"|"subprotocol"} [options.tokenSource] "subprotocol" offers the token as a subprotocol,
    *   which keeps it out of the URL; the gate must accept that source. By default "path".
-   * @param {string|function(): string} [options.csrfToken] For the tokenURL. By default the cookie, or
-   *   the first `data-csrf-token` attribute in the page if the cookie is HttpOnly.
+   * @param {string} [options.tokenPath] The path that tokens are for, if a proxy changes the path of the
+   *   socket: the path that the server gets, or "" for any path.
+   * @param {string|function(): string} [options.csrfToken] For the tokenURL. By default the cookie. Without
+   *   one, or if it is refused, the `data-csrf-token` of the first script, or the body, that has one.
+   * @param {string} [options.csrfHeader] The header of the CSRF token, by default "X-CSRFToken".
    * @param {string} [options.identity] The identity of the page's user, as the server names it.
    * @param {boolean} [options.allowUserChange] Continue after another user has signed in.
    * @param {number} [options.maxRetries] How often the manager dials again in a row; no limit by default.
@@ -861,17 +883,18 @@
    */
   function WebSocketManager(path, token = null, options = {}) {
     if (!new.target) return new WebSocketManager(path, token, options)
-    // No other element is read, because content that users write may have such attributes.
-    const source = "script[data-socket-path],body[data-socket-path]"
-    const element = path == null && globalThis.document?.querySelector(source)
-    if (element) {
-      const read = (name) => element.getAttribute(`data-${name}`) || undefined
-      path = read("socket-path")
-      token = token ?? read("token")
+    const page = readPage("socket-path")
+    const isOfPage = path == null && page.socketPath
+    if (isOfPage) {
+      path = page.socketPath
+      token = token ?? page.token
       // The token opens one socket, so it is for one manager.
-      element.removeAttribute("data-token")
-      options = { tokenURL: read("token-url"), tokenSource: read("token-source"), ...options }
+      delete page.token
+      options = { tokenURL: page.tokenUrl, tokenSource: page.tokenSource, tokenPath: page.tokenPath, ...options }
     }
+    // Identities of the same endpoint can be compared.
+    const isOfEndpoint = options.tokenURL && options.tokenURL === page.tokenUrl
+    if (isOfPage || isOfEndpoint) options = { identity: page.identity, ...options }
     this._manager = createManager(path, token, options)
     watchPage(this._manager, "addEventListener")
     dial(this._manager, "start")

@@ -100,6 +100,7 @@ manager.on("state", ({ state, reason, attempt, delay }) => {
 const deaf: () => void = manager.on("error", (error) => {
   claim<Same<typeof error, WebSocketManager.WebSocketManagerError>>()
   if (error.code === "user_changed" || error.code === "the site's own") console.log(error.id, error.cause)
+  for (const { loc, message } of error.fields ?? []) console.log(loc.map(String).join("."), message.length)
 }, { signal })
 if (manager.state !== "closed") manager.close()
 manager.reconnect()

@@ -1,0 +1,98 @@
+"""Let messages wait while the last re-check is too old, as after a stop of the process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ..threads import is_single_threaded
+from .age import Age
+from .tasks import run_in_background
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .knowledge import Knowledge
+
+__all__ = ["PATIENCE", "Lateness"]
+
+
+# Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
+PATIENCE = 5.0
+
+
+class Lateness:
+    """
+    Whether the ``knowledge`` of a hub is stale, and the wait for the check that renews it.
+
+    ``start_check()`` returns the check that runs, and whether it has begun just now.
+    ``note_outage()`` is called if no check has ended within ``PATIENCE``.
+
+    Call ``is_stale()`` right before a message is handled or delivered. If it is true, wait, and
+    then look whether the connection has ended. ``is_stale()`` works in any thread.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        start_check: Callable[[], tuple[asyncio.Future[None], bool]],
+        note_outage: Callable[[], object],
+    ) -> None:
+        self.is_stale = knowledge.is_stale
+        self._knowledge = knowledge
+        self._start_check, self._note_outage = start_check, note_outage
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._freshening: asyncio.Future[None] | None = None
+
+    async def until_fresh(self) -> None:
+        """Wait while ``is_stale()``: until a check has ended or failed, ``PATIENCE`` at most."""
+        if self.is_stale():
+            await asyncio.wait({self.freshening()})
+
+    def wait_in_thread(self) -> None:
+        """
+        See until_fresh(), for a thread, which waits for the event loop.
+
+        Raises ``TimeoutError`` if the event loop does not answer.
+        """
+        # In tests, single_thread() lets the check run in this thread.
+        if self.is_stale() and not is_single_threaded():
+            waiting = asyncio.run_coroutine_threadsafe(self.until_fresh(), self._loop)
+            try:
+                waiting.result(2 * PATIENCE)
+            finally:
+                waiting.cancel()
+
+    def freshening(self) -> asyncio.Future[None]:
+        """Return the future that ``until_fresh()`` waits for: one for all messages."""
+        if self._freshening is None or self._freshening.done():
+            self._freshening = run_in_background(self._freshen())
+        return self._freshening
+
+    async def _freshen(self) -> None:
+        left = PATIENCE
+        while self.is_stale() and left > 0:
+            check, is_new = self._start_check()
+            left, has_paused = await self._wait_for(check, left)
+            if check.done() and not check.cancelled() and is_new and not has_paused:
+                # Also if it took longer than the interval.
+                self._knowledge.trust_for(self._knowledge.interval / 4)
+        if self.is_stale():
+            self._note_outage()
+
+    async def _wait_for(self, check: asyncio.Future[None], left: float) -> tuple[float, bool]:
+        """
+        Wait for ``check``, at most ``left`` seconds of the time in which the process runs.
+
+        Return the seconds that are left, and whether the process was stopped, blocked or asleep
+        meanwhile: then changes since the beginning of the check may be unknown.
+        """
+        interval, has_paused = self._knowledge.interval, False
+        while not check.done() and left > 0:
+            step, limit = Age(), min(left, interval / 4)
+            await asyncio.wait({check}, timeout=limit)
+            if step.is_over(limit + interval / 2):
+                left, has_paused = PATIENCE, True
+            else:
+                left -= step.seconds()
+        return left, has_paused

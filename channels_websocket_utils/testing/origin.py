@@ -1,0 +1,38 @@
+"""Why an Origin check in front of the consumer has refused the handshake of a test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from channels.routing import ProtocolTypeRouter
+from channels.security.websocket import OriginValidator
+
+from ..gate.routing import layers
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..types import Application, Scope
+
+__all__ = ["explain_refused_origin"]
+
+
+def explain_refused_origin(application: Application, scope: Scope) -> str | None:
+    """Return why ``application`` refuses the ``Origin`` in ``scope``; ``None`` if it does not."""
+    found = layers(application)
+    last = found[-1]
+    if isinstance(last, ProtocolTypeRouter):
+        below: Any = last.application_mapping.get("websocket")
+        found = layers(below)
+    origins = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
+    origin = origins[-1] if origins else None
+    parsed = None if origin is None else urlparse(origin)
+    if all(each.valid_origin(parsed) for each in found if isinstance(each, OriginValidator)):
+        return None
+    return (
+        f" The Origin check refuses its Origin {origin!r}. AllowedHostsOriginValidator reads "
+        "ALLOWED_HOSTS when it is built, which may be before the tests add 'testserver' to it: "
+        "use channels_websocket_utils.asgi.websocket_application() instead, or pass "
+        "headers={'origin': ...}."
+    )

@@ -1,0 +1,119 @@
+"""
+Database pools: idle threads hold no connection
+===============================================
+
+A site on PostgreSQL has a database pool of four connections: ``OPTIONS={"pool": ...}``. Each of its
+sockets connects through the gate, calls a method that makes one query, and stays open. All do so at
+once. Afterwards a view makes one query.
+
+* *Answered*: the sockets that were accepted and whose call was answered. *Slowest*: the seconds
+  from the handshake to the answer.
+* *View*: its status, and the seconds until its answer. If no connection is free, the pool waits for
+  its ``timeout``, and the view fails with 500. It is 10 s here; 30 s is its default.
+* *Held*: the connections that are not in the pool while all sockets are open and idle.
+
+The controls do not give a connection back after a piece of work, as this package did before it
+recognized pools.
+"""
+
+import asyncio
+import contextlib
+import json
+from time import monotonic
+
+from .fault_lab import Site, ask
+
+PACKAGES = ["uvicorn", "psycopg", "psycopg_pool"]
+TIMEOUT, SHORT = 10, 3
+# Seconds. Every answer takes milliseconds.
+PROMISED = 2
+SOCKETS = 12
+# By row: the path and the method that its sockets call.
+CALLS = {
+    "sync consumer": ("sync", "in_thread"),
+    "sync method": ("async", "in_thread"),
+    "async method": ("async", "on_loop"),
+    "async method, isolate=True": ("isolated/async", "on_loop"),
+    "async generator, isolate=True": ("isolated/async", "parts"),
+    "Channels' JsonWebsocketConsumer": ("plain", "any"),
+}
+# With so many sockets.
+CONTROLS = {
+    "control: sync consumer": ("sync", "in_thread", 2),
+    "control: async method, isolate=True": ("isolated/async", "on_loop", 4),
+}
+
+
+class PoolSite(Site):
+    application = "evidence.pool_site:application"
+
+    def __init__(self, timeout, keeps):
+        super().__init__("uvicorn", "postgresql")
+        self.environment = {
+            "DJANGO_SETTINGS_MODULE": "evidence.pool_settings",
+            "PROOF_POOL_TIMEOUT": str(timeout),
+            "PROOF_KEEPS": "yes" if keeps else "",
+        }
+
+
+async def measure(small, is_kept):
+    rows = {name: (*call, SOCKETS) for name, call in CALLS.items()}
+    for name, row in {**rows, **CONTROLS}.items():
+        if not is_kept(name):
+            timeout = SHORT if small else TIMEOUT
+            with contextlib.ExitStack() as stack:
+                site = PoolSite(timeout, keeps=name in CONTROLS)
+                await asyncio.to_thread(site.start, stack)
+                cells = await take(site, *row)
+            yield name, cells, broken(cells, name in CONTROLS)
+
+
+def broken(cells, is_control):
+    status, seconds = cells["view"]
+    is_starved = status != 200 or seconds > PROMISED
+    if is_control:
+        return [] if is_starved else ["the control did not starve"]
+    found = ["the view waited"] * is_starved
+    found += ["a socket was not answered"] * (cells["answered"] < cells["sockets"])
+    return found + ["idle threads hold connections"] * (cells["held"] > 0)
+
+
+async def take(site, kind, method, sockets):
+    visitor = await site.sign_in("ada")
+    tokens = [await visitor.token() for _ in range(sockets)]
+    visits = await asyncio.gather(*(visit(site, kind, method, visitor, each) for each in tokens))
+    times = [seconds for _, seconds in visits if seconds is not None]
+    began = monotonic()
+    status, _ = await ask(site.port, "/count/")
+    view = monotonic() - began
+    cells = {
+        "sockets": sockets,
+        "answered": len(times),
+        "slowest s": max(times, default=None),
+        "view": [status, view],
+        "held": await held(site),
+    }
+    for client, _ in visits:
+        if client is not None:
+            await client.leave()
+    return cells
+
+
+async def visit(site, kind, method, visitor, token):
+    """Connect and call; return the client, and the seconds if both were answered."""
+    began = monotonic()
+    _, client = await site.dial(kind, visitor, token)
+    answer = None if client is None else await client.call(method)
+    is_answered = isinstance(answer, dict) and "data" in answer
+    return client, monotonic() - began if is_answered else None
+
+
+async def held(site):
+    """Return how many connections are held when nothing changes any more, or after 5 s."""
+    until = monotonic() + 5
+    while True:
+        _, body = await ask(site.port, "/held/")
+        found = json.loads(body)["held"]
+        if not found or monotonic() > until:
+            return found
+        await asyncio.sleep(0.05)

@@ -1,0 +1,238 @@
+import logging
+import sys
+import types
+
+import pytest
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import path
+
+from channels_websocket_utils.asgi import get_application, websocket_application
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
+from channels_websocket_utils.testing import ClosedError, WebSocketCommunicator
+from channels_websocket_utils.utils import aget_websocket_token, get_websocket_token
+
+from ..support.consumers import AsyncManager
+from ..support.helpers import OPEN, scope_for
+
+ROUTES = [path("ws/<str:token>", AsyncManager.as_asgi())]
+PATH = "/ws/{token}"
+REDIS = "channels_redis.core.RedisChannelLayer"
+OTHER_SITE = {"origin": "http://evil.example"}
+
+
+@pytest.fixture(autouse=True)
+def _allowed_hosts(settings):
+    """The setting of a site: that of the tests allows every host."""
+    settings.ALLOWED_HOSTS = ["testserver"]
+
+
+async def django_application(scope, receive, send):
+    """Answers HTTP requests, in place of Django."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def long_form(urlpatterns):
+    """Return what the call replaces, as the documentation writes it."""
+    gate = WebSocketTokenAuthMiddlewareStack(URLRouter(urlpatterns), required=True)
+    return AllowedHostsOriginValidator(gate)
+
+
+async def test_one_call_has_origin_check_gate_and_routes(user):
+    application = get_application(django_application, ROUTES)
+
+    async with WebSocketCommunicator(application, PATH, user=user) as socket:
+        assert await socket.call("who") == {"user": "ada"}
+    # The gate of any other default would pass these two on to the consumer.
+    await WebSocketCommunicator(application, PATH).assert_refused(4401)
+    await WebSocketCommunicator(application, "/ws/nothing", user=user).assert_refused(403)
+    other = WebSocketCommunicator(application, PATH, user=user, headers=OTHER_SITE)
+    await other.assert_refused(403)
+
+
+async def test_http_goes_to_django():
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    await get_application(django_application, ROUTES)({"type": "http", "path": "/"}, None, send)
+
+    assert sent == ["http.response.start"]
+
+
+@pytest.mark.parametrize("build", [websocket_application, long_form])
+async def test_hosts_that_are_allowed_later_are_allowed(user, settings, build):
+    """pytest-django adds "testserver" after a test module has imported the application."""
+    settings.ALLOWED_HOSTS = []
+    application = build(ROUTES)
+    settings.ALLOWED_HOSTS = ["testserver"]
+    socket = WebSocketCommunicator(application, PATH, user=user)
+
+    if build is long_form:
+        # The control: Channels' own validator has read the setting already.
+        with pytest.raises(ClosedError, match=r"'http://testserver'.*websocket_application"):
+            await socket.connect()
+    else:
+        async with socket:
+            assert await socket.call("who") == {"user": "ada"}
+
+
+@pytest.mark.parametrize("build", [websocket_application, long_form])
+async def test_refused_origin_is_named_by_the_test_kit(user, build):
+    application = ProtocolTypeRouter({"websocket": build(ROUTES)})
+    socket = WebSocketCommunicator(application, PATH, user=user, headers=OTHER_SITE)
+
+    with pytest.raises(ClosedError, match=r"'http://evil\.example'") as refusal:
+        await socket.connect()
+
+    assert refusal.value.code == 403
+
+
+async def test_refusal_for_another_reason_names_no_origin(user):
+    socket = WebSocketCommunicator(websocket_application(ROUTES), "/ws/nothing", user=user)
+
+    with pytest.raises(ClosedError, match="level DEBUG") as refusal:
+        await socket.connect()
+
+    assert "Origin" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("debug", "level"), [(True, "WARNING"), (False, "DEBUG")])
+async def test_refused_origin_is_logged(user, settings, caplog, debug, level):
+    caplog.set_level(logging.DEBUG, "channels_websocket_utils")
+    settings.DEBUG = debug
+    socket = WebSocketCommunicator(
+        websocket_application(ROUTES), PATH, user=user, headers={"origin": f"http://{'e' * 10**4}"}
+    )
+
+    await socket.assert_refused(403)
+
+    (line, *_) = [each for each in caplog.records if "Origin" in each.message]
+    assert (line.levelname, "ALLOWED_HOSTS" in line.message) == (level, True)
+    # A client chooses the header.
+    assert len(line.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"),
+    [
+        ({}, 403),
+        ({"required": False, "token_only": True}, 403),
+        ({"token_only": True}, OPEN),
+    ],
+)
+async def test_only_a_gate_without_cookies_accepts_no_origin(user, open_socket, options, outcome):
+    application = websocket_application(ROUTES, **options)
+    token = await aget_websocket_token(user)
+
+    socket = open_socket(application, f"/ws/{token}")
+
+    assert await socket.outcome() == outcome
+
+
+async def test_gate_without_cookies_refuses_the_pages_of_other_sites(user, open_socket):
+    application = websocket_application(ROUTES, token_only=True)
+    token = await aget_websocket_token(user)
+    headers = [(b"origin", b"http://evil.example")]
+
+    assert await open_socket(application, f"/ws/{token}", headers=headers).outcome() == 403
+
+
+async def test_options_reach_the_gate(user):
+    routes = [path("ws/", AsyncManager)]
+    application = websocket_application(
+        routes, sources=["subprotocol"], isolate=True, required=False
+    )
+
+    names = ["websocket.token", "{token}"]
+    async with WebSocketCommunicator(application, "/ws/", user=user, subprotocols=names) as socket:
+        assert await socket.call("who") == {"user": "ada"}
+    assert application.application.isolate is True
+    assert application.application.required is False
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: websocket_application(URLRouter(ROUTES)), "list of routes"),
+        (lambda: get_application(ROUTES, django_application), "get_asgi_application"),
+        (lambda: websocket_application(ROUTES, required="yes"), "True or False for required"),
+        (lambda: websocket_application(ROUTES, token_kwarg="key"), "no route with its token_kwarg"),
+        (lambda: websocket_application([path("", AsyncManager())]), "instance of AsyncManager"),
+    ],
+)
+def test_mistakes_are_refused_when_the_application_is_built(build, message):
+    with pytest.raises(ImproperlyConfigured, match=message):
+        build()
+
+
+class Grouped(AsyncManager):
+    groups = ["all"]
+    channel_layer_alias = "missing"
+
+
+@pytest.mark.parametrize(
+    ("routes", "options", "expected"),
+    [
+        (ROUTES, {}, []),
+        ([path("ws/<int:token>", AsyncManager)], {}, ["W009"]),
+        ([path("ws/", AsyncManager)], {}, ["W010"]),
+        ([path("ws/<str:token>", Grouped)], {}, ["E009"]),
+    ],
+)
+def test_checks_see_the_routes_behind_it(monkeypatch, settings, routes, options, expected):
+    module = types.ModuleType("served")
+    module.application = get_application(django_application, routes, **options)
+    monkeypatch.setitem(sys.modules, "served", module)
+    settings.ASGI_APPLICATION = "served.application"
+    host = {"address": "redis://127.0.0.1:6379/0", "socket_timeout": None}
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": REDIS, "CONFIG": {"hosts": [host]}}}
+
+    found = run_checks(include_deployment_checks=True)
+
+    ours = [each.id for each in found if "channels_websocket_utils" in each.id]
+    assert ours == [f"channels_websocket_utils.{number}" for number in expected]
+
+
+async def lifespan(application):
+    """Run the lifespan of ``application`` up to its end, and return what it sent."""
+    events, sent = ["startup", "shutdown"], []
+
+    async def receive():
+        return {"type": f"lifespan.{events.pop(0)}"}
+
+    async def send(message):
+        sent.append(message)
+
+    await application({"type": "lifespan"}, receive, send)
+    return sent
+
+
+async def test_server_starts_and_stops_on_asyncio():
+    sent = await lifespan(get_application(django_application, ROUTES))
+
+    names = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert [message["type"] for message in sent] == names
+
+
+def test_connection_on_another_loop_raises_the_remedy(user):
+    """For applications in the long form, which have no lifespan."""
+    token = get_websocket_token(user)
+    connect = long_form(ROUTES).application(scope_for(f"/ws/{token}"), None, None)
+
+    with pytest.raises(ImproperlyConfigured, match="--worker-class asyncio"):
+        connect.send(None)
+
+
+def test_server_does_not_start_on_another_loop():
+    """Run by hand, as any loop other than asyncio's does it."""
+    run = lifespan(get_application(django_application, ROUTES))
+    with pytest.raises(StopIteration) as end:
+        run.send(None)
+
+    (message,) = end.value.value
+    assert message["type"] == "lifespan.startup.failed"
+    assert "--worker-class asyncio" in message["message"]

@@ -1,0 +1,754 @@
+"""Messages that wait while the last re-check is older than ``RECHECK_INTERVAL``."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from channels.layers import get_channel_layer
+from django.db import OperationalError
+
+from channels_websocket_utils import threads
+from channels_websocket_utils.connections import live_connections
+from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.gate import decision, freshness, revocations
+from channels_websocket_utils.gate.revocations import revoke
+from channels_websocket_utils.live import age, held, knowledge, lateness, recheck
+from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.messaging import permissions
+from channels_websocket_utils.utils import aget_websocket_token
+
+from ..support.consumers import (
+    PERM,
+    AsyncManager,
+    AsyncPlainJson,
+    Manager,
+    MixedManager,
+    PlainJson,
+)
+from ..support.helpers import LIMIT, ended, stack, until
+
+CLOCKS = pytest.mark.parametrize(
+    "clock", ["time", "monotonic"], ids=["the wall clock", "the monotonic clock"]
+)
+
+
+class Acts:
+    """A method that notes that it has run."""
+
+    acts = []
+    block = None
+
+    @auto_route
+    def act(self, event):
+        Acts.acts.append(event.get("value"))
+
+    @auto_route
+    @require_perms(PERM)
+    def guarded_act(self, event):
+        Acts.acts.append(event.get("value"))
+
+    @auto_route
+    def wait(self, event):
+        Acts.block.wait(LIMIT)
+
+
+class AsyncActs(Acts):
+    @auto_route
+    async def act(self, event):
+        Acts.acts.append(event.get("value"))
+
+    @auto_route
+    @require_perms(PERM)
+    async def guarded_act(self, event):
+        Acts.acts.append(event.get("value"))
+
+
+class OurSync(Acts, Manager):
+    pass
+
+
+class OurAsync(AsyncActs, AsyncManager):
+    pass
+
+
+class OurMixed(Acts, MixedManager):
+    pass
+
+
+class DecoratedSync(Acts, PlainJson):
+    pass
+
+
+class DecoratedAsync(AsyncActs, AsyncPlainJson):
+    pass
+
+
+class BareSync(JsonWebsocketConsumer):
+    def connect(self):
+        self.accept()
+
+    def receive_json(self, content, **kwargs):
+        Acts.acts.append(content.get("value"))
+        self.send_json({"key": content.get("reply_key")})
+
+
+class BareAsync(AsyncJsonWebsocketConsumer):
+    async def connect(self):
+        await self.accept()
+
+    async def receive_json(self, content, **kwargs):
+        Acts.acts.append(content.get("value"))
+        await self.send_json({"key": content.get("reply_key")})
+
+
+OURS = [OurSync, OurAsync, OurMixed]
+EVERY = [*OURS, DecoratedSync, DecoratedAsync, BareSync, BareAsync]
+
+
+@pytest.fixture(autouse=True)
+def no_acts():
+    Acts.acts, Acts.block = [], threading.Event()
+    yield
+    Acts.block.set()
+
+
+@pytest.fixture
+def pause(monkeypatch):
+    """A function that lets a process pause, by one clock: for longer than ``RECHECK_INTERVAL``."""
+    shifts = {"time": 0.0, "monotonic": 0.0}
+
+    class Clocks:
+        time = staticmethod(lambda: time.time() + shifts["time"])
+        monotonic = staticmethod(lambda: time.monotonic() + shifts["monotonic"])
+
+    monkeypatch.setattr(age, "time", Clocks)
+
+    def pause_(clock="time", seconds=31):
+        shifts[clock] += seconds
+
+    return pause_
+
+
+@pytest.fixture
+def never_stale(monkeypatch):
+    """The naive code: no message waits. Use this before a connection opens."""
+    monkeypatch.setattr(knowledge.Knowledge, "is_stale", lambda self: False)
+
+
+@pytest.fixture
+def open_as(user, session, open_socket):
+    """A function that opens a socket of ``user``."""
+
+    async def open_(consumer=OurAsync):
+        token = await aget_websocket_token(user)
+        socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+        assert (await socket.connect())["type"] == "websocket.accept"
+        if consumer in OURS:
+            assert (await socket.next())["key"] == "websocket.ready"
+        return socket
+
+    return open_
+
+
+class Checks:
+    """The re-checks: ``count``, and ``go``, which they wait for. ``error`` makes them fail."""
+
+    def __init__(self):
+        self.count, self.error = 0, None
+        self.go, self.reached = threading.Event(), threading.Event()
+        self.go.set()
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    found, read_changes = Checks(), recheck.read_changes
+
+    def read(*args):
+        found.count += 1
+        if found.error is not None:
+            raise found.error
+        answer = read_changes(*args)
+        # After the query, so that it has missed what changes meanwhile.
+        found.reached.set()
+        assert found.go.wait(LIMIT)
+        return answer
+
+    monkeypatch.setattr(recheck, "read_changes", read)
+    yield found
+    found.go.set()
+
+
+async def disconnect_elsewhere(user):
+    """Disconnect ``user`` as another process does whose event is lost."""
+    await sync_to_async(revoke)(user_id=user.pk)
+
+
+# Messages that arrive
+
+
+@CLOCKS
+@pytest.mark.parametrize("consumer", EVERY)
+async def test_message_after_a_pause_is_not_handled_if_the_user_was_disconnected(
+    user, open_as, pause, consumer, clock
+):
+    socket = await open_as(consumer)
+    await disconnect_elsewhere(user)
+    pause(clock)
+
+    for _ in range(3):
+        await socket.send("act")
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []
+
+
+@pytest.mark.usefixtures("never_stale")
+@pytest.mark.parametrize("consumer", EVERY)
+async def test_naive_message_after_a_pause_is_handled(user, open_as, pause, consumer):
+    socket = await open_as(consumer)
+    await disconnect_elsewhere(user)
+    pause()
+
+    await socket.send("act", value=1)
+
+    await until(lambda: Acts.acts == [1])
+
+
+@pytest.mark.parametrize("consumer", EVERY)
+async def test_messages_of_a_valid_user_wait_for_one_check_and_keep_their_order(
+    open_as, pause, checks, consumer
+):
+    socket = await open_as(consumer)
+    pause()
+
+    for number in range(50):
+        await socket.send("act", value=number)
+
+    await until(lambda: len(Acts.acts) == 50)
+    assert Acts.acts == [*range(50)]
+    assert checks.count == 1
+
+
+async def test_message_within_the_interval_waits_for_nothing(user, open_as, pause, checks):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause(seconds=28)
+
+    await socket.send("act", value=1)
+
+    await until(lambda: Acts.acts == [1])
+    assert checks.count == 0
+
+
+async def test_anonymous_client_waits_for_nothing(transactional_db, open_socket, pause, checks):
+    socket = open_socket(stack(BareAsync, "ws/"), "/ws/")
+    await socket.connect()
+    pause()
+
+    await socket.send("act", value=1)
+
+    await until(lambda: Acts.acts == [1])
+    assert checks.count == 0
+
+
+@pytest.mark.parametrize("consumer", OURS)
+async def test_ping_is_answered_while_messages_wait(open_as, pause, checks, consumer):
+    socket = await open_as(consumer)
+    checks.go.clear()
+    pause()
+
+    await socket.send("act", value=1, reply_key="k")
+    await socket.send("websocket.ping")
+    await socket.send("act", value=2)
+    await socket.send_text('{"type":"websocket.ping"}')
+
+    assert await socket.next() == await socket.next() == {"key": "websocket.pong"}
+    assert Acts.acts == []
+    checks.go.set()
+    assert (await socket.next())["key"] == "k"
+    await until(lambda: Acts.acts == [1, 2])
+
+
+async def test_ping_with_a_reply_key_is_a_message_as_any_other(user, open_as, pause):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await socket.send("websocket.ping", reply_key="k")
+
+    assert await socket.next() == 4410
+
+
+@pytest.mark.parametrize("consumer", [BareSync, BareAsync])
+async def test_consumer_that_does_not_answer_pings_gets_none_late(user, open_as, pause, consumer):
+    socket = await open_as(consumer)
+    await disconnect_elsewhere(user)
+    pause()
+
+    await socket.send("websocket.ping")
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []
+
+
+async def test_few_messages_are_received_while_they_wait(open_as, pause, checks):
+    """A client cannot fill the memory."""
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    for number in range(100):
+        await socket.send("act", value=number)
+    await until(checks.reached.is_set)
+    await until(lambda: socket.input_queue.qsize() <= 100 - held.MOST)
+    assert socket.input_queue.qsize() >= 100 - held.MOST - 1
+    checks.go.set()
+
+    await until(lambda: Acts.acts == [*range(100)])
+
+
+async def test_large_message_waits_alone(open_as, pause, checks):
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    await socket.send("act", value="x" * held.SIZE)
+    await socket.send("act", value=2)
+    await until(checks.reached.is_set)
+    assert socket.input_queue.qsize() == 1
+    checks.go.set()
+
+    await until(lambda: Acts.acts[1:] == [2])
+
+
+async def test_client_that_sends_and_leaves_is_handled(open_as, pause, checks):
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    await socket.send("act", value=1)
+    await until(checks.reached.is_set)
+    await socket.send_input({"type": "websocket.disconnect", "code": 1000})
+    checks.go.set()
+    await socket.wait(LIMIT)
+
+    assert Acts.acts == [1]
+
+
+async def test_end_of_the_connection_interrupts_the_wait(user, open_as, pause, checks):
+    """The check hangs. An event ends the connection meanwhile."""
+    socket = await open_as()
+    (connection,) = live_connections()
+    checks.go.clear()
+    pause()
+    await socket.send("act")
+    await until(checks.reached.is_set)
+
+    connection.disconnect()
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+
+    assert not checks.go.is_set()
+    assert Acts.acts == []
+
+
+# Messages that a process has received before it pauses
+
+
+class Holds:
+    """While its event blocks, Channels has already received the client's next message."""
+
+    channel_layer_alias = "default"
+    groups = ["news"]
+    entered = None
+    go_on = None
+
+    async def news(self, event):
+        Holds.entered.set()
+        await Holds.go_on.wait()
+
+
+class HoldsOurs(Holds, AsyncActs, AsyncManager):
+    pass
+
+
+class HoldsDecorated(Holds, AsyncActs, AsyncPlainJson):
+    pass
+
+
+class HoldsOverridden(Holds, AsyncManager):
+    async def receive_json(self, content, **kwargs):
+        Acts.acts.append(content)
+
+
+@pytest.fixture
+def held_by_channels(open_as, pause):
+    """A function that lets Channels hold a message, pauses, and lets Channels go on."""
+
+    async def hold(user, consumer):
+        Holds.entered, Holds.go_on = asyncio.Event(), asyncio.Event()
+        socket = await open_as(consumer)
+        await get_channel_layer().group_send("news", {"type": "news"})
+        await Holds.entered.wait()
+        await socket.send("act")
+        await until(socket.input_queue.empty)
+        await disconnect_elsewhere(user)
+        pause()
+        Holds.go_on.set()
+        return socket
+
+    return hold
+
+
+@pytest.mark.parametrize("consumer", [HoldsOurs, HoldsDecorated, HoldsOverridden])
+async def test_message_that_channels_held_during_the_pause_is_not_handled(
+    user, held_by_channels, consumer
+):
+    socket = await held_by_channels(user, consumer)
+
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+    assert Acts.acts == []
+
+
+@pytest.mark.usefixtures("never_stale")
+@pytest.mark.parametrize("consumer", [HoldsOurs, HoldsDecorated, HoldsOverridden])
+async def test_naive_message_that_channels_held_is_handled(user, held_by_channels, consumer):
+    await held_by_channels(user, consumer)
+
+    await until(lambda: len(Acts.acts) == 1)
+
+
+@pytest.mark.parametrize("consumer", [OurSync, OurMixed])
+async def test_message_that_waits_for_a_thread_during_the_pause_is_not_handled(
+    user, open_as, settings, pause, consumer
+):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    blocking, socket = await open_as(consumer), await open_as(consumer)
+    await blocking.send("wait")
+    await until(lambda: threads._at_work["handlers"] == 1)
+    await socket.send("act")
+    await until(lambda: threads._at_work["handlers"] == 2)
+    await disconnect_elsewhere(user)
+    pause()
+
+    Acts.block.set()
+
+    assert await ended(socket) == 4410
+    await until(lambda: threads._at_work["handlers"] == 0)
+    assert Acts.acts == []
+
+
+@pytest.mark.parametrize("consumer", [OurSync, OurAsync, OurMixed, DecoratedSync, DecoratedAsync])
+async def test_pause_during_the_check_of_a_permission_lets_the_method_wait(
+    user, open_as, permission, pause, monkeypatch, consumer
+):
+    """The user is still valid for the check, which is about the database before the pause."""
+    await user.user_permissions.aadd(permission)
+    socket = await open_as(consumer)
+    ask = permissions._why_denied
+
+    def ask_slowly(*args):
+        answer = ask(*args)
+        revoke(user_id=user.pk)
+        pause()
+        return answer
+
+    monkeypatch.setattr(permissions, "_why_denied", ask_slowly)
+    await socket.send("guarded_act")
+
+    assert await ended(socket) == 4410
+    await socket.wait(LIMIT)
+    assert Acts.acts == []
+
+
+@pytest.mark.parametrize("consumer", [OurAsync, BareAsync])
+async def test_pause_between_the_decision_and_the_opening_lets_the_first_message_wait(
+    user, open_as, pause, monkeypatch, consumer
+):
+    """The gate has read the database before the pause."""
+    decide = decision.decide
+
+    def decide_slowly(*args):
+        verdict = decide(*args)
+        revoke(user_id=user.pk)
+        pause()
+        return verdict
+
+    monkeypatch.setattr(decision, "decide", decide_slowly)
+    socket = await open_as(consumer)
+
+    await socket.send("act")
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []
+
+
+async def test_check_that_began_before_the_pause_does_not_count(user, open_as, pause, checks):
+    socket = await open_as()
+    (hub,) = hub_module.current_hubs()
+    checks.go.clear()
+    hub.recheck.check_soon()
+    await until(checks.reached.is_set)
+    # Too late for this check.
+    await disconnect_elsewhere(user)
+    pause()
+
+    await socket.send("act")
+    checks.go.set()
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []
+
+
+async def test_pause_during_the_check_that_a_message_waits_for_needs_another_check(
+    user, open_as, pause, checks
+):
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+    await socket.send("act")
+    await until(checks.reached.is_set)
+
+    await disconnect_elsewhere(user)
+    pause()
+    checks.go.set()
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []
+
+
+async def test_part_of_a_stream_waits_for_a_check(user, open_as, pause):
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    class Streams(AsyncManager):
+        @auto_route
+        async def numbers(self):
+            yield 1
+            began.set()
+            await go_on.wait()
+            yield 2
+
+    socket = await open_as(Streams)
+    await socket.send("numbers", reply_key="k")
+    await began.wait()
+    await disconnect_elsewhere(user)
+    pause()
+    go_on.set()
+
+    answers = [message async for message in messages_of(socket)]
+    assert [each["data"] for each in answers if each.get("key") == "k"] == [1]
+
+
+async def messages_of(socket):
+    while isinstance(message := await socket.next(), dict):
+        yield message
+
+
+# How long messages wait
+
+
+async def test_message_waits_for_a_limited_time_while_the_database_hangs(
+    open_as, pause, checks, monkeypatch
+):
+    monkeypatch.setattr(lateness, "PATIENCE", 0.3)
+    socket = await open_as()
+    (connection,) = live_connections()
+    checks.go.clear()
+    pause()
+
+    began = time.monotonic()
+    await socket.call("act", value=1)
+    assert time.monotonic() - began >= 0.3
+    # RECHECK_GRACE decides now.
+    assert connection.is_database_unavailable
+    await socket.call("act", value=2)
+
+    assert Acts.acts == [1, 2]
+    assert checks.count == 1
+
+
+async def test_message_waits_until_the_check_has_failed(open_as, pause, checks):
+    checks.error = OperationalError("the database is unavailable")
+    socket = await open_as()
+    pause()
+
+    await socket.call("act", value=1)
+    await socket.call("act", value=2)
+
+    assert Acts.acts == [1, 2]
+    assert checks.count == 1
+
+
+@CLOCKS
+async def test_failed_check_after_the_grace_ends_the_connection(open_as, pause, checks, clock):
+    checks.error = OperationalError("the database is unavailable")
+    socket = await open_as()
+    pause(clock, seconds=91)
+
+    await socket.send("act")
+
+    assert await ended(socket) == 4490
+    assert Acts.acts == []
+
+
+async def test_check_that_is_slower_than_the_interval_holds_no_message_for_long(
+    open_as, pause, checks, settings, monkeypatch
+):
+    """A message waits for one check, or two if one has begun."""
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.2, "RECHECK_GRACE": 10**6}
+    monkeypatch.setattr(lateness, "PATIENCE", LIMIT)
+    read_changes = recheck.read_changes
+    monkeypatch.setattr(
+        recheck, "read_changes", lambda *args: [read_changes(*args), time.sleep(0.25)][0]
+    )
+    socket = await open_as()
+
+    for number in range(5):
+        await socket.call("act", value=number)
+
+    assert Acts.acts == [*range(5)]
+
+
+# The timer
+
+
+async def test_check_starts_every_three_quarters_of_the_interval(open_as, settings):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 1000}
+    await open_as()
+    (hub,) = hub_module.current_hubs()
+
+    due = hub.recheck._timer.when() - hub.loop.time()
+
+    assert 740 < due <= 750
+
+
+@pytest.mark.usefixtures("never_stale")
+async def test_timer_survives_the_cancellation_of_all_tasks_of_the_package(
+    user, open_as, settings, checks
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.1, "RECHECK_GRACE": 10**6}
+    socket = await open_as()
+    checks.reached.clear()
+    checks.go.clear()
+    await until(checks.reached.is_set)
+    for task in asyncio.all_tasks():
+        if "Recheck" in task.get_coro().__qualname__:
+            task.cancel()
+    checks.go.set()
+
+    await disconnect_elsewhere(user)
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.parametrize(
+    "error",
+    [asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt, BaseException],
+)
+@pytest.mark.parametrize("name", ["find_outdated", "recent"])
+async def test_exception_of_any_kind_ends_no_check(
+    user, open_as, settings, monkeypatch, error, name, caplog
+):
+    """One query raises it. The other one finds the change."""
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.05, "RECHECK_GRACE": 10**6}
+
+    def fail(*args):
+        raise error
+
+    module = freshness if name == "find_outdated" else revocations
+    monkeypatch.setattr(module, name, fail)
+    socket = await open_as()
+
+    if name == "find_outdated":
+        await disconnect_elsewhere(user)
+    else:
+        await type(user).objects.filter(pk=user.pk).aupdate(is_active=False)
+
+    assert await ended(socket) == 4410
+    assert "could not be read" in caplog.text or "of the users failed" in caplog.text
+
+
+async def test_hanging_check_is_no_outage_after_a_pause(open_as, settings, pause, checks):
+    """The check had no time: the process did not run."""
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 1000}
+    socket = await open_as()
+    (hub,) = hub_module.current_hubs()
+    checks.go.clear()
+    hub.recheck.check_soon()
+    await until(checks.reached.is_set)
+    # Longer than the grace.
+    pause(seconds=3500)
+
+    hub.recheck._timer.cancel()
+    hub.recheck._run()
+    checks.go.set()
+
+    await socket.call("act", value=1)
+    assert Acts.acts == [1]
+
+
+# The age of what is known
+
+
+class TestKnowledge:
+    @CLOCKS
+    def test_it_is_stale_after_the_interval(self, pause, clock):
+        known = knowledge.Knowledge()
+
+        pause(clock, 29)
+        assert not known.is_stale()
+        pause(clock, 2)
+        assert known.is_stale()
+
+    def test_clock_that_is_set_back_hides_no_pause(self, pause):
+        known = knowledge.Knowledge()
+
+        pause("time", -3600)
+        assert not known.is_stale()
+        pause("monotonic", 31)
+        assert known.is_stale()
+
+    def test_age_starts_at_the_beginning_of_a_check(self, pause):
+        known = knowledge.Knowledge()
+        began = known.begin_check()
+        pause(seconds=20)
+        known.note_check(began)
+
+        pause(seconds=11)
+
+        assert known.is_stale()
+
+    def test_older_check_does_not_make_it_older(self, pause):
+        known = knowledge.Knowledge()
+        old = known.begin_check()
+        pause(seconds=40)
+        known.note_check(known.begin_check())
+
+        known.note_check(old)
+
+        assert not known.is_stale()
+
+    def test_connection_that_was_registered_earlier_makes_it_older(self, pause):
+        known = knowledge.Knowledge()
+        registered = age.Age()
+        pause(seconds=40)
+        began = known.begin_check()
+
+        known.add(registered)
+        known.note_check(began)
+
+        assert known.is_stale()
+        known.note_check(known.begin_check())
+        assert not known.is_stale()
+
+    def test_grace_is_measured_by_both_clocks(self, pause):
+        known = knowledge.Knowledge()
+
+        pause("time", 89)
+        assert not known.is_grace_over()
+        pause("time", 2)
+        assert known.is_grace_over()
