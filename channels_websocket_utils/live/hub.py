@@ -136,7 +136,7 @@ class Hub:
 
     def activate(self, connection: Connection) -> None:
         """Index ``connection`` by its ``principal`` and apply the events that it has missed."""
-        registered, missed = self.pending.pop(connection)
+        registered, missed = self.pending.pop(connection, (Age(), []))
         principal = connection.principal
         if principal is None:
             return

@@ -88,10 +88,11 @@ class Lateness:
         meanwhile: then changes since the beginning of the check may be unknown.
         """
         interval, has_paused = self._knowledge.interval, False
+        tolerance = min(interval / 2, 1.0)
         while not check.done() and left > 0:
             step, limit = Age(), min(left, interval / 4)
             await asyncio.wait({check}, timeout=limit)
-            if step.is_over(limit + interval / 2):
+            if step.is_over(limit + tolerance):
                 left, has_paused = PATIENCE, True
             else:
                 left -= step.seconds()

@@ -147,13 +147,13 @@ class Recheck:
     def _start_full_check(self) -> asyncio.Future[None]:
         # While a check waits for the database no other check starts: it would block a thread.
         if self._full_check is None or self._full_check.done():
+            self._began = Age()
             self._full_check = run_in_background(self._check_all())
         return self._full_check
 
     async def _check_all(self) -> None:
         """Check all connections, and note whether the database is available."""
-        self._began = began = self.knowledge.begin_check()
-        connections = self._find_connections()
+        began, connections = self.knowledge.begin_check(), self._find_connections()
         self._waiting.clear()
         self._is_all_waiting = False
         try:
@@ -203,7 +203,7 @@ class Recheck:
         return True
 
     def _start_job(self) -> None:
-        if self._job is None:
+        if self._job is None or self._job.done():
             self._job = run_in_background(self._check_waiting())
 
     async def _check_waiting(self) -> None:

@@ -613,6 +613,22 @@ async def test_check_that_is_slower_than_the_interval_holds_no_message_for_long(
     assert Acts.acts == [*range(5)]
 
 
+async def test_pause_is_no_part_of_the_time_that_a_message_waits(pause):
+    """Otherwise a process that is stopped again during the wait would take it for an outage."""
+    late = lateness.Lateness(knowledge.Knowledge(), lambda: None, lambda: None)
+    loop = asyncio.get_running_loop()
+    check = loop.create_future()
+
+    waiting = asyncio.ensure_future(late._wait_for(check, 0.1))
+    await asyncio.sleep(0)
+    pause(seconds=18)
+    loop.call_later(0.3, check.set_result, None)
+    left, has_paused = await waiting
+
+    assert has_paused
+    assert left > 1
+
+
 # The timer
 
 
@@ -744,6 +760,17 @@ class TestKnowledge:
         assert known.is_stale()
         known.note_check(known.begin_check())
         assert not known.is_stale()
+
+    def test_check_of_earlier_connections_does_not_count_for_the_first_new_one(self, pause):
+        known = knowledge.Knowledge()
+        registered = age.Age()
+        pause(seconds=40)
+        began = known.begin_check()
+
+        known.begin(registered)
+        known.note_check(began)
+
+        assert known.is_stale()
 
     def test_grace_is_measured_by_both_clocks(self, pause):
         known = knowledge.Knowledge()
