@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from contextvars import ContextVar
 
 from channels.generic.websocket import JsonWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -14,8 +15,9 @@ from django.urls import path
 http = get_asgi_application()
 
 from channels_websocket_utils.decorators import auto_route, require_perms  # noqa: E402
+from channels_websocket_utils.gate import freshness  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
-from channels_websocket_utils.tokens import digests, redeeming  # noqa: E402
+from channels_websocket_utils.tokens import digests, redeeming, seal  # noqa: E402
 from tests.support.consumers import AsyncManager, Manager, PlainJson  # noqa: E402
 from tests.support.helpers import bare  # noqa: E402
 
@@ -144,12 +146,25 @@ def gate(**options):
     return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
 
 
+# Whether the connection is served as before: only the digest of the token's session is known.
+is_earlier = ContextVar("is_earlier", default=False)
+open_seal, has_session_ended = seal.open_seal, freshness._has_session_ended
+seal.open_seal = lambda *args: "" if is_earlier.get() else open_seal(*args)
+freshness._has_session_ended = lambda scope: not is_earlier.get() and has_session_ended(scope)
+
+
+async def earlier(scope, receive, send):
+    is_earlier.set(True)
+    await MODES["token"](scope, receive, send)
+
+
 MODES = {
     "required": gate(required=True),
     "default": gate(),
     "token": gate(required=True, token_only=True),
     "offered": gate(required=True, sources=("path", "subprotocol")),
     "origin": AllowedHostsOriginValidator(gate(required=True)),
+    "earlier": earlier,
     "naive": bare(Naive, "naive/<str:token>"),
 }
 

@@ -6,7 +6,7 @@ Each row is one attack on real servers that serve nothing else. Attacks that ope
 tried on every kind of consumer (``AsyncWebSocketManagerConsumer``, ``WebSocketManagerConsumer``,
 the documented one) behind ``required=True``, the default, and ``required=True, token_only=True``.
 Attacks that send a message are tried on the two consumers of this package. The client is minimal,
-so that it can send what no library sends. In all rows except the last two, the controls, the
+so that it can send what no library sends. In all rows except the last four, the controls, the
 columns that are marked "must be 0" below must be 0.
 
 * *Tried* and *stopped*: on all servers together. *Stopped* attempts got the promised answer. If the
@@ -28,8 +28,9 @@ columns that are marked "must be 0" below must be 0.
   never reaches an application (400, 404, 414, 1006, 1007, 1009).
 
 The controls are naive code, which looks a token up and calls ``getattr`` with a name from the
-client. They are attacked in the same way, and must accept something: this shows that the table
-counts what gets through.
+client, and earlier code, which knew only the digest of the session that a token is bound to. They
+are attacked in the same way, and must accept something: this shows that the table counts what gets
+through.
 """
 
 import asyncio
@@ -44,7 +45,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from asgiref.sync import sync_to_async
+from django.contrib.auth import logout
 from django.contrib.auth.models import AnonymousUser, Permission
+from django.contrib.sessions.backends.db import SessionStore
+from django.http import HttpRequest
 
 from channels_websocket_utils import protocol
 from channels_websocket_utils.models import WebSocketToken
@@ -831,6 +835,58 @@ async def taken_away(trial):
         await client.leave()
 
 
+# A token that is bound to a session, where the token alone signs its user in
+
+
+def log_out(session):
+    request = HttpRequest()
+    request.session, request.user = SessionStore(session), AnonymousUser()
+    logout(request)
+
+
+def rotate(session):
+    """As ``login()`` and ``update_session_auth_hash()`` do."""
+    SessionStore(session).cycle_key()
+
+
+def delete(session):
+    SessionStore(session).delete()
+
+
+SESSION_ENDS = [log_out, rotate, delete]
+
+
+@attack("token of a session that was logged out, rotated or deleted, token_only")
+async def token_of_an_ended_session(trial):
+    for kind in KINDS:
+        for end in SESSION_ENDS:
+            user, session = await lab.new_user()
+            token = await aget_websocket_token(user, session=session)
+            await sync_to_async(end)(session)
+            await trial.knock(("token", kind), token, right={4401})
+
+
+@attack("guarded methods after the session of the token has ended, token_only")
+async def ended_session(trial):
+    permission = await Permission.objects.aget(
+        content_type__app_label="auth", codename=PERM.split(".")[1]
+    )
+    for kind in OURS:
+        for end in SESSION_ENDS:
+            user, session = await lab.new_user([permission])
+            token = await aget_websocket_token(user, session=session)
+            client = await WebSocket.open(trial.site.port, f"/token/{kind}/{token}", "")
+            trial.ran_rightly()
+            if (await client.call("guarded_inside")).get("data", 0) is not None:
+                trial.surprises.append("a call before the end of the session was denied")
+            trial.ran_rightly()
+            await sync_to_async(end)(session)
+            for name in DENIED:
+                call = {"type": f"guarded_{name}", "reply_key": "k"}
+                await trial.attempt(client, json.dumps(call), {"unauthenticated"})
+            await client.leave()
+
+
 @on_our_consumers("a handler that raises")
 async def raising(trial, client):
     """The client receives an id. The text of the exception is in the log only."""
@@ -899,4 +955,32 @@ async def naive_getattr(trial):
         # The server has handled both before it closes the connection.
         await client.send("close")
         trial.note(await client.closed(), {4400})
+        await client.leave()
+
+
+@attack("control, earlier code: token of a session that was rotated and then logged out")
+async def earlier_token_of_a_rotated_session(trial):
+    """The logout of the session's new key revokes no token that is bound to the old one."""
+    for _ in range(3):
+        user, session = await lab.new_user()
+        token = await aget_websocket_token(user, session=session)
+        rotated = SessionStore(session)
+        await sync_to_async(rotated.cycle_key)()
+        await sync_to_async(log_out)(rotated.session_key)
+        await trial.knock(("earlier", "async"), token, right={4401})
+
+
+@attack("control, earlier code: guarded methods after the session of the token has ended")
+async def earlier_ended_session(trial):
+    permission = await Permission.objects.aget(
+        content_type__app_label="auth", codename=PERM.split(".")[1]
+    )
+    for end in SESSION_ENDS:
+        user, session = await lab.new_user([permission])
+        token = await aget_websocket_token(user, session=session)
+        client = await WebSocket.open(trial.site.port, f"/earlier/async/{token}", "")
+        trial.ran_rightly()
+        await sync_to_async(end)(session)
+        call = {"type": "guarded_inside", "reply_key": "k"}
+        await trial.attempt(client, json.dumps(call), {"unauthenticated"})
         await client.leave()
