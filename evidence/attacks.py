@@ -6,7 +6,7 @@ Each row is one attack on real servers that serve nothing else. Attacks that ope
 tried on every kind of consumer (``AsyncWebSocketManagerConsumer``, ``WebSocketManagerConsumer``,
 the documented one) behind ``required=True``, the default, and ``required=True, token_only=True``.
 Attacks that send a message are tried on the two consumers of this package. The client is minimal,
-so that it can send what no library sends. In all rows except the last four, the controls, the
+so that it can send what no library sends. In all rows except the last six, the controls, the
 columns that are marked "must be 0" below must be 0.
 
 * *Tried* and *stopped*: on all servers together. *Stopped* attempts got the promised answer. If the
@@ -28,20 +28,24 @@ columns that are marked "must be 0" below must be 0.
   never reaches an application (400, 404, 414, 1006, 1007, 1009).
 
 The controls are naive code, which looks a token up and calls ``getattr`` with a name from the
-client, and earlier code, which knew only the digest of the session that a token is bound to. They
-are attacked in the same way, and must accept something: this shows that the table counts what gets
-through.
+client, and earlier code. That knew only the digest of the session that a token is bound to,
+compared a disconnect with connections by the clock of the process that disconnects, and left the
+tokens of a deleted user in the cache. The controls are attacked in the same way, and must accept
+something: this shows that the table counts what gets through.
 """
 
 import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import secrets
 import tempfile
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote
 
 from asgiref.sync import sync_to_async
@@ -49,15 +53,19 @@ from django.contrib.auth import logout
 from django.contrib.auth.models import AnonymousUser, Permission
 from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest
+from django.test import override_settings
 
 from channels_websocket_utils import protocol
+from channels_websocket_utils.gate import database_clock
+from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.models import WebSocketToken
-from channels_websocket_utils.tokens import clock, digests, shape
+from channels_websocket_utils.tokens import clock, digests, redeeming, shape
 from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
 from tests.support.helpers import sign_in
 from tests.support.lab import LIMIT, WebSocket
 from tests.support.servers import ALL_COMMANDS, knock
+from tests.support.settings import cache
 
 from .attack_site import KINDS, PERM, Async
 
@@ -250,6 +258,10 @@ class Trial:
     def ran_rightly(self):
         """Note that a method ran as it should."""
         self._rightful += 1
+
+    def ran_wrongly(self):
+        """Note that something went on in another server that should have ended."""
+        self._rightful -= 1
 
     async def dial(self, place, token, session=None, **options):
         """Return ``OPEN``, an HTTP status, a close code, ``"hung up"`` or ``"no answer"``."""
@@ -887,6 +899,76 @@ async def ended_session(trial):
             await client.leave()
 
 
+@contextlib.contextmanager
+def slow_clock(seconds=20):
+    """
+    Let this process run on a machine whose clock is behind that of the database.
+
+    SQLite has no clock of its own. Here it takes the part of a server: it is asked by a statement.
+    """
+    real = clock.now
+    statement = """SELECT STRFTIME('%Y-%m-%d %H:%M:%f', 'now') AS "present [datetime]" """
+
+    def slow_now():
+        return real() - timedelta(seconds=seconds)
+
+    with (
+        mock.patch.object(clock, "now", slow_now),
+        mock.patch.dict(database_clock._STATEMENTS, sqlite=statement),
+        mock.patch.dict(database_clock._answers, clear=True),
+    ):
+        yield
+
+
+async def disconnect_from_a_slow_machine(trial, kinds):
+    """Disconnect users whose connections have just opened. The server checks every second."""
+    with lab.serving(trial.site.server, "evidence.attack_site:application", interval=1) as port:
+        for kind in kinds:
+            user, session = await lab.new_user()
+            token = await aget_websocket_token(user)
+            client = await WebSocket.open(port, f"/required/{kind}/{token}", session)
+            await client.next_for("websocket.ready")
+            with slow_clock():
+                await sync_to_async(revoke)(user_id=user.pk)
+            code = await client.closed(PATIENCE)
+            trial.note("stayed open" if code is None else code, {4410})
+            if code is None:
+                trial.ran_wrongly()
+            await client.leave()
+
+
+@attack("disconnect from a machine whose clock is 20 s behind")
+async def disconnect_by_slow_clock(trial):
+    await disconnect_from_a_slow_machine(trial, OURS)
+
+
+async def use_token_of_a_deleted_user(trial, kinds):
+    """A cache stores the tokens. A new user has the key and the password of the deleted one."""
+    tokens = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
+    with (
+        lab.redis() as url,
+        mock.patch.dict(os.environ, PROOF_TOKENS=url),
+        lab.serving(trial.site.server, "evidence.attack_site:application") as port,
+        override_settings(CACHES={"default": cache(url)}, WEBSOCKET_UTILS=tokens),
+    ):
+        for kind in kinds:
+            user, _ = await lab.new_user()
+            token, key = await aget_websocket_token(user), user.pk
+            await user.adelete()
+            new = type(user)(pk=key, username=f"new{key}", password=user.password)
+            await new.asave(force_insert=True)
+            path = f"/token/{kind}/{token}".encode()
+            answer = await asyncio.wait_for(knock(port, path, frames=[WHO]), PATIENCE)
+            trial.note(OPEN if isinstance(answer, str) else answer, {4401})
+            if isinstance(answer, str):
+                trial.ran_wrongly()
+
+
+@attack("token of a deleted user, whose key and password another user has, tokens in a cache")
+async def token_of_a_deleted_user(trial):
+    await use_token_of_a_deleted_user(trial, OURS)
+
+
 @on_our_consumers("a handler that raises")
 async def raising(trial, client):
     """The client receives an id. The text of the exception is in the log only."""
@@ -984,3 +1066,20 @@ async def earlier_ended_session(trial):
         call = {"type": "guarded_inside", "reply_key": "k"}
         await trial.attempt(client, json.dumps(call), {"unauthenticated"})
         await client.leave()
+
+
+@attack("control, earlier code: disconnect from a machine whose clock is 20 s behind")
+async def earlier_disconnect_by_slow_clock(trial):
+    """The clock of the process that disconnects decides."""
+
+    def own_now():
+        return clock.now()
+
+    with mock.patch.object(database_clock, "ask", own_now):
+        await disconnect_from_a_slow_machine(trial, ["async"])
+
+
+@attack("control, earlier code: token of a deleted user, tokens in a cache")
+async def earlier_token_of_a_deleted_user(trial):
+    with mock.patch.object(redeeming, "forget_user", return_value=None):
+        await use_token_of_a_deleted_user(trial, ["async"])
