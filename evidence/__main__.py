@@ -24,6 +24,7 @@ TABLES = [
     "teeth",
     "scale",
     "machines",
+    "sites",
 ]
 # The table keeps its older name.
 MODULES = {"teeth": "mutations"}
