@@ -30,6 +30,7 @@ TABLES = [
     "servers",
     "databases",
     "mistakes",
+    "sites",
 ]
 # The table keeps its older name.
 MODULES = {"teeth": "mutations"}

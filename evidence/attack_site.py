@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
+from contextvars import ContextVar
 from unittest import mock
 
 from channels.generic.websocket import JsonWebsocketConsumer
@@ -17,9 +18,9 @@ http = get_asgi_application()
 
 from channels_websocket_utils import middleware  # noqa: E402
 from channels_websocket_utils.decorators import auto_route, require_perms  # noqa: E402
-from channels_websocket_utils.gate import handshake  # noqa: E402
+from channels_websocket_utils.gate import freshness, handshake  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
-from channels_websocket_utils.tokens import digests, redeeming  # noqa: E402
+from channels_websocket_utils.tokens import digests, redeeming, seal  # noqa: E402
 from tests.support.consumers import AsyncManager, Manager, PlainJson  # noqa: E402
 from tests.support.helpers import bare  # noqa: E402
 from tests.support.steps import count_steps, earlier_mask  # noqa: E402
@@ -180,6 +181,18 @@ def gate(kind=WebSocketTokenAuthMiddlewareStack, **options):
     return kind(URLRouter(routes), **options)
 
 
+# Whether the connection is served as before: only the digest of the token's session is known.
+is_earlier = ContextVar("is_earlier", default=False)
+open_seal, has_session_ended = seal.open_seal, freshness._has_session_ended
+seal.open_seal = lambda *args: "" if is_earlier.get() else open_seal(*args)
+freshness._has_session_ended = lambda scope: not is_earlier.get() and has_session_ended(scope)
+
+
+async def earlier(scope, receive, send):
+    is_earlier.set(True)
+    await MODES["token"](scope, receive, send)
+
+
 MODES = {
     "required": gate(required=True),
     "default": gate(),
@@ -188,6 +201,7 @@ MODES = {
     "origin": AllowedHostsOriginValidator(gate(required=True)),
     "measured": gate(Measured, required=True),
     "earlier": gate(Earlier, required=True),
+    "unsealed": earlier,
     "naive": bare(Naive, "naive/<str:token>"),
 }
 

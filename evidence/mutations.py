@@ -317,6 +317,23 @@ WEAKNESSES = [
         "bound_tokens::test_seal_is_deleted_when_the_token_is_redeemed",
     ),
     (
+        "keep a deleted user's tokens in the cache",
+        "tokens/redeeming.py",
+        "    if not isinstance(current_store(), DatabaseTokenStore):",
+        "    if False:",
+        "stores::test_token_of_a_deleted_user_serves_no_later_user_with_the_same_key",
+    ),
+    (
+        "forget the tokens of a new user at the commit",
+        "live/receivers.py",
+        "        redeeming.forget_user(key_of_user(instance))",
+        (
+            "        user_id = key_of_user(instance)\n"
+            "        transaction.on_commit(lambda: redeeming.forget_user(user_id), using=using)"
+        ),
+        "stores::test_token_of_a_user_who_was_added_in_the_same_transaction_is_valid",
+    ),
+    (
         "let a path converter raise any exception",
         "gate/routing.py",
         "    except Exception as error:\n",

@@ -259,6 +259,19 @@ def test_attacks_over_the_network_are_stopped(prove):
     assert rows["invented tokens"]["writes"] == 0
 
 
+@pytest.mark.redis
+def test_two_sites_on_one_redis_never_reach_each_other(prove):
+    """The control, which verifies no signature, does."""
+    rows = prove("sites")
+
+    for name, row in rows.items():
+        acts, hostile = row["acts"]
+        assert acts >= 50
+        assert hostile >= 10
+        assert row["missed"] == 0 or name.startswith("control"), name
+        assert (row["wrong"] > 0) == name.startswith("control"), name
+
+
 def test_refusals_have_one_answer_and_take_no_lock(prove):
     """The controls, a good token and the UPDATE without the SELECT, wait for the lock."""
     rows = {name.partition(", ")[2]: row for name, row in prove("refusals").items()}

@@ -9,7 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.layers import get_channel_layer
 from django.contrib.auth.models import Permission
-from django.db import transaction
+from django.db import connections, transaction
 from django.test import TestCase
 
 from channels_websocket_utils.gate.revocations import revoke
@@ -250,7 +250,11 @@ async def save_in_a_running_loop(user, layer, monkeypatch):
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     # In the main thread, for which asgiref allows no async_to_sync().
     user.first_name = "Ada"
-    user.save()
+    try:
+        user.save()
+    finally:
+        # This task has a connection of its own.
+        connections.close_all()
     await until(lambda: "group_send" in layer.calls)
 
 
