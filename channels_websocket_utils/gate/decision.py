@@ -249,11 +249,11 @@ def _principal(
         auth_digest, digest = row.auth_digest, row.session_digest
     else:
         auth_digest, digest = digests.auth_digest(user), ""
-    key: Any = ""
+    user_id, key = key_of_user(user), ""
     if session is not None and is_sign_in_of(read_session(session), user):
         digest = own_session_digest(session)
-        key = session.session_key if digest else ""
-    return Principal(key_of_user(user), backend, auth_digest, key, digest, validated_at)
+        key = session.session_key or "" if digest else ""
+    return Principal(user_id, backend, auth_digest, key, digest, validated_at)
 
 
 def _is_session_ended(principal: Principal) -> bool:

@@ -64,6 +64,9 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
             "WebSocketTokenAuthMiddlewareStack around its URLRouter."
         )
     annotation: Any = scope.get("websocket_token")
+    session: Any = scope.get("session")
+    # If a backend raises, error trackers collect the locals of this frame. This one has the cookie.
+    del scope
     token_user = annotation.user if annotation is not None else None
     if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
         # Signed out by channels.auth.logout(), or not the user whom the token signed in.
@@ -72,7 +75,6 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         return None
     if token_user is not None:
         user = token_user
-    session: Any = scope.get("session")
     sign_in = None
     if is_sign_in_of(read_session(session), user):
         # Read the session that signed the user in again, to find out whether it has ended.

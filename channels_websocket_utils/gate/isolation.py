@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     K = TypeVar("K")
     V = TypeVar("V")
 
-__all__ = ["answer_for", "batches", "read_each"]
+__all__ = ["answer_for", "batches", "forget_locals", "read_each"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -48,6 +49,19 @@ def answer_for(ask: Callable[[K], V], key: K, what: str) -> V | None:
     return found[0] if found else None
 
 
+def forget_locals(error: BaseException) -> None:
+    """
+    Clear the local variables of the frames that ``error`` has left, before it is logged.
+
+    Error trackers collect them. The key of a session is a secret, and is there in frames of Django
+    and of the database's driver too. Lines and functions stay.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
+
+
 def _read_batch(read: Callable[[list[K]], Iterable[V]], keys: list[K], what: str) -> list[V]:
     try:
         return list(read(keys))
@@ -55,7 +69,9 @@ def _read_batch(read: Callable[[list[K]], Iterable[V]], keys: list[K], what: str
         if is_outage(error) and not is_unreadable_value(error):
             raise
         if len(keys) == 1:
-            # The log shows no key: the key of a session is a secret.
+            forget_locals(error)
+            # This frame is still running.
+            del read, keys
             logger.exception("%s cannot be checked and counts as gone", what)
             return []
     middle = len(keys) // 2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .. import protocol
 from ..conf import get_setting
 from ..gate import freshness, revocations
+from ..gate.isolation import forget_locals
 from ..outages import is_outage, outage_errors
 from ..threads import in_recheck_thread
 from ..tokens import clock
@@ -174,6 +175,7 @@ class Recheck:
         except Exception as error:
             outage = error if is_outage(error) else None
             if outage is None:
+                forget_locals(error)
                 logger.exception("The re-check of the live connections failed")
         self.is_database_unavailable = outage is not None
         if outage is not None:
@@ -232,6 +234,7 @@ class Recheck:
             if is_outage(error):
                 _log_outage(error)
             else:
+                forget_locals(error)
                 logger.exception("The re-check of %s live connections failed", len(connections))
 
     def _end_outdated(self, connections: set[Connection], outdated: Iterable[Principal]) -> None:
@@ -275,6 +278,7 @@ def _unless_bug(read: Callable[[], list[T]], message: str) -> list[T]:
     except Exception as error:
         if is_outage(error):
             raise
+        forget_locals(error)
         logger.exception(message)
         return []
 
