@@ -185,7 +185,7 @@ def gate(kind=WebSocketTokenAuthMiddlewareStack, **options):
 is_earlier = ContextVar("is_earlier", default=False)
 open_seal, has_session_ended = seal.open_seal, freshness._has_session_ended
 seal.open_seal = lambda *args: "" if is_earlier.get() else open_seal(*args)
-freshness._has_session_ended = lambda scope: not is_earlier.get() and has_session_ended(scope)
+freshness._has_session_ended = lambda each: not is_earlier.get() and has_session_ended(each)
 
 
 async def earlier(scope, receive, send):

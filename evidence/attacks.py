@@ -1025,6 +1025,17 @@ async def raising(trial, client):
             trial.surprises.append("the client received the text, or no id")
 
 
+@on_our_consumers("a handler that raises Http404 or PermissionDenied, or misses a key")
+async def raising_for_developers(trial, client):
+    """The text of the exception, which is for developers, is not sent."""
+    errors = {"missing": "not_found", "denied": "permission_denied", None: "invalid"}
+    for error, code in errors.items():
+        call = {"type": "fail", "reply_key": "k", **({"error": error} if error else {})}
+        answer = await trial.attempt(client, json.dumps(call), {code})
+        if "secret" in json.dumps(answer) or "id" in answer["error"]:
+            trial.surprises.append("the client received the text, or it was logged as an error")
+
+
 @attack("ten bad messages in a row")
 async def ten_in_a_row(trial):
     for kind in OURS:

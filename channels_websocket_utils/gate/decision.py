@@ -258,11 +258,11 @@ def _principal(
         key: Any = seal.open_seal(row.session_seal, request.pad, digest)
     else:
         auth_digest, digest, key = digests.auth_digest(user), "", ""
-    session = request.session
+    user_id, session = key_of_user(user), request.session
     if session is not None and is_sign_in_of(read_session(session), user):
         digest = own_session_digest(session)
-        key = session.session_key if digest else ""
-    return Principal(key_of_user(user), backend, auth_digest, key, digest, validated_at)
+        key = session.session_key or "" if digest else ""
+    return Principal(user_id, backend, auth_digest, key, digest, validated_at)
 
 
 def _has_session(principal: Principal) -> bool:

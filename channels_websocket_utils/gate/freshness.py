@@ -73,6 +73,10 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
             "WebSocketTokenAuthMiddlewareStack around its URLRouter."
         )
     annotation: Any = scope.get("websocket_token")
+    session: Any = scope.get("session")
+    connection: Any = scope.get("websocket_connection")
+    # If a backend raises, error trackers collect the locals of this frame. This one has the cookie.
+    del scope
     token_user = annotation.user if annotation is not None else None
     if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
         # Signed out by channels.auth.logout(), or not the user whom the token signed in.
@@ -81,7 +85,6 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         return None
     if token_user is not None:
         user = token_user
-    session: Any = scope.get("session")
     sign_in = None
     if is_sign_in_of(read_session(session), user):
         # Read the session that signed the user in again, to find out whether it has ended.
@@ -89,7 +92,7 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         sign_in = read_session(session)
         if not is_sign_in_of(sign_in, user):
             return None
-    elif token_user is not None and _has_session_ended(scope):
+    elif token_user is not None and _has_session_ended(connection):
         return None
     fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))
     if fresh is None:
@@ -103,16 +106,14 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     return fresh if is_same else None
 
 
-def _has_session_ended(scope: Scope) -> bool:
+def _has_session_ended(connection: Any) -> bool:
     """Return whether the session has ended that the token of the connection is bound to."""
-    connection: Any = scope.get("websocket_connection")
     principal = None if connection is None else connection.principal
     if principal is None or not principal.session_digest:
         return False
     if revocations.is_session_ended(principal.session_digest):
         return True
-    key = principal.session_key
-    return bool(key) and key not in present_sessions({key})
+    return bool(principal.session_key) and not present_sessions({principal.session_key})
 
 
 @dataclass(frozen=True, slots=True)

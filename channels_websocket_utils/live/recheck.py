@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..gate import freshness
+from ..gate.isolation import forget_locals
 from ..outages import is_outage
 from ..threads import in_recheck_thread
 from .age import Age
@@ -170,6 +171,7 @@ class Recheck:
         except Exception as error:
             outage = error if is_outage(error) else None
             if outage is None:
+                forget_locals(error)
                 logger.exception("The re-check of the live connections failed")
         self.knowledge.note_check(began)
         self.is_database_unavailable = outage is not None
@@ -238,6 +240,7 @@ class Recheck:
             if is_outage(error):
                 _log_outage(error)
             else:
+                forget_locals(error)
                 logger.exception("The re-check of %s live connections failed", len(connections))
 
     def _end_outdated(self, connections: set[Connection], outdated: Iterable[Principal]) -> None:
