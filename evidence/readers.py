@@ -14,7 +14,8 @@ is 16.
   beside 64 that are sent the same and read it, and beside those that do not read. Promised: a
   connect below 1 s, and a reply at most 3 times as long as beside clients that read.
 * *MiB a reader*: the growth of the memory of the process at its highest, divided by 64. Promised:
-  at most 1.5.
+  at most 1.5. Pushes and Channels' consumers send one text again and again, which the process
+  keeps once.
 * *Stalled*: the receivers of ``connection_stalled`` that were called.
 * *Held*: the seconds from a logout of the readers, right after they have begun, until no thread
   works for them. Promised: ``CLOSE_LIMIT``, 5 s.
