@@ -254,7 +254,7 @@ async def test_site_maps_its_own_exceptions(opened, consumer, caplog):
         {"code": "a", "message": "b", "key": "elsewhere"},
         {"code": "a", "message": "b", "fields": "name"},
         {"code": "a", "message": "b", "fields": [{"loc": "name", "message": "c"}]},
-        {"code": "a", "message": "b", "fields": [{"loc": [object()], "message": "c"}]},
+        {"code": "a", "message": "b", "fields": [{"loc": [1.5], "message": "c"}]},
         {"code": "a", "message": "b", "fields": [{"loc": ["name"], "message": "c", "input": 1}]},
     ],
     ids=repr,
