@@ -422,3 +422,14 @@ def test_push_over_a_shared_layer_is_not_logged(user, without_connections, setti
     push_to_user(user, "news", {})
 
     assert LOST not in caplog.text
+
+
+@pytest.mark.parametrize("act", ["save", "permission"])
+def test_change_of_a_user_makes_no_query_of_its_own(act, user, django_assert_num_queries):
+    permission = Permission.objects.get(codename="change_user")
+    with django_assert_num_queries(1 if act == "save" else 4):
+        if act == "save":
+            user.save()
+        else:
+            # BEGIN, a query for duplicates, INSERT, COMMIT.
+            user.user_permissions.add(permission)

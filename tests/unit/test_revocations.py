@@ -69,7 +69,7 @@ async def check(socket):
     """Let the hub read the rows, as the timer does, and return the answer of ``socket``."""
     (hub,) = hub_module.current_hubs()
     hub.recheck.check_soon()
-    await until(lambda: hub.recheck._known)
+    await until(lambda: hub.recheck.known.rows)
     return await socket.call("echo", value=1)
 
 
