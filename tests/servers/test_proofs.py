@@ -241,6 +241,7 @@ def test_restarts_lose_no_call_and_execute_none_twice(prove):
     assert rows["control that forgets: kill -9"]["lost"] > 0
 
 
+@pytest.mark.redis
 def test_attacks_over_the_network_are_stopped(prove):
     """The control, naive code, accepts the attackers, so the test would notice an attack."""
     rows = prove("attacks")
