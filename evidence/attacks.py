@@ -36,6 +36,8 @@ that a token is bound to, compared a disconnect with connections by the clock of
 disconnects, left the tokens of a deleted user in the cache, ignored the rows of revocations whose
 ids were in events of anybody, and compared only the keys of users. The controls are attacked in the
 same way, and must accept something: this shows that the table counts what gets through.
+
+``docs/proofs/load.rst`` has the attacks by load.
 """
 
 import asyncio
