@@ -8,8 +8,9 @@ log out. They share an SQLite file and no channel layer. ``RECHECK_INTERVAL`` is
 the others. The rows *earlier* are the controls, with the code of earlier versions. Each must break
 a promise.
 
-*Saves*: users with a connection each are saved in turn, at this rate, outside a request. Each query
-of the re-check takes 10 ms more. *Saves/s*: as many as the process could make. *Queries a tick*:
+*Saves*: Django's ``post_save`` of users with a connection each is sent in turn, at this rate,
+outside a request. Each query of the re-check takes 10 ms more. *Saves/s*: as many as the process
+could make. *Queries a tick*:
 those of the re-check in 0.1 s; promised are 3. *Found*: the seconds until the connection of a user
 ends who was deactivated meanwhile by a query without a signal / its close code. The earlier code
 checks each save by a job of its own.
