@@ -20,6 +20,7 @@ TABLES = [
     "faults",
     "pools",
     "late",
+    "load",
     "rolling",
     "attacks",
     "refusals",

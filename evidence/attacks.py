@@ -33,8 +33,11 @@ marked "must be 0" below must be 0.
 The controls are naive code, which looks a token up and calls ``getattr`` with a name from the
 client, and code of earlier versions. That read all headers, knew only the digest of the session
 that a token is bound to, compared a disconnect with connections by the clock of the process that
-disconnects, and left the tokens of a deleted user in the cache. The controls are attacked in the
+disconnects, left the tokens of a deleted user in the cache, ignored the rows of revocations whose
+ids were in events of anybody, and compared only the keys of users. The controls are attacked in the
 same way, and must accept something: this shows that the table counts what gets through.
+
+``docs/proofs/load.rst`` has the attacks by load.
 """
 
 import asyncio
@@ -52,16 +55,20 @@ from unittest import mock
 from urllib.parse import quote
 
 from asgiref.sync import sync_to_async
+from channels_redis.core import RedisChannelLayer
 from django.contrib.auth import logout
 from django.contrib.auth.models import AnonymousUser, Permission
 from django.contrib.sessions.backends.db import SessionStore
+from django.core.signing import Signer
+from django.db.models import Max
 from django.http import HttpRequest
 from django.test import override_settings
 
 from channels_websocket_utils import protocol
 from channels_websocket_utils.gate import database_clock
 from channels_websocket_utils.gate.revocations import revoke
-from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.live import broadcast, signatures
+from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import clock, digests, redeeming, shape
 from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
@@ -1015,6 +1022,70 @@ async def token_of_a_deleted_user(trial):
     await use_token_of_a_deleted_user(trial, OURS)
 
 
+FORGERS = {
+    "another key": Signer(key="a key of nobody").sign,
+    "no signature": lambda text: text + ":",
+    # Of a process that has the key of this site, and another database.
+    "the key": lambda text: signatures.sign(json.loads(text)),
+}
+
+
+async def mask_a_disconnect(trial, kinds):
+    """Send events with the ids of the next rows, and disconnect a user."""
+    with (
+        lab.redis() as url,
+        lab.serving(trial.site.server, "evidence.attack_site:application", url, 1) as port,
+    ):
+        layer = RedisChannelLayer(hosts=[{"address": url, "socket_timeout": None}])
+        for kind in kinds:
+            for forge in FORGERS.values():
+                user, session = await lab.new_user()
+                token = await aget_websocket_token(user)
+                client = await WebSocket.open(port, f"/required/{kind}/{token}", session)
+                await client.next_for("websocket.ready")
+                rows = await WebSocketRevocation.objects.aaggregate(last=Max("id"))
+                await send_events(layer, forge, rows["last"] or 0, user)
+                # The events that were sent before it are handled.
+                await client.next_for("sent")
+                await lab.post(port, f"/act/disconnect/{user.pk}/")
+                code = await client.closed(PATIENCE)
+                trial.note("stayed open" if code is None else code, {4410})
+                if code is None:
+                    trial.ran_wrongly()
+                await client.leave()
+        await layer.close_pools()
+
+
+async def send_events(layer, forge, last, user):
+    """Send the revocations of 8 rows of another site, and then a push to ``user``."""
+    end = {"kind": "revocation", "user": "999", "session": "", "is_final": False}
+    end["created_at"] = clock.now().isoformat()
+    events = [forge(json.dumps({**end, "id": last + number})) for number in range(1, 9)]
+    push = {"kind": "push", "user": str(user.pk), "text": '{"key": "sent"}'}
+    for event in [*events, signatures.sign(push)]:
+        message = {"type": "websocket.event", "sender": "another", "event": event}
+        await layer.group_send(broadcast.REVOCATIONS, message)
+
+
+@attack("disconnect of a user after events of others with the ids of its row")
+async def masked_disconnect(trial):
+    await mask_a_disconnect(trial, OURS)
+
+
+async def sign_in_as_another_class(trial, mode, session=None):
+    """Use the token of a user as a user of another class who has the same key."""
+    for kind in KINDS:
+        token = await aget_websocket_token(trial.site.user)
+        await trial.knock((mode, kind), f"{token}?user={trial.site.user.pk}", right={4401})
+        if session:
+            await trial.rightful(("required", kind), token, session=session)
+
+
+@attack("token with a user of another class who has the same key, which its owner then redeems")
+async def another_class(trial):
+    await sign_in_as_another_class(trial, "foreign", trial.site.session)
+
+
 @on_our_consumers("a handler that raises")
 async def raising(trial, client):
     """The client receives an id. The text of the exception is in the log only."""
@@ -1145,3 +1216,14 @@ async def earlier_disconnect_by_slow_clock(trial):
 async def earlier_token_of_a_deleted_user(trial):
     with mock.patch.object(redeeming, "forget_user", return_value=None):
         await use_token_of_a_deleted_user(trial, ["async"])
+
+
+@attack("control, earlier code: disconnect of a user after events with the ids of its row")
+async def earlier_masked_disconnect(trial):
+    with mock.patch.dict(os.environ, PROOF_MASKS="yes"):
+        await mask_a_disconnect(trial, ["async"])
+
+
+@attack("control, earlier code: token with a user of another class who has the same key")
+async def earlier_another_class(trial):
+    await sign_in_as_another_class(trial, "unclassed")
