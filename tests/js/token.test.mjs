@@ -128,6 +128,26 @@ test("a CSRF token in a text of users is not taken", async (t) => {
   assert.equal(requests[0].headers["X-CSRFToken"], "of-the-tag")
 })
 
+test("a tag without a CSRF token names the cookie and the header", async (t) => {
+  const names = { csrfCookie: "site.csrf", csrfHeader: "X-Site" }
+  const tag = { socketPath: "/ws/", tokenUrl: "/token/", ...names }
+  const cookie = "csrftoken=old; site.csrf=named"
+  for (const [document, value] of [
+    [holding(tag), "named"],
+    // Another element has the token, in a page with CSRF_USE_SESSIONS.
+    [holding({ ...tag, csrfCookie: "" }, "script", { tag: "body", dataset: { csrfToken: "own" } }), "own"],
+  ]) {
+    const page = openPage(t, { document: { ...document, cookie } })
+    const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+    page.connect(null)
+    await settled()
+
+    assert.deepEqual(requests[0].headers, { "Content-Type": "application/json", "X-Site": value })
+    t.mock.timers.reset()
+    t.mock.restoreAll()
+  }
+})
+
 for (const [name, options, document] of [
   ["the option csrfHeader", { csrfHeader: "X-Site" }, holding({ csrfToken: "own", csrfHeader: "X-Page" })],
   ["the page", {}, holding({ csrfToken: "own", csrfHeader: "X-Site" })],

@@ -544,7 +544,9 @@
   async function requestFromEndpoint(manager, signal, isSecond) {
     const { options, url } = manager
     const { csrfToken, tokenPath, tokenURL } = options
-    const { csrfToken: own, csrfCookie = "csrftoken", csrfHeader = "X-CSRFToken" } = readPage("csrf-token")
+    // A tag that is rendered without a request has no CSRF token, but the names of cookie and header.
+    const page = { ...readPage("socket-path"), ...readPage("csrf-token") }
+    const { csrfToken: own, csrfCookie = "csrftoken", csrfHeader = "X-CSRFToken" } = page
     // Django reads the last of several cookies with one name.
     const [, ...cookies] = `; ${globalThis.document?.cookie}`.split(`; ${csrfCookie}=`)
     const known = (typeof csrfToken === "function" ? csrfToken() : csrfToken) || cookies.pop()?.split(";")[0]
