@@ -204,9 +204,9 @@ for (const [name, document, used] of [
   })
 }
 
-test("a tokenURL that answers 400 stops the manager: the next request would be the same", async (t) => {
+test("a token endpoint that refuses the path stops the manager: the next request would be the same", async (t) => {
   const page = openPage(t)
-  const requests = fakeEndpoint(t, { status: 400 })
+  const requests = fakeEndpoint(t, { status: 400, body: { error: { code: "bad_message", message: "..." } } })
   const { manager, errors } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
   await page.pass(60000)
 
@@ -433,6 +433,11 @@ const outages = [
   ["fails on the network", new TypeError("Failed to fetch")],
   ["answers 500", { status: 500 }],
   ["answers 404", { status: 404 }],
+  ["answers 400 without a body, as a proxy does", { status: 400, body: null }],
+  ["answers 400 with a page of a proxy", { status: 400, body: "<h1>wst_secret</h1>", headers: page200.headers }],
+  ["answers 400 with the JSON of another server", { status: 400, body: { error: "bad_message" } }],
+  ["answers 400 with the error of another server", { status: 400, body: { error: { code: "overloaded" } } }],
+  ["answers 400 with null", { status: 400, body: "null" }],
   ["answers without JSON", { body: "wst_secret" }],
   ["answers null", { body: "null" }],
   ["answers nothing", { status: 204, body: null }],

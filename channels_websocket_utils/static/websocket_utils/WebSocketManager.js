@@ -571,11 +571,12 @@
     const isPage = status < 400 && (!ok || /html/i.test(headers?.get("Content-Type")))
     const isLogin = isMoved ? status < 500 : isPage
     // A JSON error is dropped: it quotes the body, which may hold a token.
-    const answer = ok && (await response.json().catch(() => null))
+    const answer = status <= 400 && (await response.json().catch(() => null))
     if (ok && (answer?.token || !isLogin)) return answer
     throw Object.assign(new Error(`tokenURL answered ${status}`), {
       status: isLogin ? 401 : status,
-      fatal: status === 400,
+      // Another 400 is that of a proxy, which may be gone at the next request.
+      fatal: answer?.error?.code === "bad_message",
       retryAfter: headers?.get("Retry-After"),
     })
   }
