@@ -509,6 +509,13 @@ WEAKNESSES = [
         "middleware::test_servers_functions_are_in_no_frame_of_the_package",
     ),
     (
+        "name a remedy for the Origin that is in use already",
+        "testing/origin.py",
+        "    if current is not None:\n",
+        "    if False:\n",
+        "asgi::test_refusal_by_the_current_hosts_names_the_setting",
+    ),
+    (
         "put no Origin check around the gate of a site",
         "asgi.py",
         "    return _CurrentHostsValidator(gate, needs_origin=not (token_only and required))",
