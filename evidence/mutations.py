@@ -509,6 +509,13 @@ WEAKNESSES = [
         "middleware::test_servers_functions_are_in_no_frame_of_the_package",
     ),
     (
+        "name a remedy for the Origin that is in use already",
+        "testing/origin.py",
+        "    if current is not None:\n",
+        "    if False:\n",
+        "asgi::test_refusal_by_the_current_hosts_names_the_setting",
+    ),
+    (
         "put no Origin check around the gate of a site",
         "asgi.py",
         "    return _CurrentHostsValidator(gate, needs_origin=not (token_only and required))",
@@ -1183,7 +1190,7 @@ WEAKNESSES = [
     (
         "render no identity of the page's user",
         "templatetags/websocket_utils.py",
-        '        "data-identity": _identity(context),\n',
+        '        "data-identity": _identity(context, _is_of_session(url, bool(token))),\n',
         "",
         "templatetags::test_identity_of_the_pages_user_is_the_one_of_the_token_endpoint",
     ),
@@ -1193,6 +1200,20 @@ WEAKNESSES = [
         "        return found or identity_of(",
         "        return identity_of(",
         "templatetags::test_identity_is_not_that_of_another_user_of_the_page",
+    ),
+    (
+        "render the identity of the session's user for every endpoint",
+        "templatetags/websocket_utils.py",
+        "    is_read = is_of_session and isinstance(",
+        "    is_read = isinstance(",
+        "templatetags::test_identity_is_that_of_the_user_whom_the_endpoint_names",
+    ),
+    (
+        "take an endpoint of the site for the included one",
+        "templatetags/websocket_utils.py",
+        " and not is_valid_path(path))",
+        ")",
+        "templatetags::test_endpoint_of_the_site_whose_path_ends_like_the_included_one_is_its_own",
     ),
     (
         "do not quote a part of the path",

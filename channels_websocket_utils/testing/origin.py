@@ -8,6 +8,7 @@ from urllib.parse import urlparse
 from channels.routing import ProtocolTypeRouter
 from channels.security.websocket import OriginValidator
 
+from ..compat import allowed_origins_of
 from ..gate.routing import layers
 
 if TYPE_CHECKING:
@@ -28,11 +29,25 @@ def explain_refused_origin(application: Application, scope: Scope) -> str | None
     origins = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
     origin = origins[-1] if origins else None
     parsed = None if origin is None else urlparse(origin)
-    if all(each.valid_origin(parsed) for each in found if isinstance(each, OriginValidator)):
-        return None
+    checks = [each for each in found if isinstance(each, OriginValidator)]
+    refusing = next((each for each in checks if not each.valid_origin(parsed)), None)
+    return None if refusing is None else _remedy(refusing, origin)
+
+
+def _remedy(refusing: OriginValidator, origin: str | None) -> str:
+    if origin is None:
+        return " The Origin check needs an Origin: pass headers={'origin': ...}."
+    refuses = f" The Origin check refuses its Origin {origin!r}."
+    current: list[str] | None = getattr(refusing, "current_origins", None)
+    if current is not None:
+        # The check of websocket_application().
+        return (
+            f"{refuses} Add its host to ALLOWED_HOSTS, which has {current}, or pass "
+            "headers={'origin': ...}."
+        )
     return (
-        f" The Origin check refuses its Origin {origin!r}. AllowedHostsOriginValidator reads "
-        "ALLOWED_HOSTS when it is built, which may be before the tests add 'testserver' to it: "
-        "use channels_websocket_utils.asgi.websocket_application() instead, or pass "
-        "headers={'origin': ...}."
+        f"{refuses} It allows {allowed_origins_of(refusing)}: pass headers={{'origin': ...}}. "
+        "AllowedHostsOriginValidator reads ALLOWED_HOSTS when it is built, which may be before the "
+        "tests add 'testserver' to it: use channels_websocket_utils.asgi.websocket_application() "
+        "instead."
     )

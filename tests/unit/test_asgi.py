@@ -4,7 +4,7 @@ import types
 
 import pytest
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
+from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import path
@@ -89,6 +89,37 @@ async def test_refused_origin_is_named_by_the_test_kit(user, build):
         await socket.connect()
 
     assert refusal.value.code == 403
+
+
+@pytest.mark.parametrize("headers", [{}, OTHER_SITE])
+async def test_refusal_by_the_current_hosts_names_the_setting(user, settings, headers):
+    settings.ALLOWED_HOSTS = ["example.org"]
+    socket = WebSocketCommunicator(websocket_application(ROUTES), PATH, user=user, headers=headers)
+
+    with pytest.raises(ClosedError) as refusal:
+        await socket.connect()
+
+    assert "Add its host to ALLOWED_HOSTS, which has ['example.org']" in str(refusal.value)
+    # It is in use already.
+    assert "websocket_application" not in str(refusal.value)
+
+
+async def test_refusal_of_a_missing_origin_names_the_header(user):
+    headers = {"origin": None}
+    socket = WebSocketCommunicator(websocket_application(ROUTES), PATH, user=user, headers=headers)
+
+    with pytest.raises(ClosedError, match=r"needs an Origin: pass headers=") as refusal:
+        await socket.connect()
+
+    assert "ALLOWED_HOSTS" not in str(refusal.value)
+
+
+async def test_refusal_by_a_list_of_origins_names_the_list(user):
+    application = OriginValidator(websocket_application(ROUTES), ["https://example.org"])
+    socket = WebSocketCommunicator(application, PATH, user=user)
+
+    with pytest.raises(ClosedError, match=r"It allows \['https://example\.org'\]: pass headers="):
+        await socket.connect()
 
 
 async def test_refusal_for_another_reason_names_no_origin(user):
