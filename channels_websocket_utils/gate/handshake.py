@@ -102,7 +102,7 @@ def read_handshake(
         reason = "two_tokens"
     elif not _is_shaped(found[0], *(_raw_offers(scope) if offered else _raw_paths(scope))):
         reason = "malformed"
-    elif has_secret(path := _local_path(scope, found[0])):
+    elif mask(path := _local_path(scope, found[0])) != path:
         # The placeholder would hide a part of the path from the consumer, such as a name.
         reason = "two_tokens"
     else:
@@ -128,7 +128,7 @@ def plain_subprotocols(offered: Iterable[str]) -> list[str]:
 
 
 def _local_path(scope: Scope, token: str | None = None) -> str:
-    return bound_path(scope["path"].removeprefix(scope.get("root_path", "")), token)
+    return bound_path(scope["path"], token, root_path=scope.get("root_path", ""))
 
 
 def _count(scope: Scope) -> int:
