@@ -44,6 +44,8 @@ _KEPT_HEADERS = (b"cookie", b"authorization")
 # Daphne and hypercorn accept 16 KiB of headers, a browser sends about 20 of them. uvicorn accepts
 # 1 MiB with websockets, and any size with wsproto.
 _MAX_HEADERS, _MAX_SUBPROTOCOLS, _MAX_SIZE = 256, 100, 16 * 1024
+# Characters of a subprotocol. Each is read before the size of the handshake is known.
+_MAX_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,10 @@ def plain_subprotocols(offered: Iterable[str]) -> list[str]:
     """
     Return those of the ``offered`` subprotocols that can be answered and contain no token.
 
-    It looks at no more than a handshake may offer.
+    It looks at no more than a handshake may offer, and leaves out long names.
     """
-    offered = islice(offered, _MAX_SUBPROTOCOLS)
-    return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
+    names = [name for name in islice(offered, _MAX_SUBPROTOCOLS) if len(name) <= _MAX_NAME]
+    return [name for name in names if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
 
 
 def _local_path(scope: Scope, token: str | None = None) -> str:

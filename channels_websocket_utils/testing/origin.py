@@ -27,8 +27,7 @@ def explain_refused_origin(application: Application, scope: Scope) -> str | None
         found = layers(below)
     origins = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
     origin = origins[-1] if origins else None
-    parsed = None if origin is None else urlparse(origin)
-    if all(each.valid_origin(parsed) for each in found if isinstance(each, OriginValidator)):
+    if all(_allows(each, scope, origin) for each in found if isinstance(each, OriginValidator)):
         return None
     return (
         f" The Origin check refuses its Origin {origin!r}. AllowedHostsOriginValidator reads "
@@ -36,3 +35,10 @@ def explain_refused_origin(application: Application, scope: Scope) -> str | None
         "use channels_websocket_utils.asgi.websocket_application() instead, or pass "
         "headers={'origin': ...}."
     )
+
+
+def _allows(validator: Any, scope: Scope, origin: str | None) -> bool:
+    # That of websocket_application() also compares the Host header.
+    if hasattr(validator, "allows"):
+        return bool(validator.allows(scope))
+    return bool(validator.valid_origin(None if origin is None else urlparse(origin)))

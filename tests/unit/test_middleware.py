@@ -794,6 +794,16 @@ def test_cookies_with_thousands_of_backslashes_are_left_out(session, token, run)
     assert Spy.seen["cookies"] == {"sessionid": session, "b": "2"}
 
 
+def test_large_cookies_with_backslashes_are_left_out(session, token, run):
+    """Of 60 KB, 499 backslashes take 16 ms to unescape with Python 3.11.7. Browsers send 4 KB."""
+    escaped = b'a="' + rb"\a" * 499
+    flood = escaped + b"a" * 60_000 + b'"; b="' + b"b" * 60_000 + b'"; c="\\054"; '
+    headers = [(b"cookie", flood + cookie(session)[1])]
+
+    assert run(stack(Spy), f"/ws/{token}", headers=headers) == OPEN
+    assert Spy.seen["cookies"] == {"sessionid": session, "b": "b" * 60_000, "c": ","}
+
+
 def test_first_500_cookies_are_read(session, token, run):
     headers = [(b"cookie", b"a=1;" * 499 + cookie(session)[1] + b";b=2" * 10_000)]
 

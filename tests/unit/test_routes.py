@@ -314,6 +314,11 @@ def test_offer_of_thousands_of_subprotocols_is_read_in_few_steps():
     assert steps < 1_000
 
 
+def test_long_subprotocols_are_left_out():
+    """Earlier versions searched 880 KB of them for tokens, before the handshake was refused."""
+    assert plain_subprotocols(["a" * 257, "wst_" + "a" * 900_000, "a" * 256]) == ["a" * 256]
+
+
 def test_escaped_line_break_stays_escaped():
     assert "\n" not in shape.mask(f"/a%0a{TOKEN}%0Ab%0a".replace("_", "%5F", 1))
 
