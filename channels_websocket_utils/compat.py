@@ -25,6 +25,9 @@ from asgiref.sync import (
 from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+
+# Refuses a handshake.
+from channels.security.websocket import WebsocketDenier
 from django.contrib.auth import (
     BACKEND_SESSION_KEY,
     HASH_SESSION_KEY,
@@ -65,6 +68,7 @@ __all__ = [
     "SESSION_KEY",
     "SyncToAsyncHook",
     "ThreadSensitiveContext",
+    "WebsocketDenier",
     "allow_any_thread",
     "allowed_origins_of",
     "announce_routes",

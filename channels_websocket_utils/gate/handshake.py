@@ -44,6 +44,8 @@ _KEPT_HEADERS = (b"cookie", b"authorization")
 # Daphne and hypercorn accept 16 KiB of headers, a browser sends about 20 of them. uvicorn accepts
 # 1 MiB with websockets, and any size with wsproto.
 _MAX_HEADERS, _MAX_SUBPROTOCOLS, _MAX_SIZE = 256, 100, 16 * 1024
+# Characters of a subprotocol. Each is read before the size of the handshake is known.
+_MAX_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def read_handshake(
         reason = "two_tokens"
     elif not _is_shaped(found[0], *(_raw_offers(scope) if offered else _raw_paths(scope))):
         reason = "malformed"
-    elif has_secret(path := _local_path(scope, found[0])):
+    elif mask(path := _local_path(scope, found[0])) != path:
         # The placeholder would hide a part of the path from the consumer, such as a name.
         reason = "two_tokens"
     else:
@@ -121,14 +123,14 @@ def plain_subprotocols(offered: Iterable[str]) -> list[str]:
     """
     Return those of the ``offered`` subprotocols that can be answered and contain no token.
 
-    It looks at no more than a handshake may offer.
+    It looks at no more than a handshake may offer, and leaves out long names.
     """
-    offered = islice(offered, _MAX_SUBPROTOCOLS)
-    return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
+    names = [name for name in islice(offered, _MAX_SUBPROTOCOLS) if len(name) <= _MAX_NAME]
+    return [name for name in names if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
 
 
 def _local_path(scope: Scope, token: str | None = None) -> str:
-    return bound_path(scope["path"].removeprefix(scope.get("root_path", "")), token)
+    return bound_path(scope["path"], token, root_path=scope.get("root_path", ""))
 
 
 def _count(scope: Scope) -> int:

@@ -20,7 +20,7 @@ from ..testing import ClosedError, WebSocketCommunicator
 from ..testing.application_run import HTTP_FORBIDDEN
 from ..testing.origin import explain_refused_origin
 from ..testing.sign_in import sign_in
-from ..tokens.shape import SECRET_LENGTH, TOKEN_PREFIX, TOKEN_SUBPROTOCOL, bound_path
+from ..tokens.shape import SECRET_LENGTH, TOKEN_PREFIX, TOKEN_SUBPROTOCOL
 from ..utils import get_websocket_token
 from .overview import consumer_of, gate_of, name_of, origins_of, route_of, websocket_chains
 
@@ -125,7 +125,8 @@ class Trial:
         self, target: str, offered: list[str], session: SessionBase | None
     ) -> tuple[str, list[str]]:
         """Issue the token, as the token endpoint does, and put it into the path or the offer."""
-        path = bound_path(target.partition("?")[0].replace("{token}", _PROBE), _PROBE)
+        before, _, after = target.partition("?")[0].partition("{token}")
+        path = f"{before.removesuffix('/')}/{after.removeprefix('/')}"
         token = get_websocket_token(self._user, path=path, session=session)
         session_text = "a new session" if session is not None else "no session (token_only)"
         self._report(f"Token:      issued for the path {path} and {session_text}")

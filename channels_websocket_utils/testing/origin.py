@@ -28,9 +28,8 @@ def explain_refused_origin(application: Application, scope: Scope) -> str | None
         found = layers(below)
     origins = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
     origin = origins[-1] if origins else None
-    parsed = None if origin is None else urlparse(origin)
     checks = [each for each in found if isinstance(each, OriginValidator)]
-    refusing = next((each for each in checks if not each.valid_origin(parsed)), None)
+    refusing = next((each for each in checks if not _allows(each, scope, origin)), None)
     return None if refusing is None else _remedy(refusing, origin)
 
 
@@ -51,3 +50,10 @@ def _remedy(refusing: OriginValidator, origin: str | None) -> str:
         "tests add 'testserver' to it: use channels_websocket_utils.asgi.websocket_application() "
         "instead."
     )
+
+
+def _allows(validator: Any, scope: Scope, origin: str | None) -> bool:
+    # That of websocket_application() also compares the Host header.
+    if hasattr(validator, "allows"):
+        return bool(validator.allows(scope))
+    return bool(validator.valid_origin(None if origin is None else urlparse(origin)))

@@ -18,6 +18,7 @@ import channels.db
 import django.db.backends
 import pytest
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.db import database_sync_to_async
 from channels.exceptions import StopConsumer
@@ -696,6 +697,15 @@ def test_overview_lists_the_origins_that_channels_allows(settings):
     ]
     origins = ["https://example.org:8443"]
     assert compat.allowed_origins_of(OriginValidator(application, origins)) == origins
+
+
+async def test_denier_of_channels_refuses_a_handshake():
+    socket = ApplicationCommunicator(compat.WebsocketDenier(), {"type": "websocket"})
+    await socket.send_input({"type": "websocket.connect"})
+
+    assert (await socket.receive_output())["type"] == "websocket.close"
+    await socket.send_input({"type": "websocket.disconnect", "code": 1006})
+    await socket.wait()
 
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])
