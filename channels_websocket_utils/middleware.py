@@ -117,7 +117,9 @@ class WebSocketTokenAuthMiddleware:
             del arrival
             if not is_admitted:
                 return
-            return await self._inner_application(scope, connection)
+            result = await self._inner_application(scope, connection)
+            await connection.drain()
+            return result
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending after the end")
         except BaseException as error:

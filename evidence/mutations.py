@@ -674,6 +674,20 @@ WEAKNESSES = [
         "send_side::test_revocation_discards_what_an_own_close_has_to_send",
     ),
     (
+        "discard what a consumer sends before it returns",
+        "middleware.py",
+        "            await connection.drain()\n",
+        "",
+        "send_side::test_messages_before_the_return_of_a_consumer_are_sent",
+    ),
+    (
+        "end a connection for a push after the return of its consumer",
+        "live/send_side.py",
+        "        if self.ended or self._outbox.is_closed:",
+        "        if self.ended:",
+        "send_side::test_messages_before_the_return_of_a_consumer_are_sent",
+    ),
+    (
         "let a sync connect() wait for its client",
         "threads.py",
         'work.pool == "handlers" and ',

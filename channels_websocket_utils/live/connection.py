@@ -201,6 +201,11 @@ class Connection(SendSide):
                 self.lateness = self.hub.recheck.lateness
             self.hub.activate(self)
 
+    async def drain(self) -> None:
+        """Send what the consumer sent before it returned, within 5 seconds. Pushes are dropped."""
+        if self.state is OPEN:
+            await self._outbox.drain()
+
     async def leave(self) -> None:
         """Release all that the package holds for the connection, and finish a close that began."""
         self._receive.release()

@@ -44,7 +44,7 @@ class Outbox:
     ``send`` is the server's.
     """
 
-    __slots__ = ("_bytes", "_is_closed", "_queue", "_space", "_task", "_turn", "send")
+    __slots__ = ("_bytes", "_queue", "_space", "_task", "_turn", "is_closed", "send")
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -53,7 +53,7 @@ class Outbox:
         self._bytes = 0
         # Sends a message that was waiting for the client, and the queue.
         self._task: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self.is_closed = False
         # The calls of put_when_it_fits(): one after the other, each until there is space.
         self._turn: asyncio.Lock | None = None
         self._space: asyncio.Future[None] | None = None
@@ -64,7 +64,7 @@ class Outbox:
 
         An exception of the server is raised if the message was to be sent at once.
         """
-        if self._is_closed:
+        if self.is_closed:
             return False
         if self._task is None:
             context = copy_context()
@@ -88,7 +88,7 @@ class Outbox:
         self._turn = self._turn or asyncio.Lock()
         async with self._turn:
             while not self.put(message, fail):
-                if self._is_closed:
+                if self.is_closed:
                     return False
                 self._space = asyncio.get_running_loop().create_future()
                 await self._space
@@ -110,7 +110,7 @@ class Outbox:
             self._task.cancel()
 
     def _close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         self._wake()
 
     def _empty(self) -> None:

@@ -205,7 +205,8 @@ class SendSide:
 
     def _end_stalled(self) -> None:
         """End the connection of a client that does not read its messages."""
-        if self.ended:
+        # A consumer that has returned accepts no more messages.
+        if self.ended or self._outbox.is_closed:
             return
         logger.info("A client did not read its messages in time")
         self._end_now()

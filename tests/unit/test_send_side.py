@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from asgiref.sync import async_to_sync
+from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
 from django.db import transaction
 
@@ -137,6 +138,35 @@ class Greedy(WebSocketManagerConsumer):
         super().connect()
         for number in range(MANY):
             self.push("many", {"n": number, "text": TEXT})
+
+
+class Returning(AsyncWebsocketConsumer):
+    async def receive(self, text_data=None, bytes_data=None):
+        for number in range(5):
+            await self.send(text_data=str(number))
+        raise StopConsumer
+
+
+class SyncReturning(WebsocketConsumer):
+    def receive(self, text_data=None, bytes_data=None):
+        for number in range(5):
+            self.send(text_data=str(number))
+        raise StopConsumer
+
+
+class Plain:
+    """An application that is no consumer."""
+
+    @staticmethod
+    def as_asgi():
+        async def application(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            for number in range(5):
+                await send({"type": "websocket.send", "text": str(number)})
+
+        return application
 
 
 class PlainSync(WebsocketConsumer):
@@ -391,6 +421,49 @@ async def test_revocation_discards_what_an_own_close_has_to_send(pausable, user,
 
     assert await ended(socket) == 4000
     assert socket.output_queue.empty()
+
+
+@pytest.mark.parametrize("consumer", [Returning, SyncReturning, Plain])
+async def test_messages_before_the_return_of_a_consumer_are_sent(pausable, user, stalled, consumer):
+    socket, server = await begin(pausable, consumer, "go")
+    (connection,) = live_connections()
+    await until(lambda: connection._outbox.is_closed)
+    await apush_to_user(user, "late", {})
+    assert socket.output_queue.empty()
+
+    server.reads.set()
+
+    assert [(await socket.receive_output())["text"] for _ in range(5)] == [*"01234"]
+    await until(lambda: not live_connections())
+    assert socket.output_queue.empty()
+    assert stalled == []
+
+
+@pytest.mark.parametrize("consumer", [Returning, Plain])
+async def test_revocation_discards_what_a_consumer_sent_before_its_return(
+    pausable, user, monkeypatch, consumer
+):
+    monkeypatch.setattr(outbox, "CLOSE_LIMIT", 3 * LIMIT)
+    socket, server = await begin(pausable, consumer, "go")
+    (connection,) = live_connections()
+    await until(lambda: connection._outbox.is_closed)
+
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    server.reads.set()
+    await until(lambda: not live_connections())
+    assert socket.output_queue.empty()
+
+
+async def test_client_that_does_not_read_delays_the_return_of_a_consumer_for_a_time(
+    pausable, monkeypatch
+):
+    monkeypatch.setattr(outbox, "CLOSE_LIMIT", 0.05)
+
+    await begin(pausable, Plain, "go")
+
+    await until(lambda: not live_connections())
 
 
 async def test_stalled_connection_is_closed_for_the_signals_too(pausable, limits, stalled):
