@@ -786,6 +786,13 @@ WEAKNESSES = [
         "late::test_message_that_waits_for_a_thread_during_the_pause_is_not_handled",
     ),
     (
+        "handle a message behind one that blocked the event loop after their check",
+        "live/lateness.py",
+        "            if not self.is_stale():\n                return\n            yield\n",
+        "            if self.is_stale():\n                yield\n            return\n",
+        "late::test_message_behind_one_that_blocks_the_event_loop_waits_again",
+    ),
+    (
         "do not look at the wall clock",
         "live/age.py",
         " or time.time() - self._wall >= limit",

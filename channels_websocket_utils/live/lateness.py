@@ -10,15 +10,18 @@ from .age import Age
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .knowledge import Knowledge
 
-__all__ = ["PATIENCE", "Lateness"]
+__all__ = ["PATIENCE", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
 PATIENCE = 5.0
+# Checks that a message waits for, one after the other. A message needs more than one if another
+# message that has waited for the same check blocks the event loop.
+ROUNDS = 10
 
 
 class Lateness:
@@ -45,8 +48,13 @@ class Lateness:
         self._freshening: asyncio.Future[None] | None = None
 
     async def until_fresh(self) -> None:
-        """Wait while ``is_stale()``: until a check has ended or failed, ``PATIENCE`` at most."""
-        if self.is_stale():
+        """
+        Wait while ``is_stale()``: until a check has ended or failed, ``PATIENCE`` at most.
+
+        Code that resumes first may block the event loop, and then others wait for another check.
+        Raises ``TimeoutError`` after ``ROUNDS`` of them.
+        """
+        for _ in self._rounds():
             await asyncio.wait({self.freshening()})
 
     def wait_in_thread(self) -> None:
@@ -56,12 +64,20 @@ class Lateness:
         Raises ``TimeoutError`` if the event loop does not answer.
         """
         # In tests, single_thread() lets the check run in this thread.
-        if self.is_stale() and not is_single_threaded():
+        for _ in () if is_single_threaded() else self._rounds():
             waiting = asyncio.run_coroutine_threadsafe(self.until_fresh(), self._loop)
             try:
                 waiting.result(2 * PATIENCE)
             finally:
                 waiting.cancel()
+
+    def _rounds(self) -> Iterator[None]:
+        for _ in range(ROUNDS):
+            if not self.is_stale():
+                return
+            yield
+        if self.is_stale():
+            raise TimeoutError("The event loop is blocked again after each check.")
 
     def freshening(self) -> asyncio.Future[None]:
         """Return the future that ``until_fresh()`` waits for: one for all messages."""

@@ -422,6 +422,66 @@ async def test_naive_message_that_channels_held_is_handled(user, held_by_channel
     await until(lambda: len(Acts.acts) == 1)
 
 
+class HoldsAndBlocks(Holds, AsyncManager):
+    """Its method disconnects the user and blocks the event loop."""
+
+    block_loop = None
+
+    @auto_route
+    async def act(self, event):
+        Acts.acts.append(event.get("value"))
+        HoldsAndBlocks.block_loop()
+
+
+async def test_message_behind_one_that_blocks_the_event_loop_waits_again(user, open_as, pause):
+    """Both have waited for the same check."""
+
+    def disconnect_and_block():
+        thread = threading.Thread(target=revoke, kwargs={"user_id": user.pk})
+        thread.start()
+        thread.join()
+        pause()
+
+    HoldsAndBlocks.block_loop = staticmethod(disconnect_and_block)
+    Holds.entered, Holds.go_on = asyncio.Event(), asyncio.Event()
+    sockets = [await open_as(HoldsAndBlocks) for _ in range(2)]
+    for socket in sockets:
+        await get_channel_layer().group_send("news", {"type": "news"})
+        await Holds.entered.wait()
+        await socket.send("act")
+        await until(socket.input_queue.empty)
+    pause()
+
+    Holds.go_on.set()
+
+    assert [await ended(socket) for socket in sockets] == [4410, 4410]
+    assert len(Acts.acts) == 1
+
+
+async def test_messages_wait_for_a_bounded_number_of_checks(pause):
+    """Each check is followed by a pause."""
+    known, checks = knowledge.Knowledge(), []
+
+    def start_check():
+        check = asyncio.get_running_loop().create_future()
+        checks.append(check)
+        asyncio.get_running_loop().call_soon(check.set_result, None)
+        check.add_done_callback(lambda _: waiting.freshening().add_done_callback(block))
+        return check, True
+
+    def block(_):
+        pause()
+
+    waiting = lateness.Lateness(known, start_check, lambda: None)
+    pause()
+    with pytest.raises(TimeoutError):
+        await waiting.until_fresh()
+    with pytest.raises(TimeoutError):
+        await sync_to_async(waiting.wait_in_thread, thread_sensitive=False)()
+
+    assert len(checks) == 2 * lateness.ROUNDS
+
+
 @pytest.mark.parametrize("consumer", [OurSync, OurMixed])
 async def test_message_that_waits_for_a_thread_during_the_pause_is_not_handled(
     user, open_as, settings, pause, consumer
