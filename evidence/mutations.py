@@ -303,6 +303,20 @@ WEAKNESSES = [
         "events::test_layer_that_hangs_delays_one_caller_only",
     ),
     (
+        "queue events of all groups together",
+        "live/sender.py",
+        "self._queues[group].put(",
+        "self._queues[broadcast.PUSHES].put(",
+        "events::test_full_queue_of_pushes_neither_drops_nor_delays_a_logout",
+    ),
+    (
+        "send queued pushes before revocations",
+        "live/sender.py",
+        "{broadcast.REVOCATIONS: _Queue(), broadcast.PUSHES: _Queue()}",
+        "{broadcast.PUSHES: _Queue(), broadcast.REVOCATIONS: _Queue()}",
+        "events::test_full_queue_of_pushes_neither_drops_nor_delays_a_logout",
+    ),
+    (
         "wait for the layer in a running event loop",
         "live/sender.py",
         "if has_parent_loop() and not is_in_loop:",

@@ -311,28 +311,73 @@ def test_layer_is_used_again_after_the_pause(user, layer, monkeypatch):
     assert layer.calls.count("group_send") == 2
 
 
-@pytest.mark.parametrize("bound", ["MAX_EVENTS", "MAX_CHARACTERS"])
-async def test_full_queue_drops_events_and_does_not_wait(user, layer, monkeypatch, caplog, bound):
+@pytest.fixture
+async def full(user, layer, monkeypatch):
+    """The groups of what a sender has sent, whose queue of pushes is full; and what starts it."""
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-    monkeypatch.setattr(sender, bound, 1)
+    monkeypatch.setattr(sender, "_sender", None)
     monkeypatch.setattr(broadcast, "LIMIT", 60)
     goes_on = threading.Event()
+    groups = []
 
     async def wait(self, group, message):
-        self.calls.append("group_send")
+        groups.append(group)
         await asyncio.to_thread(goes_on.wait)
 
     monkeypatch.setattr(SharedLayer, "group_send", wait)
-    try:
-        push_to_user(user, "news", {})
-        await until(lambda: "group_send" in layer.calls)
-        for _ in range(4):
-            push_to_user(user, "news", {})
+    push_to_user(user, "news", {})
+    await until(lambda: groups)
+    yield groups, goes_on
+    goes_on.set()
+    await asyncio.to_thread(sender._sender._stop)
 
-        assert caplog.text.count("Too many events wait for the channel layer") == 3
+
+@pytest.mark.parametrize("bound", ["MAX_EVENTS", "MAX_CHARACTERS"])
+async def test_full_queue_drops_events_and_does_not_wait(user, full, monkeypatch, caplog, bound):
+    groups, goes_on = full
+    monkeypatch.setattr(sender, bound, 1)
+
+    for _ in range(4):
+        push_to_user(user, "news", {})
+
+    assert caplog.text.count("Too many events wait for the channel layer") == 3
+    goes_on.set()
+    await until(lambda: len(groups) == 2)
+
+
+def disconnect_in_a_running_loop(user):
+    try:
+        disconnect_user(user)
     finally:
-        goes_on.set()
-    await until(lambda: layer.calls.count("group_send") == 2)
+        # This task has a connection of its own.
+        connections.close_all()
+
+
+@pytest.mark.parametrize("bound", ["MAX_EVENTS", "MAX_CHARACTERS"])
+async def test_full_queue_of_pushes_neither_drops_nor_delays_a_logout(
+    user, full, monkeypatch, bound
+):
+    groups, goes_on = full
+    monkeypatch.setattr(sender, bound, 1)
+    for _ in range(4):
+        push_to_user(user, "news", {})
+
+    disconnect_in_a_running_loop(user)
+
+    goes_on.set()
+    await until(lambda: len(groups) == 3)
+    assert groups[1:] == [broadcast.REVOCATIONS, broadcast.PUSHES]
+
+
+async def test_naive_queue_of_all_groups_drops_the_logout(user, full, monkeypatch, caplog):
+    monkeypatch.setattr(sender, "MAX_EVENTS", 1)
+    queues = sender._sender._queues
+    queues[broadcast.REVOCATIONS] = queues[broadcast.PUSHES]
+    push_to_user(user, "news", {})
+
+    disconnect_in_a_running_loop(user)
+
+    assert f"one for {broadcast.REVOCATIONS} was dropped" in caplog.text
 
 
 FORK = """
@@ -346,9 +391,9 @@ django.setup()
 from channels.layers import get_channel_layer
 from channels_websocket_utils.live import sender
 
-sender.send("group", "in the parent")
+sender.send("websocket_utils.pushes", "in the parent")
 child = os.fork()
-sender.send("group", "after the fork")
+sender.send("websocket_utils.pushes", "after the fork")
 sent = get_channel_layer().calls.count("group_send")
 if child:
     _, status = os.waitpid(child, 0)
