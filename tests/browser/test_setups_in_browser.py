@@ -14,7 +14,7 @@ from ..support.browser import chromium
 from ..support.secret_servers import NGINX_USER, nginx_command
 from ..support.servers import ALL_COMMANDS, COMMANDS, free_port, running
 
-pytestmark = [pytest.mark.browser, pytest.mark.nginx]
+pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.slow]
 
 STALE = "s" * 32
 # Chromium and Django put the cookie with the longer path first. Django reads the last one.
