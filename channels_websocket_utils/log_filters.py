@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ class HideTokens(logging.Filter):
     extra attributes, the exception and the stack. In an argument or attribute it masks texts, bytes
     and paths, also those in dictionaries (keys too), lists, tuples and sets. The arguments keep
     their number and types, because formatters such as uvicorn's use them one by one. ``...``
-    replaces a container that contains itself, is nested more than 30 deep, or cannot be copied.
+    replaces a container that contains itself or is nested more than 30 deep. A container of any
+    other class that shows a token, and one that cannot be copied, becomes its masked text.
 
     An exception whose text contains a token is kept as text only: a formatter that formats it
     again, or prints its local variables, would show the token.
@@ -46,12 +48,13 @@ class HideTokens(logging.Filter):
         # An object that raises when it is printed must neither lose the line nor raise here.
         hidden: dict[int, Any] = {}
         for name, value in [*vars(record).items()]:
-            try:
-                setattr(record, name, _hide(value, hidden))
-            except Exception:
-                # A container of a class that cannot be read or copied.
-                if name != "args":
-                    setattr(record, name, _LEFT_OUT)
+            masked = _hide(value, hidden)
+            if name == "args" and isinstance(value, Mapping) and not isinstance(masked, Mapping):
+                # A text has no keys: format the message now, which is masked below.
+                with contextlib.suppress(Exception):
+                    record.msg, record.args = record.getMessage(), ()
+            else:
+                setattr(record, name, masked)
         with contextlib.suppress(Exception):
             _hide_message(record)
         with contextlib.suppress(Exception):
@@ -60,6 +63,22 @@ class HideTokens(logging.Filter):
 
 
 def _hide(value: Any, hidden: dict[int, Any], depth: int = 0) -> Any:
+    """Return ``value`` as ``_masked()`` does, or its masked text if its class does not allow it."""
+    try:
+        return _masked(value, hidden, depth)
+    except Exception:
+        hidden[id(value)] = _text_of(value)
+        return hidden[id(value)]
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return mask(repr(value))
+    except Exception:
+        return _LEFT_OUT
+
+
+def _masked(value: Any, hidden: dict[int, Any], depth: int) -> Any:
     """
     Return ``value`` with placeholders for tokens, or the same object if it has no token.
 
@@ -81,6 +100,11 @@ def _hide(value: Any, hidden: dict[int, Any], depth: int = 0) -> Any:
                 hide: Any = _hide_dict if isinstance(value, dict) else _hide_each
                 hidden[id(value)] = hide(value, hidden, depth + 1)
         return hidden[id(value)]
+    elif isinstance(value, Collection):
+        # Not just any object: the repr() of a QuerySet queries the database.
+        text = repr(value)
+        masked = mask(text)
+        return value if masked == text else masked
     else:
         return value
     return value if masked == value else masked

@@ -70,16 +70,18 @@ def is_too_large(scope: Scope) -> bool:
     Return whether the handshake must be refused unread.
 
     It may have 256 headers and 100 subprotocols. Its path, query string and headers may have 16 KiB
-    and ``MAX_ESCAPES`` percent signs in all. ``Cookie`` and ``Authorization``, which are not
-    masked, do not count.
+    in all, and path and headers ``MAX_ESCAPES`` percent signs. A query string, such as filters of
+    a page, may have more: ``mask()`` does not unescape it then. ``Cookie`` and ``Authorization``,
+    which are not masked, do not count.
     """
     headers = scope.get("headers") or ()
     if len(headers) > _MAX_HEADERS or len(scope.get("subprotocols") or ()) > _MAX_SUBPROTOCOLS:
         return True
     texts = [value for name, value in headers if name.lower() not in _KEPT_HEADERS]
-    texts += [scope.get("raw_path") or b"", scope.get("query_string") or b""]
+    texts.append(scope.get("raw_path") or b"")
     path = scope.get("path", "")
-    if len(path) + sum(map(len, texts)) > _MAX_SIZE:
+    query_size = len(scope.get("query_string") or b"")
+    if len(path) + query_size + sum(map(len, texts)) > _MAX_SIZE:
         return True
     return path.count("%") + sum(text.count(b"%") for text in texts) > MAX_ESCAPES  # type: ignore[no-any-return]
 

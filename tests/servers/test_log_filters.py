@@ -4,8 +4,9 @@ import copy
 import io
 import logging
 import secrets
-from collections import namedtuple
+from collections import UserDict, deque, namedtuple
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -236,7 +237,44 @@ def test_all_values_of_a_query_are_masked(kind):
     assert value.getlist("a") == [TOKEN, "b"]
 
 
-def test_container_that_cannot_be_copied_is_left_out():
+@pytest.mark.parametrize(
+    "container",
+    [
+        deque([TOKEN]),
+        MappingProxyType({"path": TOKEN}),
+        UserDict({"path": TOKEN}),
+        {"path": TOKEN}.values(),
+        [deque([{"path": TOKEN}])],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_container_of_another_class_that_shows_a_token_becomes_its_masked_text(container):
+    record = record_of("Failed", details=container, others=deque("a"))
+
+    HideTokens().filter(record)
+
+    assert not seen([TOKEN[4:]], repr(record.details))
+    assert PLACEHOLDER in repr(record.details)
+    assert record.others == deque("a")
+
+
+@pytest.mark.parametrize("name", ["path", "other"])
+@pytest.mark.parametrize("kind", [dict, MappingProxyType])
+def test_arguments_that_cannot_be_copied_are_formatted_and_masked(kind, name):
+    class Frozen(dict):
+        def __copy__(self):
+            raise TypeError("frozen")
+
+    value = {"path": TOKEN, "other": PLACEHOLDER}
+    record = record_of(f"Path %({name})s", Frozen(value) if kind is dict else kind(value))
+
+    HideTokens().filter(record)
+
+    assert record.getMessage() == f"Path {PLACEHOLDER}"
+    assert not seen([TOKEN[4:]], repr(vars(record)))
+
+
+def test_container_that_cannot_be_copied_becomes_its_masked_text():
     class Frozen(dict):
         def clear(self):
             raise TypeError("frozen")
@@ -245,7 +283,7 @@ def test_container_that_cannot_be_copied_is_left_out():
 
     HideTokens().filter(record)
 
-    assert record.details == "..."
+    assert record.details == repr({"a": PLACEHOLDER})
     assert record.others == {"a": 1}
 
 
