@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from .. import protocol
@@ -15,7 +15,7 @@ from ..threads import holds_thread, in_our_pool, waiting_for_client
 from . import outbox
 from .closing import CLOSE_LIMIT, run_close
 from .dropping import DroppedMessages, SocketEnded, is_client_gone
-from .outbox import Outbox, step
+from .outbox import Outbox
 from .state import CLOSING, OPEN, PENDING, REJECTED, check_change
 from .tasks import run_in_background
 
@@ -157,10 +157,9 @@ class SendSide:
         """Begin the close of the consumer, which follows the messages that it has sent."""
         self._change_state(CLOSING)
         self.close_code = message.get("code", 1000)
-        rest = step(self._close_after_outbox(message), copy_context())
-        if rest is not None:
-            # leave() waits for it. No thread of a sync consumer does.
-            self._closing_task = run_close(rest, 2 * CLOSE_LIMIT)
+        # leave() waits for it. No thread of a sync consumer does. It has a task from its start,
+        # because the close of uvicorn uses asyncio.timeout().
+        self._closing_task = run_close(self._close_after_outbox(message), 2 * CLOSE_LIMIT)
         self.notify_consumer()
 
     async def _close_after_outbox(self, message: Message) -> None:

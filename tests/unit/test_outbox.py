@@ -2,7 +2,8 @@
 
 import asyncio
 import contextvars
-import sys
+import gc
+import weakref
 
 import pytest
 
@@ -196,7 +197,6 @@ async def test_error_of_the_server_is_raised_or_reported_and_empties_the_queue()
         outbox.put(message("c"), note)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks copy their context")
 async def test_a_send_that_waits_runs_in_one_context():
     """Tracing middleware sets a variable before the server's ``send``, and resets it afterwards."""
     takes, done = asyncio.Event(), []
@@ -215,3 +215,27 @@ async def test_a_send_that_waits_runs_in_one_context():
     await idle()
 
     assert done == ["a"]
+
+
+async def test_a_send_that_was_cancelled_is_freed_without_the_garbage_collector():
+    class Local:
+        pass
+
+    async def send(message):
+        local = Local()
+        references.append(weakref.ref(local))
+        await asyncio.Event().wait()
+
+    references = []
+    outbox = Outbox(send)
+    gc.disable()
+    try:
+        outbox.put(message("a"), lambda message, error: None)
+        # Its task has begun.
+        await asyncio.sleep(0)
+        outbox.discard()
+        await idle()
+
+        assert [reference() for reference in references] == [None]
+    finally:
+        gc.enable()
