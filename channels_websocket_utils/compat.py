@@ -90,6 +90,7 @@ __all__ = [
     "has_no_database",
     "is_consumer_application",
     "is_idle",
+    "is_in_transaction",
     "is_run_by_thread",
     "is_too_old",
     "key_of_user",
@@ -211,6 +212,12 @@ def is_idle(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``connection`` is open, and no transaction of its thread is."""
     # in_atomic_block is true inside atomic().
     return connection.connection is not None and not connection.in_atomic_block
+
+
+def is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether a transaction is open, also one of ``set_autocommit(False)``."""
+    is_manual = connection.connection is not None and not connection.autocommit
+    return connection.in_atomic_block or is_manual
 
 
 def has_pool(connection: BaseDatabaseWrapper) -> bool:

@@ -711,9 +711,16 @@ WEAKNESSES = [
     (
         "let a transaction wait for a client",
         "threads.py",
-        " and not work.is_in_transaction()",
+        " and not work.keeps_connection()",
         "",
         "send_side::test_handler_in_a_transaction_does_not_wait",
+    ),
+    (
+        "keep the connection of a database pool while a handler waits for its client",
+        "threads.py",
+        "        await sync_to_async(give_back_connections)()\n",
+        "        pass\n",
+        "send_side::test_handler_that_waits_for_its_client_holds_no_connection_of_a_pool",
     ),
     (
         "let a handler wait for its client in the last thread",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from ..database_connections import give_back_connections
 from ..threads import is_single_threaded
 from .age import Age
 from .tasks import run_in_background
@@ -65,6 +66,8 @@ class Lateness:
         """
         # In tests, single_thread() lets the check run in this thread.
         for _ in () if is_single_threaded() else self._rounds():
+            # The check may need one of the same pool.
+            give_back_connections()
             waiting = asyncio.run_coroutine_threadsafe(self.until_fresh(), self._loop)
             try:
                 waiting.result(2 * PATIENCE)

@@ -11,7 +11,7 @@ from .. import protocol
 from ..compat import has_receivers
 from ..gate.refusals import log_refusal
 from ..signals import connection_opened, connection_stalled
-from ..threads import holds_thread, in_our_pool, waiting_for_client
+from ..threads import holds_thread, in_our_pool, may_wait_for_client, waiting_for_client
 from . import outbox
 from .closing import CLOSE_LIMIT, run_close
 from .dropping import DroppedMessages, SocketEnded, is_client_gone
@@ -129,11 +129,12 @@ class SendSide:
 
         timer = loop.call_later(outbox.SEND_TIMEOUT, end)
         try:
-            with waiting_for_client(end) as may_wait:
-                if not may_wait:
-                    self._end_stalled()
-                elif await self._outbox.put_when_it_fits(message, self._note_failure):
-                    return True
+            if await may_wait_for_client():
+                with waiting_for_client(end):
+                    if await self._outbox.put_when_it_fits(message, self._note_failure):
+                        return True
+            else:
+                self._end_stalled()
         finally:
             timer.cancel()
         if holds_thread():

@@ -298,6 +298,17 @@ def test_connection_in_a_transaction_is_not_idle(opened_connection):
     assert not compat.is_idle(opened_connection)
 
 
+def test_transaction_of_either_kind_is_noticed(opened_connection):
+    """``autocommit``: otherwise what a handler has written is lost when it waits in a send."""
+    assert not compat.is_in_transaction(opened_connection)
+    with transaction.atomic():
+        assert compat.is_in_transaction(opened_connection)
+    transaction.set_autocommit(False)
+    assert compat.is_in_transaction(opened_connection)
+    transaction.set_autocommit(True)
+    assert not compat.is_in_transaction(opened_connection)
+
+
 def test_connection_whose_query_failed_is_noticed(opened_connection):
     """``errors_occurred``: otherwise later queries on a lost connection fail too."""
     assert not compat.has_failed(opened_connection)

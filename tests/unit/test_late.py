@@ -8,9 +8,9 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from channels.layers import get_channel_layer
-from django.db import OperationalError
+from django.db import OperationalError, connections
 
-from channels_websocket_utils import threads
+from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.gate import decision, freshness, revocations
@@ -523,6 +523,34 @@ async def test_pause_during_the_check_of_a_permission_lets_the_method_wait(
     assert await ended(socket) == 4410
     await socket.wait(LIMIT)
     assert Acts.acts == []
+
+
+@pytest.mark.parametrize("consumer", [OurSync, OurMixed, DecoratedSync])
+async def test_thread_that_waits_for_a_check_holds_no_connection_of_a_pool(
+    user, open_as, permission, pause, checks, monkeypatch, consumer
+):
+    """The check may need the last connection of the pool."""
+    await user.user_permissions.aadd(permission)
+    socket = await open_as(consumer)
+    ask, used = permissions._why_denied, []
+
+    def ask_slowly(*args):
+        answer = ask(*args)
+        used.append(connections["default"])
+        checks.go.clear()
+        checks.reached.clear()
+        pause()
+        return answer
+
+    # SQLite has no pool.
+    monkeypatch.setattr(database_connections, "has_pool", lambda connection: True)
+    monkeypatch.setattr(permissions, "_why_denied", ask_slowly)
+    await socket.send("guarded_act", value=1)
+    await until(lambda: used and checks.reached.is_set())
+
+    assert used[0].connection is None
+    checks.go.set()
+    await until(lambda: Acts.acts == [1])
 
 
 @pytest.mark.parametrize("consumer", [OurAsync, BareAsync])

@@ -7,9 +7,10 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
-from django.db import transaction
+from django.contrib.auth import get_user_model
+from django.db import connections, transaction
 
-from channels_websocket_utils import threads
+from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
@@ -54,6 +55,13 @@ class Pushing:
     """Sync methods that send more than an outbox holds."""
 
     disconnected = None
+    # The database connections of the threads that made queries.
+    used = ()
+
+    @staticmethod
+    def query():
+        get_user_model().objects.count()
+        Pushing.used.append(connections["default"])
 
     def push_many(self):
         for number in range(MANY):
@@ -68,6 +76,37 @@ class Pushing:
     def in_transaction(self):
         with transaction.atomic():
             self.push_many()
+
+    @auto_route
+    def uncommitted(self):
+        self.query()
+        transaction.set_autocommit(False)
+        try:
+            self.push_many()
+        finally:
+            transaction.set_autocommit(True)
+
+    @auto_route
+    def query_and_many(self):
+        self.query()
+        self.push_many()
+
+    @auto_route
+    def query_and_many_in_tasks(self):
+        self.query()
+        async_to_sync(self.push_many_in_a_task)()
+
+    async def push_many_in_a_task(self):
+        for number in range(MANY):
+            send = self.scope["websocket_connection"].send
+            message = {"type": "websocket.send", "text": f"{number}{TEXT}"}
+            await asyncio.ensure_future(send(message))
+
+    @auto_route
+    def query_and_numbers(self):
+        for value in self.numbers():
+            self.query()
+            yield value
 
     @auto_route
     def numbers(self):
@@ -103,6 +142,11 @@ class Async(AsyncWebSocketManagerConsumer):
     def many_from_a_thread(self):
         async_to_sync(self.push_many)()
         return "sent"
+
+    @auto_route
+    def query_and_many_from_a_thread(self):
+        Pushing.query()
+        async_to_sync(self.push_many)()
 
     @auto_route
     async def few_and_close(self):
@@ -171,6 +215,8 @@ class Plain:
 
 class PlainSync(WebsocketConsumer):
     def receive(self, text_data=None, bytes_data=None):
+        if "query" in text_data:
+            Pushing.query()
         for _ in range(MANY):
             self.send(text_data=TEXT)
 
@@ -206,6 +252,14 @@ def pausable(user, session, open_socket):
         return socket, server
 
     return open_
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The database connections that handlers have used. SQLite has no pool."""
+    monkeypatch.setattr(database_connections, "has_pool", lambda connection: True)
+    monkeypatch.setattr(Pushing, "used", [])
+    return Pushing.used
 
 
 @pytest.fixture
@@ -289,6 +343,53 @@ async def test_handler_in_a_transaction_does_not_wait(pausable, stalled, monkeyp
     monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
 
     socket, _ = await begin(pausable, Sync, "in_transaction")
+
+    assert await ended(socket) == 4490
+
+
+async def test_handler_with_autocommit_off_does_not_wait(pausable, used, monkeypatch):
+    monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
+
+    socket, _ = await begin(pausable, Sync, "uncommitted")
+
+    assert await ended(socket) == 4490
+
+
+@pytest.mark.parametrize(
+    ("consumer", "method"),
+    [
+        (Sync, "query_and_many"),
+        (Sync, "query_and_numbers"),
+        (Async, "query_and_many_from_a_thread"),
+    ],
+)
+async def test_handler_that_waits_for_its_client_holds_no_connection_of_a_pool(
+    pausable, used, consumer, method
+):
+    socket, server = await begin(pausable, consumer, method)
+    await until(lambda: waits() == 1)
+
+    assert used[-1].connection is None
+    server.reads.set()
+    key = "k" if method == "query_and_numbers" else "many"
+    assert (await numbers_of(socket, key))[0] == [*range(MANY)]
+
+
+async def test_plain_sync_consumer_that_waits_holds_no_connection_of_a_pool(pausable, used):
+    await begin(pausable, PlainSync, "query", isolate=True)
+    (connection,) = live_connections()
+    await until(lambda: connection._outbox._space is not None)
+
+    assert used[-1].connection is None
+
+
+async def test_handler_whose_thread_cannot_give_its_connection_back_does_not_wait(
+    pausable, used, monkeypatch
+):
+    """``async_to_sync()`` does not run the task that sends, so the thread may do other work."""
+    monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
+
+    socket, _ = await begin(pausable, Sync, "query_and_many_in_tasks")
 
     assert await ended(socket) == 4490
 
