@@ -194,6 +194,7 @@ class WebSocketTokenAuthMiddleware:
                 await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
             raise verdict.error
         connection.activate(verdict.principal)
+        await connection.until_fresh()
         return verdict
 
     async def _refuse_or_close(

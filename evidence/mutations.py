@@ -832,7 +832,21 @@ WEAKNESSES = [
         "live/recheck.py",
         "            self.knowledge.begin(registered)\n",
         "            self.knowledge.begin(Age())\n",
-        "late::test_pause_between_the_decision_and_the_opening_lets_the_first_message_wait",
+        "late::test_pause_between_the_decision_and_the_opening_refuses_the_connection",
+    ),
+    (
+        "open a connection whose decision is too old",
+        "middleware.py",
+        "        await connection.until_fresh()\n",
+        "",
+        "late::test_pause_between_the_decision_and_the_opening_refuses_the_connection",
+    ),
+    (
+        "run a connect that waited for a thread during a pause",
+        "messaging/dispatch.py",
+        '        if late is None or message["type"] == "websocket.disconnect":\n',
+        '        if late is None or message["type"] != "websocket.receive":\n',
+        "late::test_connect_that_waits_for_a_thread_during_the_pause_does_not_run",
     ),
     (
         "let pings wait too",

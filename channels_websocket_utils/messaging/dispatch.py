@@ -139,13 +139,19 @@ class Dispatch(_Base):
         late = self._lateness_for(message)
         if late is not None:
             await late.until_fresh()
+            self._stop_if_ended(message)
 
     def _lateness_for(self, message: Message) -> Lateness | None:
         """Return the ``Lateness`` of the connection if ``message`` must wait now."""
         late = lateness_of(self)
-        if late is None or message["type"] in ("websocket.connect", "websocket.disconnect"):
+        if late is None or message["type"] == "websocket.disconnect":
             return None
         return None if protocol.is_ping(message.get("text")) else late
+
+    def _stop_if_ended(self, message: Message) -> None:
+        """Stop a consumer whose connect has waited until the end. It needs no disconnect."""
+        if message["type"] == "websocket.connect" and has_ended(self):
+            raise StopConsumer
 
     def _handler_of(self, message: Message) -> Any:
         """Return the handler, as ``dispatch()`` of Channels' consumers does."""
@@ -261,6 +267,7 @@ class SyncDispatch(Dispatch):
         late = self._lateness_for(message)
         if late is not None:
             late.wait_in_thread()
+            self._stop_if_ended(message)
         if self._is_dropped(message):
             return
         try:

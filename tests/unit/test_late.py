@@ -8,7 +8,9 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from channels.layers import get_channel_layer
+from channels.routing import URLRouter
 from django.db import OperationalError, connections
+from django.urls import path
 
 from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.connections import live_connections
@@ -18,6 +20,7 @@ from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.live import age, held, knowledge, lateness, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.messaging import permissions
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
 from channels_websocket_utils.utils import aget_websocket_token
 
 from ..support.consumers import (
@@ -553,11 +556,65 @@ async def test_thread_that_waits_for_a_check_holds_no_connection_of_a_pool(
     await until(lambda: Acts.acts == [1])
 
 
-@pytest.mark.parametrize("consumer", [OurAsync, BareAsync])
-async def test_pause_between_the_decision_and_the_opening_lets_the_first_message_wait(
-    user, open_as, pause, monkeypatch, consumer
-):
-    """The gate has read the database before the pause."""
+class Connects:
+    def connect(self):
+        Acts.acts.append("connect")
+        self.accept()
+        self.push("secret", {})
+
+
+class ConnectsSync(Connects, Manager):
+    pass
+
+
+class ConnectsAsync(AsyncManager):
+    async def connect(self):
+        Acts.acts.append("connect")
+        await self.accept()
+        await self.push("secret", {})
+
+    async def disconnect(self, code):
+        Acts.acts.append("disconnect")
+
+
+class ConnectsLayered(ConnectsAsync):
+    channel_layer_alias = "default"
+
+
+class ConnectsBare(AsyncJsonWebsocketConsumer):
+    async def connect(self):
+        await self.accept()
+        await self.send_json({"key": "secret"})
+
+
+def gated(application):
+    """Return the gate around ``application``, which is no consumer."""
+    return WebSocketTokenAuthMiddlewareStack(URLRouter([path("ws/<str:token>", application)]))
+
+
+CONNECTING = [ConnectsSync, ConnectsAsync, ConnectsLayered]
+
+
+@pytest.fixture
+def connect_as(user, session, open_socket):
+    """A function that connects by an application, and returns all messages until the close."""
+
+    async def connect(application):
+        token = await aget_websocket_token(user)
+        socket = open_socket(application, f"/ws/{token}", session=session)
+        await socket.send_input({"type": "websocket.connect"})
+        messages = []
+        while not messages or messages[-1]["type"] != "websocket.close":
+            messages.append(await socket.receive_output())
+        await socket.wait(LIMIT)
+        return [each.get("code") or each.get("text") for each in messages]
+
+    return connect
+
+
+@pytest.fixture
+def pause_after_decision(user, pause, monkeypatch):
+    """The gate has read the database before the user is disconnected and the process pauses."""
     decide = decision.decide
 
     def decide_slowly(*args):
@@ -567,11 +624,92 @@ async def test_pause_between_the_decision_and_the_opening_lets_the_first_message
         return verdict
 
     monkeypatch.setattr(decision, "decide", decide_slowly)
-    socket = await open_as(consumer)
 
-    await socket.send("act")
 
-    assert await ended(socket) == 4410
+@pytest.mark.usefixtures("pause_after_decision")
+@pytest.mark.parametrize("consumer", [*CONNECTING, ConnectsBare])
+async def test_pause_between_the_decision_and_the_opening_refuses_the_connection(
+    connect_as, consumer
+):
+    assert await connect_as(stack(consumer)) == [None, 4410]
+    assert Acts.acts == []
+
+
+@pytest.mark.usefixtures("pause_after_decision", "never_stale")
+@pytest.mark.parametrize("consumer", [ConnectsSync, ConnectsAsync])
+async def test_naive_pause_between_the_decision_and_the_opening_runs_connect(
+    user, session, open_socket, consumer
+):
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+    await socket.connect()
+
+    assert (await socket.next_for("secret"))["key"] == "secret"
+    assert Acts.acts == ["connect"]
+
+
+@pytest.mark.usefixtures("pause_after_decision")
+async def test_connection_is_refused_if_the_event_loop_is_blocked_after_each_check(
+    connect_as, monkeypatch
+):
+    monkeypatch.setattr(lateness, "ROUNDS", 0)
+
+    assert await connect_as(stack(ConnectsAsync)) == [None, 4490]
+    assert Acts.acts == []
+
+
+@pytest.mark.parametrize("consumer", [*CONNECTING, ConnectsBare])
+async def test_pause_before_the_consumer_receives_its_connect_sends_no_pushes(
+    user, connect_as, pause, consumer
+):
+    """A middleware of the site takes long."""
+    inner = consumer.as_asgi()
+
+    async def slow(scope, receive, send):
+        await disconnect_elsewhere(user)
+        pause()
+        await inner(scope, receive, send)
+
+    assert await connect_as(gated(slow)) == [None, 4410]
+
+
+@pytest.mark.parametrize("consumer", [ConnectsSync, ConnectsLayered])
+async def test_pause_before_connect_is_dispatched_stops_the_consumer(
+    user, connect_as, pause, consumer
+):
+    """Its disconnect() does not run either."""
+    inner = consumer.as_asgi()
+
+    async def slow(scope, receive, send):
+        async def receive_slowly():
+            message = await receive()
+            if message["type"] == "websocket.connect":
+                await disconnect_elsewhere(user)
+                pause()
+            return message
+
+        await inner(scope, receive_slowly, send)
+
+    assert await connect_as(gated(slow)) == [None, 4410]
+    assert Acts.acts == []
+
+
+async def test_connect_that_waits_for_a_thread_during_the_pause_does_not_run(
+    user, connect_as, pause, monkeypatch
+):
+    monkeypatch.setattr(threads, "OUR_THREADS", 1)
+    inner = ConnectsSync.as_asgi()
+
+    async def behind_another(scope, receive, send):
+        other = asyncio.ensure_future(threads.in_our_pool(Acts.block.wait)(LIMIT))
+        ours = asyncio.ensure_future(inner(scope, receive, send))
+        await until(lambda: threads._at_work["package"] == 2)
+        await disconnect_elsewhere(user)
+        pause()
+        Acts.block.set()
+        await asyncio.gather(other, ours)
+
+    assert await connect_as(gated(behind_another)) == [None, 4410]
     assert Acts.acts == []
 
 
