@@ -129,7 +129,7 @@ class Listener:
         while True:
             try:
                 async with _listening_layer() as layer:
-                    channel = await layer.new_channel(self._group)
+                    channel = await _within_limit(layer.new_channel(self._group))
                     try:
                         await self._join(layer, channel)
                         if self._has_tried.is_set():
@@ -159,7 +159,7 @@ class Listener:
                 receiving = receiving or asyncio.ensure_future(layer.receive(channel))
                 await asyncio.wait({receiving}, timeout=max(0, renewal - clock()))
                 if receiving.done():
-                    message, receiving = receiving.result(), None
+                    message, receiving = _result_of(receiving), None
                     self._receive(message)
                 if clock() >= renewal:
                     await self._join(layer, channel)
@@ -249,9 +249,21 @@ async def _within_limit(awaitable: Awaitable[T]) -> T:
         await asyncio.wait({task}, timeout=LIMIT)
         if not task.done():
             raise asyncio.TimeoutError
-        return task.result()
+        return _result_of(task)
     finally:
         task.cancel()
+
+
+def _result_of(task: asyncio.Future[T]) -> T:
+    """
+    Return the result of ``task``, which runs the layer's code and is done.
+
+    A layer may raise ``CancelledError``. It would end the task that waits, although nothing has
+    cancelled this one, so it becomes an error of the layer.
+    """
+    if task.cancelled():
+        raise ConnectionError("the channel layer has cancelled the operation")
+    return task.result()
 
 
 def _retrieve_error(task: asyncio.Future[Any]) -> None:

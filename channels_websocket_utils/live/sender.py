@@ -80,16 +80,21 @@ class _Sender:
             self._changed.notify()
         return sent
 
+    def is_lost(self) -> bool:
+        """Return whether the thread has died, or belongs to the parent of a forked process."""
+        return self.pid != os.getpid() or not (self._thread.is_alive() or self._is_stopping)
+
     def _run(self) -> None:
         loop = asyncio.new_event_loop()
         while (waiting := self._take()) is not None:
             group, text, sent = waiting
             try:
                 loop.run_until_complete(broadcast.asend(group, text))
-            except Exception:
+            except BaseException:
                 # The thread must go on. asend() has logged the errors of the layer.
                 logger.exception("An event for %s could not be sent", group)
-            sent.set()
+            finally:
+                sent.set()
         loop.close()
 
     def _take(self) -> _Waiting | None:
@@ -139,8 +144,7 @@ def _current() -> _Sender:
     """Return the sender of this process."""
     global _sender
     with _lock:
-        # The thread of the parent process does not exist in a forked one.
-        if _sender is None or _sender.pid != os.getpid():
+        if _sender is None or _sender.is_lost():
             _sender = _Sender()
         return _sender
 

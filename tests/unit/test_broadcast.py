@@ -24,6 +24,7 @@ from channels_websocket_utils.utils import (
 
 from ..support.consumers import AsyncManager, Group
 from ..support.helpers import LIMIT, ended, stack, until
+from ..support.layers import SharedLayer
 from ..support.servers import free_port, redis_command, running
 from ..support.settings import channel_layer
 
@@ -361,6 +362,27 @@ async def test_database_is_checked_when_the_layer_is_available_again(user, layer
     await sync_to_async(revoke)(user_id=user.pk)
 
     layer.fails.clear()
+
+    assert await ended(socket) == 4410
+
+
+@pytest.mark.parametrize("operation", ["new_channel", "group_add", "receive"])
+async def test_cancellation_by_the_layer_does_not_end_a_listener(
+    user, layer, open_one, monkeypatch, operation
+):
+    original, failed = getattr(SharedLayer, operation), []
+
+    async def fail_once(self, *args):
+        if len(failed) < 2:
+            failed.append(operation)
+            raise asyncio.CancelledError
+        return await original(self, *args)
+
+    monkeypatch.setattr(SharedLayer, operation, fail_once)
+    socket = await open_one(Unlayered)
+    await until(lambda: len(failed) == 2 and len(layer.groups()) == 2)
+
+    await disconnected_elsewhere(user)
 
     assert await ended(socket) == 4410
 

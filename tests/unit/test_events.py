@@ -380,6 +380,55 @@ async def test_naive_queue_of_all_groups_drops_the_logout(user, full, monkeypatc
     assert f"one for {broadcast.REVOCATIONS} was dropped" in caplog.text
 
 
+class Fatal(BaseException):
+    """What ``except Exception`` does not catch."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Fatal])
+def test_thread_goes_on_after_any_exception_of_the_layer(user, layer, senders, monkeypatch, error):
+    async def fail(self, group, message):
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(SharedLayer, "group_send", fail)
+        user.save()
+    thread = sender._sender._thread
+    user.save()
+
+    assert [name for name, _ in senders] == [SENDER]
+    assert sender._sender._thread is thread
+
+
+async def test_cancellation_by_the_layer_does_not_reach_a_caller(user, layer, monkeypatch, caplog):
+    async def fail(self, group, message):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(SharedLayer, "group_send", fail)
+
+    await apush_to_user(user, "news", {})
+
+    assert "has cancelled the operation" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_has_died_is_replaced(user, senders, monkeypatch):
+    """As it does if the process has no file descriptor left for its event loop."""
+
+    def fail():
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(sender, "_sender", None)
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
+    with monkeypatch.context() as context:
+        context.setattr(sender.asyncio, "new_event_loop", fail)
+        user.save()
+        sender._sender._thread.join()
+
+    user.save()
+
+    assert [name for name, _ in senders] == [SENDER]
+
+
 FORK = """
 import os, sys, django
 from django.conf import settings
