@@ -72,8 +72,9 @@ async def asend(group: str, text: str) -> None:
     """
     Send ``text``, which ``sign()`` returned, to the listeners of other processes.
 
-    This is one ``group_send()``, which may take 1 second at most. An error is logged and not
-    raised: the caller's work is done, and the re-check of the other processes finds the change.
+    This is one ``group_send()``, and a second one after an error; both may take 1 second at most.
+    The last error is logged and not raised: the caller's work is done, and the re-check of the
+    other processes finds the change.
     After a time-out, the layer is skipped for 5 seconds, so that the next callers do not wait.
     """
     layer = shared_layer()
@@ -84,13 +85,24 @@ async def asend(group: str, text: str) -> None:
         if _skipped_until.get(layer, 0) > time.monotonic():
             raise asyncio.TimeoutError("it did not answer a moment ago")
         try:
-            await _within_limit(layer.group_send(group, message))
+            await _within_limit(_group_send(layer, group, message))
         except asyncio.TimeoutError:
             _skipped_until[layer] = time.monotonic() + SKIP
             raise
     except Exception as error:
         # Each layer has exceptions of its own.
         logger.error("The channel layer did not take an event for %s: %s", group, _text_of(error))
+
+
+async def _group_send(layer: Layer, group: str, message: dict[str, str]) -> None:
+    try:
+        await layer.group_send(group, message)
+    except asyncio.TimeoutError:
+        raise
+    except Exception:
+        # Redis closes connections that are idle, and all at its restart. Their next command fails,
+        # and the one after it opens a new connection.
+        await layer.group_send(group, message)
 
 
 class Listener:

@@ -634,6 +634,27 @@ async def test_burst_of_pushes_does_not_lose_a_logout(redis_layer, open_one, els
 
 
 @pytest.mark.redis
+async def test_event_after_redis_has_closed_the_connection_arrives(
+    redis_layer, redis, open_one, elsewhere
+):
+    """Redis does so after ``timeout`` seconds without a command, and when it restarts."""
+    socket = await open_one()
+    code = (
+        "from redis import Redis\n"
+        f"redis = Redis(port={redis.port})\n"
+        "before = {client['id'] for client in redis.client_list()}\n"
+        "push_to_user(user, 'news', {'n': 0})\n"
+        "for client in redis.client_list():\n"
+        "    if client['id'] not in before: redis.client_kill_filter(_id=client['id'])\n"
+        "push_to_user(user, 'news', {'n': 1})\n"
+    )
+
+    await asyncio.to_thread(elsewhere, code, redis_layer)
+
+    assert [(await socket.next_for("news"))["n"] for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.redis
 async def test_events_arrive_again_after_redis_was_restarted(
     redis, redis_layer, open_one, elsewhere, caplog
 ):

@@ -380,6 +380,39 @@ async def test_naive_queue_of_all_groups_drops_the_logout(user, full, monkeypatc
     assert f"one for {broadcast.REVOCATIONS} was dropped" in caplog.text
 
 
+def test_event_is_sent_again_over_a_new_connection(user, senders, monkeypatch, caplog):
+    """The first command fails after Redis has closed the connection."""
+    group_send, failed = SharedLayer.group_send, []
+
+    async def fail_once(self, group, message):
+        if not failed:
+            failed.append(group)
+            raise ConnectionError("Connection closed by server.")
+        await group_send(self, group, message)
+
+    monkeypatch.setattr(SharedLayer, "group_send", fail_once)
+
+    user.save()
+
+    assert (len(failed), len(senders)) == (1, 1)
+    assert "did not take an event" not in caplog.text
+
+
+def test_event_is_not_sent_again_after_a_time_out(user, monkeypatch, caplog):
+    calls = []
+
+    async def time_out(self, group, message):
+        calls.append(group)
+        raise asyncio.TimeoutError
+
+    monkeypatch.setattr(SharedLayer, "group_send", time_out)
+
+    user.save()
+
+    assert len(calls) == 1
+    assert caplog.text.count("did not take an event") == 1
+
+
 class Fatal(BaseException):
     """What ``except Exception`` does not catch."""
 
