@@ -45,7 +45,12 @@ def send(group: str, text: str) -> None:
         # A sync view below an ASGI server: its loop waits, and keeps its connection to the layer.
         async_to_sync(broadcast.asend)(group, text)
         return
-    sent = _current().put(group, text)
+    try:
+        sent = _current().put(group, text)
+    except RuntimeError as reason:
+        # While Python exits it starts no thread, nor does it at the system's limit of threads.
+        logger.error("An event for %s could not be sent: %s", group, reason)
+        return
     if sent is None:
         logger.error("Too many events wait for the channel layer, one for %s was dropped", group)
     elif not is_in_loop:
@@ -72,9 +77,15 @@ class _Sender:
         atexit.register(self._stop)
 
     def put(self, group: str, text: str) -> threading.Event | None:
-        """Queue ``text`` and return what is set when it was sent, ``None`` if the queue is full."""
+        """
+        Queue ``text`` and return what is set when it was sent, ``None`` if the queue is full.
+
+        Raises ``RuntimeError`` when the process exits.
+        """
         sent = threading.Event()
         with self._changed:
+            if self._is_stopping:
+                raise RuntimeError("the process exits")
             if not self._queues[group].put((group, text, sent)):
                 return None
             self._changed.notify()

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -460,6 +461,34 @@ def test_thread_that_has_died_is_replaced(user, senders, monkeypatch):
     user.save()
 
     assert [name for name, _ in senders] == [SENDER]
+
+
+def test_system_that_starts_no_thread_does_not_affect_a_caller(user, monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(sender, "_sender", None)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+    user.save()
+
+    assert "could not be sent: can't start new thread" in caplog.text
+
+
+def test_event_after_the_thread_was_stopped_returns_at_once(user, layer, monkeypatch, caplog):
+    """As one that an exit handler publishes, which was registered before the thread's."""
+    monkeypatch.setattr(sender, "_sender", None)
+    user.save()
+    stopped = sender._sender
+    stopped._stop()
+    monkeypatch.setattr(broadcast, "LIMIT", 60)
+
+    started = time.monotonic()
+    user.save()
+
+    assert time.monotonic() - started < 30
+    assert "could not be sent: the process exits" in caplog.text
+    assert sender._sender is stopped
 
 
 FORK = """
