@@ -72,8 +72,9 @@ async def asend(group: str, text: str) -> None:
     """
     Send ``text``, which ``sign()`` returned, to the listeners of other processes.
 
-    This is one ``group_send()``, which may take 1 second at most. An error is logged and not
-    raised: the caller's work is done, and the re-check of the other processes finds the change.
+    This is one ``group_send()``, and a second one after an error; both may take 1 second at most.
+    The last error is logged and not raised: the caller's work is done, and the re-check of the
+    other processes finds the change.
     After a time-out, the layer is skipped for 5 seconds, so that the next callers do not wait.
     """
     layer = shared_layer()
@@ -84,13 +85,24 @@ async def asend(group: str, text: str) -> None:
         if _skipped_until.get(layer, 0) > time.monotonic():
             raise asyncio.TimeoutError("it did not answer a moment ago")
         try:
-            await _within_limit(layer.group_send(group, message))
+            await _within_limit(_group_send(layer, group, message))
         except asyncio.TimeoutError:
             _skipped_until[layer] = time.monotonic() + SKIP
             raise
     except Exception as error:
         # Each layer has exceptions of its own.
         logger.error("The channel layer did not take an event for %s: %s", group, _text_of(error))
+
+
+async def _group_send(layer: Layer, group: str, message: dict[str, str]) -> None:
+    try:
+        await layer.group_send(group, message)
+    except asyncio.TimeoutError:
+        raise
+    except Exception:
+        # Redis closes connections that are idle, and all at its restart. Their next command fails,
+        # and the one after it opens a new connection.
+        await layer.group_send(group, message)
 
 
 class Listener:
@@ -129,7 +141,7 @@ class Listener:
         while True:
             try:
                 async with _listening_layer() as layer:
-                    channel = await layer.new_channel(self._group)
+                    channel = await _within_limit(layer.new_channel(self._group))
                     try:
                         await self._join(layer, channel)
                         if self._has_tried.is_set():
@@ -159,7 +171,7 @@ class Listener:
                 receiving = receiving or asyncio.ensure_future(layer.receive(channel))
                 await asyncio.wait({receiving}, timeout=max(0, renewal - clock()))
                 if receiving.done():
-                    message, receiving = receiving.result(), None
+                    message, receiving = _result_of(receiving), None
                     self._receive(message)
                 if clock() >= renewal:
                     await self._join(layer, channel)
@@ -249,9 +261,21 @@ async def _within_limit(awaitable: Awaitable[T]) -> T:
         await asyncio.wait({task}, timeout=LIMIT)
         if not task.done():
             raise asyncio.TimeoutError
-        return task.result()
+        return _result_of(task)
     finally:
         task.cancel()
+
+
+def _result_of(task: asyncio.Future[T]) -> T:
+    """
+    Return the result of ``task``, which runs the layer's code and is done.
+
+    A layer may raise ``CancelledError``. It would end the task that waits, although nothing has
+    cancelled this one, so it becomes an error of the layer.
+    """
+    if task.cancelled():
+        raise ConnectionError("the channel layer has cancelled the operation")
+    return task.result()
 
 
 def _retrieve_error(task: asyncio.Future[Any]) -> None:

@@ -45,7 +45,12 @@ def send(group: str, text: str) -> None:
         # A sync view below an ASGI server: its loop waits, and keeps its connection to the layer.
         async_to_sync(broadcast.asend)(group, text)
         return
-    sent = _current().put(group, text)
+    try:
+        sent = _current().put(group, text)
+    except RuntimeError as reason:
+        # While Python exits it starts no thread, nor does it at the system's limit of threads.
+        logger.error("An event for %s could not be sent: %s", group, reason)
+        return
     if sent is None:
         logger.error("Too many events wait for the channel layer, one for %s was dropped", group)
     elif not is_in_loop:
@@ -72,13 +77,23 @@ class _Sender:
         atexit.register(self._stop)
 
     def put(self, group: str, text: str) -> threading.Event | None:
-        """Queue ``text`` and return what is set when it was sent, ``None`` if the queue is full."""
+        """
+        Queue ``text`` and return what is set when it was sent, ``None`` if the queue is full.
+
+        Raises ``RuntimeError`` when the process exits.
+        """
         sent = threading.Event()
         with self._changed:
+            if self._is_stopping:
+                raise RuntimeError("the process exits")
             if not self._queues[group].put((group, text, sent)):
                 return None
             self._changed.notify()
         return sent
+
+    def is_lost(self) -> bool:
+        """Return whether the thread has died, or belongs to the parent of a forked process."""
+        return self.pid != os.getpid() or not (self._thread.is_alive() or self._is_stopping)
 
     def _run(self) -> None:
         loop = asyncio.new_event_loop()
@@ -86,10 +101,11 @@ class _Sender:
             group, text, sent = waiting
             try:
                 loop.run_until_complete(broadcast.asend(group, text))
-            except Exception:
+            except BaseException:
                 # The thread must go on. asend() has logged the errors of the layer.
                 logger.exception("An event for %s could not be sent", group)
-            sent.set()
+            finally:
+                sent.set()
         loop.close()
 
     def _take(self) -> _Waiting | None:
@@ -139,8 +155,7 @@ def _current() -> _Sender:
     """Return the sender of this process."""
     global _sender
     with _lock:
-        # The thread of the parent process does not exist in a forked one.
-        if _sender is None or _sender.pid != os.getpid():
+        if _sender is None or _sender.is_lost():
             _sender = _Sender()
         return _sender
 

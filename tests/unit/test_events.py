@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -378,6 +379,116 @@ async def test_naive_queue_of_all_groups_drops_the_logout(user, full, monkeypatc
     disconnect_in_a_running_loop(user)
 
     assert f"one for {broadcast.REVOCATIONS} was dropped" in caplog.text
+
+
+def test_event_is_sent_again_over_a_new_connection(user, senders, monkeypatch, caplog):
+    """The first command fails after Redis has closed the connection."""
+    group_send, failed = SharedLayer.group_send, []
+
+    async def fail_once(self, group, message):
+        if not failed:
+            failed.append(group)
+            raise ConnectionError("Connection closed by server.")
+        await group_send(self, group, message)
+
+    monkeypatch.setattr(SharedLayer, "group_send", fail_once)
+
+    user.save()
+
+    assert (len(failed), len(senders)) == (1, 1)
+    assert "did not take an event" not in caplog.text
+
+
+def test_event_is_not_sent_again_after_a_time_out(user, monkeypatch, caplog):
+    calls = []
+
+    async def time_out(self, group, message):
+        calls.append(group)
+        raise asyncio.TimeoutError
+
+    monkeypatch.setattr(SharedLayer, "group_send", time_out)
+
+    user.save()
+
+    assert len(calls) == 1
+    assert caplog.text.count("did not take an event") == 1
+
+
+class Fatal(BaseException):
+    """What ``except Exception`` does not catch."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Fatal])
+def test_thread_goes_on_after_any_exception_of_the_layer(user, layer, senders, monkeypatch, error):
+    async def fail(self, group, message):
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(SharedLayer, "group_send", fail)
+        user.save()
+    thread = sender._sender._thread
+    user.save()
+
+    assert [name for name, _ in senders] == [SENDER]
+    assert sender._sender._thread is thread
+
+
+async def test_cancellation_by_the_layer_does_not_reach_a_caller(user, layer, monkeypatch, caplog):
+    async def fail(self, group, message):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(SharedLayer, "group_send", fail)
+
+    await apush_to_user(user, "news", {})
+
+    assert "has cancelled the operation" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_has_died_is_replaced(user, senders, monkeypatch):
+    """As it does if the process has no file descriptor left for its event loop."""
+
+    def fail():
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(sender, "_sender", None)
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
+    with monkeypatch.context() as context:
+        context.setattr(sender.asyncio, "new_event_loop", fail)
+        user.save()
+        sender._sender._thread.join()
+
+    user.save()
+
+    assert [name for name, _ in senders] == [SENDER]
+
+
+def test_system_that_starts_no_thread_does_not_affect_a_caller(user, monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(sender, "_sender", None)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+    user.save()
+
+    assert "could not be sent: can't start new thread" in caplog.text
+
+
+def test_event_after_the_thread_was_stopped_returns_at_once(user, layer, monkeypatch, caplog):
+    """As one that an exit handler publishes, which was registered before the thread's."""
+    monkeypatch.setattr(sender, "_sender", None)
+    user.save()
+    stopped = sender._sender
+    stopped._stop()
+    monkeypatch.setattr(broadcast, "LIMIT", 60)
+
+    started = time.monotonic()
+    user.save()
+
+    assert time.monotonic() - started < 30
+    assert "could not be sent: the process exits" in caplog.text
+    assert sender._sender is stopped
 
 
 FORK = """
