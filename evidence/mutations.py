@@ -730,6 +730,20 @@ WEAKNESSES = [
         "send_side::test_messages_before_the_return_of_a_consumer_are_sent",
     ),
     (
+        "let a short message overtake one that waits for the client",
+        "live/send_side.py",
+        "not self._outbox.waiting and ",
+        "",
+        "send_side::test_short_message_does_not_overtake_one_that_waits",
+    ),
+    (
+        "do not end a wait for a client that takes nothing",
+        "live/outbox.py",
+        "        timer = loop.call_later(SEND_TIMEOUT, stall)",
+        "        timer = loop.call_later(1000 * SEND_TIMEOUT, stall)",
+        "send_side::test_handler_waits_no_longer_than_the_limit",
+    ),
+    (
         "let a sync connect() wait for its client",
         "threads.py",
         'work.pool == "handlers" and ',

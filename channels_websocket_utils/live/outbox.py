@@ -28,7 +28,8 @@ __all__ = ["MAX_WAITING", "SEND_TIMEOUT", "Outbox", "step"]
 
 # Messages. Small ones take more memory than their text: see MAX_OUTGOING for the bytes.
 MAX_WAITING = 1000
-# Seconds that a handler's send waits for a client. A client that reads takes much less.
+# Seconds that a handler's send waits until the client takes a message. A client that reads takes
+# much less.
 SEND_TIMEOUT = 10
 
 
@@ -44,7 +45,7 @@ class Outbox:
     ``send`` is the server's.
     """
 
-    __slots__ = ("_bytes", "_queue", "_space", "_task", "_turn", "is_closed", "send")
+    __slots__ = ("_bytes", "_queue", "_space", "_task", "_turn", "is_closed", "send", "waiting")
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -56,6 +57,8 @@ class Outbox:
         self.is_closed = False
         # The calls of put_when_it_fits(): one after the other, each until there is space.
         self._turn: asyncio.Lock | None = None
+        # How many they are. Another send() must not overtake them.
+        self.waiting = 0
         self._space: asyncio.Future[None] | None = None
 
     def put(self, message: Message, fail: Fail) -> bool:
@@ -83,16 +86,34 @@ class Outbox:
         self._bytes += size
         return True
 
-    async def put_when_it_fits(self, message: Message, fail: Fail) -> bool:
-        """As ``put()``, but wait while the outbox is full. Later calls wait behind this one."""
+    async def put_when_it_fits(
+        self, message: Message, fail: Fail, stall: Callable[[], object]
+    ) -> bool:
+        """
+        As ``put()``, but wait while the outbox is full. Later calls wait behind this one.
+
+        ``stall()`` is called if the client then takes no message for ``SEND_TIMEOUT``.
+        """
         self._turn = self._turn or asyncio.Lock()
-        async with self._turn:
-            while not self.put(message, fail):
-                if self.is_closed:
-                    return False
-                self._space = asyncio.get_running_loop().create_future()
-                await self._space
+        self.waiting += 1
+        try:
+            async with self._turn:
+                while not self.put(message, fail):
+                    if self.is_closed:
+                        return False
+                    await self._wait_for_space(stall)
+        finally:
+            self.waiting -= 1
         return True
+
+    async def _wait_for_space(self, stall: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        self._space = loop.create_future()
+        timer = loop.call_later(SEND_TIMEOUT, stall)
+        try:
+            await self._space
+        finally:
+            timer.cancel()
 
     async def drain(self) -> None:
         """Accept no more messages, and send the rest, for ``CLOSE_LIMIT`` at most."""

@@ -12,7 +12,6 @@ from ..compat import has_receivers
 from ..gate.refusals import log_refusal
 from ..signals import connection_opened, connection_stalled
 from ..threads import holds_thread, in_our_pool, may_wait_for_client, waiting_for_client
-from . import outbox
 from .closing import CLOSE_LIMIT, run_close
 from .dropping import DroppedMessages, SocketEnded, is_client_gone
 from .outbox import Outbox
@@ -35,9 +34,9 @@ class SendSide:
     """
     The state of a ``Connection``, and the ASGI ``send()`` of its consumer.
 
-    All messages go through an ``Outbox``. While it is full, ``send()`` waits for the client,
-    ``SEND_TIMEOUT`` at most, and in a thread only while no other work needs that thread. ``push()``
-    never waits. A client for which they cannot wait is closed with 4490.
+    All messages go through an ``Outbox``. While it is full, ``send()`` waits until the client takes
+    messages, for each ``SEND_TIMEOUT`` at most, and in a thread only while no other work needs that
+    thread. ``push()`` never waits. A client for which they cannot wait is closed with 4490.
     """
 
     __slots__ = (
@@ -87,7 +86,7 @@ class SendSide:
         if message["type"] == "websocket.close":
             return self._begin_own_close(message)
         try:
-            is_sent = self._outbox.put(message, self._note_failure)
+            is_sent = not self._outbox.waiting and self._outbox.put(message, self._note_failure)
             if not is_sent:
                 is_sent = await self._send_when_it_fits(message)
         except Exception as error:
@@ -127,16 +126,14 @@ class SendSide:
         def end() -> None:
             loop.call_soon_threadsafe(self._end_stalled, context=Context())
 
-        timer = loop.call_later(outbox.SEND_TIMEOUT, end)
-        try:
-            if await may_wait_for_client():
-                with waiting_for_client(end):
-                    if await self._outbox.put_when_it_fits(message, self._note_failure):
-                        return True
-            else:
-                self._end_stalled()
-        finally:
-            timer.cancel()
+        if await may_wait_for_client():
+            with waiting_for_client(end):
+                if await self._outbox.put_when_it_fits(message, self._note_failure, end):
+                    return True
+        elif self._outbox.put(message, self._note_failure):
+            return True
+        else:
+            self._end_stalled()
         if holds_thread():
             raise SocketEnded("The client does not read its messages.")
         return False

@@ -18,6 +18,7 @@ from channels_websocket_utils.consumers import (
 )
 from channels_websocket_utils.decorators import auto_route
 from channels_websocket_utils.live import outbox
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.signals import connection_closed, connection_stalled
 from channels_websocket_utils.utils import (
     adisconnect_user,
@@ -326,6 +327,28 @@ async def test_handler_waits_no_longer_than_the_limit(
 
     assert await ended(socket) == 4490
     await until(lambda: stalled == [(4490, True)])
+
+
+async def test_short_message_does_not_overtake_one_that_waits():
+    reads, sent = asyncio.Event(), []
+
+    async def send(message):
+        if message["type"] == "websocket.send":
+            await reads.wait()
+            sent.append(message["text"][0])
+
+    connection = Connection({"type": "websocket"}, None, send)
+    await connection.send({"type": "websocket.accept"})
+    texts = ["a", "b" * 1000, "c" * 1000, "d"]
+    sends = [connection.send({"type": "websocket.send", "text": text}) for text in texts]
+    sending = asyncio.gather(*sends)
+    await until(lambda: connection._outbox.waiting)
+
+    reads.set()
+    await sending
+
+    await until(lambda: len(sent) == 4)
+    assert sent == [*"abcd"]
 
 
 async def test_sync_connect_does_not_wait(pausable, stalled, monkeypatch):
