@@ -141,7 +141,8 @@ async def may_wait_for_client() -> bool:
         if not works and current_thread_context() is None:
             return False
         # This runs in the thread that async_to_sync() blocks.
-        await sync_to_async(give_back_connections)()
+        if await sync_to_async(give_back_connections)():
+            return False
     return all(work.pool == "handlers" and not work.keeps_connection() for work in works)
 
 
