@@ -70,15 +70,19 @@ async def aclose_unneeded_connections() -> None:
         await sync_to_async(thread.close_unneeded)()
 
 
-def give_back_connections() -> None:
+def give_back_connections() -> bool:
     """
     Give this thread's connections back to their pool, because the thread is about to wait.
 
-    A transaction keeps its connection.
+    A transaction keeps its connection. Return whether there is one.
     """
+    has_transaction = False
     for connection in connections.all(initialized_only=True):
-        if _is_unneeded(connection, is_last=False) and not is_in_transaction(connection):
+        if is_in_transaction(connection):
+            has_transaction = True
+        elif _is_unneeded(connection, is_last=False):
             connection.close()
+    return has_transaction
 
 
 def has_own_thread() -> bool:

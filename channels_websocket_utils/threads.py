@@ -49,11 +49,11 @@ __all__ = [
 
 
 # The gate's decision takes three queries, so a few threads serve thousands of connects a second.
-# Each thread may hold a database connection.
 OUR_THREADS = 8
 # Seconds. A handler that blocks must not stop a test run.
 END_LIMIT = 5
-_lock = threading.Lock()
+# The garbage collector may end a coroutine that waits, in a thread that has the lock.
+_lock = threading.RLock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
 _at_work = {"package": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
@@ -141,17 +141,14 @@ async def may_wait_for_client() -> bool:
         if not works and current_thread_context() is None:
             return False
         # This runs in the thread that async_to_sync() blocks.
-        await sync_to_async(give_back_connections)()
+        if await sync_to_async(give_back_connections)():
+            return False
     return all(work.pool == "handlers" and not work.keeps_connection() for work in works)
 
 
 @contextmanager
 def waiting_for_client(end: Callable[[], object]) -> Iterator[None]:
-    """
-    Allow others to end the wait of this ``with`` block by ``end()``, if it holds a thread.
-
-    ``end()`` is called, in any thread, if no thread of the pool is free and no wait is longer.
-    """
+    """Let any thread call ``end()`` if no thread of handlers is free, and no wait is longer."""
     key = object()
     if holds_thread():
         with _lock:
@@ -165,7 +162,7 @@ def waiting_for_client(end: Callable[[], object]) -> Iterator[None]:
 
 
 def holds_thread() -> bool:
-    """Return whether a thread of a pool waits for the code that runs here."""
+    """Return whether a thread of a pool waits for this code."""
     return bool(_works_of_threads())
 
 
@@ -179,7 +176,11 @@ def _end_longest_wait() -> None:
         if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):
             return
         end = _client_waits.pop(next(iter(_client_waits)))
-    end()
+    try:
+        end()
+    except RuntimeError:
+        # Its event loop is closed.
+        _end_longest_wait()
 
 
 def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:

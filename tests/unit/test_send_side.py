@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import nullcontext
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -58,6 +59,7 @@ class Pushing:
     disconnected = None
     # The database connections of the threads that made queries.
     used = ()
+    finished = threading.Event()
 
     @staticmethod
     def query():
@@ -218,8 +220,10 @@ class PlainSync(WebsocketConsumer):
     def receive(self, text_data=None, bytes_data=None):
         if "query" in text_data:
             Pushing.query()
-        for _ in range(MANY):
-            self.send(text_data=TEXT)
+        with transaction.atomic() if "transaction" in text_data else nullcontext():
+            for _ in range(MANY):
+                self.send(text_data=TEXT)
+        Pushing.finished.set()
 
 
 class PlainAsync(AsyncWebsocketConsumer):
@@ -404,6 +408,17 @@ async def test_plain_sync_consumer_that_waits_holds_no_connection_of_a_pool(paus
     await until(lambda: connection._outbox._space is not None)
 
     assert used[-1].connection is None
+
+
+async def test_plain_sync_consumer_in_a_transaction_does_not_wait(pausable, monkeypatch):
+    """Also in a thread of its own: other transactions wait for its locks."""
+    monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
+    Pushing.finished.clear()
+
+    socket, _ = await begin(pausable, PlainSync, "transaction", isolate=True)
+
+    assert await ended(socket) == 4490
+    await until(Pushing.finished.is_set)
 
 
 async def test_handler_whose_thread_cannot_give_its_connection_back_does_not_wait(
