@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from ..threads import is_single_threaded
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from .knowledge import Knowledge
 
-__all__ = ["PATIENCE", "ROUNDS", "Lateness"]
+__all__ = ["PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
@@ -22,6 +23,11 @@ PATIENCE = 5.0
 # Checks that a message waits for, one after the other. A message needs more than one if another
 # message that has waited for the same check blocks the event loop.
 ROUNDS = 10
+# Pauses of the process after which a check has all of ``PATIENCE`` again. More count as an outage:
+# the process is overloaded.
+RESTARTS = 3
+
+logger = logging.getLogger("channels_websocket_utils")
 
 
 class Lateness:
@@ -86,30 +92,40 @@ class Lateness:
         return self._freshening
 
     async def _freshen(self) -> None:
-        left = PATIENCE
+        try:
+            await self._check()
+        except Exception:
+            logger.exception("The check that messages wait for failed")
+        if self.is_stale():
+            self._note_outage()
+
+    async def _check(self) -> None:
+        left, restarts = PATIENCE, RESTARTS
         while self.is_stale() and left > 0:
             check, is_new = self._start_check()
             left, has_paused = await self._wait_for(check, left)
+            if has_paused:
+                restarts -= 1
+                if restarts < 0:
+                    return
             if check.done() and not check.cancelled() and is_new and not has_paused:
                 # Also if it took longer than the interval.
                 self._knowledge.trust_for(self._knowledge.interval / 4)
-        if self.is_stale():
-            self._note_outage()
 
     async def _wait_for(self, check: asyncio.Future[None], left: float) -> tuple[float, bool]:
         """
         Wait for ``check``, at most ``left`` seconds of the time in which the process runs.
 
         Return the seconds that are left, and whether the process was stopped, blocked or asleep
-        meanwhile: then changes since the beginning of the check may be unknown.
+        meanwhile: then changes since the beginning of the check may be unknown, and ``check`` has
+        all the time again.
         """
-        interval, has_paused = self._knowledge.interval, False
+        interval = self._knowledge.interval
         tolerance = min(interval / 2, 1.0)
         while not check.done() and left > 0:
             step, limit = Age(), min(left, interval / 4)
             await asyncio.wait({check}, timeout=limit)
             if step.is_over(limit + tolerance):
-                left, has_paused = PATIENCE, True
-            else:
-                left -= step.seconds()
-        return left, has_paused
+                return PATIENCE, True
+            left -= step.seconds()
+        return left, False
