@@ -744,6 +744,13 @@ WEAKNESSES = [
         "late::test_event_of_the_channel_layer_waits_whatever_its_text_is",
     ),
     (
+        "deliver pushes that arrive after a pause of the process",
+        "live/lateness.py",
+        "        if not self._pushes and not self.is_stale():\n            push()\n",
+        "        if True:\n            push()\n",
+        "late::test_push_after_a_pause_is_not_delivered_if_the_user_was_disconnected",
+    ),
+    (
         "let pings wait too",
         "live/held.py",
         '                if is_ping(received.get("text")):\n',

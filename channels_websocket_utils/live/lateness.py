@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ..threads import is_single_threaded
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from .knowledge import Knowledge
 
-__all__ = ["PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
+__all__ = ["MOST_PUSHES", "PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
@@ -26,6 +27,8 @@ ROUNDS = 10
 # Pauses of the process after which a check has all of ``PATIENCE`` again. More count as an outage:
 # the process is overloaded.
 RESTARTS = 3
+# Pushes to connections that wait for a check. More are dropped.
+MOST_PUSHES = 1000
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -52,6 +55,7 @@ class Lateness:
         self._start_check, self._note_outage = start_check, note_outage
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._freshening: asyncio.Future[None] | None = None
+        self._pushes: deque[Callable[[], object]] = deque()
 
     async def until_fresh(self) -> None:
         """
@@ -76,6 +80,26 @@ class Lateness:
                 waiting.result(2 * PATIENCE)
             finally:
                 waiting.cancel()
+
+    def push_when_fresh(self, push: Callable[[], object]) -> None:
+        """Call ``push()`` now, or after earlier ones when a check has ended."""
+        if not self._pushes and not self.is_stale():
+            push()
+        elif len(self._pushes) < MOST_PUSHES:
+            self._pushes.append(push)
+            if len(self._pushes) == 1:
+                run_in_background(self._push_all())
+        else:
+            logger.warning("A push was dropped: %s wait for a check", MOST_PUSHES)
+
+    async def _push_all(self) -> None:
+        try:
+            while self._pushes:
+                await self.until_fresh()
+                self._pushes[0]()
+                self._pushes.popleft()
+        finally:
+            self._pushes.clear()
 
     def _rounds(self) -> Iterator[None]:
         for _ in range(ROUNDS):

@@ -21,7 +21,7 @@ from channels_websocket_utils.live import age, held, knowledge, lateness, rechec
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.messaging import permissions
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
-from channels_websocket_utils.utils import aget_websocket_token
+from channels_websocket_utils.utils import aget_websocket_token, apush_to_user
 
 from ..support.consumers import (
     PERM,
@@ -767,6 +767,49 @@ async def test_part_of_a_stream_waits_for_a_check(user, open_as, pause):
 async def messages_of(socket):
     while isinstance(message := await socket.next(), dict):
         yield message
+
+
+async def test_push_after_a_pause_is_not_delivered_if_the_user_was_disconnected(
+    user, open_as, pause
+):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await apush_to_user(user, "secret", {})
+
+    assert await socket.next() == 4410
+
+
+@pytest.mark.usefixtures("never_stale")
+async def test_naive_push_after_a_pause_is_delivered(user, open_as, pause):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await apush_to_user(user, "secret", {})
+
+    assert (await socket.next())["key"] == "secret"
+
+
+async def test_few_pushes_wait_for_one_check_and_keep_their_order(
+    user, open_as, pause, checks, monkeypatch, caplog
+):
+    monkeypatch.setattr(lateness, "MOST_PUSHES", 3)
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    for number in range(4):
+        await apush_to_user(user, "news", {"n": number})
+    await until(checks.reached.is_set)
+    await until(lambda: "A push was dropped" in caplog.text)
+    checks.go.set()
+
+    assert [(await socket.next())["n"] for _ in range(3)] == [0, 1, 2]
+    assert checks.count == 1
+    await apush_to_user(user, "news", {"n": 4})
+    assert (await socket.next())["n"] == 4
 
 
 # How long messages wait
