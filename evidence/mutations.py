@@ -893,9 +893,23 @@ WEAKNESSES = [
     (
         "run a connect that waited for a thread during a pause",
         "messaging/dispatch.py",
-        '        if late is None or message["type"] == "websocket.disconnect":\n',
-        '        if late is None or message["type"] != "websocket.receive":\n',
+        '        if late is None or kind == "websocket.disconnect":\n',
+        '        if late is None or kind != "websocket.receive":\n',
         "late::test_connect_that_waits_for_a_thread_during_the_pause_does_not_run",
+    ),
+    (
+        "take an event of the channel layer for a ping",
+        "messaging/dispatch.py",
+        'if kind == "websocket.receive" and is_ping(',
+        "if is_ping(",
+        "late::test_event_of_the_channel_layer_waits_whatever_its_text_is",
+    ),
+    (
+        "deliver pushes that arrive after a pause of the process",
+        "live/lateness.py",
+        "        if not self._pushes and not self.is_stale():\n            push()\n",
+        "        if True:\n            push()\n",
+        "late::test_push_after_a_pause_is_not_delivered_if_the_user_was_disconnected",
     ),
     (
         "let pings wait too",

@@ -57,6 +57,8 @@ class HeldMessages:
                     return received
                 self._messages.append(received)
                 self._size += _size_of(received)
+        if self._receiving is None:
+            return await self._receive()
         return await self._receive_more(set())  # type: ignore[return-value]
 
     async def _receive_more(self, others: set[asyncio.Future[None]]) -> Message | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ..database_connections import give_back_connections
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from .knowledge import Knowledge
 
-__all__ = ["PATIENCE", "ROUNDS", "Lateness"]
+__all__ = ["MOST_PUSHES", "PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
@@ -23,6 +25,13 @@ PATIENCE = 5.0
 # Checks that a message waits for, one after the other. A message needs more than one if another
 # message that has waited for the same check blocks the event loop.
 ROUNDS = 10
+# Pauses of the process after which a check has all of ``PATIENCE`` again. More count as an outage:
+# the process is overloaded.
+RESTARTS = 3
+# Pushes to connections that wait for a check. More are dropped.
+MOST_PUSHES = 1000
+
+logger = logging.getLogger("channels_websocket_utils")
 
 
 class Lateness:
@@ -47,6 +56,7 @@ class Lateness:
         self._start_check, self._note_outage = start_check, note_outage
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._freshening: asyncio.Future[None] | None = None
+        self._pushes: deque[Callable[[], object]] = deque()
 
     async def until_fresh(self) -> None:
         """
@@ -74,6 +84,26 @@ class Lateness:
             finally:
                 waiting.cancel()
 
+    def push_when_fresh(self, push: Callable[[], object]) -> None:
+        """Call ``push()`` now, or after earlier ones when a check has ended."""
+        if not self._pushes and not self.is_stale():
+            push()
+        elif len(self._pushes) < MOST_PUSHES:
+            self._pushes.append(push)
+            if len(self._pushes) == 1:
+                run_in_background(self._push_all())
+        else:
+            logger.warning("A push was dropped: %s wait for a check", MOST_PUSHES)
+
+    async def _push_all(self) -> None:
+        try:
+            while self._pushes:
+                await self.until_fresh()
+                self._pushes[0]()
+                self._pushes.popleft()
+        finally:
+            self._pushes.clear()
+
     def _rounds(self) -> Iterator[None]:
         for _ in range(ROUNDS):
             if not self.is_stale():
@@ -89,30 +119,40 @@ class Lateness:
         return self._freshening
 
     async def _freshen(self) -> None:
-        left = PATIENCE
+        try:
+            await self._check()
+        except Exception:
+            logger.exception("The check that messages wait for failed")
+        if self.is_stale():
+            self._note_outage()
+
+    async def _check(self) -> None:
+        left, restarts = PATIENCE, RESTARTS
         while self.is_stale() and left > 0:
             check, is_new = self._start_check()
             left, has_paused = await self._wait_for(check, left)
+            if has_paused:
+                restarts -= 1
+                if restarts < 0:
+                    return
             if check.done() and not check.cancelled() and is_new and not has_paused:
                 # Also if it took longer than the interval.
                 self._knowledge.trust_for(self._knowledge.interval / 4)
-        if self.is_stale():
-            self._note_outage()
 
     async def _wait_for(self, check: asyncio.Future[None], left: float) -> tuple[float, bool]:
         """
         Wait for ``check``, at most ``left`` seconds of the time in which the process runs.
 
         Return the seconds that are left, and whether the process was stopped, blocked or asleep
-        meanwhile: then changes since the beginning of the check may be unknown.
+        meanwhile: then changes since the beginning of the check may be unknown, and ``check`` has
+        all the time again.
         """
-        interval, has_paused = self._knowledge.interval, False
+        interval = self._knowledge.interval
         tolerance = min(interval / 2, 1.0)
         while not check.done() and left > 0:
             step, limit = Age(), min(left, interval / 4)
             await asyncio.wait({check}, timeout=limit)
             if step.is_over(limit + tolerance):
-                left, has_paused = PATIENCE, True
-            else:
-                left -= step.seconds()
-        return left, has_paused
+                return PATIENCE, True
+            left -= step.seconds()
+        return left, False

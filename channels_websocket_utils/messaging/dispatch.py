@@ -23,9 +23,10 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
-from .. import compat, protocol
+from .. import compat
 from ..database_connections import has_own_thread, orm_thread
 from ..live.connection import SocketEnded
+from ..protocol import is_ping
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
@@ -65,8 +66,7 @@ class Dispatch(_Base):
     # The decorators leave it to this consumer to answer.
     opens_calls = True
 
-    # Created when the first message comes, and the first stream.
-    _limits: MessageLimits | None = None
+    _limits: MessageLimits | None = None  # Created when the first message comes.
     # Whether a message is dispatched in the step in which receive() returns it.
     _is_direct = False
     _streams: OpenStreams | None = None
@@ -143,10 +143,10 @@ class Dispatch(_Base):
 
     def _lateness_for(self, message: Message) -> Lateness | None:
         """Return the ``Lateness`` of the connection if ``message`` must wait now."""
-        late = lateness_of(self)
-        if late is None or message["type"] == "websocket.disconnect":
+        late, kind = lateness_of(self), message["type"]
+        if late is None or kind == "websocket.disconnect":
             return None
-        return None if protocol.is_ping(message.get("text")) else late
+        return None if kind == "websocket.receive" and is_ping(message.get("text")) else late
 
     def _stop_if_ended(self, message: Message) -> None:
         """Stop a consumer whose connect has waited until the end. It needs no disconnect."""

@@ -21,7 +21,7 @@ from channels_websocket_utils.live import age, held, knowledge, lateness, rechec
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.messaging import permissions
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
-from channels_websocket_utils.utils import aget_websocket_token
+from channels_websocket_utils.utils import aget_websocket_token, apush_to_user
 
 from ..support.consumers import (
     PERM,
@@ -747,6 +747,29 @@ async def test_pause_during_the_check_that_a_message_waits_for_needs_another_che
     assert Acts.acts == []
 
 
+class News(AsyncManager):
+    channel_layer_alias = "default"
+    groups = ["news"]
+
+    async def news(self, event):
+        Acts.acts.append(event["text"])
+
+
+@pytest.mark.parametrize("text", [5, '{"type":"websocket.ping"}'])
+async def test_event_of_the_channel_layer_waits_whatever_its_text_is(open_as, pause, checks, text):
+    socket = await open_as(News)
+    await socket.next_for("websocket.ready")
+    checks.go.clear()
+    pause()
+
+    await get_channel_layer().group_send("news", {"type": "news", "text": text})
+    await until(checks.reached.is_set)
+    assert Acts.acts == []
+    checks.go.set()
+
+    await until(lambda: Acts.acts == [text])
+
+
 async def test_part_of_a_stream_waits_for_a_check(user, open_as, pause):
     began, go_on = asyncio.Event(), asyncio.Event()
 
@@ -772,6 +795,49 @@ async def test_part_of_a_stream_waits_for_a_check(user, open_as, pause):
 async def messages_of(socket):
     while isinstance(message := await socket.next(), dict):
         yield message
+
+
+async def test_push_after_a_pause_is_not_delivered_if_the_user_was_disconnected(
+    user, open_as, pause
+):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await apush_to_user(user, "secret", {})
+
+    assert await socket.next() == 4410
+
+
+@pytest.mark.usefixtures("never_stale")
+async def test_naive_push_after_a_pause_is_delivered(user, open_as, pause):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await apush_to_user(user, "secret", {})
+
+    assert (await socket.next())["key"] == "secret"
+
+
+async def test_few_pushes_wait_for_one_check_and_keep_their_order(
+    user, open_as, pause, checks, monkeypatch, caplog
+):
+    monkeypatch.setattr(lateness, "MOST_PUSHES", 3)
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    for number in range(4):
+        await apush_to_user(user, "news", {"n": number})
+    await until(checks.reached.is_set)
+    await until(lambda: "A push was dropped" in caplog.text)
+    checks.go.set()
+
+    assert [(await socket.next())["n"] for _ in range(3)] == [0, 1, 2]
+    assert checks.count == 1
+    await apush_to_user(user, "news", {"n": 4})
+    assert (await socket.next())["n"] == 4
 
 
 # How long messages wait
@@ -853,6 +919,56 @@ async def test_pause_is_no_part_of_the_time_that_a_message_waits(pause):
 
     assert has_paused
     assert left > 1
+
+
+async def test_message_waits_for_a_limited_time_if_the_process_pauses_again_and_again(
+    pause, settings
+):
+    """The database hangs too."""
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.2}
+    check, outages = asyncio.get_running_loop().create_future(), []
+    late = lateness.Lateness(
+        knowledge.Knowledge(), lambda: (check, False), lambda: outages.append(1)
+    )
+    pause()
+    waiting = late.freshening()
+
+    # A pause in each step of the wait.
+    await until(lambda: pause(seconds=1) or waiting.done())
+
+    assert outages == [1]
+
+
+async def test_check_that_cannot_start_is_logged_and_counts_as_an_outage(
+    open_as, pause, monkeypatch, caplog
+):
+    socket = await open_as()
+    (connection,) = live_connections()
+
+    def fail():
+        raise ValueError("an error of the site")
+
+    monkeypatch.setattr(connection.lateness, "_start_check", fail)
+    pause()
+
+    await socket.call("act", value=1)
+
+    assert Acts.acts == [1]
+    assert connection.is_database_unavailable
+    assert caplog.text.count("ValueError: an error of the site") == 1
+
+
+async def test_connection_that_held_messages_receives_from_the_server_again(open_as, pause):
+    """Later messages cost no task."""
+    socket = await open_as()
+    (connection,) = live_connections()
+    pause()
+    for number in range(3):
+        await socket.call("act", value=number)
+
+    await until(lambda: connection._receive._task is not None)
+
+    assert connection._receive._held._receiving is None
 
 
 # The timer
