@@ -180,6 +180,11 @@ class AsyncDispatch(Dispatch, _AsyncBase):
                 await self._handler_of(message)(message)
             else:
                 await super().dispatch(message)
+        except SocketEnded:
+            if is_last:
+                raise
+            # Its disconnect() still follows.
+            logger.debug("%s was stopped in a send: its socket has ended", type(self).__name__)
         finally:
             if thread.holds_unneeded(is_last):
                 await sync_to_async(thread.close_unneeded)(is_last)
@@ -245,8 +250,10 @@ class SyncDispatch(Dispatch):
         try:
             await (in_our_pool if is_urgent else in_handler_pool)(self._handle)(message)
         finally:
-            # On the event loop: no thread waits until they are sent.
-            await outgoing.end()
+            # Its disconnect() still follows.
+            with contextlib.suppress(SocketEnded):
+                # On the event loop: no thread waits until they are sent.
+                await outgoing.end()
 
     async def _will_be_refused(self, message: Message) -> bool:
         """Return whether the handler would wait for a thread, only to refuse the call."""
