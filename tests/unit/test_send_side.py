@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -18,7 +19,7 @@ from channels_websocket_utils.consumers import (
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.live import outbox
+from channels_websocket_utils.live import dropping, outbox
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.signals import connection_closed, connection_stalled
 from channels_websocket_utils.utils import (
@@ -485,6 +486,55 @@ async def test_consumer_whose_send_was_stopped_gets_its_disconnect(pausable, lim
 
     assert await ended(socket) == 4490
     await until(lambda: Pushing.disconnected == [4490])
+
+
+class Late(Pushing, WebSocketManagerConsumer):
+    """Its answers come after the end of the connection, and after ``DROP_LIMIT``."""
+
+    channel_layer_alias = ALIAS
+
+    @auto_route
+    def late(self):
+        while not self.scope["websocket_connection"].ended:
+            time.sleep(0.01)
+        self.push("dropped", {})
+        time.sleep(0.1)
+        return "late"
+
+    def disconnect(self, code):
+        self.disconnected.append(code)
+
+
+class AsyncLate(AsyncWebSocketManagerConsumer):
+    channel_layer_alias = ALIAS
+    disconnected = None
+
+    @auto_route
+    async def late(self):
+        while not self.scope["websocket_connection"].ended:
+            await asyncio.sleep(0.01)
+        await self.push("dropped", {})
+        await asyncio.sleep(0.1)
+        return "late"
+
+    async def disconnect(self, code):
+        self.disconnected.append(code)
+
+
+@pytest.mark.parametrize("consumer", [Late, AsyncLate])
+async def test_consumer_whose_answer_was_stopped_gets_its_disconnect(
+    pausable, user, consumer, monkeypatch
+):
+    monkeypatch.setattr(dropping, "DROP_LIMIT", 0.05)
+    monkeypatch.setattr(consumer, "disconnected", [])
+    socket, _ = await pausable(consumer)
+    await socket.next_for("websocket.ready")
+    await socket.send("late", reply_key="k")
+
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    await until(lambda: consumer.disconnected == [4410])
 
 
 async def test_plain_sync_consumer_does_not_wait_in_the_thread_of_all(pausable, monkeypatch):
