@@ -69,6 +69,10 @@ class Outbox:
         """
         if self.is_closed:
             return False
+        if self._task is not None and self._task.done():
+            # It was cancelled before its first step, from outside of this package.
+            self._task = None
+            self._empty()
         if self._task is None:
             rest = step(self.send(message), copy_context())
             if rest is not None:

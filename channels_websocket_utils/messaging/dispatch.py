@@ -75,11 +75,13 @@ class Dispatch(_Base):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
-        if "websocket_connection" in scope:
-            scope["websocket_connection"].answers_pings = True
+        connection = scope.get("websocket_connection")
+        if connection is not None:
+            connection.answers_pings = True
         try:
             if self._needs_no_tasks():
-                self._is_direct = True
+                # A middleware between the gate and the consumer may wait in its own receive().
+                self._is_direct = connection is None or receive == connection.receive
                 await self._receive_all(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)

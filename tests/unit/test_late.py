@@ -1121,3 +1121,31 @@ class TestKnowledge:
         assert not known.is_grace_over()
         pause("time", 2)
         assert known.is_grace_over()
+
+
+@pytest.mark.parametrize("consumer", OURS)
+async def test_pause_in_a_middleware_below_the_gate_lets_the_message_wait(
+    user, session, open_socket, pause, consumer
+):
+    """Its receive() may wait after the gate has passed the message on."""
+    inner = consumer.as_asgi()
+
+    async def middleware(scope, receive, send):
+        async def receive_slowly():
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                await disconnect_elsewhere(user)
+                pause()
+            return message
+
+        await inner(scope, receive_slowly, send)
+
+    token = await aget_websocket_token(user)
+    socket = open_socket(gated(middleware), f"/ws/{token}", session=session)
+    await socket.connect()
+    await socket.next_for("websocket.ready")
+
+    await socket.send("act")
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []

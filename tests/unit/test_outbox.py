@@ -271,3 +271,21 @@ async def test_a_send_that_was_cancelled_is_freed_without_the_garbage_collector(
         assert [reference() for reference in references] == [None]
     finally:
         gc.enable()
+
+
+async def test_messages_are_sent_after_a_task_was_cancelled_before_its_first_step():
+    sent, go = [], asyncio.Event()
+
+    async def send(message):
+        if not go.is_set():
+            await go.wait()
+        sent.append(message["text"])
+
+    outbox = Outbox(send)
+    assert outbox.put({"type": "websocket.send", "text": "lost"}, print)
+    outbox._task.cancel()
+    await asyncio.sleep(0)
+    go.set()
+
+    assert outbox.put({"type": "websocket.send", "text": "sent"}, print)
+    assert sent == ["sent"]
