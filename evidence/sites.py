@@ -34,6 +34,7 @@ from pathlib import Path
 from channels_redis.core import RedisChannelLayer
 
 from channels_websocket_utils.live.broadcast import PUSHES, REVOCATIONS
+from channels_websocket_utils.live.signatures import VERSION
 from tests.support import lab
 from tests.support.lab import LIMIT, WebSocket
 from tests.support.servers import COMMANDS, free_port, running
@@ -266,15 +267,17 @@ class Trial:
         kind = self._random.choice(HOSTILE)
         group = self._random.choice([REVOCATIONS, PUSHES])
         content = self._content()
-        text = json.dumps(content)
+        text = json.dumps({**content, "tenant": ""})
         if kind == "replayed" and self._sent:
             site, signed = self._random.choice(self._sent)
-            expected[site].append(json.loads(signed.rpartition(":")[0]))
+            event = json.loads(signed.rpartition(":")[0])
+            del event["tenant"]
+            expected[site].append(event)
             group = REVOCATIONS
         elif kind == "changed" and self._sent:
             signed = text + ":" + self._random.choice(self._sent)[1].rpartition(":")[2]
         elif kind == "old version":
-            signed = signed_as(text, "key", "channels_websocket_utils.event.0.shop")
+            signed = signed_as(text, "key", f"channels_websocket_utils.event.{VERSION - 1}.shop")
         elif kind == "unsigned":
             signed = text
         elif kind == "malformed":
@@ -282,7 +285,9 @@ class Trial:
                 [None, 7, "", ":", "{", [], {"kind": "push"}, "\x00", "9" * 9999]
             )
         else:
-            signed = signed_as(text, "a key of nobody", "channels_websocket_utils.event.1.")
+            signed = signed_as(
+                text, "a key of nobody", f"channels_websocket_utils.event.{VERSION}."
+            )
         message = {"type": "websocket.event", "sender": "another", "event": signed}
         await self._layer.group_send(group, message)
         # This program is in the group, too.
