@@ -354,7 +354,7 @@ WEAKNESSES = [
     (
         "do not ask whether the session of a token still exists, at connect",
         "gate/decision.py",
-        "elif sign_in is None and not _has_session(principal):",
+        "elif sign_in is None and has_lost_session(principal):",
         "elif False:",
         "bound_tokens::test_token_of_a_session_that_has_ended_opens_nothing",
     ),

@@ -12,7 +12,7 @@ from ..signals import token_refused
 from ..tokens import digests, redeeming, seal
 from ..tokens.store import StoreUnavailable
 from . import database_clock, revocations
-from .freshness import present_sessions
+from .freshness import has_lost_session
 from .sign_in import (
     MODEL_BACKEND,
     backend_path,
@@ -192,7 +192,7 @@ def _check_token(check: _TokenCheck) -> None:
     elif _is_session_ended(principal) if row.is_session_ended is None else row.is_session_ended:
         # The page requested this token before the logout was complete.
         check.reason = "wrong_session"
-    elif sign_in is None and not _has_session(principal):
+    elif sign_in is None and has_lost_session(principal):
         # Its key was rotated, it has expired, or it was deleted.
         check.reason = "wrong_session"
 
@@ -263,11 +263,6 @@ def _principal(
         digest = own_session_digest(session)
         key = session.session_key or "" if digest else ""
     return Principal(user_id, backend, auth_digest, key, digest, validated_at)
-
-
-def _has_session(principal: Principal) -> bool:
-    key = principal.session_key
-    return not key or key in present_sessions({key})
 
 
 def _is_session_ended(principal: Principal) -> bool:

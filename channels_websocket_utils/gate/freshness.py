@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..compat import key_of_user, load_backend, router
-from ..outages import outage_errors
+from ..outages import outage_errors, text_of
 from ..tokens import digests
 from . import revocations
 from .isolation import Answers, ask_each, read_each
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     # A primary key and a backend.
     _Asked: TypeAlias = tuple[Any, str]
 
-__all__ = ["Findings", "find_outdated", "fresh_user", "present_sessions"]
+__all__ = ["Findings", "find_outdated", "fresh_user", "has_lost_session"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -106,6 +106,11 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     return fresh if is_same else None
 
 
+def has_lost_session(principal: Principal) -> bool:
+    """Return whether the session of ``principal`` does not exist any more, if its key is known."""
+    return bool(principal.session_key) and not _present_sessions({principal.session_key})
+
+
 def _has_session_ended(connection: Any) -> bool:
     """Return whether the session has ended that the token of the connection is bound to."""
     principal = None if connection is None else connection.principal
@@ -113,7 +118,7 @@ def _has_session_ended(connection: Any) -> bool:
         return False
     if revocations.is_session_ended(principal.session_digest):
         return True
-    return bool(principal.session_key) and not present_sessions({principal.session_key})
+    return has_lost_session(principal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ def find_outdated(principals: Iterable[Principal]) -> Findings:
     """
     users = _present_users({(each.user_id, each.backend) for each in principals})
     keys = {each.session_key for each in principals if each.session_key}
-    sessions = present_sessions(keys) if keys else set()
+    sessions = _present_sessions(keys) if keys else set()
 
     def is_same(asked: tuple[Any, ...]) -> bool:
         return digests.has_auth_digest(users.given[asked[:2]], asked[2])
@@ -164,8 +169,9 @@ def _log_unavailable(unavailable: list[Principal], outages: dict[Any, BaseExcept
     if unavailable:
         # Without a traceback: an outage would fill the log.
         error = next(iter(outages.values()))
-        text = str(error) or type(error).__name__
-        logger.error("The users of %s live connections are unavailable: %s", len(unavailable), text)
+        logger.error(
+            "The users of %s live connections are unavailable: %s", len(unavailable), text_of(error)
+        )
 
 
 def _present_users(asked: Collection[_Asked]) -> Answers[_Asked, AbstractBaseUser]:
@@ -205,7 +211,7 @@ def _model_users(path: str) -> _ReadUsers:
     return lambda ids: filter(backend.user_can_authenticate, manager.filter(pk__in=ids))
 
 
-def present_sessions(keys: set[str]) -> set[str]:
+def _present_sessions(keys: set[str]) -> set[str]:
     """
     Return those of the session ``keys`` that exist and have not expired.
 

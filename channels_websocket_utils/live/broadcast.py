@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from ..conf import get_setting
+from ..outages import text_of
 from .signatures import BadSignature, verify
 from .tasks import run_in_background
 
@@ -74,8 +75,8 @@ async def asend(group: str, text: str) -> None:
 
     This is one ``group_send()``, and a second one after an error; both may take 1 second at most.
     The last error is logged and not raised: the caller's work is done, and the re-check of the
-    other processes finds the change.
-    After a time-out, the layer is skipped for 5 seconds, so that the next callers do not wait.
+    other processes finds the change. After a time-out, the layer is skipped for 5 seconds, so that
+    the next callers do not wait.
     """
     layer = shared_layer()
     if layer is None:
@@ -91,7 +92,7 @@ async def asend(group: str, text: str) -> None:
             raise
     except Exception as error:
         # Each layer has exceptions of its own.
-        logger.error("The channel layer did not take an event for %s: %s", group, _text_of(error))
+        logger.error("The channel layer did not take an event for %s: %s", group, text_of(error))
 
 
 async def _group_send(layer: Layer, group: str, message: dict[str, str]) -> None:
@@ -154,7 +155,7 @@ class Listener:
             except Exception as error:
                 # Each layer has exceptions of its own. The re-check works without the layer.
                 logger.warning(
-                    "The channel layer was lost, next try in %s s: %s", delay, _text_of(error)
+                    "The channel layer was lost, next try in %s s: %s", delay, text_of(error)
                 )
             self._has_tried.set()
             await asyncio.sleep(delay)
@@ -214,7 +215,7 @@ class Listener:
         try:
             await _within_limit(layer.group_discard(self._group, channel))
         except Exception as error:
-            logger.debug("A listener could not leave %s: %s", self._group, _text_of(error))
+            logger.debug("A listener could not leave %s: %s", self._group, text_of(error))
 
 
 @asynccontextmanager
@@ -240,7 +241,7 @@ async def _listening_layer() -> AsyncIterator[Layer]:
         try:
             await _within_limit(layer.close_pools())
         except Exception as error:
-            logger.debug("A listener's layer could not be closed: %s", _text_of(error))
+            logger.debug("A listener's layer could not be closed: %s", text_of(error))
         free.append(layer)
 
 
@@ -287,7 +288,3 @@ def _retrieve_error(task: asyncio.Future[Any]) -> None:
 def _sender() -> str:
     # A process may be forked after this module was imported.
     return f"{_BOOT}.{os.getpid()}"
-
-
-def _text_of(error: Exception) -> str:
-    return str(error) or type(error).__name__

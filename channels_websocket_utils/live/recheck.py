@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import protocol
 from ..gate import freshness
 from ..gate.isolation import forget_locals
-from ..outages import is_outage
+from ..outages import is_outage, text_of
 from ..threads import in_recheck_thread
 from .age import Age
 from .changes import read_changes
@@ -266,6 +266,4 @@ def _principals(connections: Iterable[Connection]) -> set[Principal]:
 
 def _log_outage(error: Exception) -> None:
     # Without a traceback: an outage would fill the log.
-    logger.error(
-        "The live connections could not be re-checked: %s", str(error) or type(error).__name__
-    )
+    logger.error("The live connections could not be re-checked: %s", text_of(error))

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..gate import revocations
-from ..outages import outage_errors
+from ..outages import outage_errors, text_of
 from ..threads import in_recheck_thread
 from .tasks import run_in_background
 
@@ -59,8 +59,9 @@ class UnreadRevocations:
                     self._add(row)
             except outage_errors() as error:
                 # Without a traceback: an outage would fill the log.
-                text = str(error) or type(error).__name__
-                logger.error("The rows of %s revocations could not be read: %s", len(ids), text)
+                logger.error(
+                    "The rows of %s revocations could not be read: %s", len(ids), text_of(error)
+                )
             except Exception:
                 logger.exception("The rows of %s revocations could not be read", len(ids))
             for id, revocation in batch.items():
