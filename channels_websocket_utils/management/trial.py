@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
-from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 from django.urls import URLPattern
 
@@ -108,7 +107,7 @@ class Trial:
         target = plain if "{token}" in plain else f"{plain.rstrip('/')}/{{token}}"
         for candidate, source in ((target, "path"), (plain, "subprotocol")):
             found = routing.match(
-                _websocket_of(self._application),
+                routing.websocket_of(self._application),
                 {"path": candidate.replace("{token}", _PROBE)},
                 "token",
             )
@@ -217,14 +216,6 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.append(record.getMessage())
-
-
-def _websocket_of(application: Application) -> Any:
-    """Return what ``application`` serves for ``websocket``."""
-    last = routing.layers(application)[-1]
-    if isinstance(last, ProtocolTypeRouter):
-        return last.application_mapping.get("websocket", application)
-    return application
 
 
 def _takes(chain: Chain, source: str) -> bool:

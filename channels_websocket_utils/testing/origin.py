@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from channels.routing import ProtocolTypeRouter
 from channels.security.websocket import OriginValidator
 
 from ..compat import allowed_origins_of
-from ..gate.routing import layers
+from ..gate.routing import layers, websocket_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -21,11 +20,7 @@ __all__ = ["explain_refused_origin"]
 
 def explain_refused_origin(application: Application, scope: Scope) -> str | None:
     """Return why ``application`` refuses the ``Origin`` in ``scope``; ``None`` if it does not."""
-    found = layers(application)
-    last = found[-1]
-    if isinstance(last, ProtocolTypeRouter):
-        below: Any = last.application_mapping.get("websocket")
-        found = layers(below)
+    found = layers(websocket_of(application))
     origins = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
     origin = origins[-1] if origins else None
     checks = [each for each in found if isinstance(each, OriginValidator)]
