@@ -7,13 +7,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from .compat import allowed_origins_of
+from .compat import WebsocketDenier, allowed_origins_of
+from .gate.handshake import is_too_large
+from .gate.refusals import log_refusal
 from .live.hub import NEEDS_ASYNCIO
 from .middleware import WebSocketTokenAuthMiddlewareStack
 
@@ -30,6 +33,8 @@ logger = logging.getLogger("channels_websocket_utils")
 
 # A refused client chooses the header, so it chooses how long a line of the log is.
 _MAX_LOGGED = 200
+# A host name has 253 characters at most. Longer headers take time to parse.
+_MAX_ORIGIN = 300
 
 
 def get_application(
@@ -90,9 +95,10 @@ def websocket_application(
     of ``path()`` and ``re_path()``. The options are those of
     ``WebSocketTokenAuthMiddlewareStack``, but ``required`` is true by default.
 
-    A browser's ``Origin`` must be one of ``ALLOWED_HOSTS``, which is read at each handshake. A
-    handshake without an ``Origin`` is refused, except with ``token_only=True`` and
-    ``required=True``: apps send none, and no cookie counts there.
+    A browser's ``Origin`` must be one of ``ALLOWED_HOSTS``, which is read at each handshake. If
+    that contains ``"*"``, its host must be that of the ``Host`` header. A handshake without an
+    ``Origin`` is refused. With ``token_only=True`` and ``required=True`` no cookie counts, so
+    ``"*"`` allows every ``Origin`` there, and an app that sends none is accepted.
 
     Raises ``ImproperlyConfigured``, naming the remedy, for a wrong argument.
     """
@@ -117,7 +123,8 @@ class _CurrentHostsValidator(OriginValidator):
     ``AllowedHostsOriginValidator`` that reads ``ALLOWED_HOSTS`` at each handshake.
 
     Channels' own reads it once. Tests change it after the application is built: Django adds
-    ``testserver`` when the first test begins.
+    ``testserver`` when the first test begins. If it allows ``*``, and the gate trusts cookies, an
+    ``Origin`` must have the host of the ``Host`` header.
     """
 
     def __init__(self, application: Application, *, needs_origin: bool) -> None:
@@ -129,23 +136,69 @@ class _CurrentHostsValidator(OriginValidator):
         """The hosts that are allowed now."""
         return allowed_origins_of(AllowedHostsOriginValidator(self.application))
 
-    def valid_origin(self, parsed_origin: ParseResult | None) -> bool:
-        if parsed_origin is None and not self.needs_origin:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        # Channels' own parses every Origin, of any length, and raises for one that is no URL.
+        if is_too_large(scope):
+            log_refusal("too_large")
+        elif self.allows(scope):
+            application: Any = self.application
+            return await application(scope, receive, send)
+        return await WebsocketDenier()(scope, receive, send)
+
+    def allows(self, scope: Scope) -> bool:
+        """Return whether the ``Origin`` of ``scope`` is allowed now. A refusal is logged."""
+        found = _values(scope, b"origin")
+        if not found and not self.needs_origin:
             return True
-        is_valid: bool = AllowedHostsOriginValidator(self.application).valid_origin(parsed_origin)
+        try:
+            is_valid = len(found) == 1 and self._is_valid(_parse(found[0]), scope)
+        except ValueError:
+            is_valid = False
         if not is_valid:
-            _log_refusal(parsed_origin)
+            _log_refusal(found)
         return is_valid
 
+    def _is_valid(self, origin: ParseResult, scope: Scope) -> bool:
+        hosts = self.current_origins
+        if self.needs_origin and "*" in hosts:
+            # Any host may serve the site, but a page of another one must not use its cookies.
+            if origin.hostname is not None and origin.hostname == _host_of(scope):
+                return True
+            hosts = [host for host in hosts if host != "*"]
+        return bool(OriginValidator(self.application, hosts).valid_origin(origin))
 
-def _log_refusal(parsed_origin: ParseResult | None) -> None:
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for each, value in scope.get("headers") or () if each == name]
+
+
+def _parse(value: bytes, scheme: str = "") -> ParseResult:
+    """Return the parts of a header. Raises ``ValueError`` if it is too long or no URL."""
+    if len(value) > _MAX_ORIGIN:
+        raise ValueError("The header is longer than any host name.")
+    return urlparse(scheme + value.decode("latin1"))
+
+
+def _host_of(scope: Scope) -> str | None:
+    """Return the host name of the site for this client, as ``HttpRequest.get_host()`` reads it."""
+    found = _values(scope, b"x-forwarded-host") if settings.USE_X_FORWARDED_HOST else []
+    found = found or _values(scope, b"host")
+    return _parse(found[0], "//").hostname if len(found) == 1 else None
+
+
+def _log_refusal(found: list[bytes]) -> None:
     # A page in development that is refused has no other place to look for the reason.
     level = logging.WARNING if settings.DEBUG else logging.DEBUG
-    if parsed_origin is None:
-        logger.log(level, "Connection refused: it has no Origin header")
+    if len(found) == 1:
+        origin = found[0][:_MAX_LOGGED].decode("latin1")
+        logger.log(
+            level,
+            "Connection refused: ALLOWED_HOSTS, or the Host header if it allows '*', lacks the "
+            "host of Origin %r",
+            origin,
+        )
     else:
-        origin = parsed_origin.geturl()[:_MAX_LOGGED]
-        logger.log(level, "Connection refused: ALLOWED_HOSTS lacks the host of Origin %r", origin)
+        logger.log(level, "Connection refused: it has %s Origin headers", len(found) or "no")
 
 
 async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:

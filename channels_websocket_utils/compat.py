@@ -25,6 +25,9 @@ from asgiref.sync import (
 from channels import db as channels_db
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+
+# Refuses a handshake.
+from channels.security.websocket import WebsocketDenier
 from django.contrib.auth import (
     BACKEND_SESSION_KEY,
     HASH_SESSION_KEY,
@@ -67,6 +70,7 @@ __all__ = [
     "SESSION_KEY",
     "SyncToAsyncHook",
     "ThreadSensitiveContext",
+    "WebsocketDenier",
     "adapt_datetime",
     "allow_any_thread",
     "allowed_origins_of",
@@ -89,6 +93,7 @@ __all__ = [
     "has_no_database",
     "is_consumer_application",
     "is_idle",
+    "is_in_transaction",
     "is_run_by_thread",
     "is_too_old",
     "key_of_user",
@@ -222,6 +227,12 @@ def is_idle(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``connection`` is open, and no transaction of its thread is."""
     # in_atomic_block is true inside atomic().
     return connection.connection is not None and not connection.in_atomic_block
+
+
+def is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether a transaction is open, also one of ``set_autocommit(False)``."""
+    is_manual = connection.connection is not None and not connection.autocommit
+    return connection.in_atomic_block or is_manual
 
 
 def has_pool(connection: BaseDatabaseWrapper) -> bool:

@@ -20,8 +20,8 @@ from .compat import (
     has_failed,
     has_pool,
     is_idle,
+    is_in_transaction,
     is_too_old,
-    savepoint_depth,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "PoolConnections",
     "ThreadConnections",
     "aclose_unneeded_connections",
+    "give_back_connections",
     "has_own_thread",
     "orm_thread",
 ]
@@ -67,6 +68,21 @@ async def aclose_unneeded_connections() -> None:
     thread = orm_thread(asyncio.get_running_loop())
     if thread.holds_unneeded():
         await sync_to_async(thread.close_unneeded)()
+
+
+def give_back_connections() -> bool:
+    """
+    Give this thread's connections back to their pool, because the thread is about to wait.
+
+    A transaction keeps its connection. Return whether there is one.
+    """
+    has_transaction = False
+    for connection in connections.all(initialized_only=True):
+        if is_in_transaction(connection):
+            has_transaction = True
+        elif _is_unneeded(connection, is_last=False):
+            connection.close()
+    return has_transaction
 
 
 def has_own_thread() -> bool:
@@ -131,7 +147,7 @@ class PoolConnections(ThreadConnections):
 
     def are_in_transaction(self) -> bool:
         """Return whether a transaction is open. Can be called in any thread."""
-        return any(savepoint_depth(connection) is not None for connection in self._all)
+        return any(is_in_transaction(connection) for connection in self._all)
 
     def __del__(self) -> None:
         for connection in self._all:

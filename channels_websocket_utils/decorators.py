@@ -61,8 +61,10 @@ def require_perms(
     order. While a stream runs, the permissions are checked again before a part when the last answer
     is older than ``RECHECK_INTERVAL``, or a permission has changed.
 
-    With ``route=False`` clients cannot call the method: it handles events of the channel layer. A
-    denied event is dropped with a debug line.
+    With ``route=False`` clients of ``WebSocketManagerConsumer`` and its async twin cannot call the
+    method: it handles events of the channel layer. A denied event is dropped with a debug line. A
+    consumer of Channels that dispatches the messages of clients itself, by
+    ``getattr(self, content["type"])``, also calls this method for a client with the permission.
 
     Raises ``TypeError`` or ``ValueError`` for anything but permissions, and ``TypeError`` on
     ``connect`` and ``disconnect``, which must run for every client, and for ``route=False`` on a

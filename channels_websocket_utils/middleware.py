@@ -117,7 +117,9 @@ class WebSocketTokenAuthMiddleware:
             del arrival
             if not is_admitted:
                 return
-            return await self._inner_application(scope, connection)
+            result = await self._inner_application(scope, connection)
+            await connection.drain()
+            return result
         except SocketEnded:
             logger.debug("A consumer was stopped that went on sending after the end")
         except BaseException as error:
@@ -192,6 +194,7 @@ class WebSocketTokenAuthMiddleware:
                 await connection.accept_and_close(protocol.CLOSE_TRY_LATER)
             raise verdict.error
         connection.activate(verdict.principal)
+        await connection.until_fresh()
         return verdict
 
     async def _refuse_or_close(

@@ -6,7 +6,14 @@ import sys
 
 from django import db
 
-__all__ = ["is_outage", "is_unreadable_value", "lacks_migration", "outage_errors", "remedy_of"]
+__all__ = [
+    "is_outage",
+    "is_unreadable_value",
+    "lacks_migration",
+    "outage_errors",
+    "remedy_of",
+    "text_of",
+]
 
 # What cache libraries raise when their server is down, hangs or is full: module and class.
 _LIBRARY_ERRORS = (
@@ -69,6 +76,11 @@ def lacks_migration(error: Exception) -> bool:
     return any(code in _MISSING_CODES for code in codes) or any(
         text in str(error) for text in _MISSING_TEXTS
     )
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of ``error`` for a log line without a traceback; its type if it has none."""
+    return str(error) or type(error).__name__
 
 
 def remedy_of(error: Exception) -> str:

@@ -1,6 +1,4 @@
-"""
-The bounded pools of threads that run sync code of the package and of consumers.
-"""
+"""The bounded pools of threads that run sync code of the package and of consumers."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import sync_to_async
 from django.db import connections
 
 from .compat import (
@@ -21,7 +20,7 @@ from .compat import (
     markcoroutinefunction,
 )
 from .conf import get_setting
-from .database_connections import PoolConnections
+from .database_connections import PoolConnections, give_back_connections
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -43,25 +42,25 @@ __all__ = [
     "in_our_pool",
     "in_recheck_thread",
     "is_single_threaded",
+    "may_wait_for_client",
     "single_thread",
     "waiting_for_client",
 ]
 
 
 # The gate's decision takes three queries, so a few threads serve thousands of connects a second.
-# Each thread may hold a database connection.
 OUR_THREADS = 8
 # Seconds. A handler that blocks must not stop a test run.
 END_LIMIT = 5
-_lock = threading.Lock()
+# The garbage collector may end a coroutine that waits, in a thread that has the lock.
+_lock = threading.RLock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
 _at_work = {"package": 0, "handlers": 0, "recheck": 0}
 _single_threads = 0
 # The handlers that wait for their clients, the longest wait first, and what ends each wait.
 _client_waits: dict[object, Callable[[], object]] = {}
 # The work that waits for the work of the current context, with the pool of each.
-_waiting_work: ContextVar[tuple[_Work, ...]]
-_waiting_work = ContextVar("websocket_waiting_work", default=())
+_waiting_work: ContextVar[tuple[_Work, ...]] = ContextVar("websocket_waiting_work", default=())
 
 
 def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
@@ -94,8 +93,7 @@ def end_for_test_database(*, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
     End all threads of the pools before Django drops or copies a test database.
 
     PostgreSQL refuses both while other connections exist. A receiver of ``connection_created``:
-    Django opens a connection of its own for such a statement, and has no signal for the end of a
-    test run.
+    Django opens a connection for such a statement, and has no signal for the end of a test run.
     """
     if has_no_database(connection):
         _end_threads()
@@ -130,37 +128,41 @@ def single_thread() -> Iterator[None]:
             _single_threads -= 1
 
 
-@contextmanager
-def waiting_for_client(end: Callable[[], object]) -> Iterator[bool]:
+async def may_wait_for_client() -> bool:
     """
-    Yield whether code may wait for a client; if so, it waits in the ``with`` block.
+    Return whether the code that runs here may wait for a client.
 
-    No shared thread waits but those of handlers outside of transactions, and these only while
-    another thread of their pool is free. When none is, the longest wait is ended: its ``end()`` is
-    called, in any thread.
+    No shared thread waits but those of handlers, and none that keeps a transaction or a connection
+    of a database pool. The thread that waits for this task gives its connections back first.
     """
     works = _works_of_threads()
-    if works:
-        may_wait = all(work.pool == "handlers" and not work.is_in_transaction() for work in works)
-    else:
+    if is_run_by_thread():
         # Only a ThreadSensitiveContext has a thread that no other consumer needs.
-        may_wait = not is_run_by_thread() or current_thread_context() is not None
-    if not (works and may_wait):
-        yield may_wait
-        return
+        if not works and current_thread_context() is None:
+            return False
+        # This runs in the thread that async_to_sync() blocks.
+        if await sync_to_async(give_back_connections)():
+            return False
+    return all(work.pool == "handlers" and not work.keeps_connection() for work in works)
+
+
+@contextmanager
+def waiting_for_client(end: Callable[[], object]) -> Iterator[None]:
+    """Let any thread call ``end()`` if no thread of handlers is free, and no wait is longer."""
     key = object()
-    with _lock:
-        _client_waits[key] = end
-    _end_longest_wait()
+    if holds_thread():
+        with _lock:
+            _client_waits[key] = end
+        _end_longest_wait()
     try:
-        yield True
+        yield
     finally:
         with _lock:
             _client_waits.pop(key, None)
 
 
 def holds_thread() -> bool:
-    """Return whether a thread of a pool waits for the code that runs here."""
+    """Return whether a thread of a pool waits for this code."""
     return bool(_works_of_threads())
 
 
@@ -174,7 +176,11 @@ def _end_longest_wait() -> None:
         if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):
             return
         end = _client_waits.pop(next(iter(_client_waits)))
-    end()
+    try:
+        end()
+    except RuntimeError:
+        # Its event loop is closed.
+        _end_longest_wait()
 
 
 def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
@@ -221,8 +227,9 @@ class _Work:
         # Those of its thread, once it has one.
         self.connections: PoolConnections | None = None
 
-    def is_in_transaction(self) -> bool:
-        return self.connections is not None and self.connections.are_in_transaction()
+    def keeps_connection(self) -> bool:
+        found = self.connections
+        return found is not None and (found.are_in_transaction() or found.holds_unneeded())
 
     def __enter__(self) -> None:
         self._count(1)

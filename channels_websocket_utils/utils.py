@@ -55,9 +55,9 @@ def get_websocket_token(
     Return a token, a string, with which ``user`` can open one connection.
 
     The token is valid for ``TOKEN_MAX_AGE`` seconds. ``path`` is the only path that it opens, such
-    as ``"/ws/board/"``, without the token and without the server's root path. ``session`` is the
-    only session, a ``SessionStore`` or its key, that may use the token. Its logout revokes the
-    token.
+    as ``"/ws/board/"``, percent-encoded, without the token and without the server's root path.
+    ``session`` is the only session, a ``SessionStore`` or its key, that may use the token. Its
+    logout revokes the token.
 
     For a user who is not signed in, returns a token that never validates, so a view can render the
     same template for all visitors. Raises ``TypeError`` for an object that is not a user, a path or

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from django import db
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
@@ -89,8 +90,7 @@ def _read_path(request: HttpRequest) -> Any:
     parts = urlsplit(path)
     if parts.scheme or parts.netloc or parts.query or parts.fragment:
         raise ValueError("The path must be percent-encoded, and have no host and no query.")
-    # A "?" in a name begins no query.
-    return _without_prefixes(unquote(path), request, url).replace("?", "%3F")
+    return quote(_without_prefixes(unquote(path), request, url))
 
 
 def _without_prefixes(path: str, request: HttpRequest, url: object) -> str:
@@ -98,11 +98,13 @@ def _without_prefixes(path: str, request: HttpRequest, url: object) -> str:
     Return the page's ``path`` as the application gets it.
 
     The site can be mounted at a prefix. A proxy can remove another one, which the server does not
-    know: the page sends in ``url`` how it requests this endpoint.
+    know: the page sends in ``url`` how it requests this endpoint. ``FORCE_SCRIPT_NAME`` is removed
+    when the token is bound.
     """
     public = unquote(urlsplit(url).path) if isinstance(url, str) else ""
     removed = public.removesuffix(request.path) if public.endswith(request.path) else ""
-    for prefix in (removed, request.path.removesuffix(request.path_info)):
+    mounted = "" if settings.FORCE_SCRIPT_NAME else request.path.removesuffix(request.path_info)
+    for prefix in (removed, mounted):
         if prefix and path.startswith(f"{prefix}/"):
             path = path.removeprefix(prefix)
     return path

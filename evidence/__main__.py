@@ -20,6 +20,7 @@ TABLES = [
     "faults",
     "pools",
     "late",
+    "load",
     "rolling",
     "attacks",
     "refusals",
@@ -30,6 +31,7 @@ TABLES = [
     "servers",
     "databases",
     "mistakes",
+    "sites",
 ]
 # The table keeps its older name.
 MODULES = {"teeth": "mutations"}

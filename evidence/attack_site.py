@@ -1,10 +1,13 @@
 """The site under attack. It counts accepted connections, executed methods and SQL statements."""
 
 import json
+import os
 import threading
 import time
 from collections import Counter
+from contextvars import ContextVar
 from unittest import mock
+from urllib.parse import parse_qs
 
 from channels.generic.websocket import JsonWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -17,9 +20,18 @@ http = get_asgi_application()
 
 from channels_websocket_utils import middleware  # noqa: E402
 from channels_websocket_utils.decorators import auto_route, require_perms  # noqa: E402
-from channels_websocket_utils.gate import handshake  # noqa: E402
-from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
-from channels_websocket_utils.tokens import digests, redeeming  # noqa: E402
+from channels_websocket_utils.gate import (  # noqa: E402
+    decision,
+    freshness,
+    handshake,
+    revocations,
+)
+from channels_websocket_utils.live import broadcast, known  # noqa: E402
+from channels_websocket_utils.middleware import (  # noqa: E402
+    WebSocketTokenAuthMiddleware,
+    WebSocketTokenAuthMiddlewareStack,
+)
+from channels_websocket_utils.tokens import digests, redeeming, seal  # noqa: E402
 from tests.support.consumers import AsyncManager, Manager, PlainJson  # noqa: E402
 from tests.support.helpers import bare  # noqa: E402
 from tests.support.steps import count_steps, earlier_mask  # noqa: E402
@@ -180,6 +192,49 @@ def gate(kind=WebSocketTokenAuthMiddlewareStack, **options):
     return kind(URLRouter(routes), **options)
 
 
+# Whether the connection is served as before: only the digest of the token's session is known, and
+# a user of any class is one of this site.
+is_earlier = ContextVar("is_earlier", default=False)
+open_seal, has_session_ended = seal.open_seal, freshness._has_session_ended
+is_foreign = decision.is_foreign
+seal.open_seal = lambda *args: "" if is_earlier.get() else open_seal(*args)
+freshness._has_session_ended = lambda each: not is_earlier.get() and has_session_ended(each)
+decision.is_foreign = lambda user: not is_earlier.get() and is_foreign(user)
+
+if os.environ.get("PROOF_MASKS"):
+    # As before: events are not signed, and the id of one makes a revocation known.
+    broadcast.verify = lambda text: json.loads(text.rpartition(":")[0])
+    known.KnownRevocations.apply_event = known.KnownRevocations.add
+    revocations.is_known = lambda revocation, known: revocation.id in known
+
+
+def earlier(mode):
+    async def application(scope, receive, send):
+        is_earlier.set(True)
+        await MODES[mode](scope, receive, send)
+
+    return application
+
+
+class TokenUser:
+    """A user of another package, such as the bearer of a JWT, who has the key of one here."""
+
+    is_authenticated = True
+
+    def __init__(self, key):
+        self.pk = self.id = key
+
+
+def of_another_class(inner):
+    """Return ``inner`` behind a middleware that signs in the user whom the query string names."""
+
+    async def application(scope, receive, send):
+        (key,) = parse_qs(scope["query_string"])[b"user"]
+        await inner({**scope, "user": TokenUser(int(key))}, receive, send)
+
+    return application
+
+
 MODES = {
     "required": gate(required=True),
     "default": gate(),
@@ -188,6 +243,9 @@ MODES = {
     "origin": AllowedHostsOriginValidator(gate(required=True)),
     "measured": gate(Measured, required=True),
     "earlier": gate(Earlier, required=True),
+    "unsealed": earlier("token"),
+    "foreign": of_another_class(gate(WebSocketTokenAuthMiddleware, required=True)),
+    "unclassed": earlier("foreign"),
     "naive": bare(Naive, "naive/<str:token>"),
 }
 

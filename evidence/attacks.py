@@ -31,32 +31,51 @@ marked "must be 0" below must be 0.
   never reaches an application (400, 404, 414, 1006, 1007, 1009).
 
 The controls are naive code, which looks a token up and calls ``getattr`` with a name from the
-client, and code of earlier versions. They are attacked in the same way, and must accept something:
-this shows that the table counts what gets through.
+client, and code of earlier versions. That read all headers, knew only the digest of the session
+that a token is bound to, compared a disconnect with connections by the clock of the process that
+disconnects, left the tokens of a deleted user in the cache, ignored the rows of revocations whose
+ids were in events of anybody, and compared only the keys of users. The controls are attacked in the
+same way, and must accept something: this shows that the table counts what gets through.
+
+``docs/proofs/load.rst`` has the attacks by load.
 """
 
 import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import secrets
 import tempfile
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote
 
 from asgiref.sync import sync_to_async
+from channels_redis.core import RedisChannelLayer
+from django.contrib.auth import logout
 from django.contrib.auth.models import AnonymousUser, Permission
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.signing import Signer
+from django.db.models import Max
+from django.http import HttpRequest
+from django.test import override_settings
 
 from channels_websocket_utils import protocol
-from channels_websocket_utils.models import WebSocketToken
-from channels_websocket_utils.tokens import clock, digests, shape
+from channels_websocket_utils.gate import database_clock
+from channels_websocket_utils.gate.revocations import revoke
+from channels_websocket_utils.live import broadcast, signatures
+from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
+from channels_websocket_utils.tokens import clock, digests, redeeming, shape
 from channels_websocket_utils.utils import aget_websocket_token
 from tests.support import lab
 from tests.support.helpers import sign_in
 from tests.support.lab import LIMIT, WebSocket
 from tests.support.servers import ALL_COMMANDS, knock
+from tests.support.settings import cache
 
 from .attack_site import KINDS, PERM, Async
 
@@ -252,6 +271,10 @@ class Trial:
     def ran_rightly(self):
         """Note that a method ran as it should."""
         self._rightful += 1
+
+    def ran_wrongly(self):
+        """Note that something went on in another server that should have ended."""
+        self._rightful -= 1
 
     async def dial(self, place, token, session=None, **options):
         """Return ``OPEN``, an HTTP status, a close code, ``"hung up"`` or ``"no answer"``."""
@@ -877,6 +900,192 @@ async def taken_away(trial):
         await client.leave()
 
 
+# A token that is bound to a session, where the token alone signs its user in
+
+
+def log_out(session):
+    request = HttpRequest()
+    request.session, request.user = SessionStore(session), AnonymousUser()
+    logout(request)
+
+
+def rotate(session):
+    """As ``login()`` and ``update_session_auth_hash()`` do."""
+    SessionStore(session).cycle_key()
+
+
+def delete(session):
+    SessionStore(session).delete()
+
+
+SESSION_ENDS = [log_out, rotate, delete]
+
+
+@attack("token of a session that was logged out, rotated or deleted, token_only")
+async def token_of_an_ended_session(trial):
+    for kind in KINDS:
+        for end in SESSION_ENDS:
+            user, session = await lab.new_user()
+            token = await aget_websocket_token(user, session=session)
+            await sync_to_async(end)(session)
+            await trial.knock(("token", kind), token, right={4401})
+
+
+@attack("guarded methods after the session of the token has ended, token_only")
+async def ended_session(trial):
+    permission = await Permission.objects.aget(
+        content_type__app_label="auth", codename=PERM.split(".")[1]
+    )
+    for kind in OURS:
+        for end in SESSION_ENDS:
+            user, session = await lab.new_user([permission])
+            token = await aget_websocket_token(user, session=session)
+            client = await WebSocket.open(trial.site.port, f"/token/{kind}/{token}", "")
+            trial.ran_rightly()
+            if (await client.call("guarded_inside")).get("data", 0) is not None:
+                trial.surprises.append("a call before the end of the session was denied")
+            trial.ran_rightly()
+            await sync_to_async(end)(session)
+            for name in DENIED:
+                call = {"type": f"guarded_{name}", "reply_key": "k"}
+                await trial.attempt(client, json.dumps(call), {"unauthenticated"})
+            await client.leave()
+
+
+@contextlib.contextmanager
+def slow_clock(seconds=20):
+    """
+    Let this process run on a machine whose clock is behind that of the database.
+
+    SQLite has no clock of its own. Here it takes the part of a server: it is asked by a statement.
+    """
+    real = clock.now
+    statement = """SELECT STRFTIME('%Y-%m-%d %H:%M:%f', 'now') AS "present [datetime]" """
+
+    def slow_now():
+        return real() - timedelta(seconds=seconds)
+
+    with (
+        mock.patch.object(clock, "now", slow_now),
+        mock.patch.dict(database_clock._STATEMENTS, sqlite=statement),
+        mock.patch.dict(database_clock._answers, clear=True),
+    ):
+        yield
+
+
+async def disconnect_from_a_slow_machine(trial, kinds):
+    """Disconnect users whose connections have just opened. The server checks every second."""
+    with lab.serving(trial.site.server, "evidence.attack_site:application", interval=1) as port:
+        for kind in kinds:
+            user, session = await lab.new_user()
+            token = await aget_websocket_token(user)
+            client = await WebSocket.open(port, f"/required/{kind}/{token}", session)
+            await client.next_for("websocket.ready")
+            with slow_clock():
+                await sync_to_async(revoke)(user_id=user.pk)
+            code = await client.closed(PATIENCE)
+            trial.note("stayed open" if code is None else code, {4410})
+            if code is None:
+                trial.ran_wrongly()
+            await client.leave()
+
+
+@attack("disconnect from a machine whose clock is 20 s behind")
+async def disconnect_by_slow_clock(trial):
+    await disconnect_from_a_slow_machine(trial, OURS)
+
+
+async def use_token_of_a_deleted_user(trial, kinds):
+    """A cache stores the tokens. A new user has the key and the password of the deleted one."""
+    tokens = {"TOKEN_STORE": "channels_websocket_utils.stores.cache.CacheTokenStore"}
+    with (
+        lab.redis() as url,
+        mock.patch.dict(os.environ, PROOF_TOKENS=url),
+        lab.serving(trial.site.server, "evidence.attack_site:application") as port,
+        override_settings(CACHES={"default": cache(url)}, WEBSOCKET_UTILS=tokens),
+    ):
+        for kind in kinds:
+            user, _ = await lab.new_user()
+            token, key = await aget_websocket_token(user), user.pk
+            await user.adelete()
+            new = type(user)(pk=key, username=f"new{key}", password=user.password)
+            await new.asave(force_insert=True)
+            path = f"/token/{kind}/{token}".encode()
+            answer = await asyncio.wait_for(knock(port, path, frames=[WHO]), PATIENCE)
+            trial.note(OPEN if isinstance(answer, str) else answer, {4401})
+            if isinstance(answer, str):
+                trial.ran_wrongly()
+
+
+@attack("token of a deleted user, whose key and password another user has, tokens in a cache")
+async def token_of_a_deleted_user(trial):
+    await use_token_of_a_deleted_user(trial, OURS)
+
+
+FORGERS = {
+    "another key": Signer(key="a key of nobody").sign,
+    "no signature": lambda text: text + ":",
+    # Of a process that has the key of this site, and another database.
+    "the key": lambda text: signatures.sign(json.loads(text)),
+}
+
+
+async def mask_a_disconnect(trial, kinds):
+    """Send events with the ids of the next rows, and disconnect a user."""
+    with (
+        lab.redis() as url,
+        lab.serving(trial.site.server, "evidence.attack_site:application", url, 1) as port,
+    ):
+        layer = RedisChannelLayer(hosts=[{"address": url, "socket_timeout": None}])
+        for kind in kinds:
+            for forge in FORGERS.values():
+                user, session = await lab.new_user()
+                token = await aget_websocket_token(user)
+                client = await WebSocket.open(port, f"/required/{kind}/{token}", session)
+                await client.next_for("websocket.ready")
+                rows = await WebSocketRevocation.objects.aaggregate(last=Max("id"))
+                await send_events(layer, forge, rows["last"] or 0, user)
+                # The events that were sent before it are handled.
+                await client.next_for("sent")
+                await lab.post(port, f"/act/disconnect/{user.pk}/")
+                code = await client.closed(PATIENCE)
+                trial.note("stayed open" if code is None else code, {4410})
+                if code is None:
+                    trial.ran_wrongly()
+                await client.leave()
+        await layer.close_pools()
+
+
+async def send_events(layer, forge, last, user):
+    """Send the revocations of 8 rows of another site, and then a push to ``user``."""
+    end = {"kind": "revocation", "user": "999", "session": "", "is_final": False}
+    end["created_at"] = clock.now().isoformat()
+    events = [forge(json.dumps({**end, "id": last + number})) for number in range(1, 9)]
+    push = {"kind": "push", "user": str(user.pk), "text": '{"key": "sent"}'}
+    for event in [*events, signatures.sign(push)]:
+        message = {"type": "websocket.event", "sender": "another", "event": event}
+        await layer.group_send(broadcast.REVOCATIONS, message)
+
+
+@attack("disconnect of a user after events of others with the ids of its row")
+async def masked_disconnect(trial):
+    await mask_a_disconnect(trial, OURS)
+
+
+async def sign_in_as_another_class(trial, mode, session=None):
+    """Use the token of a user as a user of another class who has the same key."""
+    for kind in KINDS:
+        token = await aget_websocket_token(trial.site.user)
+        await trial.knock((mode, kind), f"{token}?user={trial.site.user.pk}", right={4401})
+        if session:
+            await trial.rightful(("required", kind), token, session=session)
+
+
+@attack("token with a user of another class who has the same key, which its owner then redeems")
+async def another_class(trial):
+    await sign_in_as_another_class(trial, "foreign", trial.site.session)
+
+
 @on_our_consumers("a handler that raises")
 async def raising(trial, client):
     """The client receives an id. The text of the exception is in the log only."""
@@ -885,6 +1094,17 @@ async def raising(trial, client):
         answer = await trial.attempt(client, json.dumps(call), {"internal"})
         if "secret" in json.dumps(answer) or len(answer["error"].get("id", "")) != 32:
             trial.surprises.append("the client received the text, or no id")
+
+
+@on_our_consumers("a handler that raises Http404 or PermissionDenied, or misses a key")
+async def raising_for_developers(trial, client):
+    """The text of the exception, which is for developers, is not sent."""
+    errors = {"missing": "not_found", "denied": "permission_denied", None: "invalid"}
+    for error, code in errors.items():
+        call = {"type": "fail", "reply_key": "k", **({"error": error} if error else {})}
+        answer = await trial.attempt(client, json.dumps(call), {code})
+        if "secret" in json.dumps(answer) or "id" in answer["error"]:
+            trial.surprises.append("the client received the text, or it was logged as an error")
 
 
 @attack("ten bad messages in a row")
@@ -951,3 +1171,59 @@ async def naive_getattr(trial):
         await client.send("close")
         trial.note(await client.closed(), {4400})
         await client.leave()
+
+
+@attack("control, earlier code: token of a session that was rotated and then logged out")
+async def earlier_token_of_a_rotated_session(trial):
+    """The logout of the session's new key revokes no token that is bound to the old one."""
+    for _ in range(3):
+        user, session = await lab.new_user()
+        token = await aget_websocket_token(user, session=session)
+        rotated = SessionStore(session)
+        await sync_to_async(rotated.cycle_key)()
+        await sync_to_async(log_out)(rotated.session_key)
+        await trial.knock(("unsealed", "async"), token, right={4401})
+
+
+@attack("control, earlier code: guarded methods after the session of the token has ended")
+async def earlier_ended_session(trial):
+    permission = await Permission.objects.aget(
+        content_type__app_label="auth", codename=PERM.split(".")[1]
+    )
+    for end in SESSION_ENDS:
+        user, session = await lab.new_user([permission])
+        token = await aget_websocket_token(user, session=session)
+        client = await WebSocket.open(trial.site.port, f"/unsealed/async/{token}", "")
+        trial.ran_rightly()
+        await sync_to_async(end)(session)
+        call = {"type": "guarded_inside", "reply_key": "k"}
+        await trial.attempt(client, json.dumps(call), {"unauthenticated"})
+        await client.leave()
+
+
+@attack("control, earlier code: disconnect from a machine whose clock is 20 s behind")
+async def earlier_disconnect_by_slow_clock(trial):
+    """The clock of the process that disconnects decides."""
+
+    def own_now():
+        return clock.now()
+
+    with mock.patch.object(database_clock, "ask", own_now):
+        await disconnect_from_a_slow_machine(trial, ["async"])
+
+
+@attack("control, earlier code: token of a deleted user, tokens in a cache")
+async def earlier_token_of_a_deleted_user(trial):
+    with mock.patch.object(redeeming, "forget_user", return_value=None):
+        await use_token_of_a_deleted_user(trial, ["async"])
+
+
+@attack("control, earlier code: disconnect of a user after events with the ids of its row")
+async def earlier_masked_disconnect(trial):
+    with mock.patch.dict(os.environ, PROOF_MASKS="yes"):
+        await mask_a_disconnect(trial, ["async"])
+
+
+@attack("control, earlier code: token with a user of another class who has the same key")
+async def earlier_another_class(trial):
+    await sign_in_as_another_class(trial, "unclassed")

@@ -15,13 +15,5 @@ WEBSOCKET_UTILS = {
 if CHANNEL_LAYERS:
     # A small capacity, so that the channel is full soon.
     CHANNEL_LAYERS["default"].setdefault("CONFIG", {})["capacity"] = 20
-if "PROOF_TOKENS" in os.environ:
-    CACHES = {
-        "default": {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": os.environ["PROOF_TOKENS"],
-        }
-    }
-    WEBSOCKET_UTILS["TOKEN_STORE"] = "channels_websocket_utils.stores.cache.CacheTokenStore"
 if os.environ.get("PROOF_NAIVE"):
     WEBSOCKET_UTILS["TOKEN_STORE"] = "evidence.stores.NaiveTokenStore"

@@ -208,8 +208,10 @@ class Watch:
 
     def see(self, source, text):
         """Keep ``text`` if it is the first that names the mistake, or the hint below it."""
-        # Without the colors of a terminal and the folder of this run.
+        # Without the colors of a terminal, the folder of this run, and the numbers that change with
+        # each migration and with each line of the README.
         text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().replace(self._folder, "")
+        text = re.sub(r"\d+(?= unapplied migration)|(?<=, line )\d+", "N", text)
         if self.line is None and self._remedy.search(text):
             self.line = Line(_kind(source, text), text, monotonic() - self.began)
             # The remedy of a system check, and of runserver, is in the next line.

@@ -1,6 +1,7 @@
 """The site of the pools: its methods and its view make one query each."""
 
 import os
+import time
 
 from channels.generic.websocket import JsonWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -33,7 +34,10 @@ def count_users():
 class Counts:
     @auto_route
     def in_thread(self):
-        return count_users()
+        """Query, and keep the thread so long that each call at this moment gets another one."""
+        users = count_users()
+        time.sleep(0.2)
+        return users
 
 
 class Sync(Counts, Manager):

@@ -37,7 +37,7 @@ from time import perf_counter
 
 from django.contrib.auth import get_user_model
 
-from channels_websocket_utils.gate import decision
+from channels_websocket_utils.gate import database_clock, decision
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.tokens import digests
 from tests.support import lab, load
@@ -224,6 +224,8 @@ def plans_of(site, do):
 
     with site.routed() as connection:
         connection.ensure_connection()
+        # A process asks for the time of the database once a minute.
+        database_clock.ask()
         with connection.execute_wrapper(note):
             do()
         return [(sql, plan(connection, sql, params)) for sql, params in made]

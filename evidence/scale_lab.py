@@ -181,7 +181,7 @@ class Site:
                     SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < %s
                 )
                 SELECT {digest}, {first} + number %% {len(self.users)}, %s, %s, {digest}, '',
-                       {times(connection)}, NULL
+                       {times(connection)}, NULL, '', ''
                 FROM numbers
             """  # noqa: S608
             present = clock.now()

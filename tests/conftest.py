@@ -204,8 +204,14 @@ def readers_project(new_readers_project, tmp_path_factory):
 
 # The scope is the module, because async tests cannot run while Playwright runs.
 @pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright, chromium(playwright) as browser:
+def playwright():
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    with chromium(playwright) as browser:
         yield browser
 
 

@@ -12,6 +12,7 @@ from django.core.checks import Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
+from ..compat import allowed_origins_of
 from ..conf import get_setting
 from ..middleware import WebSocketTokenAuthMiddleware
 from ..tokens.cache_store import cache_alias
@@ -74,19 +75,28 @@ def _is_kind(path: str, kind: type) -> bool:
 
 @register(deploy=True)
 def check_origin(**kwargs: Any) -> list[CheckMessage]:
-    """Report a gate that trusts cookies and has no Origin validator around it (W005)."""
+    """Report a gate that trusts cookies, and no Origin validator refuses other sites (W005)."""
     gates = [(chain, gate) for chain in site_chains() for gate in chain if _trusts_cookies(gate)]
-    if all(any(isinstance(each, OriginValidator) for each in chain) for chain, _ in gates):
+    if all(any(map(_refuses_origins, chain)) for chain, _ in gates):
         return []
     return [
         Warning(
             "Browsers send cookies with a handshake from a page of any site, and no middleware "
-            "around your consumers validates the Origin header.",
+            "around your consumers validates the Origin header, or it allows '*'.",
             hint="Use websocket_application() of channels_websocket_utils.asgi, or put "
-            "AllowedHostsOriginValidator around the gate.",
+            "AllowedHostsOriginValidator around the gate, and name the hosts in ALLOWED_HOSTS.",
             id="channels_websocket_utils.W005",
         )
     ]
+
+
+def _refuses_origins(layer: Any) -> bool:
+    if not isinstance(layer, OriginValidator):
+        return False
+    # A class that decides in its own way, such as that of websocket_application(), has its own rule
+    # for "*".
+    is_of_channels = type(layer) is OriginValidator
+    return not (is_of_channels and "*" in allowed_origins_of(layer))
 
 
 def _trusts_cookies(layer: Any) -> bool:

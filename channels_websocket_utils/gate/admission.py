@@ -38,9 +38,9 @@ __all__ = [
 logger = logging.getLogger("channels_websocket_utils")
 
 # The cookies that are read; browsers keep fewer for a site. If they have more backslashes, those
-# with backslashes are left out: some versions of Python take seconds to unescape a cookie of
-# thousands of them (CVE-2024-7592).
-_MAX_COOKIES, _MAX_BACKSLASHES = 500, 500
+# with backslashes are left out, and so is each with backslashes that is larger than a browser's:
+# some versions of Python take the square of a cookie's size to unescape it (CVE-2024-7592).
+_MAX_COOKIES, _MAX_BACKSLASHES, _MAX_ESCAPED_SIZE = 500, 500, 4096
 
 
 @dataclass(slots=True)
@@ -114,8 +114,10 @@ def _cookies(scope: Scope) -> dict[str, str]:
     for name, value in scope.get("headers", []):
         if name == b"cookie":
             cookies = value.split(b";", _MAX_COOKIES)[:_MAX_COOKIES]
-            if value.count(b"\\") > _MAX_BACKSLASHES:
-                cookies = [each for each in cookies if b"\\" not in each]
+            if b"\\" in value:
+                has_many = value.count(b"\\") > _MAX_BACKSLASHES
+                limit = 0 if has_many else _MAX_ESCAPED_SIZE
+                cookies = [each for each in cookies if len(each) <= limit or b"\\" not in each]
             return parse_cookie(b";".join(cookies).decode("latin1"))
     return {}
 

@@ -12,7 +12,7 @@ from ..signals import token_refused
 from ..tokens import digests, redeeming, seal
 from ..tokens.store import StoreUnavailable
 from . import database_clock, revocations
-from .freshness import present_sessions
+from .freshness import has_lost_session
 from .sign_in import (
     MODEL_BACKEND,
     backend_path,
@@ -192,7 +192,7 @@ def _check_token(check: _TokenCheck) -> None:
     elif _is_session_ended(principal) if row.is_session_ended is None else row.is_session_ended:
         # The page requested this token before the logout was complete.
         check.reason = "wrong_session"
-    elif sign_in is None and not _has_session(principal):
+    elif sign_in is None and has_lost_session(principal):
         # Its key was rotated, it has expired, or it was deleted.
         check.reason = "wrong_session"
 
@@ -258,16 +258,11 @@ def _principal(
         key: Any = seal.open_seal(row.session_seal, request.pad, digest)
     else:
         auth_digest, digest, key = digests.auth_digest(user), "", ""
-    session = request.session
+    user_id, session = key_of_user(user), request.session
     if session is not None and is_sign_in_of(read_session(session), user):
         digest = own_session_digest(session)
-        key = session.session_key if digest else ""
-    return Principal(key_of_user(user), backend, auth_digest, key, digest, validated_at)
-
-
-def _has_session(principal: Principal) -> bool:
-    key = principal.session_key
-    return not key or key in present_sessions({key})
+        key = session.session_key or "" if digest else ""
+    return Principal(user_id, backend, auth_digest, key, digest, validated_at)
 
 
 def _is_session_ended(principal: Principal) -> bool:

@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..compat import key_of_user, load_backend, router
-from ..outages import outage_errors
+from ..outages import outage_errors, text_of
 from ..tokens import digests
 from . import revocations
 from .isolation import Answers, ask_each, read_each
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     # A primary key and a backend.
     _Asked: TypeAlias = tuple[Any, str]
 
-__all__ = ["Findings", "find_outdated", "fresh_user", "present_sessions"]
+__all__ = ["Findings", "find_outdated", "fresh_user", "has_lost_session"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -73,6 +73,10 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
             "WebSocketTokenAuthMiddlewareStack around its URLRouter."
         )
     annotation: Any = scope.get("websocket_token")
+    session: Any = scope.get("session")
+    connection: Any = scope.get("websocket_connection")
+    # If a backend raises, error trackers collect the locals of this frame. This one has the cookie.
+    del scope
     token_user = annotation.user if annotation is not None else None
     if not user.is_authenticated or (token_user is not None and token_user.pk != user.pk):
         # Signed out by channels.auth.logout(), or not the user whom the token signed in.
@@ -81,7 +85,6 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         return None
     if token_user is not None:
         user = token_user
-    session: Any = scope.get("session")
     sign_in = None
     if is_sign_in_of(read_session(session), user):
         # Read the session that signed the user in again, to find out whether it has ended.
@@ -89,7 +92,7 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
         sign_in = read_session(session)
         if not is_sign_in_of(sign_in, user):
             return None
-    elif token_user is not None and _has_session_ended(scope):
+    elif token_user is not None and _has_session_ended(connection):
         return None
     fresh = load_user(key_of_user(user), backend_path(read_sign_in(session, user)))
     if fresh is None:
@@ -103,16 +106,19 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     return fresh if is_same else None
 
 
-def _has_session_ended(scope: Scope) -> bool:
+def has_lost_session(principal: Principal) -> bool:
+    """Return whether the session of ``principal`` does not exist any more, if its key is known."""
+    return bool(principal.session_key) and not _present_sessions({principal.session_key})
+
+
+def _has_session_ended(connection: Any) -> bool:
     """Return whether the session has ended that the token of the connection is bound to."""
-    connection: Any = scope.get("websocket_connection")
     principal = None if connection is None else connection.principal
     if principal is None or not principal.session_digest:
         return False
     if revocations.is_session_ended(principal.session_digest):
         return True
-    key = principal.session_key
-    return bool(key) and key not in present_sessions({key})
+    return has_lost_session(principal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ def find_outdated(principals: Iterable[Principal]) -> Findings:
     """
     users = _present_users({(each.user_id, each.backend) for each in principals})
     keys = {each.session_key for each in principals if each.session_key}
-    sessions = present_sessions(keys) if keys else set()
+    sessions = _present_sessions(keys) if keys else set()
 
     def is_same(asked: tuple[Any, ...]) -> bool:
         return digests.has_auth_digest(users.given[asked[:2]], asked[2])
@@ -163,8 +169,9 @@ def _log_unavailable(unavailable: list[Principal], outages: dict[Any, BaseExcept
     if unavailable:
         # Without a traceback: an outage would fill the log.
         error = next(iter(outages.values()))
-        text = str(error) or type(error).__name__
-        logger.error("The users of %s live connections are unavailable: %s", len(unavailable), text)
+        logger.error(
+            "The users of %s live connections are unavailable: %s", len(unavailable), text_of(error)
+        )
 
 
 def _present_users(asked: Collection[_Asked]) -> Answers[_Asked, AbstractBaseUser]:
@@ -204,7 +211,7 @@ def _model_users(path: str) -> _ReadUsers:
     return lambda ids: filter(backend.user_can_authenticate, manager.filter(pk__in=ids))
 
 
-def present_sessions(keys: set[str]) -> set[str]:
+def _present_sessions(keys: set[str]) -> set[str]:
     """
     Return those of the session ``keys`` that exist and have not expired.
 

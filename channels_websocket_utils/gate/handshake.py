@@ -44,6 +44,8 @@ _KEPT_HEADERS = (b"cookie", b"authorization")
 # Daphne and hypercorn accept 16 KiB of headers, a browser sends about 20 of them. uvicorn accepts
 # 1 MiB with websockets, and any size with wsproto.
 _MAX_HEADERS, _MAX_SUBPROTOCOLS, _MAX_SIZE = 256, 100, 16 * 1024
+# Characters of a subprotocol. Each is read before the size of the handshake is known.
+_MAX_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +70,18 @@ def is_too_large(scope: Scope) -> bool:
     Return whether the handshake must be refused unread.
 
     It may have 256 headers and 100 subprotocols. Its path, query string and headers may have 16 KiB
-    and ``MAX_ESCAPES`` percent signs in all. ``Cookie`` and ``Authorization``, which are not
-    masked, do not count.
+    in all, and path and headers ``MAX_ESCAPES`` percent signs. A query string, such as filters of
+    a page, may have more: ``mask()`` does not unescape it then. ``Cookie`` and ``Authorization``,
+    which are not masked, do not count.
     """
     headers = scope.get("headers") or ()
     if len(headers) > _MAX_HEADERS or len(scope.get("subprotocols") or ()) > _MAX_SUBPROTOCOLS:
         return True
     texts = [value for name, value in headers if name.lower() not in _KEPT_HEADERS]
-    texts += [scope.get("raw_path") or b"", scope.get("query_string") or b""]
+    texts.append(scope.get("raw_path") or b"")
     path = scope.get("path", "")
-    if len(path) + sum(map(len, texts)) > _MAX_SIZE:
+    query_size = len(scope.get("query_string") or b"")
+    if len(path) + query_size + sum(map(len, texts)) > _MAX_SIZE:
         return True
     return path.count("%") + sum(text.count(b"%") for text in texts) > MAX_ESCAPES  # type: ignore[no-any-return]
 
@@ -102,7 +106,7 @@ def read_handshake(
         reason = "two_tokens"
     elif not _is_shaped(found[0], *(_raw_offers(scope) if offered else _raw_paths(scope))):
         reason = "malformed"
-    elif has_secret(path := _local_path(scope, found[0])):
+    elif mask(path := _local_path(scope, found[0])) != path:
         # The placeholder would hide a part of the path from the consumer, such as a name.
         reason = "two_tokens"
     else:
@@ -121,14 +125,14 @@ def plain_subprotocols(offered: Iterable[str]) -> list[str]:
     """
     Return those of the ``offered`` subprotocols that can be answered and contain no token.
 
-    It looks at no more than a handshake may offer.
+    It looks at no more than a handshake may offer, and leaves out long names.
     """
-    offered = islice(offered, _MAX_SUBPROTOCOLS)
-    return [name for name in offered if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
+    names = [name for name in islice(offered, _MAX_SUBPROTOCOLS) if len(name) <= _MAX_NAME]
+    return [name for name in names if _SUBPROTOCOL.fullmatch(name) and not has_secret(name)]
 
 
 def _local_path(scope: Scope, token: str | None = None) -> str:
-    return bound_path(scope["path"].removeprefix(scope.get("root_path", "")), token)
+    return bound_path(scope["path"], token, root_path=scope.get("root_path", ""))
 
 
 def _count(scope: Scope) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import traceback
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -14,7 +15,7 @@ from ..outages import is_outage, is_unreadable_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Answers", "ask_each", "batches", "is_interrupt", "read_each"]
+__all__ = ["Answers", "ask_each", "batches", "forget_locals", "is_interrupt", "read_each"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,7 +76,7 @@ def ask_each(ask: Callable[[K], V], keys: Iterable[K], what: str) -> Answers[K, 
             if is_interrupt(error):
                 raise
             if not _is_outage(error):
-                _log_gone(what)
+                _log_gone(error, what)
                 in_a_row = 0
                 continue
             answers.outages[key] = error
@@ -92,6 +93,19 @@ def is_interrupt(error: BaseException) -> bool:
     return is_main and isinstance(error, (KeyboardInterrupt, SystemExit))
 
 
+def forget_locals(error: BaseException) -> None:
+    """
+    Clear the local variables of the frames that ``error`` has left, before it is logged.
+
+    Error trackers collect them. The key of a session is a secret, and is there in frames of Django
+    and of the database's driver too. Lines and functions stay.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
+
+
 def _read_batch(read: Callable[[list[K]], Iterable[V]], keys: list[K], what: str) -> list[V]:
     try:
         return list(read(keys))
@@ -100,7 +114,9 @@ def _read_batch(read: Callable[[list[K]], Iterable[V]], keys: list[K], what: str
         if is_interrupt(error) or _is_outage(error):
             raise
         if len(keys) == 1:
-            _log_gone(what)
+            # This frame is still running.
+            del read, keys
+            _log_gone(error, what)
             return []
     middle = len(keys) // 2
     return [*_read_batch(read, keys[:middle], what), *_read_batch(read, keys[middle:], what)]
@@ -110,6 +126,7 @@ def _is_outage(error: BaseException) -> bool:
     return is_outage(error) and not is_unreadable_value(error)
 
 
-def _log_gone(what: str) -> None:
+def _log_gone(error: BaseException, what: str) -> None:
     # The log shows no key: the key of a session is a secret.
+    forget_locals(error)
     logger.exception("%s cannot be checked and counts as gone", what)

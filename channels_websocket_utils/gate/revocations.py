@@ -1,8 +1,13 @@
-"""Revocations of users and sessions: the rows that end their connections in every process."""
+"""
+Revocations of users and sessions: the rows that end their connections in every process.
+
+Over 300 lines: the life of one kind of row, from its creation to its deletion.
+"""
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -23,6 +28,7 @@ from .isolation import batches, read_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from django.db.models import QuerySet
@@ -157,18 +163,25 @@ def _renew(
     The later row ends every connection that the earlier one would end.
     """
     equal = rows.filter(**values, created_at__range=(present - _RENEWABLE, present))
-    # A transaction that has renewed the row may be long: add a row instead of waiting for it.
-    found = _unlocked(equal.order_by("-created_at")).values_list("pk", flat=True)[:1]
-    for row_id in found:
-        if equal.filter(pk=row_id).update(created_at=present):
-            return int(row_id)
-    return None
+    if can_skip_locked(connections[rows.db]):
+        # A transaction that has renewed the row may be long: add a row instead of waiting for it.
+        equal = rows.filter(pk__in=list(_unlocked(equal).values_list("pk", flat=True)))
+    # Elsewhere this is the first statement: SQLite refuses to write after a read.
+    if not equal.update(created_at=present):
+        return None
+    return int(rows.filter(**values, created_at=present).values_list("pk", flat=True)[0])
 
 
 def _unlocked(rows: QuerySet[WebSocketRevocation]) -> QuerySet[WebSocketRevocation]:
     """Return ``rows``, locked and without those that another transaction has locked."""
     can_skip = can_skip_locked(connections[rows.db])
     return rows.select_for_update(skip_locked=True) if can_skip else rows
+
+
+def _lock_scope(alias: str) -> AbstractContextManager[object]:
+    """Return the transaction of ``_unlocked()``; none where nothing is locked, as on SQLite."""
+    can_skip = can_skip_locked(connections[alias])
+    return transaction.atomic(using=alias) if can_skip else nullcontext()
 
 
 def when_committed(do: Callable[[], object]) -> None:
@@ -200,11 +213,10 @@ def _move_to_commit(revoked: list[Revocation]) -> list[Revocation]:
     if not late:
         return revoked
     rows, present = _rows(), database_clock.ask()
-    with transaction.atomic(using=rows.db):
+    with _lock_scope(rows.db):
         # A row that another transaction has locked gets a later time there.
-        ids = [
-            *_unlocked(rows.filter(pk__in=[each.id for each in late])).values_list("pk", flat=True)
-        ]
+        found = _unlocked(rows.filter(pk__in=[each.id for each in late]))
+        ids = list(found.values_list("pk", flat=True))
         rows.filter(pk__in=ids).update(created_at=present)
     return [replace(each, created_at=present) if each in late else each for each in revoked]
 
@@ -220,7 +232,7 @@ def _delete_old() -> None:
     if not old.exists():
         # Without a write: on SQLite it would wait for other writers.
         return
-    with transaction.atomic(using=rows.db):
+    with _lock_scope(rows.db):
         ids = list(_unlocked(old).values_list("pk", flat=True)[:_MOST_DELETED])
         rows.filter(pk__in=ids).delete()
 

@@ -9,7 +9,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from channels.consumer import AsyncConsumer
-from channels.routing import URLRouter
+from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.exceptions import ImproperlyConfigured
 
 from ..compat import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Match: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
-__all__ = ["layers", "match", "prepare"]
+__all__ = ["layers", "match", "prepare", "websocket_of"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -185,3 +185,11 @@ def layers(application: Application) -> list[Application]:
             break
         found.append(inner)
     return found
+
+
+def websocket_of(application: Application) -> Any:
+    """Return what ``application`` serves for WebSockets, by its ``ProtocolTypeRouter`` if any."""
+    last = layers(application)[-1]
+    if isinstance(last, ProtocolTypeRouter):
+        return last.application_mapping.get("websocket", application)
+    return application

@@ -62,8 +62,10 @@ class _Batch:
 
     def publish(self) -> None:
         events, self._events = self._events, {}
-        revoked = revocations.finish(events.pop("revocation", None) or ())
-        found = [{"kind": "revocation", **each.as_event()} for each in revoked]
+        revoked = events.pop("revocation", None)
+        # Without a query for the many transactions that revoke nothing.
+        finished = revocations.finish(revoked) if revoked else []
+        found = [{"kind": "revocation", **each.as_event()} for each in finished]
         for kind, users in events.items():
             found.append({"kind": kind, "users": None if users is None else list(users)})
         publish_all(found)

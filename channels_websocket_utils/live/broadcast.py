@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 
 from ..conf import get_setting
+from ..outages import text_of
 from .signatures import BadSignature, verify
 from .tasks import run_in_background
 
@@ -72,9 +73,10 @@ async def asend(group: str, text: str) -> None:
     """
     Send ``text``, which ``sign()`` returned, to the listeners of other processes.
 
-    This is one ``group_send()``, which may take 1 second at most. An error is logged and not
-    raised: the caller's work is done, and the re-check of the other processes finds the change.
-    After a time-out, the layer is skipped for 5 seconds, so that the next callers do not wait.
+    This is one ``group_send()``, and a second one after an error; both may take 1 second at most.
+    The last error is logged and not raised: the caller's work is done, and the re-check of the
+    other processes finds the change. After a time-out, the layer is skipped for 5 seconds, so that
+    the next callers do not wait.
     """
     layer = shared_layer()
     if layer is None:
@@ -84,13 +86,24 @@ async def asend(group: str, text: str) -> None:
         if _skipped_until.get(layer, 0) > time.monotonic():
             raise asyncio.TimeoutError("it did not answer a moment ago")
         try:
-            await _within_limit(layer.group_send(group, message))
+            await _within_limit(_group_send(layer, group, message))
         except asyncio.TimeoutError:
             _skipped_until[layer] = time.monotonic() + SKIP
             raise
     except Exception as error:
         # Each layer has exceptions of its own.
-        logger.error("The channel layer did not take an event for %s: %s", group, _text_of(error))
+        logger.error("The channel layer did not take an event for %s: %s", group, text_of(error))
+
+
+async def _group_send(layer: Layer, group: str, message: dict[str, str]) -> None:
+    try:
+        await layer.group_send(group, message)
+    except asyncio.TimeoutError:
+        raise
+    except Exception:
+        # Redis closes connections that are idle, and all at its restart. Their next command fails,
+        # and the one after it opens a new connection.
+        await layer.group_send(group, message)
 
 
 class Listener:
@@ -129,7 +142,7 @@ class Listener:
         while True:
             try:
                 async with _listening_layer() as layer:
-                    channel = await layer.new_channel(self._group)
+                    channel = await _within_limit(layer.new_channel(self._group))
                     try:
                         await self._join(layer, channel)
                         if self._has_tried.is_set():
@@ -142,7 +155,7 @@ class Listener:
             except Exception as error:
                 # Each layer has exceptions of its own. The re-check works without the layer.
                 logger.warning(
-                    "The channel layer was lost, next try in %s s: %s", delay, _text_of(error)
+                    "The channel layer was lost, next try in %s s: %s", delay, text_of(error)
                 )
             self._has_tried.set()
             await asyncio.sleep(delay)
@@ -159,7 +172,7 @@ class Listener:
                 receiving = receiving or asyncio.ensure_future(layer.receive(channel))
                 await asyncio.wait({receiving}, timeout=max(0, renewal - clock()))
                 if receiving.done():
-                    message, receiving = receiving.result(), None
+                    message, receiving = _result_of(receiving), None
                     self._receive(message)
                 if clock() >= renewal:
                     await self._join(layer, channel)
@@ -202,7 +215,7 @@ class Listener:
         try:
             await _within_limit(layer.group_discard(self._group, channel))
         except Exception as error:
-            logger.debug("A listener could not leave %s: %s", self._group, _text_of(error))
+            logger.debug("A listener could not leave %s: %s", self._group, text_of(error))
 
 
 @asynccontextmanager
@@ -228,7 +241,7 @@ async def _listening_layer() -> AsyncIterator[Layer]:
         try:
             await _within_limit(layer.close_pools())
         except Exception as error:
-            logger.debug("A listener's layer could not be closed: %s", _text_of(error))
+            logger.debug("A listener's layer could not be closed: %s", text_of(error))
         free.append(layer)
 
 
@@ -249,9 +262,21 @@ async def _within_limit(awaitable: Awaitable[T]) -> T:
         await asyncio.wait({task}, timeout=LIMIT)
         if not task.done():
             raise asyncio.TimeoutError
-        return task.result()
+        return _result_of(task)
     finally:
         task.cancel()
+
+
+def _result_of(task: asyncio.Future[T]) -> T:
+    """
+    Return the result of ``task``, which runs the layer's code and is done.
+
+    A layer may raise ``CancelledError``. It would end the task that waits, although nothing has
+    cancelled this one, so it becomes an error of the layer.
+    """
+    if task.cancelled():
+        raise ConnectionError("the channel layer has cancelled the operation")
+    return task.result()
 
 
 def _retrieve_error(task: asyncio.Future[Any]) -> None:
@@ -263,7 +288,3 @@ def _retrieve_error(task: asyncio.Future[Any]) -> None:
 def _sender() -> str:
     # A process may be forked after this module was imported.
     return f"{_BOOT}.{os.getpid()}"
-
-
-def _text_of(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..gate import freshness, revocations
 from ..gate.freshness import Findings
-from ..gate.isolation import is_interrupt
+from ..gate.isolation import forget_locals, is_interrupt
 from ..outages import is_outage, outage_errors
 
 if TYPE_CHECKING:
@@ -53,5 +53,6 @@ def _unless_bug(read: Callable[[], T], default: T, message: str) -> T:
         # Code of a site may raise a CancelledError too, which would end the check's task.
         if is_interrupt(error) or is_outage(error):
             raise
+        forget_locals(error)
         logger.exception(message)
         return default

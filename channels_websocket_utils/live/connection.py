@@ -201,6 +201,23 @@ class Connection(SendSide):
                 self.lateness = self.hub.recheck.lateness
             self.hub.activate(self)
 
+    async def drain(self) -> None:
+        """Send what the consumer sent before it returned, within 5 seconds. Pushes are dropped."""
+        if self.state is OPEN:
+            await self._outbox.drain()
+
+    async def until_fresh(self) -> None:
+        """
+        Wait for a check if the gate has read the database too long ago.
+
+        The connection may have ended when this returns.
+        """
+        if self.lateness is not None:
+            try:
+                await self.lateness.until_fresh()
+            except TimeoutError:
+                self.end(protocol.CLOSE_TRY_LATER)
+
     async def leave(self) -> None:
         """Release all that the package holds for the connection, and finish a close that began."""
         self._receive.release()

@@ -57,6 +57,8 @@ class HeldMessages:
                     return received
                 self._messages.append(received)
                 self._size += _size_of(received)
+        if self._receiving is None:
+            return await self._receive()
         return await self._receive_more(set())  # type: ignore[return-value]
 
     async def _receive_more(self, others: set[asyncio.Future[None]]) -> Message | None:
@@ -73,8 +75,8 @@ class HeldMessages:
         return done.result()
 
     def _has_space(self) -> bool:
-        # After its disconnect, a client sends nothing.
-        is_open = self._messages[-1]["type"] != "websocket.disconnect"
+        # After its disconnect, and before its connect is answered, a client sends nothing.
+        is_open = self._messages[-1]["type"] == "websocket.receive"
         is_below = len(self._messages) < MOST and self._size < SIZE
         return self._answers_pings and is_open and is_below
 

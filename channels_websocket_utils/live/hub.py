@@ -136,7 +136,7 @@ class Hub:
 
     def activate(self, connection: Connection) -> None:
         """Index ``connection`` by its ``principal`` and apply the events that it has missed."""
-        registered, missed = self.pending.pop(connection)
+        registered, missed = self.pending.pop(connection, (Age(), []))
         principal = connection.principal
         if principal is None:
             return
@@ -219,7 +219,8 @@ class Hub:
             self.recheck.check_soon()
         elif kind == "push":
             for connection in self._of_users(_user_ids([event["user"]])):
-                connection.push(event["text"])
+                # The connection may end meanwhile, and then it is sent nothing.
+                self.recheck.lateness.push_when_fresh(partial(connection.push, event["text"]))
 
     def _apply(self, apply: _Apply) -> None:
         for _, missed in self.pending.values():

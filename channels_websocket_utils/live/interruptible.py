@@ -49,8 +49,6 @@ class InterruptibleReceive:
         A later call returns it, in its turn. A ping does not wait if the consumer
         ``answers_pings``: on other consumers it is a message as any other.
         """
-        if message["type"] != "websocket.receive":
-            return False
         if answers_pings and is_ping(message.get("text")):
             return False
         if self._held is None:

@@ -38,7 +38,7 @@ class Knowledge:
         # The end of the last check without an outage.
         self.answered = Age()
         # The oldest connection that was added since the last check began.
-        self._added: Age | None = None
+        self._added: Age | None = registered
 
     def add(self, registered: Age) -> None:
         """Note a connection that the last check has not included."""

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
+from ..database_connections import give_back_connections
 from ..threads import is_single_threaded
 from .age import Age
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .knowledge import Knowledge
 
-__all__ = ["PATIENCE", "Lateness"]
+__all__ = ["MOST_PUSHES", "PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
 PATIENCE = 5.0
+# Checks that a message waits for, one after the other. A message needs more than one if another
+# message that has waited for the same check blocks the event loop.
+ROUNDS = 10
+# Pauses of the process after which a check has all of ``PATIENCE`` again. More count as an outage:
+# the process is overloaded.
+RESTARTS = 3
+# Pushes to connections that wait for a check. More are dropped.
+MOST_PUSHES = 1000
+
+logger = logging.getLogger("channels_websocket_utils")
 
 
 class Lateness:
@@ -43,10 +56,16 @@ class Lateness:
         self._start_check, self._note_outage = start_check, note_outage
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._freshening: asyncio.Future[None] | None = None
+        self._pushes: deque[Callable[[], object]] = deque()
 
     async def until_fresh(self) -> None:
-        """Wait while ``is_stale()``: until a check has ended or failed, ``PATIENCE`` at most."""
-        if self.is_stale():
+        """
+        Wait while ``is_stale()``: until a check has ended or failed, ``PATIENCE`` at most.
+
+        Code that resumes first may block the event loop, and then others wait for another check.
+        Raises ``TimeoutError`` after ``ROUNDS`` of them.
+        """
+        for _ in self._rounds():
             await asyncio.wait({self.freshening()})
 
     def wait_in_thread(self) -> None:
@@ -56,12 +75,42 @@ class Lateness:
         Raises ``TimeoutError`` if the event loop does not answer.
         """
         # In tests, single_thread() lets the check run in this thread.
-        if self.is_stale() and not is_single_threaded():
+        for _ in () if is_single_threaded() else self._rounds():
+            # The check may need one of the same pool.
+            give_back_connections()
             waiting = asyncio.run_coroutine_threadsafe(self.until_fresh(), self._loop)
             try:
                 waiting.result(2 * PATIENCE)
             finally:
                 waiting.cancel()
+
+    def push_when_fresh(self, push: Callable[[], object]) -> None:
+        """Call ``push()`` now, or after earlier ones when a check has ended."""
+        if not self._pushes and not self.is_stale():
+            push()
+        elif len(self._pushes) < MOST_PUSHES:
+            self._pushes.append(push)
+            if len(self._pushes) == 1:
+                run_in_background(self._push_all())
+        else:
+            logger.warning("A push was dropped: %s wait for a check", MOST_PUSHES)
+
+    async def _push_all(self) -> None:
+        try:
+            while self._pushes:
+                await self.until_fresh()
+                self._pushes[0]()
+                self._pushes.popleft()
+        finally:
+            self._pushes.clear()
+
+    def _rounds(self) -> Iterator[None]:
+        for _ in range(ROUNDS):
+            if not self.is_stale():
+                return
+            yield
+        if self.is_stale():
+            raise TimeoutError("The event loop is blocked again after each check.")
 
     def freshening(self) -> asyncio.Future[None]:
         """Return the future that ``until_fresh()`` waits for: one for all messages."""
@@ -70,29 +119,40 @@ class Lateness:
         return self._freshening
 
     async def _freshen(self) -> None:
-        left = PATIENCE
+        try:
+            await self._check()
+        except Exception:
+            logger.exception("The check that messages wait for failed")
+        if self.is_stale():
+            self._note_outage()
+
+    async def _check(self) -> None:
+        left, restarts = PATIENCE, RESTARTS
         while self.is_stale() and left > 0:
             check, is_new = self._start_check()
             left, has_paused = await self._wait_for(check, left)
+            if has_paused:
+                restarts -= 1
+                if restarts < 0:
+                    return
             if check.done() and not check.cancelled() and is_new and not has_paused:
                 # Also if it took longer than the interval.
                 self._knowledge.trust_for(self._knowledge.interval / 4)
-        if self.is_stale():
-            self._note_outage()
 
     async def _wait_for(self, check: asyncio.Future[None], left: float) -> tuple[float, bool]:
         """
         Wait for ``check``, at most ``left`` seconds of the time in which the process runs.
 
         Return the seconds that are left, and whether the process was stopped, blocked or asleep
-        meanwhile: then changes since the beginning of the check may be unknown.
+        meanwhile: then changes since the beginning of the check may be unknown, and ``check`` has
+        all the time again.
         """
-        interval, has_paused = self._knowledge.interval, False
+        interval = self._knowledge.interval
+        tolerance = min(interval / 2, 1.0)
         while not check.done() and left > 0:
             step, limit = Age(), min(left, interval / 4)
             await asyncio.wait({check}, timeout=limit)
-            if step.is_over(limit + interval / 2):
-                left, has_paused = PATIENCE, True
-            else:
-                left -= step.seconds()
-        return left, has_paused
+            if step.is_over(limit + tolerance):
+                return PATIENCE, True
+            left -= step.seconds()
+        return left, False

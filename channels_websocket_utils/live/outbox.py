@@ -28,7 +28,8 @@ __all__ = ["MAX_WAITING", "SEND_TIMEOUT", "Outbox", "step"]
 
 # Messages. Small ones take more memory than their text: see MAX_OUTGOING for the bytes.
 MAX_WAITING = 1000
-# Seconds that a handler's send waits for a client. A client that reads takes much less.
+# Seconds that a handler's send waits until the client takes a message. A client that reads takes
+# much less.
 SEND_TIMEOUT = 10
 
 
@@ -44,7 +45,7 @@ class Outbox:
     ``send`` is the server's.
     """
 
-    __slots__ = ("_bytes", "_is_closed", "_queue", "_space", "_task", "_turn", "send")
+    __slots__ = ("_bytes", "_queue", "_space", "_task", "_turn", "is_closed", "send", "waiting")
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -53,9 +54,11 @@ class Outbox:
         self._bytes = 0
         # Sends a message that was waiting for the client, and the queue.
         self._task: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self.is_closed = False
         # The calls of put_when_it_fits(): one after the other, each until there is space.
         self._turn: asyncio.Lock | None = None
+        # How many they are. Another send() must not overtake them.
+        self.waiting = 0
         self._space: asyncio.Future[None] | None = None
 
     def put(self, message: Message, fail: Fail) -> bool:
@@ -64,13 +67,17 @@ class Outbox:
 
         An exception of the server is raised if the message was to be sent at once.
         """
-        if self._is_closed:
+        if self.is_closed:
             return False
+        if self._task is not None and self._task.done():
+            # It was cancelled before its first step, from outside of this package.
+            self._task = None
+            self._empty()
         if self._task is None:
-            context = copy_context()
-            rest = step(self.send(message), context)
+            rest = step(self.send(message), copy_context())
             if rest is not None:
-                self._task = _start(self._continue(rest, message, fail), context)
+                continuing = self._continue(rest, message, fail)
+                self._task = keep(asyncio.get_running_loop().create_task(continuing))
             return True
         size = _size_of(message)
         if self._queue is None:
@@ -83,16 +90,34 @@ class Outbox:
         self._bytes += size
         return True
 
-    async def put_when_it_fits(self, message: Message, fail: Fail) -> bool:
-        """As ``put()``, but wait while the outbox is full. Later calls wait behind this one."""
+    async def put_when_it_fits(
+        self, message: Message, fail: Fail, stall: Callable[[], object]
+    ) -> bool:
+        """
+        As ``put()``, but wait while the outbox is full. Later calls wait behind this one.
+
+        ``stall()`` is called if the client then takes no message for ``SEND_TIMEOUT``.
+        """
         self._turn = self._turn or asyncio.Lock()
-        async with self._turn:
-            while not self.put(message, fail):
-                if self._is_closed:
-                    return False
-                self._space = asyncio.get_running_loop().create_future()
-                await self._space
+        self.waiting += 1
+        try:
+            async with self._turn:
+                while not self.put(message, fail):
+                    if self.is_closed:
+                        return False
+                    await self._wait_for_space(stall)
+        finally:
+            self.waiting -= 1
         return True
+
+    async def _wait_for_space(self, stall: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        self._space = loop.create_future()
+        timer = loop.call_later(SEND_TIMEOUT, stall)
+        try:
+            await self._space
+        finally:
+            timer.cancel()
 
     async def drain(self) -> None:
         """Accept no more messages, and send the rest, for ``CLOSE_LIMIT`` at most."""
@@ -110,7 +135,7 @@ class Outbox:
             self._task.cancel()
 
     def _close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         self._wake()
 
     def _empty(self) -> None:
@@ -141,50 +166,45 @@ def step(awaitable: Awaitable[None], context: Context) -> Awaitable[None] | None
     """
     Run ``awaitable`` in ``context`` until it waits, and return the rest of it, ``None`` at its end.
 
-    The rest can be awaited in another task, so ``awaitable`` must not use ``current_task()``. None
-    of the servers does. A task for each message takes three times as long.
+    The rest can be awaited in another task, so ``awaitable`` must not use ``current_task()``, as
+    ``asyncio.timeout()`` does. uvicorn uses that for a close, but not for messages. A task for each
+    message takes three times as long.
     """
     running = awaitable.__await__()
     try:
         awaited = context.run(running.send, None)
     except StopIteration:
         return None
-    return _Rest(running, awaited)
+    return _Rest(running, awaited, context)
 
 
 class _Rest:
-    """The rest of an awaitable that waits for ``awaited``."""
+    """The rest of an awaitable, which runs in ``context`` and waits for ``awaited``."""
 
-    __slots__ = ("_awaited", "_running")
+    __slots__ = ("_awaited", "_context", "_running")
 
-    def __init__(self, running: Generator[Any, Any, None], awaited: Any) -> None:
+    def __init__(self, running: Generator[Any, Any, None], awaited: Any, context: Context) -> None:
         self._running = running
         self._awaited = awaited
+        self._context = context
 
     def __await__(self) -> Generator[Any, Any, None]:
         awaited = self._awaited
+        call: tuple[Callable[[Any], Any], Any]
         while True:
-            thrown = result = None
             try:
                 result = yield awaited
             except BaseException as error:
-                thrown = error
+                call = self._running.throw, error
+            else:
+                call = self._running.send, result
             try:
-                if thrown is None:
-                    awaited = self._running.send(result)
-                else:
-                    awaited = self._running.throw(thrown)
+                awaited = self._context.run(*call)
             except StopIteration:
                 return
-
-
-def _start(coroutine: Any, context: Context) -> asyncio.Task[None]:
-    """Run ``coroutine`` as a task in ``context``, in which its first step has run."""
-    loop = asyncio.get_running_loop()
-    if sys.version_info >= (3, 11):
-        return keep(loop.create_task(coroutine, context=context))
-    # In a copy of it.
-    return keep(context.run(loop.create_task, coroutine))
+            finally:
+                # The traceback of the error refers to this frame.
+                del call
 
 
 def _size_of(message: Message) -> int:

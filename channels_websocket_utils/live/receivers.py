@@ -19,7 +19,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 
 from ..compat import current_thread_context, key_of_user, primary_key
 from ..gate import revocations
-from ..tokens import digests
+from ..tokens import digests, redeeming
 from .batch import publish_at_commit, publish_revocation_at_commit
 from .events import publish
 
@@ -112,12 +112,18 @@ def _recheck_saved(
     using: str,
     **kwargs: Any,
 ) -> None:
-    if not created and set(update_fields or ()) != {"last_login"}:
+    if created:
+        # At once: a token that is issued later in this transaction is the new user's.
+        redeeming.forget_user(key_of_user(instance))
+    elif set(update_fields or ()) != {"last_login"}:
         _recheck(key_of_user(instance), using)
 
 
 def _recheck_deleted(sender: object, instance: Model, using: str, **kwargs: Any) -> None:
-    _recheck(key_of_user(instance), using)
+    user_id = key_of_user(instance)
+    # At the commit: until then, others still see the user, and may issue a token.
+    transaction.on_commit(lambda: redeeming.forget_user(user_id), using=using)
+    _recheck(user_id, using)
 
 
 def _recheck(user_id: object, using: str) -> None:

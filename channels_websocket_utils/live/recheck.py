@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..gate import freshness
-from ..outages import is_outage
+from ..gate.isolation import forget_locals
+from ..outages import is_outage, text_of
 from ..threads import in_recheck_thread
 from .age import Age
 from .changes import read_changes
@@ -147,13 +148,13 @@ class Recheck:
     def _start_full_check(self) -> asyncio.Future[None]:
         # While a check waits for the database no other check starts: it would block a thread.
         if self._full_check is None or self._full_check.done():
+            self._began = Age()
             self._full_check = run_in_background(self._check_all())
         return self._full_check
 
     async def _check_all(self) -> None:
         """Check all connections, and note whether the database is available."""
-        self._began = began = self.knowledge.begin_check()
-        connections = self._find_connections()
+        began, connections = self.knowledge.begin_check(), self._find_connections()
         self._waiting.clear()
         self._is_all_waiting = False
         try:
@@ -170,6 +171,7 @@ class Recheck:
         except Exception as error:
             outage = error if is_outage(error) else None
             if outage is None:
+                forget_locals(error)
                 logger.exception("The re-check of the live connections failed")
         self.knowledge.note_check(began)
         self.is_database_unavailable = outage is not None
@@ -203,7 +205,7 @@ class Recheck:
         return True
 
     def _start_job(self) -> None:
-        if self._job is None:
+        if self._job is None or self._job.done():
             self._job = run_in_background(self._check_waiting())
 
     async def _check_waiting(self) -> None:
@@ -238,6 +240,7 @@ class Recheck:
             if is_outage(error):
                 _log_outage(error)
             else:
+                forget_locals(error)
                 logger.exception("The re-check of %s live connections failed", len(connections))
 
     def _end_outdated(self, connections: set[Connection], outdated: Iterable[Principal]) -> None:
@@ -263,6 +266,4 @@ def _principals(connections: Iterable[Connection]) -> set[Principal]:
 
 def _log_outage(error: Exception) -> None:
     # Without a traceback: an outage would fill the log.
-    logger.error(
-        "The live connections could not be re-checked: %s", str(error) or type(error).__name__
-    )
+    logger.error("The live connections could not be re-checked: %s", text_of(error))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..compat import has_receivers
 from ..gate.refusals import log_refusal
 from ..signals import connection_opened, connection_stalled
-from ..threads import holds_thread, in_our_pool, waiting_for_client
-from . import outbox
+from ..threads import holds_thread, in_our_pool, may_wait_for_client, waiting_for_client
 from .closing import CLOSE_LIMIT, run_close
 from .dropping import DroppedMessages, SocketEnded, is_client_gone
-from .outbox import Outbox, step
+from .outbox import Outbox
 from .state import CLOSING, OPEN, PENDING, REJECTED, check_change
 from .tasks import run_in_background
 
@@ -35,9 +34,9 @@ class SendSide:
     """
     The state of a ``Connection``, and the ASGI ``send()`` of its consumer.
 
-    All messages go through an ``Outbox``. While it is full, ``send()`` waits for the client,
-    ``SEND_TIMEOUT`` at most, and in a thread only while no other work needs that thread. ``push()``
-    never waits. A client for which they cannot wait is closed with 4490.
+    All messages go through an ``Outbox``. While it is full, ``send()`` waits until the client takes
+    messages, for each ``SEND_TIMEOUT`` at most, and in a thread only while no other work needs that
+    thread. ``push()`` never waits. A client for which they cannot wait is closed with 4490.
     """
 
     __slots__ = (
@@ -87,7 +86,7 @@ class SendSide:
         if message["type"] == "websocket.close":
             return self._begin_own_close(message)
         try:
-            is_sent = self._outbox.put(message, self._note_failure)
+            is_sent = not self._outbox.waiting and self._outbox.put(message, self._note_failure)
             if not is_sent:
                 is_sent = await self._send_when_it_fits(message)
         except Exception as error:
@@ -127,15 +126,14 @@ class SendSide:
         def end() -> None:
             loop.call_soon_threadsafe(self._end_stalled, context=Context())
 
-        timer = loop.call_later(outbox.SEND_TIMEOUT, end)
-        try:
-            with waiting_for_client(end) as may_wait:
-                if not may_wait:
-                    self._end_stalled()
-                elif await self._outbox.put_when_it_fits(message, self._note_failure):
+        if await may_wait_for_client():
+            with waiting_for_client(end):
+                if await self._outbox.put_when_it_fits(message, self._note_failure, end):
                     return True
-        finally:
-            timer.cancel()
+        elif self._outbox.put(message, self._note_failure):
+            return True
+        else:
+            self._end_stalled()
         if holds_thread():
             raise SocketEnded("The client does not read its messages.")
         return False
@@ -157,10 +155,9 @@ class SendSide:
         """Begin the close of the consumer, which follows the messages that it has sent."""
         self._change_state(CLOSING)
         self.close_code = message.get("code", 1000)
-        rest = step(self._close_after_outbox(message), copy_context())
-        if rest is not None:
-            # leave() waits for it. No thread of a sync consumer does.
-            self._closing_task = run_close(rest, 2 * CLOSE_LIMIT)
+        # leave() waits for it. No thread of a sync consumer does. It has a task from its start,
+        # because the close of uvicorn uses asyncio.timeout().
+        self._closing_task = run_close(self._close_after_outbox(message), 2 * CLOSE_LIMIT)
         self.notify_consumer()
 
     async def _close_after_outbox(self, message: Message) -> None:
@@ -205,7 +202,8 @@ class SendSide:
 
     def _end_stalled(self) -> None:
         """End the connection of a client that does not read its messages."""
-        if self.ended:
+        # A consumer that has returned accepts no more messages.
+        if self.ended or self._outbox.is_closed:
             return
         logger.info("A client did not read its messages in time")
         self._end_now()

@@ -26,7 +26,7 @@ __all__ = ["MAX_CHARACTERS", "MAX_EVENTS", "send"]
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# How many events wait for the thread at most. One event always fits into an empty queue.
+# How many events of one group wait for the thread at most. One always fits into an empty queue.
 MAX_EVENTS, MAX_CHARACTERS = 1000, 8 * 1024 * 1024
 
 
@@ -45,7 +45,12 @@ def send(group: str, text: str) -> None:
         # A sync view below an ASGI server: its loop waits, and keeps its connection to the layer.
         async_to_sync(broadcast.asend)(group, text)
         return
-    sent = _current().put(group, text)
+    try:
+        sent = _current().put(group, text)
+    except RuntimeError as reason:
+        # While Python exits it starts no thread, nor does it at the system's limit of threads.
+        logger.error("An event for %s could not be sent: %s", group, reason)
+        return
     if sent is None:
         logger.error("Too many events wait for the channel layer, one for %s was dropped", group)
     elif not is_in_loop:
@@ -54,15 +59,16 @@ def send(group: str, text: str) -> None:
 
 class _Sender:
     """
-    A queue and a thread with its own event loop, which sends the queued events in order.
+    A queue for each group, and a thread with its own event loop, which sends the queued events.
 
-    When the process exits, the thread gets 1 second for what is still queued.
+    It sends revocations first, and the events of one group in order. When the process exits, the
+    thread gets 1 second for what is still queued.
     """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._queue: deque[_Waiting] = deque()
-        self._characters = 0
+        # In the order in which they are sent. A burst of pushes neither drops nor delays a logout.
+        self._queues = {broadcast.REVOCATIONS: _Queue(), broadcast.PUSHES: _Queue()}
         self._is_stopping = False
         self._changed = threading.Condition()
         # A daemon, because Python waits without a limit for other threads.
@@ -71,17 +77,23 @@ class _Sender:
         atexit.register(self._stop)
 
     def put(self, group: str, text: str) -> threading.Event | None:
-        """Queue ``text`` and return what is set when it was sent, ``None`` if the queue is full."""
+        """
+        Queue ``text`` and return what is set when it was sent, ``None`` if the queue is full.
+
+        Raises ``RuntimeError`` when the process exits.
+        """
         sent = threading.Event()
         with self._changed:
-            is_full = len(self._queue) >= MAX_EVENTS
-            is_full = is_full or self._characters + len(text) > MAX_CHARACTERS
-            if self._queue and is_full:
+            if self._is_stopping:
+                raise RuntimeError("the process exits")
+            if not self._queues[group].put((group, text, sent)):
                 return None
-            self._queue.append((group, text, sent))
-            self._characters += len(text)
             self._changed.notify()
         return sent
+
+    def is_lost(self) -> bool:
+        """Return whether the thread has died, or belongs to the parent of a forked process."""
+        return self.pid != os.getpid() or not (self._thread.is_alive() or self._is_stopping)
 
     def _run(self) -> None:
         loop = asyncio.new_event_loop()
@@ -89,21 +101,18 @@ class _Sender:
             group, text, sent = waiting
             try:
                 loop.run_until_complete(broadcast.asend(group, text))
-            except Exception:
+            except BaseException:
                 # The thread must go on. asend() has logged the errors of the layer.
                 logger.exception("An event for %s could not be sent", group)
-            sent.set()
+            finally:
+                sent.set()
         loop.close()
 
     def _take(self) -> _Waiting | None:
         """Wait for the next event and return it, ``None`` after the last one at the exit."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_stopping)
-            if not self._queue:
-                return None
-            waiting = self._queue.popleft()
-            self._characters -= len(waiting[1])
-            return waiting
+            self._changed.wait_for(lambda: any(self._queues.values()) or self._is_stopping)
+            return next((queue.take() for queue in self._queues.values() if queue), None)
 
     def _stop(self) -> None:
         if self.pid == os.getpid():
@@ -111,6 +120,31 @@ class _Sender:
                 self._is_stopping = True
                 self._changed.notify()
             self._thread.join(broadcast.LIMIT)
+
+
+class _Queue:
+    """Events of one group in order, at most ``MAX_EVENTS`` with ``MAX_CHARACTERS``."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Waiting] = deque()
+        self._characters = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, waiting: _Waiting) -> bool:
+        """Append ``waiting`` and return ``True``, or return ``False`` if the queue is full."""
+        characters = self._characters + len(waiting[1])
+        if self._waiting and (len(self) >= MAX_EVENTS or characters > MAX_CHARACTERS):
+            return False
+        self._waiting.append(waiting)
+        self._characters = characters
+        return True
+
+    def take(self) -> _Waiting:
+        waiting = self._waiting.popleft()
+        self._characters -= len(waiting[1])
+        return waiting
 
 
 _sender: _Sender | None = None
@@ -121,8 +155,7 @@ def _current() -> _Sender:
     """Return the sender of this process."""
     global _sender
     with _lock:
-        # The thread of the parent process does not exist in a forked one.
-        if _sender is None or _sender.pid != os.getpid():
+        if _sender is None or _sender.is_lost():
             _sender = _Sender()
         return _sender
 

@@ -7,11 +7,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..gate import revocations
-from ..outages import outage_errors
+from ..outages import outage_errors, text_of
 from ..threads import in_recheck_thread
 from .tasks import run_in_background
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from ..gate.revocations import Revocation
@@ -36,7 +37,7 @@ class UnreadRevocations:
     def __init__(self, add: Callable[[Revocation], object]) -> None:
         self._add = add
         self._by_id: dict[int, Revocation] = {}
-        self._is_reading = False
+        self._reading: asyncio.Future[None] | None = None
 
     def __contains__(self, revocation: Revocation) -> bool:
         """Return whether an event that is equal to ``revocation`` waits for its row."""
@@ -45,9 +46,9 @@ class UnreadRevocations:
     def add(self, revocation: Revocation) -> None:
         """Add the revocation of an event, and read its row soon."""
         self._by_id[revocation.id] = revocation
-        if not self._is_reading:
-            self._is_reading = True
-            run_in_background(self._read_rows())
+        # Code of the site may have cancelled the task.
+        if self._reading is None or self._reading.done():
+            self._reading = run_in_background(self._read_rows())
 
     async def _read_rows(self) -> None:
         while self._by_id:
@@ -58,12 +59,12 @@ class UnreadRevocations:
                     self._add(row)
             except outage_errors() as error:
                 # Without a traceback: an outage would fill the log.
-                text = str(error) or type(error).__name__
-                logger.error("The rows of %s revocations could not be read: %s", len(ids), text)
+                logger.error(
+                    "The rows of %s revocations could not be read: %s", len(ids), text_of(error)
+                )
             except Exception:
                 logger.exception("The rows of %s revocations could not be read", len(ids))
             for id, revocation in batch.items():
                 # An event of the row that has moved meanwhile is read in the next turn.
                 if self._by_id.get(id) is revocation:
                     del self._by_id[id]
-        self._is_reading = False

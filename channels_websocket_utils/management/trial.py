@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
-from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 from django.urls import URLPattern
 
@@ -20,7 +19,7 @@ from ..testing import ClosedError, WebSocketCommunicator
 from ..testing.application_run import HTTP_FORBIDDEN
 from ..testing.origin import explain_refused_origin
 from ..testing.sign_in import sign_in
-from ..tokens.shape import SECRET_LENGTH, TOKEN_PREFIX, TOKEN_SUBPROTOCOL, bound_path
+from ..tokens.shape import SECRET_LENGTH, TOKEN_PREFIX, TOKEN_SUBPROTOCOL
 from ..utils import get_websocket_token
 from .overview import consumer_of, gate_of, name_of, origins_of, route_of, websocket_chains
 
@@ -108,7 +107,7 @@ class Trial:
         target = plain if "{token}" in plain else f"{plain.rstrip('/')}/{{token}}"
         for candidate, source in ((target, "path"), (plain, "subprotocol")):
             found = routing.match(
-                _websocket_of(self._application),
+                routing.websocket_of(self._application),
                 {"path": candidate.replace("{token}", _PROBE)},
                 "token",
             )
@@ -125,7 +124,8 @@ class Trial:
         self, target: str, offered: list[str], session: SessionBase | None
     ) -> tuple[str, list[str]]:
         """Issue the token, as the token endpoint does, and put it into the path or the offer."""
-        path = bound_path(target.partition("?")[0].replace("{token}", _PROBE), _PROBE)
+        before, _, after = target.partition("?")[0].partition("{token}")
+        path = f"{before.removesuffix('/')}/{after.removeprefix('/')}"
         token = get_websocket_token(self._user, path=path, session=session)
         session_text = "a new session" if session is not None else "no session (token_only)"
         self._report(f"Token:      issued for the path {path} and {session_text}")
@@ -216,14 +216,6 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.append(record.getMessage())
-
-
-def _websocket_of(application: Application) -> Any:
-    """Return what ``application`` serves for ``websocket``."""
-    last = routing.layers(application)[-1]
-    if isinstance(last, ProtocolTypeRouter):
-        return last.application_mapping.get("websocket", application)
-    return application
 
 
 def _takes(chain: Chain, source: str) -> bool:

@@ -23,7 +23,7 @@ from ..protocol import MessageError
 from ..threads import handlers_are_waiting, in_handler_pool
 from . import answers, permissions
 from .errors import Event
-from .inspection import has_ended, has_ended_in_thread, is_ours, is_sync, until_fresh
+from .inspection import has_ended, has_ended_in_thread, is_ours, is_sync, lateness_of, until_fresh
 from .ongoing_call import Call, ongoing_call
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ class _OnLoop:
         if method.perms is not None:
             await _check_on_loop(call, consumer, method.perms, method.is_async)
             # The check may have taken long.
-            await until_fresh(consumer, in_thread=False)
+            late = lateness_of(consumer)
+            if late is not None:
+                await late.until_fresh()
             if has_ended(consumer):
                 return _drop(consumer)
         if method.is_async:

@@ -7,6 +7,8 @@ avoid that. Each names its gain: the server's CPU time without it, as a ratio to
 the median (and range) of 7 rounds. Unless noted otherwise: 1,500 replies a round to 32 connections,
 uvicorn, Python 3.11, the server on one of two CPUs. If a class of a site or of another package
 stands between these classes and Channels', the shortcut is not taken.
+
+Over 300 lines: the shortcuts of both consumers depend on each other.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
-from .. import compat, protocol
+from .. import compat
 from ..database_connections import has_own_thread, orm_thread
 from ..live.connection import SocketEnded
+from ..protocol import is_ping
 from ..threads import handlers_are_waiting, in_handler_pool, in_our_pool
 from . import answers
 from .calls import run_now
@@ -65,19 +68,20 @@ class Dispatch(_Base):
     # The decorators leave it to this consumer to answer.
     opens_calls = True
 
-    # Created when the first message comes, and the first stream.
-    _limits: MessageLimits | None = None
+    _limits: MessageLimits | None = None  # Created when the first message comes.
     # Whether a message is dispatched in the step in which receive() returns it.
     _is_direct = False
     _streams: OpenStreams | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
-        if "websocket_connection" in scope:
-            scope["websocket_connection"].answers_pings = True
+        connection = scope.get("websocket_connection")
+        if connection is not None:
+            connection.answers_pings = True
         try:
             if self._needs_no_tasks():
-                self._is_direct = True
+                # A middleware between the gate and the consumer may wait in its own receive().
+                self._is_direct = connection is None or receive == connection.receive
                 await self._receive_all(scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
@@ -139,13 +143,19 @@ class Dispatch(_Base):
         late = self._lateness_for(message)
         if late is not None:
             await late.until_fresh()
+            self._stop_if_ended(message)
 
     def _lateness_for(self, message: Message) -> Lateness | None:
         """Return the ``Lateness`` of the connection if ``message`` must wait now."""
-        late = lateness_of(self)
-        if late is None or message["type"] in ("websocket.connect", "websocket.disconnect"):
+        late, kind = lateness_of(self), message["type"]
+        if late is None or kind == "websocket.disconnect":
             return None
-        return None if protocol.is_ping(message.get("text")) else late
+        return None if kind == "websocket.receive" and is_ping(message.get("text")) else late
+
+    def _stop_if_ended(self, message: Message) -> None:
+        """Stop a consumer whose connect has waited until the end. It needs no disconnect."""
+        if message["type"] == "websocket.connect" and has_ended(self):
+            raise StopConsumer
 
     def _handler_of(self, message: Message) -> Any:
         """Return the handler, as ``dispatch()`` of Channels' consumers does."""
@@ -180,6 +190,11 @@ class AsyncDispatch(Dispatch, _AsyncBase):
                 await self._handler_of(message)(message)
             else:
                 await super().dispatch(message)
+        except SocketEnded:
+            if is_last:
+                raise
+            # Its disconnect() still follows.
+            logger.debug("%s was stopped in a send: its socket has ended", type(self).__name__)
         finally:
             if thread.holds_unneeded(is_last):
                 await sync_to_async(thread.close_unneeded)(is_last)
@@ -245,8 +260,10 @@ class SyncDispatch(Dispatch):
         try:
             await (in_our_pool if is_urgent else in_handler_pool)(self._handle)(message)
         finally:
-            # On the event loop: no thread waits until they are sent.
-            await outgoing.end()
+            # Its disconnect() still follows.
+            with contextlib.suppress(SocketEnded):
+                # On the event loop: no thread waits until they are sent.
+                await outgoing.end()
 
     async def _will_be_refused(self, message: Message) -> bool:
         """Return whether the handler would wait for a thread, only to refuse the call."""
@@ -261,6 +278,7 @@ class SyncDispatch(Dispatch):
         late = self._lateness_for(message)
         if late is not None:
             late.wait_in_thread()
+            self._stop_if_ended(message)
         if self._is_dropped(message):
             return
         try:

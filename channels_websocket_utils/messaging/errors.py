@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import uuid
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -124,7 +125,8 @@ def _known_error(error: BaseException) -> MessageError | None:
     if isinstance(error, _MissingKey):
         return _invalid([((str(error.args[0]),), "This is missing.")])
     if isinstance(error, ValidationError):
-        return _invalid(_fields_of_django(error), " ".join(error.messages))
+        found = [*islice(_errors_of_django(error), MAX_FIELDS)]
+        return _invalid(found, " ".join(text for _, text in found))
     if _is_of(error, "pydantic_core", "ValidationError"):
         return _invalid(_fields_of_pydantic(error))
     if _is_of(error, "rest_framework.exceptions", "APIException"):
@@ -149,14 +151,14 @@ def _invalid(found: list[tuple[_Path, str]], message: str | None = None) -> Mess
     return MessageError("invalid", message, fields=fields if any(p for p, _ in found) else None)
 
 
-def _fields_of_django(error: ValidationError) -> list[tuple[_Path, str]]:
-    if not hasattr(error, "error_dict"):
-        return []
-    return [
-        (() if name == NON_FIELD_ERRORS else (name,), text)
-        for name, texts in error.message_dict.items()
-        for text in texts
-    ]
+def _errors_of_django(error: ValidationError) -> Iterator[tuple[_Path, str]]:
+    # Its message_dict and messages read all errors, and messages takes the square of their number.
+    has_fields = hasattr(error, "error_dict")
+    each: Any
+    for each in error:
+        name, texts = each if has_fields else (NON_FIELD_ERRORS, [each])
+        for text in texts:
+            yield (() if name == NON_FIELD_ERRORS else (name,)), text
 
 
 def _fields_of_pydantic(error: Any) -> list[tuple[_Path, str]]:

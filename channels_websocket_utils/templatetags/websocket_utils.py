@@ -13,7 +13,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.forms.utils import flatatt
 from django.templatetags.static import static
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch, is_valid_path, reverse
 from django.utils.html import format_html
 from django.views.decorators.debug import sensitive_variables
 
@@ -66,17 +66,18 @@ def websocket_manager(
     """
     # Django creates its nonce when it is first converted to a string; until then it is false.
     nonce = context.get("csp_nonce")
+    url = _token_endpoint() if token_url is None else token_url
     found = {
         "nonce": "" if nonce is None else str(nonce),
         **attributes,
         "src": static(SCRIPT),
         "data-socket-path": _joined(path, segments),
         "data-token": token,
-        "data-token-url": _token_endpoint() if token_url is None else token_url,
+        "data-token-url": url,
         "data-token-source": token_source,
         # Without a value the attribute is the empty text, which an attribute of "" would not be.
         "data-token-path": True if token_path == "" else token_path,
-        "data-identity": _identity(context),
+        "data-identity": _identity(context, _is_of_session(url, bool(token))),
         **_csrf_attributes(context),
     }
     given = {name: value for name, value in found.items() if value not in (None, "")}
@@ -113,14 +114,29 @@ def _token_endpoint() -> str:
         ) from None
 
 
-def _identity(context: Context) -> str | None:
-    """Return the identity of the page's user, as the token endpoint will name it."""
+def _is_of_session(url: str, has_token: bool) -> bool:
+    """Return whether the connection has the user of the session, not one that the site chooses."""
+    if not url:
+        # The gate reads the session. The view has chosen the user of a token.
+        return not has_token
+    try:
+        own = reverse("websocket_token")
+    except NoReverseMatch:
+        return False
+    path = str(url).partition("?")[0]
+    # A proxy may remove a prefix, or the URL names a host. Another view of the site is its own.
+    return path == own or (path.endswith(own) and not is_valid_path(path))
+
+
+def _identity(context: Context, is_of_session: bool) -> str | None:
+    """Return the identity of the page's user, as the answer with the token will name it."""
     request = getattr(context, "request", None) or context.get("request")
     session = getattr(request, "session", None)
+    is_read = is_of_session and isinstance(session, SessionBase)
     try:
         # Before the user of the request, whom middleware of the site may replace. The variable
         # "user" of a template can be anybody.
-        found = identity_of_session(session if isinstance(session, SessionBase) else None)
+        found = identity_of_session(session if is_read else None)
         return found or identity_of(getattr(request, "user", None))
     except SynchronousOnlyOperation:
         # An async view that has not read its session does not know its user.

@@ -9,6 +9,7 @@ import re
 import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -21,7 +22,7 @@ from ..signals import token_issued
 from . import clock
 from .digests import auth_digest, digest_of, session_digest
 from .seal import seal
-from .shape import SECRET_ALPHABET, SECRET_LENGTH, TOKEN_PREFIX, bound_path, has_secret, mask
+from .shape import SECRET_ALPHABET, SECRET_LENGTH, TOKEN_PREFIX, bound_path, mask
 from .store import current_store
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def issue(user: User, *, path: str | None = None, session: SessionBase | str | N
     """
     Return a new token for ``user``.
 
-    ``path`` and ``session`` bind it, see ``utils.get_websocket_token()``. For a user who is not
-    signed in or not saved, no row is written, and the token never validates.
+    ``path``, which is percent-encoded, and ``session`` bind it, see
+    ``utils.get_websocket_token()``. For a user who is not signed in or not saved, no row is
+    written, and the token never validates.
     """
     require_installed("get_websocket_token()")
     _check_user(user)
@@ -123,11 +125,11 @@ def _checked_path(path: object) -> str:
         return ""
     if not isinstance(path, str):
         raise TypeError(f"A path is a string such as '/ws/board/', not {type(path).__name__}.")
-    bound = bound_path(path)
+    bound = bound_path(unquote(path))
     if len(bound) > MAX_PATH:
         raise ValueError(f"A path of more than {MAX_PATH} characters cannot be bound to.")
     # The database would store a token in the path, and the gate refuses such a path.
-    if _NO_PATH.search(path) or "\0" in bound or has_secret(bound):
+    if _NO_PATH.search(path) or "\0" in bound or mask(bound) != bound:
         raise ValueError(
             "A path is the path alone, such as '/ws/board/', without host, query and token, and "
             f"without text that looks like a token: {mask(path)!r}."

@@ -11,6 +11,7 @@ from django.db.models import Q
 from ..conf import TENANT
 from ..signals import token_redeemed
 from . import clock
+from .database_store import DatabaseTokenStore
 from .store import StoreUnavailable, current_store
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
     from ..models import WebSocketToken
     from .store import TokenRow
 
-__all__ = ["find", "in_state", "redeem", "revoke", "state_of", "why_refused"]
+__all__ = [
+    "find",
+    "forget_user",
+    "in_state",
+    "redeem",
+    "revoke",
+    "state_of",
+    "why_refused",
+]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -120,3 +129,14 @@ def revoke(**owner: Any) -> None:
         raise
     except Exception:
         logger.exception("Unused tokens stay valid until they expire")
+
+
+def forget_user(user_id: Any) -> None:
+    """
+    Revoke the tokens of a user who was deleted, or of the user before one who was just added.
+
+    The database deletes the rows of its own store together with the user. Another store would let
+    such a token sign in a later user with the same key and password.
+    """
+    if not isinstance(current_store(), DatabaseTokenStore):
+        revoke(user_id=user_id)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import string
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from django.conf import settings
 
@@ -43,9 +43,6 @@ _ESCAPE = re.compile("%(?:25)*([0-9A-Fa-f]{2})")
 # all. Real URLs have fewer. Each escape takes a microsecond, and anybody can send 300,000 of them.
 _LEVELS = 8
 MAX_ESCAPES = 500
-# The same for a path, and how many escapes it may contain: a server passes names without escapes.
-_PATH_ESCAPES = 3
-_MOST_ESCAPES = 300
 
 
 def is_token(text: str) -> bool:
@@ -63,33 +60,29 @@ def has_secret(text: str) -> bool:
     return _SECRET.search(text) is not None
 
 
-def bound_path(path: str, token: str | None = None) -> str:
+def bound_path(path: str, token: str | None = None, *, root_path: str = "") -> str:
     """
     Return the canonical form of ``path``, in which tokens are bound and paths are compared.
 
-    It has no token, no percent-escapes, no ``FORCE_SCRIPT_NAME``, one slash in front and none
-    behind. The page, the view and the gate see the same path with and without escapes, and with
-    and without the prefix.
+    ``path`` is unescaped, as in a scope. The result has no token, one slash in front, and one slash
+    less behind. It has no ``root_path`` or, if that is empty, no ``FORCE_SCRIPT_NAME``: Django adds
+    this prefix once, so it is removed at most once.
 
     >>> bound_path("/ws/board/wst_.../", "wst_...")
     '/ws/board'
-    >>> bound_path("/ws/chat/C%23/")
-    '/ws/chat/C#'
+    >>> bound_path("/ws/chat/100%/")
+    '/ws/chat/100%'
     """
-    parts = [_unescaped(part).strip("/") for part in (path.split(token) if token else [path])]
-    plain = "/" + "/".join(filter(None, parts))
-    prefix = (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
-    while prefix and plain.startswith(f"{prefix}/"):
-        plain = plain.removeprefix(prefix)
+    path = path.removeprefix(root_path)
+    if token:
+        before, _, after = path.partition(token)
+        path = f"{before.removesuffix('/')}/{after.removeprefix('/')}"
+    # URLRouter removes all slashes in front. A consumer sees a second one behind.
+    plain = "/" + path.lstrip("/").removesuffix("/")
+    prefix = "" if root_path else (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
+    if prefix and f"{plain}/".startswith(f"{prefix}/"):
+        return plain.removeprefix(prefix) or "/"
     return plain
-
-
-def _unescaped(text: str) -> str:
-    """Return ``text`` without percent-escapes, also if the escapes are themselves escaped."""
-    if "%" in text and text.count("%") <= _MOST_ESCAPES:
-        for _ in range(_PATH_ESCAPES):
-            text = unquote(text)
-    return text
 
 
 def mask(text: str) -> str:

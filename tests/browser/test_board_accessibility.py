@@ -7,7 +7,7 @@ from ..support.board_states import STATES, Stage, expect_state
 from ..support.helpers import ROOT
 from ..support.sample_site_fixtures import PASSWORDS, running_site
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
 # The violations that axe finds, one line each. By default axe uses all stable rules.

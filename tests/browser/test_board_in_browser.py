@@ -13,7 +13,7 @@ from channels_websocket_utils.tokens.digests import digest_of
 from ..support.board_states import expect_state, sign_in_on
 from ..support.sample_site_fixtures import LIMIT, Visitor, running_site
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 # An init script, so that it records all violations of the page's policy from the beginning.
 WATCH_POLICY = """

@@ -13,10 +13,10 @@ import urllib.request
 
 import pytest
 import websockets
-from playwright.sync_api import TimeoutError, expect, sync_playwright
+from playwright.sync_api import TimeoutError, expect
 from websockets.sync.client import connect
 
-from ..support.browser import OPTIONS, chromium
+from ..support.browser import OPTIONS
 from ..support.servers import COMMANDS, free_port, running, wait_until
 
 pytestmark = pytest.mark.browser
@@ -106,19 +106,6 @@ def site(request, sites):
         # All pages are closed now. Wait for their last messages, so that the next test gets none.
         wait_until(lambda: len(site.log("came")) == len(site.log("gone")))
         site.get("log/forget/")
-
-
-# The scope is the module, because async tests cannot run while Playwright runs.
-@pytest.fixture(scope="module")
-def playwright():
-    with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-def browser(playwright):
-    with chromium(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

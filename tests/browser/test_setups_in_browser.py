@@ -8,13 +8,12 @@ import sys
 from urllib.parse import quote, urlencode
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from ..support.browser import chromium
 from ..support.secret_servers import NGINX_USER, nginx_command
 from ..support.servers import ALL_COMMANDS, COMMANDS, free_port, running
 
-pytestmark = [pytest.mark.browser, pytest.mark.nginx]
+pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.slow]
 
 STALE = "s" * 32
 # Chromium and Django put the cookie with the longer path first. Django reads the last one.
@@ -32,18 +31,6 @@ def location(prefix, target=""):
 
 WHOLE = location("/")
 REWRITTEN = WHOLE + location("/socket/", "/client/named/")
-
-
-@pytest.fixture(scope="module")
-def playwright():
-    with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-def browser(playwright):
-    with chromium(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -336,6 +336,80 @@ for (const [name, dataset, path, options, sent, codes] of [
   })
 }
 
+for (const [name, token, tokenUrl] of [
+  ["a token function that returns a string", () => tokens(), "/token/"],
+  ["no token", () => null, ""],
+]) {
+  test(`with ${name}, the page's identity does not prove the user of the queue`, async (t) => {
+    const page = openPage(t, { document: holding({ ...ofAda, tokenUrl }) })
+    const { manager, codes } = page.connect(null, token())
+    await reopen(page, manager, () => page.tick(1000))
+
+    assert.equal(manager.state, "open")
+    assert.deepEqual(types(page), [])
+    assert.deepEqual(codes(), ["disconnected"])
+  })
+}
+
+test("with a token function, the first connection of a page is compared with its identity", async (t) => {
+  const page = openPage(t, { document: holding(ofAda) })
+  const { manager, codes } = page.connect(null, tokens())
+  manager.sendJSON({ type: "transfer" })
+  await settled()
+  page.socket.accept()
+  page.tick(999)
+  ready(page, "ben")
+
+  assert.equal(manager.state, "closed")
+  assert.deepEqual(types(page), [])
+  assert.deepEqual(codes(), ["user_changed", "user_changed"])
+})
+
+for (const identity of [null, "ben"]) {
+  test(`after another user's sign-in without a reload, identity: ${identity} replaces that of the page`, async (t) => {
+    for (const [path, options] of [[null, {}], ["/other/", { tokenURL: "/token/" }]]) {
+      const page = openPage(t, { document: holding(ofAda) })
+      fakeEndpoint(t, { body: { token: "wst_b", identity: "ben" } }, { body: { token: "wst_c", identity: "ben" } })
+      const { manager, codes } = page.connect(path, null, { ...options, identity })
+      await reopen(page, manager)
+
+      assert.equal(manager.state, "open")
+      assert.deepEqual(types(page), ["queued"])
+      assert.deepEqual(codes(), [])
+      manager.close()
+      t.mock.timers.reset()
+      t.mock.restoreAll()
+    }
+  })
+}
+
+test("an empty identity is none: it stops no manager, and proves no user of a queue", async (t) => {
+  for (const [dataset, options] of [[{ ...ofAda, identity: "" }, {}], [ofAda, { identity: "" }]]) {
+    const page = openPage(t, { document: holding(dataset) })
+    const { manager, codes } = page.connect(null, tokens(""), options)
+    await reopen(page, manager)
+    assert.deepEqual(types(page), [])
+    assert.deepEqual(codes(), ["disconnected"])
+    ready(page, "ada")
+
+    assert.equal(manager.state, "open")
+    manager.close()
+    t.mock.timers.reset()
+    t.mock.restoreAll()
+  }
+})
+
+test("an empty identity of a token function is none", async (t) => {
+  const page = openPage(t)
+  let count = 0
+  const { manager, codes } = page.connect("/ws/", () => ({ token: `wst_${++count}`, identity: "" }))
+  await reopen(page, manager)
+  ready(page, "u-1")
+
+  assert.equal(manager.state, "open")
+  assert.deepEqual(codes(), ["disconnected"])
+})
+
 test("a connection that is lost before websocket.ready does not change the user of the queue", async (t) => {
   const page = openPage(t)
   const { manager, codes } = page.connect()

@@ -128,6 +128,26 @@ test("a CSRF token in a text of users is not taken", async (t) => {
   assert.equal(requests[0].headers["X-CSRFToken"], "of-the-tag")
 })
 
+test("a tag without a CSRF token names the cookie and the header", async (t) => {
+  const names = { csrfCookie: "site.csrf", csrfHeader: "X-Site" }
+  const tag = { socketPath: "/ws/", tokenUrl: "/token/", ...names }
+  const cookie = "csrftoken=old; site.csrf=named"
+  for (const [document, value] of [
+    [holding(tag), "named"],
+    // Another element has the token, in a page with CSRF_USE_SESSIONS.
+    [holding({ ...tag, csrfCookie: "" }, "script", { tag: "body", dataset: { csrfToken: "own" } }), "own"],
+  ]) {
+    const page = openPage(t, { document: { ...document, cookie } })
+    const requests = fakeEndpoint(t, { body: { token: "wst_b" } })
+    page.connect(null)
+    await settled()
+
+    assert.deepEqual(requests[0].headers, { "Content-Type": "application/json", "X-Site": value })
+    t.mock.timers.reset()
+    t.mock.restoreAll()
+  }
+})
+
 for (const [name, options, document] of [
   ["the option csrfHeader", { csrfHeader: "X-Site" }, holding({ csrfToken: "own", csrfHeader: "X-Page" })],
   ["the page", {}, holding({ csrfToken: "own", csrfHeader: "X-Site" })],
@@ -184,9 +204,9 @@ for (const [name, document, used] of [
   })
 }
 
-test("a tokenURL that answers 400 stops the manager: the next request would be the same", async (t) => {
+test("a token endpoint that refuses the path stops the manager: the next request would be the same", async (t) => {
   const page = openPage(t)
-  const requests = fakeEndpoint(t, { status: 400 })
+  const requests = fakeEndpoint(t, { status: 400, body: { error: { code: "bad_message", message: "..." } } })
   const { manager, errors } = page.connect("/ws/", null, { tokenURL: "/websocket/token/" })
   await page.pass(60000)
 
@@ -413,6 +433,11 @@ const outages = [
   ["fails on the network", new TypeError("Failed to fetch")],
   ["answers 500", { status: 500 }],
   ["answers 404", { status: 404 }],
+  ["answers 400 without a body, as a proxy does", { status: 400, body: null }],
+  ["answers 400 with a page of a proxy", { status: 400, body: "<h1>wst_secret</h1>", headers: page200.headers }],
+  ["answers 400 with the JSON of another server", { status: 400, body: { error: "bad_message" } }],
+  ["answers 400 with the error of another server", { status: 400, body: { error: { code: "overloaded" } } }],
+  ["answers 400 with null", { status: 400, body: "null" }],
   ["answers without JSON", { body: "wst_secret" }],
   ["answers null", { body: "null" }],
   ["answers nothing", { status: 204, body: null }],

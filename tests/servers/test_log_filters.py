@@ -4,13 +4,16 @@ import copy
 import io
 import logging
 import secrets
-from collections import namedtuple
+from collections import UserDict, deque, namedtuple
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 from django.db import connection
+from django.http import QueryDict
+from django.utils.datastructures import MultiValueDict
 from hypercorn.logging import AccessLogAtoms
 from uvicorn.logging import AccessFormatter
 
@@ -19,6 +22,7 @@ from channels_websocket_utils.log_filters import HideTokens
 from ..support.secret_servers import SERVERS, proxying, seen, serving
 from ..support.servers import free_port, knock
 from ..support.settings import database_url
+from ..support.steps import count_steps
 
 SECRET = "Ab-_9" * 8 + "xyz"
 TOKEN = f"wst_{SECRET}"
@@ -177,6 +181,110 @@ def test_keys_sets_bytes_and_paths_are_masked_and_keep_their_class(name):
     assert type(record.details) is type(expected)
     assert repr(record.details) == repr(expected) or name == "set"
     assert value == before
+
+
+def nested(levels):
+    value = [TOKEN]
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_container_that_contains_itself_is_masked():
+    """Earlier versions left the token of such a record as it was."""
+    inside = {"token": TOKEN}
+    inside["self"] = [inside, inside]
+    record = record_of("Failed", details=inside, others=self_containing())
+
+    HideTokens().filter(record)
+
+    assert record.details == {"token": PLACEHOLDER, "self": ["...", "..."]}
+    assert record.others == [PLACEHOLDER, "..."]
+
+
+@pytest.mark.parametrize("levels", [100, 100_000])
+def test_container_that_is_nested_deeply_is_masked(levels):
+    record = record_of("Failed", details=nested(levels), others=nested(20))
+
+    HideTokens().filter(record)
+
+    assert not seen([SECRET], repr(record.details))
+    assert record.details[0][0] != "..."
+    assert repr(record.others) == "[" * 21 + repr(PLACEHOLDER) + "]" * 21
+
+
+def test_container_with_many_paths_to_one_value_takes_few_steps():
+    value = [TOKEN]
+    for _ in range(25):
+        value = [value, value]
+
+    steps, _ = count_steps(HideTokens().filter, record_of("Failed", details=value))
+
+    assert steps < 10_000
+
+
+@pytest.mark.parametrize("kind", [QueryDict, MultiValueDict])
+def test_all_values_of_a_query_are_masked(kind):
+    """``items()`` has only the last value of each key."""
+    value = QueryDict(f"a={TOKEN}&a=b&c={TOKEN}&d=e")
+    value = value if kind is QueryDict else MultiValueDict(value.lists())
+    record = record_of("%s", "text", details=value)
+
+    HideTokens().filter(record)
+
+    assert type(record.details) is kind
+    assert dict(record.details.lists()) == {"a": [PLACEHOLDER, "b"], "c": [PLACEHOLDER], "d": ["e"]}
+    assert value.getlist("a") == [TOKEN, "b"]
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        deque([TOKEN]),
+        MappingProxyType({"path": TOKEN}),
+        UserDict({"path": TOKEN}),
+        {"path": TOKEN}.values(),
+        [deque([{"path": TOKEN}])],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_container_of_another_class_that_shows_a_token_becomes_its_masked_text(container):
+    record = record_of("Failed", details=container, others=deque("a"))
+
+    HideTokens().filter(record)
+
+    assert not seen([TOKEN[4:]], repr(record.details))
+    assert PLACEHOLDER in repr(record.details)
+    assert record.others == deque("a")
+
+
+@pytest.mark.parametrize("name", ["path", "other"])
+@pytest.mark.parametrize("kind", [dict, MappingProxyType])
+def test_arguments_that_cannot_be_copied_are_formatted_and_masked(kind, name):
+    class Frozen(dict):
+        def __copy__(self):
+            raise TypeError("frozen")
+
+    value = {"path": TOKEN, "other": PLACEHOLDER}
+    record = record_of(f"Path %({name})s", Frozen(value) if kind is dict else kind(value))
+
+    HideTokens().filter(record)
+
+    assert record.getMessage() == f"Path {PLACEHOLDER}"
+    assert not seen([TOKEN[4:]], repr(vars(record)))
+
+
+def test_container_that_cannot_be_copied_becomes_its_masked_text():
+    class Frozen(dict):
+        def clear(self):
+            raise TypeError("frozen")
+
+    record = record_of("Failed", details=Frozen(a=TOKEN), others=Frozen(a=1))
+
+    HideTokens().filter(record)
+
+    assert record.details == repr({"a": PLACEHOLDER})
+    assert record.others == {"a": 1}
 
 
 @pytest.mark.parametrize("is_formatted", [False, True])

@@ -241,6 +241,7 @@ def test_restarts_lose_no_call_and_execute_none_twice(prove):
     assert rows["control that forgets: kill -9"]["lost"] > 0
 
 
+@pytest.mark.redis
 def test_attacks_over_the_network_are_stopped(prove):
     """The control, naive code, accepts the attackers, so the test would notice an attack."""
     rows = prove("attacks")
@@ -257,6 +258,61 @@ def test_attacks_over_the_network_are_stopped(prove):
         assert row["good after"] == "2 of 2", name
     assert rows["instead of a token: percent-escapes"]["SQL"] == 0
     assert rows["invented tokens"]["writes"] == 0
+
+
+def test_many_saves_of_users_end_nobody_and_cost_few_queries(prove):
+    """The control checks each save by a job of its own, and ends everybody."""
+    rows = prove("load", "saves")
+
+    row, control = rows["saves: 1,000 a second"], rows["earlier, saves: 1,000 a second"]
+    assert row["stayed"] == "20 of 20"
+    assert row["queries a tick"] <= 3
+    assert row["found"][1] == "4410"
+    assert control["stayed"] == "0 of 20, 20 x 4490"
+
+
+def test_huge_messages_do_not_fill_the_memory(prove):
+    """The control bounds the number of messages alone."""
+    rows = prove("load", "bytes")
+
+    assert len(rows) == 4
+    for name, row in rows.items():
+        assert (row["memory"] > 32) == name.startswith("earlier"), name
+
+
+def test_replayed_logouts_and_old_rows_have_a_bound(prove):
+    """The controls add a row for each logout, and read all rows."""
+    rows = prove("load", "logouts|old rows")
+
+    replayed = "logouts: 50 of one signed cookie"
+    assert rows[replayed]["rows"] == 1
+    assert rows[f"earlier, {replayed}"]["rows"] == 50
+    assert rows["old rows: 20,000"]["read"] == 2001
+    assert rows["earlier, old rows: 20,000"]["read"] == 20_000
+
+
+def test_user_who_cannot_be_read_ends_nobody_else(prove):
+    """In the control, everybody ends with 4490."""
+    rows = prove("load", "bad user")
+
+    name = "one bad user: a field of a date"
+    row, control = rows[name], rows[f"earlier, {name}"]
+    assert (row["bad"], row["logged out"], row["stayed"]) == ("4410", "4410", "20 of 20")
+    assert control["logged out"] == "4490"
+    assert control["stayed"] == "0 of 20, 20 x 4490"
+
+
+@pytest.mark.redis
+def test_two_sites_on_one_redis_never_reach_each_other(prove):
+    """The control, which verifies no signature, does."""
+    rows = prove("sites")
+
+    for name, row in rows.items():
+        acts, hostile = row["acts"]
+        assert acts >= 50
+        assert hostile >= 10
+        assert row["missed"] == 0 or name.startswith("control"), name
+        assert (row["wrong"] > 0) == name.startswith("control"), name
 
 
 def test_refusals_have_one_answer_and_take_no_lock(prove):

@@ -13,6 +13,7 @@ from channels.generic.websocket import (
     WebsocketConsumer,
 )
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.http import Http404
 
 from channels_websocket_utils import strict_json
 from channels_websocket_utils.consumers import (
@@ -28,7 +29,8 @@ ALIAS = os.environ.get("TEST_LAYER", "none")
 ERRORS = {
     "value": lambda: ValueError("a secret of the server"),
     "invalid": lambda: ValidationError("Too short."),
-    "denied": lambda: PermissionDenied("a reason of the server"),
+    "denied": lambda: PermissionDenied("a secret reason of the server"),
+    "missing": lambda: Http404("No secret Order matches the given query."),
 }
 
 

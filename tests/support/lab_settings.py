@@ -3,7 +3,7 @@
 import os
 
 from .settings import *  # noqa: F403
-from .settings import DATABASES, channel_layer
+from .settings import DATABASES, cache, channel_layer
 
 # For AllowedHostsOriginValidator.
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -30,3 +30,6 @@ WEBSOCKET_UTILS = {
     "SYNC_THREADS": int(os.environ.get("PROOF_SYNC_THREADS", 16)),
     "RATE_LIMIT": os.environ.get("PROOF_RATE_LIMIT") or None,
 }
+if "PROOF_TOKENS" in os.environ:
+    CACHES = {"default": cache(os.environ["PROOF_TOKENS"])}
+    WEBSOCKET_UTILS["TOKEN_STORE"] = "channels_websocket_utils.stores.cache.CacheTokenStore"

@@ -47,6 +47,10 @@ class SharedLayer:
     async def receive(self, channel):
         return await self._do("receive", channel)
 
+    def groups(self):
+        """Return the names of the groups that have members."""
+        return {group for group, channels in self._inner.groups.items() if channels}
+
     def lose(self):
         """Delete all groups, like a flushed Redis."""
         self._inner.groups.clear()

@@ -170,10 +170,19 @@ def versions(table):
     return ", ".join(
         [
             f"Python {platform.python_version()}",
-            *(f"{package} {metadata.version(package)}" for package in packages),
+            *(f"{package} {metadata.version(package)}" for package in packages if _has(package)),
             database,
         ]
     )
+
+
+def _has(package):
+    """Return whether ``package`` is installed. A small run may need only some of a table's."""
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def commit():

@@ -87,6 +87,14 @@ class NoteConsumer(AsyncWebSocketManagerConsumer):
     @require_perms(("notes.view_note",))
     def touch(self) -> None: ...
 
+    @require_perms("notes.view_note", route=False)
+    async def announced(self, event: Saved) -> None: ...
+
+    def error_for(self, exception: Exception) -> dict[str, Any] | None:
+        if isinstance(exception, ArithmeticError):
+            return {"code": "overdrawn", "message": "Too much."}
+        return super().error_for(exception)
+
     @auto_route
     async def count(self) -> AsyncIterator[int]:
         yield 1

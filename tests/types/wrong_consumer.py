@@ -60,7 +60,7 @@ class WrongConsumer(AsyncWebSocketManagerConsumer):
     @require_perms({"notes.add_note"})  # type: ignore[arg-type]
     async def perms_of_a_set(self) -> None: ...
 
-    @require_perms("notes.add_note", "notes.view_note")  # type: ignore[call-arg]
+    @require_perms("notes.add_note", "notes.view_note")  # type: ignore[call-arg, arg-type]
     async def perms_of_two_arguments(self) -> None: ...
 
     @auto_route

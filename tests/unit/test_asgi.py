@@ -3,12 +3,15 @@ import sys
 import types
 
 import pytest
+from asgiref.testing import ApplicationCommunicator
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
+from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import path
 
+from channels_websocket_utils import asgi
 from channels_websocket_utils.asgi import get_application, websocket_application
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
 from channels_websocket_utils.testing import ClosedError, WebSocketCommunicator
@@ -91,6 +94,37 @@ async def test_refused_origin_is_named_by_the_test_kit(user, build):
     assert refusal.value.code == 403
 
 
+@pytest.mark.parametrize("headers", [{}, OTHER_SITE])
+async def test_refusal_by_the_current_hosts_names_the_setting(user, settings, headers):
+    settings.ALLOWED_HOSTS = ["example.org"]
+    socket = WebSocketCommunicator(websocket_application(ROUTES), PATH, user=user, headers=headers)
+
+    with pytest.raises(ClosedError) as refusal:
+        await socket.connect()
+
+    assert "Add its host to ALLOWED_HOSTS, which has ['example.org']" in str(refusal.value)
+    # It is in use already.
+    assert "websocket_application" not in str(refusal.value)
+
+
+async def test_refusal_of_a_missing_origin_names_the_header(user):
+    headers = {"origin": None}
+    socket = WebSocketCommunicator(websocket_application(ROUTES), PATH, user=user, headers=headers)
+
+    with pytest.raises(ClosedError, match=r"needs an Origin: pass headers=") as refusal:
+        await socket.connect()
+
+    assert "ALLOWED_HOSTS" not in str(refusal.value)
+
+
+async def test_refusal_by_a_list_of_origins_names_the_list(user):
+    application = OriginValidator(websocket_application(ROUTES), ["https://example.org"])
+    socket = WebSocketCommunicator(application, PATH, user=user)
+
+    with pytest.raises(ClosedError, match=r"It allows \['https://example\.org'\]: pass headers="):
+        await socket.connect()
+
+
 async def test_refusal_for_another_reason_names_no_origin(user):
     socket = WebSocketCommunicator(websocket_application(ROUTES), "/ws/nothing", user=user)
 
@@ -100,12 +134,126 @@ async def test_refusal_for_another_reason_names_no_origin(user):
     assert "Origin" not in str(refusal.value)
 
 
+# Of a client that is not signed in: no URL, a wrong port, and what takes 130 ms to parse.
+BAD_ORIGINS = {
+    "no URL": [b"http://["],
+    "long": [b"http://" + b"\xbd" * 900_000],
+    "long within the headers": [b"http://testserver/" + b"\xbd" * 15_000],
+    "two": [b"http://evil.example", b"http://testserver"],
+    "two that are allowed": [b"http://testserver", b"http://testserver"],
+    "opaque": [b"null"],
+    "empty": [b""],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ORIGINS)
+@pytest.mark.parametrize("hosts", [["testserver"], ["http://testserver"], ["*"]])
+async def test_unreadable_origin_is_refused_unparsed(user, settings, monkeypatch, name, hosts):
+    settings.ALLOWED_HOSTS = hosts
+    parsed = []
+    parse = asgi.urlparse
+    monkeypatch.setattr(asgi, "urlparse", lambda url: parsed.append(url) or parse(url))
+    headers = [(b"origin", value) for value in BAD_ORIGINS[name]]
+    socket = WebSocketCommunicator(
+        websocket_application(ROUTES), PATH, user=user, headers=[(b"host", b"testserver"), *headers]
+    )
+
+    await socket.assert_refused(403)
+
+    assert all(len(url) <= 302 for url in parsed)
+
+
+async def test_handshake_that_is_too_large_is_refused_before_its_origin_is_read(monkeypatch):
+    """The control, which reads it, is a small handshake."""
+    parsed = []
+    parse = asgi.urlparse
+    monkeypatch.setattr(asgi, "urlparse", lambda url: parsed.append(url) or parse(url))
+    answers = []
+    for size in (17_000, 17):
+        scope = scope_for("/ws/")
+        scope["headers"] = [(b"origin", b"http://evil.example"), (b"x-flood", b"a" * size)]
+        socket = ApplicationCommunicator(websocket_application(ROUTES), scope)
+        await socket.send_input({"type": "websocket.connect"})
+        answers.append(((await socket.receive_output())["type"], len(parsed)))
+        await socket.send_input({"type": "websocket.disconnect", "code": 1006})
+        await socket.wait()
+
+    assert answers == [("websocket.close", 0), ("websocket.close", 1)]
+
+
+async def test_port_that_is_no_number_is_refused(user, settings):
+    """urlparse() raises the error only when the port is read."""
+    settings.ALLOWED_HOSTS = ["http://testserver"]
+    headers = {"origin": "http://testserver:99999999"}
+    socket = WebSocketCommunicator(websocket_application(ROUTES), PATH, user=user, headers=headers)
+
+    await socket.assert_refused(403)
+
+
+class Plain(AsyncJsonWebsocketConsumer):
+    """A consumer that trusts the user in the scope, and so the cookie."""
+
+    async def connect(self):
+        await self.accept()
+        await self.send_json({"user": self.scope["user"].username})
+
+
+# What the Host header and X-Forwarded-Host are, and whether Django reads the second one.
+@pytest.mark.parametrize(
+    ("origin", "headers", "is_forwarded", "is_allowed"),
+    [
+        ("https://Shop.example:8443", {"host": "shop.example"}, False, True),
+        ("http://[::1]:80", {"host": "[::1]:8000"}, False, True),
+        ("http://evil.example", {"host": "shop.example"}, False, False),
+        ("http://named.example", {"host": "shop.example"}, False, True),
+        ("http://evil.example", {}, False, False),
+        ("http://evil.example", {"host": "["}, False, False),
+        ("null", {"host": ""}, False, False),
+        (None, {"host": "shop.example"}, False, False),
+        ("http://shop.example", {"host": "a", "x-forwarded-host": "shop.example"}, True, True),
+        ("http://shop.example", {"host": "a", "x-forwarded-host": "shop.example"}, False, False),
+    ],
+)
+async def test_origin_must_have_the_host_of_the_site_if_every_host_is_allowed(
+    user, settings, origin, headers, is_forwarded, is_allowed
+):
+    """Otherwise a page of any site would use the cookie. The control is Channels' own validator."""
+    settings.ALLOWED_HOSTS = ["*", "named.example"]
+    settings.USE_X_FORWARDED_HOST = is_forwarded
+    headers = {"host": None, **headers, "origin": origin}
+    routes = [path("ws/", Plain)]
+    naive = AllowedHostsOriginValidator(
+        WebSocketTokenAuthMiddlewareStack(URLRouter(routes), required=False)
+    )
+
+    async with WebSocketCommunicator(naive, "/ws/", user=user, headers=headers) as socket:
+        assert await socket.receive_json() == {"user": "ada"}
+    socket = WebSocketCommunicator(
+        websocket_application(routes, required=False), "/ws/", user=user, headers=headers
+    )
+    if is_allowed:
+        async with socket:
+            assert await socket.receive_json() == {"user": "ada"}
+    else:
+        await socket.assert_refused(403)
+
+
+async def test_every_origin_may_use_a_gate_without_cookies_if_every_host_is_allowed(user, settings):
+    settings.ALLOWED_HOSTS = ["*"]
+    application = websocket_application(ROUTES, token_only=True)
+    token = await aget_websocket_token(user)
+
+    path_ = f"/ws/{token}"
+    async with WebSocketCommunicator(application, path_, headers=OTHER_SITE) as socket:
+        assert await socket.call("who") == {"user": "ada"}
+
+
 @pytest.mark.parametrize(("debug", "level"), [(True, "WARNING"), (False, "DEBUG")])
 async def test_refused_origin_is_logged(user, settings, caplog, debug, level):
     caplog.set_level(logging.DEBUG, "channels_websocket_utils")
     settings.DEBUG = debug
     socket = WebSocketCommunicator(
-        websocket_application(ROUTES), PATH, user=user, headers={"origin": f"http://{'e' * 10**4}"}
+        websocket_application(ROUTES), PATH, user=user, headers={"origin": f"http://{'e' * 290}"}
     )
 
     await socket.assert_refused(403)

@@ -24,6 +24,7 @@ from channels_websocket_utils.utils import (
 
 from ..support.consumers import AsyncManager, Group
 from ..support.helpers import LIMIT, ended, stack, until
+from ..support.layers import SharedLayer
 from ..support.servers import free_port, redis_command, running
 from ..support.settings import channel_layer
 
@@ -365,6 +366,27 @@ async def test_database_is_checked_when_the_layer_is_available_again(user, layer
     assert await ended(socket) == 4410
 
 
+@pytest.mark.parametrize("operation", ["new_channel", "group_add", "receive"])
+async def test_cancellation_by_the_layer_does_not_end_a_listener(
+    user, layer, open_one, monkeypatch, operation
+):
+    original, failed = getattr(SharedLayer, operation), []
+
+    async def fail_once(self, *args):
+        if len(failed) < 2:
+            failed.append(operation)
+            raise asyncio.CancelledError
+        return await original(self, *args)
+
+    monkeypatch.setattr(SharedLayer, operation, fail_once)
+    socket = await open_one(Unlayered)
+    await until(lambda: len(failed) == 2 and len(layer.groups()) == 2)
+
+    await disconnected_elsewhere(user)
+
+    assert await ended(socket) == 4410
+
+
 async def test_listener_tries_again_with_longer_pauses(layer, open_one, monkeypatch):
     pauses = []
     monkeypatch.setattr(broadcast, "BACKOFF", (0.001, 0.004))
@@ -609,6 +631,27 @@ async def test_burst_of_pushes_does_not_lose_a_logout(redis_layer, open_one, els
     )
 
     assert await ended(socket) == 4410
+
+
+@pytest.mark.redis
+async def test_event_after_redis_has_closed_the_connection_arrives(
+    redis_layer, redis, open_one, elsewhere
+):
+    """Redis does so after ``timeout`` seconds without a command, and when it restarts."""
+    socket = await open_one()
+    code = (
+        "from redis import Redis\n"
+        f"redis = Redis(port={redis.port})\n"
+        "before = {client['id'] for client in redis.client_list()}\n"
+        "push_to_user(user, 'news', {'n': 0})\n"
+        "for client in redis.client_list():\n"
+        "    if client['id'] not in before: redis.client_kill_filter(_id=client['id'])\n"
+        "push_to_user(user, 'news', {'n': 1})\n"
+    )
+
+    await asyncio.to_thread(elsewhere, code, redis_layer)
+
+    assert [(await socket.next_for("news"))["n"] for _ in range(2)] == [0, 1]
 
 
 @pytest.mark.redis

@@ -17,6 +17,7 @@ from django.db import OperationalError, connection
 from django.urls import path, re_path, register_converter
 
 from channels_websocket_utils import checks
+from channels_websocket_utils.asgi import websocket_application
 from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddleware,
     WebSocketTokenAuthMiddlewareStack,
@@ -151,13 +152,24 @@ def _deploy_ids(settings):
 
 
 @pytest.mark.parametrize("compose", [stack, documented])
-def test_missing_origin_validator_is_found(serve, deploy_ids, compose):
+def test_missing_origin_validator_is_found(serve, deploy_ids, settings, compose):
     """Only with --deploy. A validator may be anywhere around the gate."""
     serve(compose(AsyncManager))
     assert deploy_ids() == ["channels_websocket_utils.W005"]
     assert ids() == []
 
+    settings.ALLOWED_HOSTS = ["example.com"]
     serve(AllowedHostsOriginValidator(compose(AsyncManager)))
+    assert deploy_ids() == []
+
+
+def test_origin_validator_that_allows_every_origin_is_found(serve, deploy_ids, settings):
+    """That of websocket_application() compares the Host header then."""
+    settings.ALLOWED_HOSTS = ["*"]
+    serve(AllowedHostsOriginValidator(stack(AsyncManager)))
+    assert deploy_ids() == ["channels_websocket_utils.W005"]
+
+    serve(websocket_application([path("ws/<str:token>", AsyncManager)], required=False))
     assert deploy_ids() == []
 
 

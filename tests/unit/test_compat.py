@@ -18,6 +18,7 @@ import channels.db
 import django.db.backends
 import pytest
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.db import database_sync_to_async
 from channels.exceptions import StopConsumer
@@ -295,6 +296,17 @@ def test_connection_in_a_transaction_is_not_idle(opened_connection):
         assert not compat.is_idle(opened_connection)
     opened_connection.close()
     assert not compat.is_idle(opened_connection)
+
+
+def test_transaction_of_either_kind_is_noticed(opened_connection):
+    """``autocommit``: otherwise what a handler has written is lost when it waits in a send."""
+    assert not compat.is_in_transaction(opened_connection)
+    with transaction.atomic():
+        assert compat.is_in_transaction(opened_connection)
+    transaction.set_autocommit(False)
+    assert compat.is_in_transaction(opened_connection)
+    transaction.set_autocommit(True)
+    assert not compat.is_in_transaction(opened_connection)
 
 
 def test_connection_whose_query_failed_is_noticed(opened_connection):
@@ -696,6 +708,15 @@ def test_overview_lists_the_origins_that_channels_allows(settings):
     ]
     origins = ["https://example.org:8443"]
     assert compat.allowed_origins_of(OriginValidator(application, origins)) == origins
+
+
+async def test_denier_of_channels_refuses_a_handshake():
+    socket = ApplicationCommunicator(compat.WebsocketDenier(), {"type": "websocket"})
+    await socket.send_input({"type": "websocket.connect"})
+
+    assert (await socket.receive_output())["type"] == "websocket.close"
+    await socket.send_input({"type": "websocket.disconnect", "code": 1006})
+    await socket.wait()
 
 
 @pytest.mark.parametrize("base", [WebSocketManagerConsumer, AsyncWebSocketManagerConsumer])

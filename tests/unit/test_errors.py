@@ -254,7 +254,7 @@ async def test_site_maps_its_own_exceptions(opened, consumer, caplog):
         {"code": "a", "message": "b", "key": "elsewhere"},
         {"code": "a", "message": "b", "fields": "name"},
         {"code": "a", "message": "b", "fields": [{"loc": "name", "message": "c"}]},
-        {"code": "a", "message": "b", "fields": [{"loc": [object()], "message": "c"}]},
+        {"code": "a", "message": "b", "fields": [{"loc": [1.5], "message": "c"}]},
         {"code": "a", "message": "b", "fields": [{"loc": ["name"], "message": "c", "input": 1}]},
     ],
     ids=repr,
@@ -320,6 +320,17 @@ async def test_answer_has_no_more_than_100_fields(opened):
 
     assert len(error["fields"]) == errors.MAX_FIELDS
     assert len(json.dumps(error)) < 40_000
+
+
+@pytest.mark.parametrize("is_of_fields", [True, False])
+def test_message_of_a_validation_error_is_bounded(is_of_fields):
+    texts = [f"error {number}" for number in range(1_000)]
+    given = {f"field {number}": text for number, text in enumerate(texts)}
+
+    call = Call(AsyncManager(), {"type": "run"}, reply_key="k", is_from_wire=True)
+    found = errors.public_error(call, ValidationError(given if is_of_fields else texts))
+
+    assert found.message == " ".join(texts[: errors.MAX_FIELDS])
 
 
 def test_packages_that_are_not_imported_stay_so(monkeypatch):

@@ -4,12 +4,13 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.layers import get_channel_layer
 from django.contrib.auth.models import Permission
-from django.db import transaction
+from django.db import connections, transaction
 from django.test import TestCase
 
 from channels_websocket_utils.gate.revocations import revoke
@@ -250,7 +251,11 @@ async def save_in_a_running_loop(user, layer, monkeypatch):
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     # In the main thread, for which asgiref allows no async_to_sync().
     user.first_name = "Ada"
-    user.save()
+    try:
+        user.save()
+    finally:
+        # This task has a connection of its own.
+        connections.close_all()
     await until(lambda: "group_send" in layer.calls)
 
 
@@ -307,28 +312,183 @@ def test_layer_is_used_again_after_the_pause(user, layer, monkeypatch):
     assert layer.calls.count("group_send") == 2
 
 
-@pytest.mark.parametrize("bound", ["MAX_EVENTS", "MAX_CHARACTERS"])
-async def test_full_queue_drops_events_and_does_not_wait(user, layer, monkeypatch, caplog, bound):
+@pytest.fixture
+async def full(user, layer, monkeypatch):
+    """The groups of what a sender has sent, whose queue of pushes is full; and what starts it."""
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-    monkeypatch.setattr(sender, bound, 1)
+    monkeypatch.setattr(sender, "_sender", None)
     monkeypatch.setattr(broadcast, "LIMIT", 60)
     goes_on = threading.Event()
+    groups = []
 
     async def wait(self, group, message):
-        self.calls.append("group_send")
+        groups.append(group)
         await asyncio.to_thread(goes_on.wait)
 
     monkeypatch.setattr(SharedLayer, "group_send", wait)
-    try:
-        push_to_user(user, "news", {})
-        await until(lambda: "group_send" in layer.calls)
-        for _ in range(4):
-            push_to_user(user, "news", {})
+    push_to_user(user, "news", {})
+    await until(lambda: groups)
+    yield groups, goes_on
+    goes_on.set()
+    await asyncio.to_thread(sender._sender._stop)
 
-        assert caplog.text.count("Too many events wait for the channel layer") == 3
+
+@pytest.mark.parametrize("bound", ["MAX_EVENTS", "MAX_CHARACTERS"])
+async def test_full_queue_drops_events_and_does_not_wait(user, full, monkeypatch, caplog, bound):
+    groups, goes_on = full
+    monkeypatch.setattr(sender, bound, 1)
+
+    for _ in range(4):
+        push_to_user(user, "news", {})
+
+    assert caplog.text.count("Too many events wait for the channel layer") == 3
+    goes_on.set()
+    await until(lambda: len(groups) == 2)
+
+
+def disconnect_in_a_running_loop(user):
+    try:
+        disconnect_user(user)
     finally:
-        goes_on.set()
-    await until(lambda: layer.calls.count("group_send") == 2)
+        # This task has a connection of its own.
+        connections.close_all()
+
+
+@pytest.mark.parametrize("bound", ["MAX_EVENTS", "MAX_CHARACTERS"])
+async def test_full_queue_of_pushes_neither_drops_nor_delays_a_logout(
+    user, full, monkeypatch, bound
+):
+    groups, goes_on = full
+    monkeypatch.setattr(sender, bound, 1)
+    for _ in range(4):
+        push_to_user(user, "news", {})
+
+    disconnect_in_a_running_loop(user)
+
+    goes_on.set()
+    await until(lambda: len(groups) == 3)
+    assert groups[1:] == [broadcast.REVOCATIONS, broadcast.PUSHES]
+
+
+async def test_naive_queue_of_all_groups_drops_the_logout(user, full, monkeypatch, caplog):
+    monkeypatch.setattr(sender, "MAX_EVENTS", 1)
+    queues = sender._sender._queues
+    queues[broadcast.REVOCATIONS] = queues[broadcast.PUSHES]
+    push_to_user(user, "news", {})
+
+    disconnect_in_a_running_loop(user)
+
+    assert f"one for {broadcast.REVOCATIONS} was dropped" in caplog.text
+
+
+def test_event_is_sent_again_over_a_new_connection(user, senders, monkeypatch, caplog):
+    """The first command fails after Redis has closed the connection."""
+    group_send, failed = SharedLayer.group_send, []
+
+    async def fail_once(self, group, message):
+        if not failed:
+            failed.append(group)
+            raise ConnectionError("Connection closed by server.")
+        await group_send(self, group, message)
+
+    monkeypatch.setattr(SharedLayer, "group_send", fail_once)
+
+    user.save()
+
+    assert (len(failed), len(senders)) == (1, 1)
+    assert "did not take an event" not in caplog.text
+
+
+def test_event_is_not_sent_again_after_a_time_out(user, monkeypatch, caplog):
+    calls = []
+
+    async def time_out(self, group, message):
+        calls.append(group)
+        raise asyncio.TimeoutError
+
+    monkeypatch.setattr(SharedLayer, "group_send", time_out)
+
+    user.save()
+
+    assert len(calls) == 1
+    assert caplog.text.count("did not take an event") == 1
+
+
+class Fatal(BaseException):
+    """What ``except Exception`` does not catch."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Fatal])
+def test_thread_goes_on_after_any_exception_of_the_layer(user, layer, senders, monkeypatch, error):
+    async def fail(self, group, message):
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(SharedLayer, "group_send", fail)
+        user.save()
+    thread = sender._sender._thread
+    user.save()
+
+    assert [name for name, _ in senders] == [SENDER]
+    assert sender._sender._thread is thread
+
+
+async def test_cancellation_by_the_layer_does_not_reach_a_caller(user, layer, monkeypatch, caplog):
+    async def fail(self, group, message):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(SharedLayer, "group_send", fail)
+
+    await apush_to_user(user, "news", {})
+
+    assert "has cancelled the operation" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_has_died_is_replaced(user, senders, monkeypatch):
+    """As it does if the process has no file descriptor left for its event loop."""
+
+    def fail():
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(sender, "_sender", None)
+    monkeypatch.setattr(broadcast, "LIMIT", 0.2)
+    with monkeypatch.context() as context:
+        context.setattr(sender.asyncio, "new_event_loop", fail)
+        user.save()
+        sender._sender._thread.join()
+
+    user.save()
+
+    assert [name for name, _ in senders] == [SENDER]
+
+
+def test_system_that_starts_no_thread_does_not_affect_a_caller(user, monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(sender, "_sender", None)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+    user.save()
+
+    assert "could not be sent: can't start new thread" in caplog.text
+
+
+def test_event_after_the_thread_was_stopped_returns_at_once(user, layer, monkeypatch, caplog):
+    """As one that an exit handler publishes, which was registered before the thread's."""
+    monkeypatch.setattr(sender, "_sender", None)
+    user.save()
+    stopped = sender._sender
+    stopped._stop()
+    monkeypatch.setattr(broadcast, "LIMIT", 60)
+
+    started = time.monotonic()
+    user.save()
+
+    assert time.monotonic() - started < 30
+    assert "could not be sent: the process exits" in caplog.text
+    assert sender._sender is stopped
 
 
 FORK = """
@@ -342,9 +502,9 @@ django.setup()
 from channels.layers import get_channel_layer
 from channels_websocket_utils.live import sender
 
-sender.send("group", "in the parent")
+sender.send("websocket_utils.pushes", "in the parent")
 child = os.fork()
-sender.send("group", "after the fork")
+sender.send("websocket_utils.pushes", "after the fork")
 sent = get_channel_layer().calls.count("group_send")
 if child:
     _, status = os.waitpid(child, 0)
@@ -418,3 +578,14 @@ def test_push_over_a_shared_layer_is_not_logged(user, without_connections, setti
     push_to_user(user, "news", {})
 
     assert LOST not in caplog.text
+
+
+@pytest.mark.parametrize("act", ["save", "permission"])
+def test_change_of_a_user_makes_no_query_of_its_own(act, user, django_assert_num_queries):
+    permission = Permission.objects.get(codename="change_user")
+    with django_assert_num_queries(1 if act == "save" else 4):
+        if act == "save":
+            user.save()
+        else:
+            # BEGIN, a query for duplicates, INSERT, COMMIT.
+            user.user_permissions.add(permission)

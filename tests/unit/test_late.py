@@ -8,9 +8,11 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from channels.layers import get_channel_layer
-from django.db import OperationalError
+from channels.routing import URLRouter
+from django.db import OperationalError, connections
+from django.urls import path
 
-from channels_websocket_utils import threads
+from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.gate import decision, freshness, revocations
@@ -18,7 +20,8 @@ from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.live import age, held, knowledge, lateness, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.messaging import permissions
-from channels_websocket_utils.utils import aget_websocket_token
+from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
+from channels_websocket_utils.utils import aget_websocket_token, apush_to_user
 
 from ..support.consumers import (
     PERM,
@@ -422,6 +425,66 @@ async def test_naive_message_that_channels_held_is_handled(user, held_by_channel
     await until(lambda: len(Acts.acts) == 1)
 
 
+class HoldsAndBlocks(Holds, AsyncManager):
+    """Its method disconnects the user and blocks the event loop."""
+
+    block_loop = None
+
+    @auto_route
+    async def act(self, event):
+        Acts.acts.append(event.get("value"))
+        HoldsAndBlocks.block_loop()
+
+
+async def test_message_behind_one_that_blocks_the_event_loop_waits_again(user, open_as, pause):
+    """Both have waited for the same check."""
+
+    def disconnect_and_block():
+        thread = threading.Thread(target=revoke, kwargs={"user_id": user.pk})
+        thread.start()
+        thread.join()
+        pause()
+
+    HoldsAndBlocks.block_loop = staticmethod(disconnect_and_block)
+    Holds.entered, Holds.go_on = asyncio.Event(), asyncio.Event()
+    sockets = [await open_as(HoldsAndBlocks) for _ in range(2)]
+    for socket in sockets:
+        await get_channel_layer().group_send("news", {"type": "news"})
+        await Holds.entered.wait()
+        await socket.send("act")
+        await until(socket.input_queue.empty)
+    pause()
+
+    Holds.go_on.set()
+
+    assert [await ended(socket) for socket in sockets] == [4410, 4410]
+    assert len(Acts.acts) == 1
+
+
+async def test_messages_wait_for_a_bounded_number_of_checks(pause):
+    """Each check is followed by a pause."""
+    known, checks = knowledge.Knowledge(), []
+
+    def start_check():
+        check = asyncio.get_running_loop().create_future()
+        checks.append(check)
+        asyncio.get_running_loop().call_soon(check.set_result, None)
+        check.add_done_callback(lambda _: waiting.freshening().add_done_callback(block))
+        return check, True
+
+    def block(_):
+        pause()
+
+    waiting = lateness.Lateness(known, start_check, lambda: None)
+    pause()
+    with pytest.raises(TimeoutError):
+        await waiting.until_fresh()
+    with pytest.raises(TimeoutError):
+        await sync_to_async(waiting.wait_in_thread, thread_sensitive=False)()
+
+    assert len(checks) == 2 * lateness.ROUNDS
+
+
 @pytest.mark.parametrize("consumer", [OurSync, OurMixed])
 async def test_message_that_waits_for_a_thread_during_the_pause_is_not_handled(
     user, open_as, settings, pause, consumer
@@ -465,11 +528,93 @@ async def test_pause_during_the_check_of_a_permission_lets_the_method_wait(
     assert Acts.acts == []
 
 
-@pytest.mark.parametrize("consumer", [OurAsync, BareAsync])
-async def test_pause_between_the_decision_and_the_opening_lets_the_first_message_wait(
-    user, open_as, pause, monkeypatch, consumer
+@pytest.mark.parametrize("consumer", [OurSync, OurMixed, DecoratedSync])
+async def test_thread_that_waits_for_a_check_holds_no_connection_of_a_pool(
+    user, open_as, permission, pause, checks, monkeypatch, consumer
 ):
-    """The gate has read the database before the pause."""
+    """The check may need the last connection of the pool."""
+    await user.user_permissions.aadd(permission)
+    socket = await open_as(consumer)
+    ask, used = permissions._why_denied, []
+
+    def ask_slowly(*args):
+        answer = ask(*args)
+        used.append(connections["default"])
+        checks.go.clear()
+        checks.reached.clear()
+        pause()
+        return answer
+
+    # SQLite has no pool.
+    monkeypatch.setattr(database_connections, "has_pool", lambda connection: True)
+    monkeypatch.setattr(permissions, "_why_denied", ask_slowly)
+    await socket.send("guarded_act", value=1)
+    await until(lambda: used and checks.reached.is_set())
+
+    assert used[0].connection is None
+    checks.go.set()
+    await until(lambda: Acts.acts == [1])
+
+
+class Connects:
+    def connect(self):
+        Acts.acts.append("connect")
+        self.accept()
+        self.push("secret", {})
+
+
+class ConnectsSync(Connects, Manager):
+    pass
+
+
+class ConnectsAsync(AsyncManager):
+    async def connect(self):
+        Acts.acts.append("connect")
+        await self.accept()
+        await self.push("secret", {})
+
+    async def disconnect(self, code):
+        Acts.acts.append("disconnect")
+
+
+class ConnectsLayered(ConnectsAsync):
+    channel_layer_alias = "default"
+
+
+class ConnectsBare(AsyncJsonWebsocketConsumer):
+    async def connect(self):
+        await self.accept()
+        await self.send_json({"key": "secret"})
+
+
+def gated(application):
+    """Return the gate around ``application``, which is no consumer."""
+    return WebSocketTokenAuthMiddlewareStack(URLRouter([path("ws/<str:token>", application)]))
+
+
+CONNECTING = [ConnectsSync, ConnectsAsync, ConnectsLayered]
+
+
+@pytest.fixture
+def connect_as(user, session, open_socket):
+    """A function that connects by an application, and returns all messages until the close."""
+
+    async def connect(application):
+        token = await aget_websocket_token(user)
+        socket = open_socket(application, f"/ws/{token}", session=session)
+        await socket.send_input({"type": "websocket.connect"})
+        messages = []
+        while not messages or messages[-1]["type"] != "websocket.close":
+            messages.append(await socket.receive_output())
+        await socket.wait(LIMIT)
+        return [each.get("code") or each.get("text") for each in messages]
+
+    return connect
+
+
+@pytest.fixture
+def pause_after_decision(user, pause, monkeypatch):
+    """The gate has read the database before the user is disconnected and the process pauses."""
     decide = decision.decide
 
     def decide_slowly(*args):
@@ -479,11 +624,92 @@ async def test_pause_between_the_decision_and_the_opening_lets_the_first_message
         return verdict
 
     monkeypatch.setattr(decision, "decide", decide_slowly)
-    socket = await open_as(consumer)
 
-    await socket.send("act")
 
-    assert await ended(socket) == 4410
+@pytest.mark.usefixtures("pause_after_decision")
+@pytest.mark.parametrize("consumer", [*CONNECTING, ConnectsBare])
+async def test_pause_between_the_decision_and_the_opening_refuses_the_connection(
+    connect_as, consumer
+):
+    assert await connect_as(stack(consumer)) == [None, 4410]
+    assert Acts.acts == []
+
+
+@pytest.mark.usefixtures("pause_after_decision", "never_stale")
+@pytest.mark.parametrize("consumer", [ConnectsSync, ConnectsAsync])
+async def test_naive_pause_between_the_decision_and_the_opening_runs_connect(
+    user, session, open_socket, consumer
+):
+    token = await aget_websocket_token(user)
+    socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
+    await socket.connect()
+
+    assert (await socket.next_for("secret"))["key"] == "secret"
+    assert Acts.acts == ["connect"]
+
+
+@pytest.mark.usefixtures("pause_after_decision")
+async def test_connection_is_refused_if_the_event_loop_is_blocked_after_each_check(
+    connect_as, monkeypatch
+):
+    monkeypatch.setattr(lateness, "ROUNDS", 0)
+
+    assert await connect_as(stack(ConnectsAsync)) == [None, 4490]
+    assert Acts.acts == []
+
+
+@pytest.mark.parametrize("consumer", [*CONNECTING, ConnectsBare])
+async def test_pause_before_the_consumer_receives_its_connect_sends_no_pushes(
+    user, connect_as, pause, consumer
+):
+    """A middleware of the site takes long."""
+    inner = consumer.as_asgi()
+
+    async def slow(scope, receive, send):
+        await disconnect_elsewhere(user)
+        pause()
+        await inner(scope, receive, send)
+
+    assert await connect_as(gated(slow)) == [None, 4410]
+
+
+@pytest.mark.parametrize("consumer", [ConnectsSync, ConnectsLayered])
+async def test_pause_before_connect_is_dispatched_stops_the_consumer(
+    user, connect_as, pause, consumer
+):
+    """Its disconnect() does not run either."""
+    inner = consumer.as_asgi()
+
+    async def slow(scope, receive, send):
+        async def receive_slowly():
+            message = await receive()
+            if message["type"] == "websocket.connect":
+                await disconnect_elsewhere(user)
+                pause()
+            return message
+
+        await inner(scope, receive_slowly, send)
+
+    assert await connect_as(gated(slow)) == [None, 4410]
+    assert Acts.acts == []
+
+
+async def test_connect_that_waits_for_a_thread_during_the_pause_does_not_run(
+    user, connect_as, pause, monkeypatch
+):
+    monkeypatch.setattr(threads, "OUR_THREADS", 1)
+    inner = ConnectsSync.as_asgi()
+
+    async def behind_another(scope, receive, send):
+        other = asyncio.ensure_future(threads.in_our_pool(Acts.block.wait)(LIMIT))
+        ours = asyncio.ensure_future(inner(scope, receive, send))
+        await until(lambda: threads._at_work["package"] == 2)
+        await disconnect_elsewhere(user)
+        pause()
+        Acts.block.set()
+        await asyncio.gather(other, ours)
+
+    assert await connect_as(gated(behind_another)) == [None, 4410]
     assert Acts.acts == []
 
 
@@ -521,6 +747,29 @@ async def test_pause_during_the_check_that_a_message_waits_for_needs_another_che
     assert Acts.acts == []
 
 
+class News(AsyncManager):
+    channel_layer_alias = "default"
+    groups = ["news"]
+
+    async def news(self, event):
+        Acts.acts.append(event["text"])
+
+
+@pytest.mark.parametrize("text", [5, '{"type":"websocket.ping"}'])
+async def test_event_of_the_channel_layer_waits_whatever_its_text_is(open_as, pause, checks, text):
+    socket = await open_as(News)
+    await socket.next_for("websocket.ready")
+    checks.go.clear()
+    pause()
+
+    await get_channel_layer().group_send("news", {"type": "news", "text": text})
+    await until(checks.reached.is_set)
+    assert Acts.acts == []
+    checks.go.set()
+
+    await until(lambda: Acts.acts == [text])
+
+
 async def test_part_of_a_stream_waits_for_a_check(user, open_as, pause):
     began, go_on = asyncio.Event(), asyncio.Event()
 
@@ -546,6 +795,49 @@ async def test_part_of_a_stream_waits_for_a_check(user, open_as, pause):
 async def messages_of(socket):
     while isinstance(message := await socket.next(), dict):
         yield message
+
+
+async def test_push_after_a_pause_is_not_delivered_if_the_user_was_disconnected(
+    user, open_as, pause
+):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await apush_to_user(user, "secret", {})
+
+    assert await socket.next() == 4410
+
+
+@pytest.mark.usefixtures("never_stale")
+async def test_naive_push_after_a_pause_is_delivered(user, open_as, pause):
+    socket = await open_as()
+    await disconnect_elsewhere(user)
+    pause()
+
+    await apush_to_user(user, "secret", {})
+
+    assert (await socket.next())["key"] == "secret"
+
+
+async def test_few_pushes_wait_for_one_check_and_keep_their_order(
+    user, open_as, pause, checks, monkeypatch, caplog
+):
+    monkeypatch.setattr(lateness, "MOST_PUSHES", 3)
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    for number in range(4):
+        await apush_to_user(user, "news", {"n": number})
+    await until(checks.reached.is_set)
+    await until(lambda: "A push was dropped" in caplog.text)
+    checks.go.set()
+
+    assert [(await socket.next())["n"] for _ in range(3)] == [0, 1, 2]
+    assert checks.count == 1
+    await apush_to_user(user, "news", {"n": 4})
+    assert (await socket.next())["n"] == 4
 
 
 # How long messages wait
@@ -611,6 +903,72 @@ async def test_check_that_is_slower_than_the_interval_holds_no_message_for_long(
         await socket.call("act", value=number)
 
     assert Acts.acts == [*range(5)]
+
+
+async def test_pause_is_no_part_of_the_time_that_a_message_waits(pause):
+    """Otherwise a process that is stopped again during the wait would take it for an outage."""
+    late = lateness.Lateness(knowledge.Knowledge(), lambda: None, lambda: None)
+    loop = asyncio.get_running_loop()
+    check = loop.create_future()
+
+    waiting = asyncio.ensure_future(late._wait_for(check, 0.1))
+    await asyncio.sleep(0)
+    pause(seconds=18)
+    loop.call_later(0.3, check.set_result, None)
+    left, has_paused = await waiting
+
+    assert has_paused
+    assert left > 1
+
+
+async def test_message_waits_for_a_limited_time_if_the_process_pauses_again_and_again(
+    pause, settings
+):
+    """The database hangs too."""
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.2}
+    check, outages = asyncio.get_running_loop().create_future(), []
+    late = lateness.Lateness(
+        knowledge.Knowledge(), lambda: (check, False), lambda: outages.append(1)
+    )
+    pause()
+    waiting = late.freshening()
+
+    # A pause in each step of the wait.
+    await until(lambda: pause(seconds=1) or waiting.done())
+
+    assert outages == [1]
+
+
+async def test_check_that_cannot_start_is_logged_and_counts_as_an_outage(
+    open_as, pause, monkeypatch, caplog
+):
+    socket = await open_as()
+    (connection,) = live_connections()
+
+    def fail():
+        raise ValueError("an error of the site")
+
+    monkeypatch.setattr(connection.lateness, "_start_check", fail)
+    pause()
+
+    await socket.call("act", value=1)
+
+    assert Acts.acts == [1]
+    assert connection.is_database_unavailable
+    assert caplog.text.count("ValueError: an error of the site") == 1
+
+
+async def test_connection_that_held_messages_receives_from_the_server_again(open_as, pause):
+    """Later messages cost no task."""
+    socket = await open_as()
+    (connection,) = live_connections()
+    pause()
+    for number in range(3):
+        await socket.call("act", value=number)
+
+    await until(lambda: connection._receive._task is not None)
+
+    assert connection._receive._held._receiving is None
 
 
 # The timer
@@ -745,6 +1103,17 @@ class TestKnowledge:
         known.note_check(known.begin_check())
         assert not known.is_stale()
 
+    def test_check_of_earlier_connections_does_not_count_for_the_first_new_one(self, pause):
+        known = knowledge.Knowledge()
+        registered = age.Age()
+        pause(seconds=40)
+        began = known.begin_check()
+
+        known.begin(registered)
+        known.note_check(began)
+
+        assert known.is_stale()
+
     def test_grace_is_measured_by_both_clocks(self, pause):
         known = knowledge.Knowledge()
 
@@ -752,3 +1121,31 @@ class TestKnowledge:
         assert not known.is_grace_over()
         pause("time", 2)
         assert known.is_grace_over()
+
+
+@pytest.mark.parametrize("consumer", OURS)
+async def test_pause_in_a_middleware_below_the_gate_lets_the_message_wait(
+    user, session, open_socket, pause, consumer
+):
+    """Its receive() may wait after the gate has passed the message on."""
+    inner = consumer.as_asgi()
+
+    async def middleware(scope, receive, send):
+        async def receive_slowly():
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                await disconnect_elsewhere(user)
+                pause()
+            return message
+
+        await inner(scope, receive_slowly, send)
+
+    token = await aget_websocket_token(user)
+    socket = open_socket(gated(middleware), f"/ws/{token}", session=session)
+    await socket.connect()
+    await socket.next_for("websocket.ready")
+
+    await socket.send("act")
+
+    assert await ended(socket) == 4410
+    assert Acts.acts == []

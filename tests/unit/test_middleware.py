@@ -3,6 +3,7 @@ import contextlib
 import logging
 import sqlite3
 from datetime import timedelta
+from urllib.parse import unquote
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -222,6 +223,29 @@ def test_token_opens_the_path_it_is_bound_to_and_no_other(user, session, compose
     assert run(application, f"/mnt/ws/{token}", **mounted) == 4401
     token = get_websocket_token(user, path="/ws/")
     assert run(application, f"/mnt/ws/{token}", **mounted) == OPEN
+
+
+@pytest.mark.parametrize(
+    ("bound", "opened"),
+    [
+        # As the server passes on %2561, %252561, 50%2525 and a%252Fb.
+        ("/ws/a", "/ws/%61"),
+        ("/ws/a", "/ws/%2561"),
+        ("/ws/50%25", "/ws/50%25"),
+        ("/ws/a/b", "/ws/a%2Fb"),
+        ("/ws/a", "/ws/a/"),
+        ("/app/x", "/app/app/x"),
+        ("/app/app/x", "/app/x"),
+    ],
+)
+def test_token_of_one_name_opens_no_other(user, session, settings, bound, opened, run):
+    """The control is the name itself."""
+    settings.FORCE_SCRIPT_NAME = "/app"
+    gate = stack(AsyncManager, "<path:name>/<str:token>", required=True)
+    token = get_websocket_token(user, path=bound)
+
+    assert run(gate, f"{opened}/{token}", session=session) == 4401
+    assert run(gate, f"{unquote(bound)}/{token}", session=session) == OPEN
 
 
 async def test_accepted_token_is_annotated_and_hidden(user, session, token, open_socket):
@@ -768,6 +792,16 @@ def test_cookies_with_thousands_of_backslashes_are_left_out(session, token, run)
 
     assert run(stack(Spy), f"/ws/{token}", headers=headers) == OPEN
     assert Spy.seen["cookies"] == {"sessionid": session, "b": "2"}
+
+
+def test_large_cookies_with_backslashes_are_left_out(session, token, run):
+    """Of 60 KB, 499 backslashes take 16 ms to unescape with Python 3.11.7. Browsers send 4 KB."""
+    escaped = b'a="' + rb"\a" * 499
+    flood = escaped + b"a" * 60_000 + b'"; b="' + b"b" * 60_000 + b'"; c="\\054"; '
+    headers = [(b"cookie", flood + cookie(session)[1])]
+
+    assert run(stack(Spy), f"/ws/{token}", headers=headers) == OPEN
+    assert Spy.seen["cookies"] == {"sessionid": session, "b": "b" * 60_000, "c": ","}
 
 
 def test_first_500_cookies_are_read(session, token, run):

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextvars
-import sys
+import gc
+import weakref
 
 import pytest
 
@@ -10,13 +11,15 @@ from channels_websocket_utils.live import outbox as outbox_module
 from channels_websocket_utils.live import tasks
 from channels_websocket_utils.live.outbox import Outbox
 
-from ..support.helpers import until
+from ..support.helpers import LIMIT, until
 
 trace = contextvars.ContextVar("trace", default=None)
 
 
 class Client:
     """A client that takes messages while ``takes`` is set."""
+
+    is_stalled = False
 
     def __init__(self):
         self.takes, self.taken, self.failures = asyncio.Event(), [], []
@@ -28,6 +31,12 @@ class Client:
 
     def put(self, text):
         return self.outbox.put(message(text), self.fail)
+
+    async def put_when_it_fits(self, text):
+        return await self.outbox.put_when_it_fits(message(text), self.fail, self.stall)
+
+    def stall(self):
+        self.is_stalled = True
 
     def fail(self, message, error):
         self.failures.append((message["text"], error))
@@ -118,10 +127,7 @@ async def test_outbox_that_was_full_takes_messages_again(client):
 async def test_messages_that_wait_for_space_are_sent_in_order(client):
     for text in "abcd":
         client.put(text)
-    waiting = [
-        asyncio.ensure_future(client.outbox.put_when_it_fits(message(text), client.fail))
-        for text in "efghij"
-    ]
+    waiting = [asyncio.ensure_future(client.put_when_it_fits(text)) for text in "efghij"]
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
 
@@ -132,11 +138,38 @@ async def test_messages_that_wait_for_space_are_sent_in_order(client):
     assert client.taken == list("abcdefghij")
 
 
+async def test_limit_of_a_wait_starts_again_when_the_client_takes_a_message(monkeypatch):
+    """Pushes take the space first, because they never wait."""
+    monkeypatch.setattr(outbox_module, "MAX_WAITING", 1)
+    monkeypatch.setattr(outbox_module, "SEND_TIMEOUT", 0.6)
+    takes, stalled = asyncio.Semaphore(0), asyncio.Event()
+
+    async def send(message):
+        if outbox.waiting:
+            assert outbox.put(push, print)
+        await takes.acquire()
+
+    outbox, push = Outbox(send), message("push")
+    assert outbox.put(push, print)
+    assert outbox.put(push, print)
+    waiting = asyncio.ensure_future(outbox.put_when_it_fits(message("a"), print, stalled.set))
+    for _ in range(12):
+        await asyncio.sleep(0.1)
+        takes.release()
+    assert not stalled.is_set()
+    assert not waiting.done()
+
+    await asyncio.wait_for(stalled.wait(), LIMIT)
+    outbox.discard()
+
+    assert await waiting is False
+
+
 @pytest.mark.usefixtures("small")
 async def test_discarded_messages_are_not_sent_even_if_the_server_has_begun(client):
     for text in "abcd":
         client.put(text)
-    waiting = asyncio.ensure_future(client.outbox.put_when_it_fits(message("e"), client.fail))
+    waiting = asyncio.ensure_future(client.put_when_it_fits("e"))
     await asyncio.sleep(0)
 
     client.outbox.discard()
@@ -196,7 +229,6 @@ async def test_error_of_the_server_is_raised_or_reported_and_empties_the_queue()
         outbox.put(message("c"), note)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks copy their context")
 async def test_a_send_that_waits_runs_in_one_context():
     """Tracing middleware sets a variable before the server's ``send``, and resets it afterwards."""
     takes, done = asyncio.Event(), []
@@ -215,3 +247,45 @@ async def test_a_send_that_waits_runs_in_one_context():
     await idle()
 
     assert done == ["a"]
+
+
+async def test_a_send_that_was_cancelled_is_freed_without_the_garbage_collector():
+    class Local:
+        pass
+
+    async def send(message):
+        local = Local()
+        references.append(weakref.ref(local))
+        await asyncio.Event().wait()
+
+    references = []
+    outbox = Outbox(send)
+    gc.disable()
+    try:
+        outbox.put(message("a"), lambda message, error: None)
+        # Its task has begun.
+        await asyncio.sleep(0)
+        outbox.discard()
+        await idle()
+
+        assert [reference() for reference in references] == [None]
+    finally:
+        gc.enable()
+
+
+async def test_messages_are_sent_after_a_task_was_cancelled_before_its_first_step():
+    sent, go = [], asyncio.Event()
+
+    async def send(message):
+        if not go.is_set():
+            await go.wait()
+        sent.append(message["text"])
+
+    outbox = Outbox(send)
+    assert outbox.put({"type": "websocket.send", "text": "lost"}, print)
+    outbox._task.cancel()
+    await asyncio.sleep(0)
+    go.set()
+
+    assert outbox.put({"type": "websocket.send", "text": "sent"}, print)
+    assert sent == ["sent"]

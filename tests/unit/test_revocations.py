@@ -9,6 +9,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django import db
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from channels_websocket_utils.gate import database_clock, revocations
 from channels_websocket_utils.gate.revocations import revoke
@@ -69,7 +70,7 @@ async def check(socket):
     """Let the hub read the rows, as the timer does, and return the answer of ``socket``."""
     (hub,) = hub_module.current_hubs()
     hub.recheck.check_soon()
-    await until(lambda: hub.recheck._known)
+    await until(lambda: hub.recheck.known.rows)
     return await socket.call("echo", value=1)
 
 
@@ -284,3 +285,16 @@ def test_disconnect_does_not_wait_for_a_transaction_that_deletes_old_rows(user, 
         thread.join()
 
     assert len(revocations.recent()) == 1
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("times", [1, 2], ids=["new row", "renewed row"])
+def test_transaction_of_a_revocation_begins_with_a_write(user, times):
+    """SQLite refuses a write after a read if another process has written in between."""
+    for _ in range(times):
+        with CaptureQueriesContext(connection) as queries:
+            revoke(user_id=user.pk)
+
+    begin, first = (each["sql"] for each in queries.captured_queries[:2])
+    assert begin.startswith("BEGIN")
+    assert first.startswith("UPDATE")

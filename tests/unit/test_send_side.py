@@ -2,20 +2,25 @@
 
 import asyncio
 import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 from asgiref.sync import async_to_sync
+from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
-from django.db import transaction
+from django.contrib.auth import get_user_model
+from django.db import connections, transaction
 
-from channels_websocket_utils import threads
+from channels_websocket_utils import database_connections, threads
 from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
 )
 from channels_websocket_utils.decorators import auto_route
-from channels_websocket_utils.live import outbox
+from channels_websocket_utils.live import dropping, outbox
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.signals import connection_closed, connection_stalled
 from channels_websocket_utils.utils import (
     adisconnect_user,
@@ -53,6 +58,14 @@ class Pushing:
     """Sync methods that send more than an outbox holds."""
 
     disconnected = None
+    # The database connections of the threads that made queries.
+    used = ()
+    finished = threading.Event()
+
+    @staticmethod
+    def query():
+        get_user_model().objects.count()
+        Pushing.used.append(connections["default"])
 
     def push_many(self):
         for number in range(MANY):
@@ -67,6 +80,37 @@ class Pushing:
     def in_transaction(self):
         with transaction.atomic():
             self.push_many()
+
+    @auto_route
+    def uncommitted(self):
+        self.query()
+        transaction.set_autocommit(False)
+        try:
+            self.push_many()
+        finally:
+            transaction.set_autocommit(True)
+
+    @auto_route
+    def query_and_many(self):
+        self.query()
+        self.push_many()
+
+    @auto_route
+    def query_and_many_in_tasks(self):
+        self.query()
+        async_to_sync(self.push_many_in_a_task)()
+
+    async def push_many_in_a_task(self):
+        for number in range(MANY):
+            send = self.scope["websocket_connection"].send
+            message = {"type": "websocket.send", "text": f"{number}{TEXT}"}
+            await asyncio.ensure_future(send(message))
+
+    @auto_route
+    def query_and_numbers(self):
+        for value in self.numbers():
+            self.query()
+            yield value
 
     @auto_route
     def numbers(self):
@@ -104,6 +148,11 @@ class Async(AsyncWebSocketManagerConsumer):
         return "sent"
 
     @auto_route
+    def query_and_many_from_a_thread(self):
+        Pushing.query()
+        async_to_sync(self.push_many)()
+
+    @auto_route
     async def few_and_close(self):
         for number in range(5):
             await self.push("many", {"n": number, "text": TEXT})
@@ -139,10 +188,43 @@ class Greedy(WebSocketManagerConsumer):
             self.push("many", {"n": number, "text": TEXT})
 
 
+class Returning(AsyncWebsocketConsumer):
+    async def receive(self, text_data=None, bytes_data=None):
+        for number in range(5):
+            await self.send(text_data=str(number))
+        raise StopConsumer
+
+
+class SyncReturning(WebsocketConsumer):
+    def receive(self, text_data=None, bytes_data=None):
+        for number in range(5):
+            self.send(text_data=str(number))
+        raise StopConsumer
+
+
+class Plain:
+    """An application that is no consumer."""
+
+    @staticmethod
+    def as_asgi():
+        async def application(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            for number in range(5):
+                await send({"type": "websocket.send", "text": str(number)})
+
+        return application
+
+
 class PlainSync(WebsocketConsumer):
     def receive(self, text_data=None, bytes_data=None):
-        for _ in range(MANY):
-            self.send(text_data=TEXT)
+        if "query" in text_data:
+            Pushing.query()
+        with transaction.atomic() if "transaction" in text_data else nullcontext():
+            for _ in range(MANY):
+                self.send(text_data=TEXT)
+        Pushing.finished.set()
 
 
 class PlainAsync(AsyncWebsocketConsumer):
@@ -176,6 +258,14 @@ def pausable(user, session, open_socket):
         return socket, server
 
     return open_
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The database connections that handlers have used. SQLite has no pool."""
+    monkeypatch.setattr(database_connections, "has_pool", lambda connection: True)
+    monkeypatch.setattr(Pushing, "used", [])
+    return Pushing.used
 
 
 @pytest.fixture
@@ -244,6 +334,28 @@ async def test_handler_waits_no_longer_than_the_limit(
     await until(lambda: stalled == [(4490, True)])
 
 
+async def test_short_message_does_not_overtake_one_that_waits():
+    reads, sent = asyncio.Event(), []
+
+    async def send(message):
+        if message["type"] == "websocket.send":
+            await reads.wait()
+            sent.append(message["text"][0])
+
+    connection = Connection({"type": "websocket"}, None, send)
+    await connection.send({"type": "websocket.accept"})
+    texts = ["a", "b" * 1000, "c" * 1000, "d"]
+    sends = [connection.send({"type": "websocket.send", "text": text}) for text in texts]
+    sending = asyncio.gather(*sends)
+    await until(lambda: connection._outbox.waiting)
+
+    reads.set()
+    await sending
+
+    await until(lambda: len(sent) == 4)
+    assert sent == [*"abcd"]
+
+
 async def test_sync_connect_does_not_wait(pausable, stalled, monkeypatch):
     """Its thread belongs to the pool of connects and permission checks."""
     monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
@@ -259,6 +371,64 @@ async def test_handler_in_a_transaction_does_not_wait(pausable, stalled, monkeyp
     monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
 
     socket, _ = await begin(pausable, Sync, "in_transaction")
+
+    assert await ended(socket) == 4490
+
+
+async def test_handler_with_autocommit_off_does_not_wait(pausable, used, monkeypatch):
+    monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
+
+    socket, _ = await begin(pausable, Sync, "uncommitted")
+
+    assert await ended(socket) == 4490
+
+
+@pytest.mark.parametrize(
+    ("consumer", "method"),
+    [
+        (Sync, "query_and_many"),
+        (Sync, "query_and_numbers"),
+        (Async, "query_and_many_from_a_thread"),
+    ],
+)
+async def test_handler_that_waits_for_its_client_holds_no_connection_of_a_pool(
+    pausable, used, consumer, method
+):
+    socket, server = await begin(pausable, consumer, method)
+    await until(lambda: waits() == 1)
+
+    assert used[-1].connection is None
+    server.reads.set()
+    key = "k" if method == "query_and_numbers" else "many"
+    assert (await numbers_of(socket, key))[0] == [*range(MANY)]
+
+
+async def test_plain_sync_consumer_that_waits_holds_no_connection_of_a_pool(pausable, used):
+    await begin(pausable, PlainSync, "query", isolate=True)
+    (connection,) = live_connections()
+    await until(lambda: connection._outbox._space is not None)
+
+    assert used[-1].connection is None
+
+
+async def test_plain_sync_consumer_in_a_transaction_does_not_wait(pausable, monkeypatch):
+    """Also in a thread of its own: other transactions wait for its locks."""
+    monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
+    Pushing.finished.clear()
+
+    socket, _ = await begin(pausable, PlainSync, "transaction", isolate=True)
+
+    assert await ended(socket) == 4490
+    await until(Pushing.finished.is_set)
+
+
+async def test_handler_whose_thread_cannot_give_its_connection_back_does_not_wait(
+    pausable, used, monkeypatch
+):
+    """``async_to_sync()`` does not run the task that sends, so the thread may do other work."""
+    monkeypatch.setattr(outbox, "SEND_TIMEOUT", 3 * LIMIT)
+
+    socket, _ = await begin(pausable, Sync, "query_and_many_in_tasks")
 
     assert await ended(socket) == 4490
 
@@ -316,6 +486,55 @@ async def test_consumer_whose_send_was_stopped_gets_its_disconnect(pausable, lim
 
     assert await ended(socket) == 4490
     await until(lambda: Pushing.disconnected == [4490])
+
+
+class Late(Pushing, WebSocketManagerConsumer):
+    """Its answers come after the end of the connection, and after ``DROP_LIMIT``."""
+
+    channel_layer_alias = ALIAS
+
+    @auto_route
+    def late(self):
+        while not self.scope["websocket_connection"].ended:
+            time.sleep(0.01)
+        self.push("dropped", {})
+        time.sleep(0.1)
+        return "late"
+
+    def disconnect(self, code):
+        self.disconnected.append(code)
+
+
+class AsyncLate(AsyncWebSocketManagerConsumer):
+    channel_layer_alias = ALIAS
+    disconnected = None
+
+    @auto_route
+    async def late(self):
+        while not self.scope["websocket_connection"].ended:
+            await asyncio.sleep(0.01)
+        await self.push("dropped", {})
+        await asyncio.sleep(0.1)
+        return "late"
+
+    async def disconnect(self, code):
+        self.disconnected.append(code)
+
+
+@pytest.mark.parametrize("consumer", [Late, AsyncLate])
+async def test_consumer_whose_answer_was_stopped_gets_its_disconnect(
+    pausable, user, consumer, monkeypatch
+):
+    monkeypatch.setattr(dropping, "DROP_LIMIT", 0.05)
+    monkeypatch.setattr(consumer, "disconnected", [])
+    socket, _ = await pausable(consumer)
+    await socket.next_for("websocket.ready")
+    await socket.send("late", reply_key="k")
+
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    await until(lambda: consumer.disconnected == [4410])
 
 
 async def test_plain_sync_consumer_does_not_wait_in_the_thread_of_all(pausable, monkeypatch):
@@ -391,6 +610,49 @@ async def test_revocation_discards_what_an_own_close_has_to_send(pausable, user,
 
     assert await ended(socket) == 4000
     assert socket.output_queue.empty()
+
+
+@pytest.mark.parametrize("consumer", [Returning, SyncReturning, Plain])
+async def test_messages_before_the_return_of_a_consumer_are_sent(pausable, user, stalled, consumer):
+    socket, server = await begin(pausable, consumer, "go")
+    (connection,) = live_connections()
+    await until(lambda: connection._outbox.is_closed)
+    await apush_to_user(user, "late", {})
+    assert socket.output_queue.empty()
+
+    server.reads.set()
+
+    assert [(await socket.receive_output())["text"] for _ in range(5)] == [*"01234"]
+    await until(lambda: not live_connections())
+    assert socket.output_queue.empty()
+    assert stalled == []
+
+
+@pytest.mark.parametrize("consumer", [Returning, Plain])
+async def test_revocation_discards_what_a_consumer_sent_before_its_return(
+    pausable, user, monkeypatch, consumer
+):
+    monkeypatch.setattr(outbox, "CLOSE_LIMIT", 3 * LIMIT)
+    socket, server = await begin(pausable, consumer, "go")
+    (connection,) = live_connections()
+    await until(lambda: connection._outbox.is_closed)
+
+    await adisconnect_user(user)
+
+    assert await ended(socket) == 4410
+    server.reads.set()
+    await until(lambda: not live_connections())
+    assert socket.output_queue.empty()
+
+
+async def test_client_that_does_not_read_delays_the_return_of_a_consumer_for_a_time(
+    pausable, monkeypatch
+):
+    monkeypatch.setattr(outbox, "CLOSE_LIMIT", 0.05)
+
+    await begin(pausable, Plain, "go")
+
+    await until(lambda: not live_connections())
 
 
 async def test_stalled_connection_is_closed_for_the_signals_too(pausable, limits, stalled):

@@ -72,6 +72,27 @@ def test_final_states_have_no_next_state():
     }
 
 
+async def test_close_of_a_server_does_not_cancel_the_consumer():
+    """In its close, uvicorn cancels the current task if the client does not answer in time."""
+    tasks = []
+
+    async def send(message):
+        before = asyncio.current_task()
+        await asyncio.sleep(0)
+        tasks.append((message["type"], before, asyncio.current_task()))
+
+    connection = Connection({"type": "websocket"}, Peer().receive, send)
+    await connection.send(ACCEPT)
+
+    await connection.send(CLOSE)
+    await connection.close()
+
+    assert [kind for kind, _, _ in tasks] == ["websocket.accept", "websocket.close"]
+    _, before, after = tasks[-1]
+    assert before is after
+    assert after is not asyncio.current_task()
+
+
 async def test_accepted_connection_whose_client_leaves_is_closed():
     peer = Peer(LEFT)
     connection = peer.connection

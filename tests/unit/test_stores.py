@@ -156,6 +156,83 @@ def test_disconnect_revokes_only_the_users_own_unused_tokens(store, user, other)
     assert decide(get_websocket_token(user)).is_valid, "the user can connect again"
 
 
+def copy_of(user):
+    """A new user with the same key and password state, as a restored backup has it."""
+    return type(user)(pk=user.pk, username="eve", password=user.password, is_active=True)
+
+
+def delete_with_orm(user):
+    type(user).objects.get(pk=user.pk).delete()
+
+
+def delete_with_queryset(user):
+    type(user).objects.filter(pk=user.pk).delete()
+
+
+def delete_with_sql(user):
+    """Sends no signal."""
+    table = user._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"DELETE FROM {table} WHERE id = %s", [user.pk])
+
+
+DELETIONS = pytest.mark.parametrize(
+    "delete",
+    [delete_with_orm, delete_with_queryset, delete_with_sql],
+    ids=lambda each: each.__name__,
+)
+
+
+@DELETIONS
+def test_token_of_a_deleted_user_serves_no_later_user_with_the_same_key(store, user, delete):
+    token = get_websocket_token(user)
+    delete(user)
+
+    new = copy_of(user)
+    new.save(force_insert=True)
+
+    assert not decide(token).is_valid
+    assert decide(get_websocket_token(new)).is_valid
+
+
+@DELETIONS
+def test_naive_token_in_a_cache_serves_a_later_user_with_the_same_key(
+    user, settings, delete, monkeypatch
+):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+    monkeypatch.setattr(redeeming, "forget_user", lambda user_id: None)
+    token = get_websocket_token(user)
+    delete(user)
+
+    new = copy_of(user)
+    new.save(force_insert=True)
+
+    assert decide(token).is_valid
+
+
+def test_token_of_a_user_who_was_added_in_the_same_transaction_is_valid(store, django_user_model):
+    with transaction.atomic():
+        new = django_user_model.objects.create_user("new")
+        token = get_websocket_token(new)
+
+    assert decide(token).is_valid
+
+
+def test_deleting_a_user_is_not_affected_by_an_unavailable_cache(
+    user, settings, monkeypatch, caplog
+):
+    settings.WEBSOCKET_UTILS = {"TOKEN_STORE": CACHE_STORE}
+
+    def fail(self, **owner):
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(CacheTokenStore, "revoke", fail)
+
+    user.delete()
+
+    assert "Unused tokens stay valid until they expire: no answer" in caplog.text
+
+
 def test_disconnect_of_a_session_revokes_only_its_own_tokens(store, user):
     one, two = sign_in(user), sign_in(user)
     ended = get_websocket_token(user, session=one)

@@ -8,9 +8,16 @@ from django.template import Context, Template
 from django.template.backends.jinja2 import Jinja2
 from django.template.loader import engines
 from django.test import RequestFactory, override_settings
+from django.urls import include, path
 
 from channels_websocket_utils.gate.identity import identity_of
 from channels_websocket_utils.templatetags.websocket_utils import websocket_manager
+
+# A site that includes the token endpoint at its root, and has one of its own.
+urlpatterns = [
+    path("", include("channels_websocket_utils.urls")),
+    path("api/token/", lambda request: None),
+]
 
 
 def render(tag, request=None, **context):
@@ -87,6 +94,63 @@ def test_identity_is_not_that_of_another_user_of_the_page(client, user, other, r
     html = render('{% websocket_manager "/ws/" %}', request_, user=other)
 
     assert f' data-identity="{identity_of(user)}"' in html
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("arguments", "names_session"),
+    [
+        ("", True),
+        ('token_url="/websocket/token/"', True),
+        # A proxy removes the prefix.
+        ('token_url="/public/websocket/token/"', True),
+        ('token_url="https://example.org/websocket/token/?a=1"', True),
+        # The gate reads the session.
+        ('token_url=""', True),
+        ('token_url="" token="wst_1"', False),
+        ('token_url="/api/token/"', False),
+        ('token_url="/api/token/" token="wst_1"', False),
+    ],
+)
+def test_identity_is_that_of_the_user_whom_the_endpoint_names(
+    client, user, other, request_, arguments, names_session
+):
+    """Staff may act as another user, or the site may use JWTs beside a session of its admin."""
+    client.force_login(user)
+    request_.session, request_.user = client.session, other
+
+    html = render(f'{{% websocket_manager "/ws/" {arguments} %}}', request_)
+
+    assert f' data-identity="{identity_of(user if names_session else other)}"' in html
+
+
+@pytest.mark.django_db
+def test_endpoint_of_the_site_whose_path_ends_like_the_included_one_is_its_own(
+    client, user, other, request_, settings
+):
+    settings.ROOT_URLCONF = __name__
+    client.force_login(user)
+    request_.session, request_.user = client.session, other
+
+    html = render('{% websocket_manager "/ws/" token_url="/api/token/" %}', request_)
+
+    assert f' data-identity="{identity_of(other)}"' in html
+    assert f' data-identity="{identity_of(user)}"' in render(
+        '{% websocket_manager "/ws/" token_url="/elsewhere/token/" %}', request_
+    )
+
+
+@pytest.mark.django_db
+def test_identity_is_that_of_the_requests_user_without_an_included_endpoint(
+    client, user, other, request_, settings
+):
+    settings.ROOT_URLCONF = "tests.support.client_site"
+    client.force_login(user)
+    request_.session, request_.user = client.session, other
+
+    html = render('{% websocket_manager "/ws/" token_url="/websocket/token/" %}', request_)
+
+    assert f' data-identity="{identity_of(other)}"' in html
 
 
 @pytest.mark.django_db

@@ -288,6 +288,25 @@ async def test_pool_has_as_many_threads_as_the_setting_says(transactional_db, se
     assert max(most) == 2
 
 
+async def test_wait_of_a_closed_event_loop_fails_no_work(transactional_db, settings, monkeypatch):
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    closed, ended = asyncio.new_event_loop(), []
+    closed.close()
+    ends = [lambda: closed.call_soon_threadsafe(print), lambda: ended.append(1)]
+    monkeypatch.setattr(threads, "_client_waits", {object(): end for end in ends})
+
+    assert await in_handler_pool(lambda: 1)() == 1
+
+    assert ended == [1]
+    assert threads._at_work["handlers"] == 0
+
+
+def test_coroutine_that_is_collected_can_end_its_wait_while_its_thread_has_the_lock():
+    with threads._lock:
+        assert threads._lock.acquire(blocking=False)
+        threads._lock.release()
+
+
 @pytest.mark.parametrize("where", [contextlib.nullcontext, single_thread])
 async def test_stop_iteration_does_not_wait_for_ever(transactional_db, where):
     """No future accepts it before Python 3.12, as the naive twin shows."""

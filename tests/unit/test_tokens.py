@@ -359,6 +359,15 @@ def test_name_in_a_path_is_bound_with_and_without_percent_escapes(user, name):
     assert {row.path for row in WebSocketToken.objects.all()} == {f"/ws/{name}"}
 
 
+@pytest.mark.parametrize(
+    ("path", "bound"), [("%2541", "%41"), ("%252541", "%2541"), ("a%2F", "a/")]
+)
+def test_path_is_unescaped_once(user, path, bound):
+    issuing.issue(user, path=f"/ws/{path}/")
+
+    assert WebSocketToken.objects.get().path == f"/ws/{bound}"
+
+
 def test_wrong_path_is_logged_with_both_paths(user, caplog):
     token = issuing.issue(user, path="/api/ws/")
 
@@ -403,7 +412,12 @@ def test_error_for_a_missing_app_names_the_remedy(user):
 def test_path_that_contains_a_token_is_refused_and_not_stored(user, shape):
     """The database would store the unused token otherwise."""
     token = issuing.issue(user)
-    for secret in (token, token.upper(), token.replace("_", "%5F", 1)):
+    for secret in (
+        token,
+        token.upper(),
+        token.replace("_", "%5F", 1),
+        token.replace("_", "%255F", 1),
+    ):
         with pytest.raises(ValueError, match="without host, query and token") as caught:
             issuing.issue(user, path=shape.format(secret))
 

@@ -69,6 +69,14 @@ def test_prefix_of_the_site_is_removed_from_the_path(client):
     assert WebSocketToken.objects.get().path == "/ws"
 
 
+def test_force_script_name_is_removed_from_the_path_once(client, settings):
+    settings.FORCE_SCRIPT_NAME = "/app"
+
+    client.post(URL, {"path": "/app/app/ws/"})
+
+    assert WebSocketToken.objects.get().path == "/app/ws"
+
+
 @pytest.mark.parametrize("prefix", [None, "/app", "/app/"])
 @pytest.mark.parametrize("is_removed", [True, False], ids=["removed", "kept"])
 def test_force_script_name_is_in_no_bound_path(client, settings, prefix, is_removed, run):
@@ -106,7 +114,8 @@ def test_prefix_that_a_proxy_removes_is_removed_from_the_path(client, path, url,
 
 
 @pytest.mark.parametrize(
-    "name", ["C#", "what?", "?a=1", "100%", "%41", "a b", "räum 📢", "a://b", "📢" * 1000]
+    "name",
+    ["C#", "what?", "?a=1", "100%", "%41", "%2541", "a b", "räum 📢", "a://b", "a/b", "📢" * 1000],
 )
 def test_page_of_any_name_gets_a_token_for_it(client, name, run):
     """The last name has 4,000 escapes."""

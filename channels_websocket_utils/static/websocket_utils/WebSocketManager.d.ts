@@ -261,7 +261,10 @@ declare namespace WebSocketManager {
     csrfToken?: string | (() => string | null | undefined) | null | undefined
     /** The header of the CSRF token, by default `"X-CSRFToken"`. */
     csrfHeader?: string | null | undefined
-    /** The identity of the page's user, as the server names it, if the token's answer has none. */
+    /**
+     * The identity of the user of all connections, as the server names it, if the token's answer has none.
+     * With `null`, the first connection is not compared with the identity of the page.
+     */
     identity?: string | null | undefined
     /** Continue after another user has signed in. */
     allowUserChange?: boolean | undefined

@@ -133,7 +133,7 @@
    * @property {number} notBefore The server has asked for no dial before this time.
    *
    * @property {boolean|undefined} prefersOwn The endpoint refused the CSRF token of the cookie.
-   * @property {string|undefined} lastIdentity The last one that was known.
+   * @property {string|undefined} lastIdentity The last one that was known, at first that of the page.
    * @property {string|undefined} queueIdentity Of the last connection, whose user filled the queue.
    *
    * @property {string} prefix Of all reply keys.
@@ -143,7 +143,7 @@
    * @property {Map<string, Map>} handlers Of "state" and "error".
    * @property {function(Event)} handlePageEvent
    */
-  function createManager(path, token, options) {
+  function createManager(path, token, options, lastIdentity) {
     const url = resolve(path)
     const isFunction = typeof token === "function"
     const isValid = isFunction || token == null || typeof token === "string"
@@ -161,7 +161,7 @@
       due: Infinity,
       ...NO_FAILURES,
       notBefore: 0,
-      lastIdentity: options.identity,
+      lastIdentity,
       prefix: Date.now().toString(36) + Math.random().toString(36).slice(2),
       queue: new Map(),
       calls: new Map(),
@@ -357,7 +357,7 @@
     const { attempt, state } = manager
     manager.attempt = null
     manager.due = Infinity
-    if (state === OPEN) manager.queueIdentity = attempt.identity ?? manager.options.identity
+    if (state === OPEN) manager.queueIdentity = attempt.identity || manager.options.identity
     // Later, because a listener of the signal may call close() or reconnect().
     Promise.resolve().then(() => attempt?.aborter.abort())
     attempt?.socket?.close()
@@ -475,7 +475,7 @@
     const { attempt } = manager
     attempt.openedAt = clock()
     const known = manager.wasOpen ? manager.queueIdentity : manager.lastIdentity
-    const needsIdentity = attempt.identity == null && known != null
+    const needsIdentity = !attempt.identity && known
     attempt.unproven ||= manager.usedToken && manager.queue.size
     if (!attempt.unproven && !needsIdentity) return open(manager)
     enter(manager, PROVING)
@@ -484,8 +484,8 @@
 
   // Sends the queue if its user is the user of this connection. From now on messages are sent at once.
   function open(manager) {
-    const user = manager.attempt.identity ?? manager.options.identity
-    const isSame = !manager.wasOpen || (user != null && user === manager.queueIdentity)
+    const user = manager.attempt.identity || manager.options.identity
+    const isSame = !manager.wasOpen || (user && user === manager.queueIdentity)
     const dropped = isSame ? [] : takeCalls(manager)
     enter(manager, OPEN)
     manager.wasOpen = true
@@ -498,9 +498,9 @@
 
   function learnIdentity(manager, identity) {
     const { attempt, lastIdentity } = manager
-    if (identity == null || attempt.identity != null) return
+    if (!identity || attempt.identity) return
     attempt.identity = manager.lastIdentity = identity
-    if (lastIdentity == null || lastIdentity === identity) return
+    if (!lastIdentity || lastIdentity === identity) return
     manager.queueIdentity = identity
     if (!manager.options.allowUserChange) return stop(manager, "user_changed")
     rejectCalls(manager, takeCalls(manager), "user_changed")
@@ -544,7 +544,9 @@
   async function requestFromEndpoint(manager, signal, isSecond) {
     const { options, url } = manager
     const { csrfToken, tokenPath, tokenURL } = options
-    const { csrfToken: own, csrfCookie = "csrftoken", csrfHeader = "X-CSRFToken" } = readPage("csrf-token")
+    // A tag that is rendered without a request has no CSRF token, but the names of cookie and header.
+    const page = { ...readPage("socket-path"), ...readPage("csrf-token") }
+    const { csrfToken: own, csrfCookie = "csrftoken", csrfHeader = "X-CSRFToken" } = page
     // Django reads the last of several cookies with one name.
     const [, ...cookies] = `; ${globalThis.document?.cookie}`.split(`; ${csrfCookie}=`)
     const known = (typeof csrfToken === "function" ? csrfToken() : csrfToken) || cookies.pop()?.split(";")[0]
@@ -569,11 +571,12 @@
     const isPage = status < 400 && (!ok || /html/i.test(headers?.get("Content-Type")))
     const isLogin = isMoved ? status < 500 : isPage
     // A JSON error is dropped: it quotes the body, which may hold a token.
-    const answer = ok && (await response.json().catch(() => null))
+    const answer = status <= 400 && (await response.json().catch(() => null))
     if (ok && (answer?.token || !isLogin)) return answer
     throw Object.assign(new Error(`tokenURL answered ${status}`), {
       status: isLogin ? 401 : status,
-      fatal: status === 400,
+      // Another 400 is that of a proxy, which may be gone at the next request.
+      fatal: answer?.error?.code === "bad_message",
       retryAfter: headers?.get("Retry-After"),
     })
   }
@@ -872,7 +875,8 @@
    * @param {string|function(): string} [options.csrfToken] For the tokenURL. By default the cookie. Without
    *   one, or if it is refused, the `data-csrf-token` of the first script, or the body, that has one.
    * @param {string} [options.csrfHeader] The header of the CSRF token, by default "X-CSRFToken".
-   * @param {string} [options.identity] The identity of the page's user, as the server names it.
+   * @param {string|null} [options.identity] The identity of the user of all connections, as the server names
+   *   it. With null, the first connection is not compared with the identity of the page.
    * @param {boolean} [options.allowUserChange] Continue after another user has signed in.
    * @param {number} [options.maxRetries] How often the manager dials again in a row; no limit by default.
    * @param {function(number): number} [options.backoff] Milliseconds to wait after n failures.
@@ -894,8 +898,9 @@
     }
     // Identities of the same endpoint can be compared.
     const isOfEndpoint = options.tokenURL && options.tokenURL === page.tokenUrl
-    if (isOfPage || isOfEndpoint) options = { identity: page.identity, ...options }
-    this._manager = createManager(path, token, options)
+    // Not in the options: it is the user of the page, perhaps no longer that of a later connection.
+    const { identity = (isOfPage || isOfEndpoint) && page.identity } = options
+    this._manager = createManager(path, token, options, identity)
     watchPage(this._manager, "addEventListener")
     dial(this._manager, "start")
   }
