@@ -32,6 +32,8 @@ TABLES = [
     "databases",
     "mistakes",
     "sites",
+    "topics",
+    "history",
 ]
 # The table keeps its older name.
 MODULES = {"teeth": "mutations"}

@@ -55,8 +55,10 @@ class Site:
         if self._use is not None:
             self.redis = stack.enter_context(Redis(self.folder / "redis"))
             environment[f"PROOF_{self._use.upper()}"] = self.redis.url
-        command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-        subprocess.run(command, check=True, env={**os.environ, **environment}, cwd=ROOT)  # noqa: S603
+        # The environment of another process that uses the site's database.
+        self.full_environment = {**os.environ, **environment}
+        command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0", "--run-syncdb"]
+        subprocess.run(command, check=True, env=self.full_environment, cwd=ROOT)  # noqa: S603
         self.processes = [
             stack.enter_context(
                 ASGI(self.folder / f"server{number}", self.server, self.application, environment)

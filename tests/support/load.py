@@ -45,7 +45,12 @@ def frame(content):
     """Return the bytes of a client's text frame, masked with zeros."""
     payload = json.dumps(content).encode()
     size = len(payload)
-    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    if size < 126:
+        length = bytes([0x80 | size])
+    elif size < 2**16:
+        length = b"\xfe" + size.to_bytes(2, "big")
+    else:
+        length = b"\xff" + size.to_bytes(8, "big")
     return b"\x81" + length + bytes(4) + payload
 
 
@@ -54,10 +59,10 @@ class Client(asyncio.Protocol):
 
     __slots__ = ("_buffer", "_request", "closed", "on_frame", "opened", "transport")
 
-    def __init__(self, request, loop):
+    def __init__(self, request, loop, on_frame=None):
         self._request, self._buffer = request, b""
         self.opened, self.closed = loop.create_future(), loop.create_future()
-        self.on_frame = None
+        self.on_frame = on_frame
 
     def connection_made(self, transport):
         self.transport = transport
@@ -79,6 +84,8 @@ class Client(asyncio.Protocol):
             size, start = data[1], 2
             if size == 126:
                 size, start = int.from_bytes(data[2:4], "big"), 4
+            elif size == 127:
+                size, start = int.from_bytes(data[2:10], "big"), 10
             if len(data) < start + size:
                 break
             payload, opcode = data[start : start + size], data[0] & 15
@@ -105,10 +112,10 @@ class Client(asyncio.Protocol):
         self.transport.close()
 
 
-async def opened(port, request, host="127.0.0.1"):
+async def opened(port, request, host="127.0.0.1", on_frame=None):
     """Return an open ``Client``."""
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(lambda: Client(request, loop), host, port)
+    _, client = await loop.create_connection(lambda: Client(request, loop, on_frame), host, port)
     await asyncio.wait_for(client.opened, LIMIT)
     return client
 
