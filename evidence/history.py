@@ -29,6 +29,7 @@ two servers is killed and started.
 
 import asyncio
 import contextlib
+import itertools
 import random
 import signal
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ class Row:
     # Topics of one page.
     each: int = 4
     publishers: int = 4
+    layer: str = "redis"
     mistreated: float = 0.1
     # Seconds for which the process is stopped.
     seconds: float = 0
@@ -77,7 +79,7 @@ ROWS = {
     "at once: PostgreSQL": replace(AT_ONCE, database="postgresql"),
     "stopped: SQLite": STOPPED,
     "stopped: PostgreSQL": replace(STOPPED, database="postgresql"),
-    "stopped, drops all: SQLite": replace(STOPPED, mistreated=1),
+    "stopped, drops all: SQLite": replace(STOPPED, layer="drops"),
     "control, faults: SQLite": replace(FAULTS, messages=20_000, is_naive=True),
     "control, at once: SQLite": replace(AT_ONCE, messages=4_000, mistreated=0, is_naive=True),
     "control, stopped: SQLite": replace(STOPPED, is_naive=True),
@@ -110,9 +112,11 @@ async def measure(is_small, is_kept):
 
 
 async def measured(row):
-    shop = Shop(
-        row.database, "layer", 1 if row.kind == "stopped" else 2, mistreated=row.mistreated
-    )
+    processes = 1 if row.kind == "stopped" else 2
+    if row.layer == "drops":
+        shop = Shop(row.database, None, processes, layer="drops")
+    else:
+        shop = Shop(row.database, "layer", processes, mistreated=row.mistreated)
     with contextlib.ExitStack() as stack:
         await asyncio.to_thread(shop.start, stack)
         return await Trial(shop, row).take()
@@ -134,8 +138,8 @@ class Trial:
         if row.kind == "at once":
             ports = ports[:1]
         self._pages = [
-            Page(ports[number % len(ports)], path, visitor.session, self._followers())
-            for number in range(row.pages)
+            Page(port, path, visitor.session, self._followers(), self._record)
+            for port in itertools.islice(itertools.cycle(ports), row.pages)
         ]
         await open_pages(self._pages)
         self._publishers = Publishers(
@@ -172,7 +176,7 @@ class Trial:
         faults = [self._restart_redis(0.3), self._restart_server(0.6)]
         tasks = [asyncio.ensure_future(each) for each in faults]
         while not publishing.done():
-            await asyncio.sleep(random.expovariate(10))  # noqa: S311
+            await asyncio.sleep(random.expovariate(10))
             page = random.choice(self._pages)  # noqa: S311
             page.cut(random.choice([0, 0.01, 0.3, 3]))  # noqa: S311
         await asyncio.gather(*tasks)
@@ -223,7 +227,9 @@ class Trial:
 
     def _cells(self, complete):
         counts, publishers = self._record.counts, self._publishers
-        wrong = {name: counts[name] for name in ("undone", "mixed", "early", "partial", "backwards")}
+        wrong = {
+            name: counts[name] for name in ("undone", "mixed", "early", "partial", "backwards")
+        }
         cells = {
             "published": [sum(map(len, publishers.published.values())), len(publishers.undone)],
             "connections": counts["connections"] + len(self._pages),

@@ -121,7 +121,11 @@ async def restart(database, count):
             for start in range(0, count, 200):
                 new = [
                     Page(
-                        shop.port, "/shop/", visitor.session, [Follower("orders/1", KEPT, record)]
+                        shop.port,
+                        "/shop/",
+                        visitor.session,
+                        [Follower("orders/1", KEPT, record)],
+                        record,
                     )
                     for _ in range(min(200, count - start))
                 ]
@@ -163,7 +167,9 @@ async def come_back(shop, pages, record):
         "twice": record.counts["twice"],
         "gaps": sum(record.gaps.values()),
     }
-    faults = [f"{cells[name]} x {name}" for name in ("not complete", "twice", "gaps") if cells[name]]
+    faults = [
+        f"{cells[name]} x {name}" for name in ("not complete", "twice", "gaps") if cells[name]
+    ]
     if cells["reads of the history"] > len(pages) / 10:
         faults.append(f"the history was read {cells['reads of the history']} times")
     return cells, faults

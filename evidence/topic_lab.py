@@ -6,12 +6,23 @@ import json
 import random
 import sys
 from collections import Counter
+from time import monotonic
+from urllib.parse import quote
 
 from tests.support import load
 
 from .fault_lab import ROOT, Site, ask
 
-__all__ = ["Follower", "Page", "Publishers", "Record", "Shop", "open_pages"]
+__all__ = [
+    "Follower",
+    "Page",
+    "Publishers",
+    "Record",
+    "Shop",
+    "chosen",
+    "open_pages",
+    "until",
+]
 
 # Seconds between two attempts to connect, and until a refused subscription is tried again.
 PAUSE = 0.1
@@ -44,8 +55,12 @@ class Shop(Site):
         """Return a visitor, who may subscribe in the ``way``."""
         visitor = await self.sign_in(name)
         if way:
-            await self.act(f"/give/{way}/{visitor.user}/")
+            await self.act_on("give", way, visitor.user)
         return visitor
+
+    async def act_on(self, act, way, user, *more):
+        """Give, or take away, what lets a user subscribe in the ``way``."""
+        await self.act("/".join(["", act, quote(way), str(user), *map(str, more), ""]))
 
 
 class Record:
@@ -84,6 +99,8 @@ class Follower:
         self.topic = topic
         self.position = None
         self.is_live = False
+        # The code and the time with which the server has ended the subscription.
+        self.ended = self.ended_at = None
         self._kept, self._record = kept, record
         # The offsets that were skipped without a gap.
         self._missing = set()
@@ -116,12 +133,18 @@ class Follower:
     def message(self, found):
         """Apply a live message."""
         self._record.counts["early"] += not self.is_live
+        self._record.counts["after the end"] += self.ended is not None
         if self.position is not None:
             self._receive(found)
 
     def gap(self, found):
         """Apply a gap while live."""
         self._skip((found["epoch"], found["offset"]), found["reason"], "live")
+
+    def end(self, found):
+        """Apply the end of the subscription by the server."""
+        self.is_live = False
+        self.ended, self.ended_at = found["error"]["code"], monotonic()
 
     def lost(self, top):
         """Return how many messages up to the offset ``top`` were neither received nor in a gap."""
@@ -145,20 +168,28 @@ class Follower:
         (epoch, offset), before = present, self.position
         self._record.gaps[f"{where}: {reason}"] += 1
         # What is still kept must not be skipped.
-        is_needless = reason == "expired" and epoch == before[0] and offset - before[1] <= self._kept
+        is_needless = (
+            reason == "expired" and epoch == before[0] and offset - before[1] <= self._kept
+        )
         self._record.counts["needless"] += is_needless
         self._record.counts["backwards"] += epoch == before[0] and offset < before[1]
         self.position = present
 
 
 class Page:
-    """A page that subscribes to topics, and resumes its subscriptions when it has reconnected."""
+    """
+    A page that subscribes to topics, and resumes its subscriptions when it has reconnected.
 
-    def __init__(self, port, path, session, followers):
+    A page that ``waits`` subscribes when ``subscribe()`` is called.
+    """
+
+    def __init__(self, port, path, session, followers, record, *, waits=False):
         self._port, self._request = port, load.handshake(path, session)
         self.followers = {each.topic: each for each in followers}
-        self._record = followers[0]._record if followers else None
+        self._record, self._waits = record, waits
         self._client = None
+        self._echoed = asyncio.Event()
+        self.is_ready = False
         self._away = 0.0
         self._task = asyncio.ensure_future(self._run())
 
@@ -171,6 +202,22 @@ class Page:
         self._away = away
         if self._client is not None:
             self._client.transport.abort()
+
+    def subscribe(self):
+        """Subscribe to all topics."""
+        self._waits = False
+        self._subscribe(self._client, [*self.followers.values()])
+
+    async def is_alive(self):
+        """Return whether the connection answers a call."""
+        self._echoed.clear()
+        content = {"type": "echo", "reply_key": "echo", "value": 7}
+        self._client.transport.write(load.frame(content))
+        try:
+            await asyncio.wait_for(self._echoed.wait(), load.LIMIT)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     async def leave(self):
         self._task.cancel()
@@ -200,9 +247,15 @@ class Page:
         if key == "websocket.topic":
             self.followers[message["topic"]].message(message)
         elif key == "websocket.ready":
-            self._subscribe(client, [*self.followers.values()])
+            self.is_ready = True
+            if not self._waits:
+                self._subscribe(client, [*self.followers.values()])
         elif key == "subscribed":
             self._answer(client, message)
+        elif key == "websocket.unsubscribed":
+            self.followers[message["topic"]].end(message)
+        elif key == "echo":
+            self._echoed.set()
         elif key == "websocket.gap":
             self.followers[message["topic"]].gap(message)
         else:
@@ -240,21 +293,27 @@ class Page:
 
 async def open_pages(pages):
     """Wait until all subscriptions of ``pages`` are live."""
+    await until(lambda: all(page.is_live for page in pages))
 
-    async def poll():
-        while not all(page.is_live for page in pages):
-            await asyncio.sleep(0.02)
 
-    await asyncio.wait_for(poll(), load.LIMIT)
+async def until(is_true, limit=load.LIMIT):
+    """Wait until ``is_true()``; raise ``TimeoutError`` after ``limit`` seconds."""
+    deadline = monotonic() + limit
+    while not is_true():
+        if monotonic() > deadline:
+            raise asyncio.TimeoutError("an event did not happen")
+        await asyncio.sleep(0.02)
 
 
 class Publishers:
     """Processes that publish, see ``evidence.shop.publisher``."""
 
-    def __init__(self, environment, count, **options):
-        self._environment, self._number, self._options = environment, count, options
+    def __init__(self, environment, processes, **options):
+        self._environment, self._number, self._options = environment, processes, options
         self._progress = Counter()
         self.published, self.undone, self.errors, self.times = {}, [], Counter(), []
+        # The seconds in which the slowest of them has published its messages.
+        self.seconds = 0.0
 
     async def run(self):
         """Publish everything, and collect the reports."""
@@ -265,6 +324,7 @@ class Publishers:
             self.undone += report["undone"]
             self.errors.update(report["errors"])
             self.times += report["times"]
+            self.seconds = max(self.seconds, report["seconds"])
 
     @property
     def done(self):
@@ -301,4 +361,4 @@ class Publishers:
 
 
 def chosen(names, count):
-    return random.sample(names, min(count, len(names)))  # noqa: S311
+    return random.sample(names, min(count, len(names)))

@@ -16,14 +16,14 @@ import django
 
 django.setup()
 
-from django.db import connections, transaction  # noqa: E402
+from django.db import connection, connections, transaction  # noqa: E402
 
 from channels_websocket_utils.models import WebSocketTopicMessage  # noqa: E402
 from channels_websocket_utils.tokens import clock  # noqa: E402
 from channels_websocket_utils.topics import history, rows  # noqa: E402
 
 from .models import Numbered  # noqa: E402
-from .topics import LedgerTopic  # noqa: E402
+from .topics import LedgerTopic, NewsTopic, OrderTopic  # noqa: E402
 
 THREADS = 8
 
@@ -229,7 +229,33 @@ class Clearing:
             self.counts[what] += count
 
 
+class Statements:
+    """The statements of the first message of a topic, of a later one, and so on."""
+
+    def __init__(self, _):
+        self._counted = 0
+
+    def run(self):
+        topic = OrderTopic(pk=10**6)
+        found = [self._of(topic), self._of(topic)]
+        # Every hundredth message also deletes old ones.
+        found.append(max(self._of(topic) for _ in range(100)))
+        found.append(self._of(NewsTopic(pk=1)))
+        return found
+
+    def _of(self, topic):
+        self._counted = 0
+        with connection.execute_wrapper(self._count):
+            topic.publish({"id": "1"})
+        return self._counted
+
+    def _count(self, execute, sql, params, many, context):
+        self._counted += not sql.startswith(("BEGIN", "COMMIT"))
+        return execute(sql, params, many, context)
+
+
 KINDS = {
+    "statements": Statements,
     "offsets": Offsets,
     "autoincrement": Autoincrement,
     "first": FirstPublishes,

@@ -11,6 +11,8 @@ from django.http import JsonResponse
 
 from channels_websocket_utils.models import WebSocketTopicMessage
 
+from .models import Member
+
 # Seconds between two looks at the event loop.
 EVERY = 0.005
 statements = Counter()
@@ -22,6 +24,7 @@ def count(execute, sql, params, many, context):
     statements["all"] += 1
     if sql.lstrip("( ").startswith("SELECT") and WebSocketTopicMessage._meta.db_table in sql:
         statements["history"] += 1
+    statements["own"] += Member._meta.db_table in sql
     return execute(sql, params, many, context)
 
 

@@ -8,10 +8,16 @@ from .topics import OrderTopic, TeamTopic
 
 # All users of one way subscribe to the same topic.
 ORDER, TEAM = 1, 1
+STAFF = "staff"
 
 
 def view_order():
     return Permission.objects.get(codename="view_order")
+
+
+def touch_group():
+    group = Group.objects.get(name=STAFF)
+    group.permissions.add(Permission.objects.get(codename="add_order"))
 
 
 class Way:
@@ -31,7 +37,7 @@ class Way:
     @transaction.atomic
     def take_and_publish(self, publish):
         self.take()
-        publish(self.topic, {"secret": self.user.pk})
+        publish(self.topic, {"id": f"secret {self.user.pk}", "secret": self.user.pk})
 
 
 class UserPermission(Way):
@@ -44,7 +50,7 @@ class UserPermission(Way):
 
 class GroupMembership(Way):
     def _group(self):
-        group, _ = Group.objects.get_or_create(name="staff")
+        group, _ = Group.objects.get_or_create(name=STAFF)
         return group
 
     def give(self):

@@ -52,6 +52,7 @@ class Publisher:
             self.times.append(time.monotonic() - began_one)
             if number % 10 == 9:
                 print(number + 1, flush=True)
+        self.seconds = time.monotonic() - began
         # The last events may still wait to be sent.
         time.sleep(1)
 
@@ -77,6 +78,6 @@ class Publisher:
 if __name__ == "__main__":
     publisher = Publisher(**json.loads(sys.argv[1]))
     publisher.run()
-    report = {name: getattr(publisher, name) for name in ("published", "undone", "errors", "times")}
-    print(json.dumps(report), flush=True)
+    names = ("published", "undone", "errors", "times", "seconds")
+    print(json.dumps({name: getattr(publisher, name) for name in names}), flush=True)
     connections.close_all()
