@@ -8,7 +8,7 @@ import sys
 
 from tests.support.tables import ROOT, insert, measure
 
-TABLES = ["connects", "replies", "handlers", "memory", "wrapping", "parts"]
+TABLES = ["connects", "replies", "handlers", "memory", "wrapping", "parts", "fanout"]
 
 
 def keep(name, text):

@@ -67,14 +67,15 @@ class Site:
     ``environment`` names the database and the token store, see ``speed_settings``.
     """
 
+    application = "benchmarks.contenders:application"
+
     def __init__(self, folder, server="uvicorn", **environment):
         environment = {
             "DJANGO_SETTINGS_MODULE": "benchmarks.speed_settings",
             "TEST_DATABASE": database_url(connections.settings["default"]),
             **environment,
         }
-        application = "benchmarks.contenders:application"
-        self._process = ASGI(folder, server, application, environment)
+        self._process = ASGI(folder, server, self.application, environment)
 
     def __enter__(self):
         self._process.__enter__()
