@@ -32,11 +32,11 @@ test-all: .venv/test node_modules programs
 
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
-proof: .venv/test $(if $(filter databases servers,$(TABLE)),servers)
-	@.ci/install redis-server $(if $(filter faults late machines pools rolling scale single_use,$(TABLE)),nginx postgresql)
+proof: .venv/test $(if $(filter databases history servers,$(TABLE)),servers)
+	@.ci/install redis-server $(if $(filter faults history late machines pools rolling scale single_use topics,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
-# The servers and databases that only two tables need. mysqlclient is compiled.
+# The servers and databases that only three tables need. mysqlclient is compiled.
 .PHONY: servers
 servers: .venv/test
 	@.ci/install gcc libmariadb-dev mariadb-server pgbouncer pkg-config postgresql

@@ -13,7 +13,8 @@ session, except those of the bare application.
   publish/subscribe (``channels_redis.pubsub``).
 * *django-socket*: its ``broadcast()``, with its layer in memory or in Redis.
 * *push_to_user*, *topic*, *topic with history*: this package, with Redis as the channel layer.
-* *two processes*: half of the clients in each, with Redis. All processes share the CPUs.
+* *two processes*: half of the clients in each, with Redis. All processes share the CPUs. The ratios
+  are to groups in Redis.
 * *one never reads*: one more client subscribes and never reads, while messages of 4 KB are
   published; until the server has ended it, it must add at most 20 % to the time of the others.
 
@@ -227,7 +228,7 @@ class Audience:
     async def send_to_all(self, size):
         """Return the seconds until all clients have a message of this size."""
         self._left, self._all = len(self._clients), asyncio.get_running_loop().create_future()
-        payload = {"text": MARK.decode(), "more": secrets.token_hex(size // 2)}
+        payload = {"text": MARK.decode(), "filler": secrets.token_hex(size // 2)}
         content = {**self._trigger, "payload": payload}
         began = perf_counter()
         self._clients[0].transport.write(load.frame(content))
@@ -246,6 +247,8 @@ class Audience:
                 self._receive(client)
             elif self._first is not None and b"websocket.ready" in payload:
                 client.transport.write(self._first)
+            elif b'"error"' in payload:
+                raise load.Refused(payload.decode())
             elif any(each in payload for each in READY) and not ready.done():
                 ready.set_result(None)
 

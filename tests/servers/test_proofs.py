@@ -424,6 +424,139 @@ def test_measured_rows_are_not_measured_again(prove, tmp_path):
     assert "make proof TABLE=opening OPTIONS=--small" in prove.page
 
 
+FAULTS_OF_PAGES = ["lost", "twice", "out of order", "wrong"]
+
+
+def check_history(rows):
+    for name, row in rows.items():
+        is_control = name.startswith("control")
+        assert row["published"][0] > 500, name
+        assert row["received"] > 500, name
+        assert any(row[fault] for fault in FAULTS_OF_PAGES) is is_control, name
+        if not is_control:
+            assert row["needless"] == 0, name
+            # Ten times the promise, which is an interval of 2 s.
+            assert row["complete s"] < 20, name
+
+
+@pytest.mark.redis
+def test_pages_get_each_message_once_and_in_order_in_spite_of_faults(prove):
+    """The control, a group and a history by hand, loses, doubles and mixes messages."""
+    rows = prove("history", "faults: SQLite")
+
+    check_history(rows)
+    assert len(rows) == 2
+    assert rows["faults: SQLite"]["connections"] > 50
+
+
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_pages_get_each_message_once_and_in_order_from_postgresql(prove):
+    check_history(prove("history", "faults: PostgreSQL"))
+
+
+@pytest.mark.redis
+def test_pages_that_subscribe_at_once_while_messages_flow_miss_none(prove):
+    rows = prove("history", "^(control, )?at once")
+
+    check_history(rows)
+    assert rows["at once: SQLite"]["connections"] > 100
+
+
+@pytest.mark.redis
+def test_process_that_was_stopped_delivers_everything_in_order(prove):
+    check_history(prove("history", "stopped"))
+
+
+@pytest.mark.postgresql
+def test_offsets_follow_the_order_of_the_commits(prove):
+    """The control, autoincremented numbers, lets a reader miss messages."""
+    rows = prove("history", "transactions|autoincrement")
+
+    for name, row in rows.items():
+        assert row["errors"] == 0, name
+        assert (row["missed by a reader"] > 0) == name.startswith("control"), name
+        if not name.startswith("control"):
+            assert row["gaps in the numbers"] == row["returned wrongly"] == 0, name
+    assert len(rows) == 3
+
+
+@pytest.mark.postgresql
+def test_first_publishes_and_clearing_do_not_disturb_each_other(prove):
+    rows = prove("history", "first publishes|clearing")
+
+    assert len(rows) == 4
+    for name, row in rows.items():
+        assert (row["wrong"], row["errors"]) == (0, 0), name
+    for database in ("SQLite", "PostgreSQL"):
+        row = rows[f"clearing: {database}"]
+        assert min(*row["cleared"], row["recovered"][0]) > 0
+
+
+@pytest.mark.redis
+def test_pages_that_come_back_after_a_restart_read_the_history_few_times(prove):
+    row = prove("history", "restart")["restart: SQLite"]
+
+    assert row["pages"] == 200
+    assert row["not complete"] == row["twice"] == row["gaps"] == 0
+
+
+@pytest.mark.redis
+def test_subscriptions_end_when_the_right_to_subscribe_is_taken_away(prove):
+    """The control, a group, delivers to the user for ever."""
+    rows = prove("topics", "taken away")
+
+    assert len(rows) == 15
+    for name, row in rows.items():
+        if name.startswith("taken away, control"):
+            assert row["unsubscribed"] == 0, name
+            assert row["after"] > 0, name
+            continue
+        assert row["unsubscribed"] == row["samples"] == 3, name
+        assert row["after"] == row["others lost"] == 0, name
+        # Ten times the promise: 1 s, or RECHECK_INTERVAL, which is 1 s in this table.
+        assert row["max ms"] < 10_000, name
+
+
+@pytest.mark.redis
+def test_message_of_the_transaction_that_takes_the_right_away_does_not_reach_the_user(prove):
+    """The control, a group, reaches each of them."""
+    rows = prove("topics", "take and publish")
+
+    for name in ("one process", "two processes"):
+        row = rows[f"take and publish, {name}"]
+        assert row["unsubscribed"] == row["transactions"] == 20
+        assert row["reached"] == row["others lost"] == 0
+        assert rows[f"take and publish, control, {name}"]["reached"] > 0
+
+
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_topics_cost_few_statements(prove):
+    rows = prove("topics", "^(publish|subscribe)", promised=False)
+
+    for name, row in rows.items():
+        if name.startswith("publish"):
+            # The first message of a topic may take more.
+            assert max(row["statements"][1:]) <= 3, name
+            assert row["1: messages/s"] > 0, name
+        else:
+            most = max(row["statements"], row["with positions"])
+            assert most - row["own"] <= 4, name
+            assert row["history"] <= 1, name
+    assert len(rows) == 8
+
+
+@pytest.mark.redis
+def test_many_subscriptions_are_measured(prove):
+    """The figures need 10,000 sockets and a machine that does nothing else."""
+    row = prove("topics", "many sockets", promised=False)["many sockets"]
+
+    assert row["subscriptions"] == 2000
+    assert row["deliveries"] > 0
+    assert row["lost"] == 0
+
+
 def test_seeded_weakness_is_caught(prove):
     """One weakness; docs/proofs has all. In the control, without a weakness, the tests pass."""
     rows = prove("teeth")
@@ -475,3 +608,14 @@ def test_memory_and_wrapping_are_measured(prove):
 
     assert memory["baseline"]["bytes"] > 1000
     assert wrapping["wrapping"] < wrapping["message"]
+
+
+@pytest.mark.redis
+def test_every_contender_sends_to_all(prove):
+    rows = prove("fanout", promised=False)
+
+    assert len(rows["100 clients: 0"]) == 9
+    assert len(rows["two processes: 0"]) == 6
+    for name in ("100 clients: 0", "two processes: 0"):
+        assert all(each["ms"] > 0 and each["cpu"] > 0 for each in rows[name].values())
+    assert rows["one never reads: 0"]["one never reads"]["ms"] > 0
