@@ -13,6 +13,8 @@ two servers is killed and started.
 
 * *at once*: the links of all pages of one process are cut at the same moment, again and again, so
   that all of them subscribe while messages are published.
+* *cleared*: one message in a hundred is followed by ``clear()``, while links are cut. At the end,
+  every page must be at the position that a new page gets.
 * *stopped*: the process with the pages is stopped by ``SIGSTOP`` and continued. With *drops all*,
   the layer delivers nothing.
 * *control*: groups of Channels with a history, as they are usually written by hand: the message is
@@ -50,7 +52,7 @@ PROMISED = 5 * INTERVAL
 
 @dataclass
 class Row:
-    # "faults", "at once" or "stopped".
+    # "faults", "at once", "cleared" or "stopped".
     kind: str
     database: str = "sqlite"
     messages: int = 100_000
@@ -65,6 +67,8 @@ class Row:
     mistreated: float = 0.1
     # Seconds for which the process is stopped.
     seconds: float = 0
+    # The share of the messages after which the topic is cleared.
+    cleared: float = 0
     is_naive: bool = False
 
 
@@ -72,11 +76,14 @@ FAULTS = Row("faults")
 AT_ONCE = Row("at once", messages=10_000, rate=200, topics=1, each=1, publishers=1)
 STOPPED = Row("stopped", messages=7_000, rate=100, topics=2, each=2, pages=20, publishers=1)
 STOPPED = replace(STOPPED, mistreated=0, seconds=60)
+CLEARED = Row("cleared", messages=10_000, rate=200, cleared=0.01, publishers=2)
 ROWS = {
     "faults: SQLite": FAULTS,
     "faults: PostgreSQL": replace(FAULTS, database="postgresql"),
     "at once: SQLite": AT_ONCE,
     "at once: PostgreSQL": replace(AT_ONCE, database="postgresql"),
+    "cleared: SQLite": CLEARED,
+    "cleared: PostgreSQL": replace(CLEARED, database="postgresql"),
     "stopped: SQLite": STOPPED,
     "stopped: PostgreSQL": replace(STOPPED, database="postgresql"),
     "stopped, drops all: SQLite": replace(STOPPED, layer="drops"),
@@ -88,6 +95,7 @@ SMALL_ROWS = [
     "faults: SQLite",
     "faults: PostgreSQL",
     "at once: SQLite",
+    "cleared: SQLite",
     "stopped: SQLite",
     "stopped, drops all: SQLite",
     "control, faults: SQLite",
@@ -129,6 +137,8 @@ class Trial:
         self._shop, self._row = shop, row
         self._record = Record()
         self._names = [f"orders/{number}" for number in range(row.topics)]
+        # By topic, if the topics were cleared.
+        self._epochs = None
 
     async def take(self):
         row, shop = self._row, self._shop
@@ -149,12 +159,14 @@ class Trial:
             count=row.messages // row.publishers,
             rate=row.rate / row.publishers,
             undone=0.2 if row.kind == "faults" else 0,
+            cleared=row.cleared,
             is_naive=row.is_naive,
         )
         publishing = asyncio.ensure_future(self._publishers.run())
         try:
             await getattr(self, f"_{row.kind.replace(' ', '_')}")(publishing)
             await publishing
+            await self._find_tops(ports[0], path, visitor)
             began = monotonic()
             complete = await self._complete()
             if row.kind == "stopped":
@@ -175,11 +187,14 @@ class Trial:
     async def _faults(self, publishing):
         faults = [self._restart_redis(0.3), self._restart_server(0.6)]
         tasks = [asyncio.ensure_future(each) for each in faults]
+        await self._cleared(publishing)
+        await asyncio.gather(*tasks)
+
+    async def _cleared(self, publishing):
         while not publishing.done():
             await asyncio.sleep(random.expovariate(10))
             page = random.choice(self._pages)  # noqa: S311
             page.cut(random.choice([0, 0.01, 0.3, 3]))  # noqa: S311
-        await asyncio.gather(*tasks)
 
     async def _restart_redis(self, share):
         await self._until(share)
@@ -220,10 +235,25 @@ class Trial:
             await asyncio.sleep(0.02)
         return monotonic()
 
+    async def _find_tops(self, port, path, visitor):
+        """Find the position at which every page must end."""
+        self._tops = self._publishers.tops()
+        if not self._row.cleared:
+            return
+        followers = [Follower(name, KEPT, Record()) for name in self._names]
+        page = Page(port, path, visitor.session, followers, Record())
+        await open_pages([page])
+        self._epochs = {each.topic: each.position[0] for each in followers}
+        self._tops = {each.topic: each.position[1] for each in followers}
+        await page.leave()
+
     def _lost(self):
-        tops = self._publishers.tops()
         followers = [each for page in self._pages for each in page.followers.values()]
-        return sum(each.lost(tops[each.topic]) for each in followers)
+        lost = sum(each.lost(self._tops[each.topic]) for each in followers)
+        return lost + sum(
+            self._epochs is not None and each.position[0] != self._epochs[each.topic]
+            for each in followers
+        )
 
     def _cells(self, complete):
         counts, publishers = self._record.counts, self._publishers

@@ -167,11 +167,9 @@ class Follower:
     def _skip(self, present, reason, where):
         (epoch, offset), before = present, self.position
         self._record.gaps[f"{where}: {reason}"] += 1
-        # What is still kept must not be skipped.
-        is_needless = (
-            reason == "expired" and epoch == before[0] and offset - before[1] <= self._kept
-        )
-        self._record.counts["needless"] += is_needless
+        # What is still kept, in the same epoch, must not be skipped.
+        is_kept = epoch == before[0] and 0 < offset - before[1] <= self._kept
+        self._record.counts["needless"] += is_kept and reason != "limit"
         self._record.counts["backwards"] += epoch == before[0] and offset < before[1]
         self.position = present
 

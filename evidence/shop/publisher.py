@@ -26,11 +26,13 @@ class Publisher:
     Publishes ``count`` messages to the topics ``names``, ``rate`` a second.
 
     Each message has an ``id`` of its own. The share ``undone`` of them is rolled back: one half
-    with the transaction, the other half with a savepoint of a transaction that is committed.
+    with the transaction, the other half with a savepoint of a transaction that is committed. After
+    the share ``cleared`` of the messages, the topic is cleared.
     """
 
-    def __init__(self, name, names, count, rate, undone=0.0, is_naive=False):
-        self._name, self._count, self._rate, self._undone = name, count, rate, undone
+    def __init__(self, name, names, count, rate, undone=0.0, cleared=0.0, is_naive=False):
+        self._name, self._count, self._rate = name, count, rate
+        self._undone, self._cleared = undone, cleared
         self._topics = [topic_named(each) for each in names]
         self._random = random.Random(name)  # noqa: S311
         self._publish = naive.publish if is_naive else lambda topic, data: topic.publish(data)
@@ -64,6 +66,8 @@ class Publisher:
             with transaction.atomic():
                 offset = self._publish(topic, data)
             self.published[topic.name][id] = offset
+            if self._random.random() < self._cleared:
+                topic.clear()
             return
         self.undone.append(id)
         with contextlib.suppress(RolledBack), transaction.atomic():

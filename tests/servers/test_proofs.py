@@ -464,6 +464,11 @@ def test_pages_that_subscribe_at_once_while_messages_flow_miss_none(prove):
 
 
 @pytest.mark.redis
+def test_pages_of_topics_that_are_cleared_end_at_the_last_message(prove):
+    check_history(prove("history", "^cleared"))
+
+
+@pytest.mark.redis
 def test_process_that_was_stopped_delivers_everything_in_order(prove):
     check_history(prove("history", "stopped"))
 
