@@ -40,7 +40,8 @@ from time import monotonic
 from tests.support.lab import LIMIT
 
 from . import history_rows
-from .topic_lab import Follower, Page, Publishers, Record, Shop, chosen, open_pages
+from .topic_lab import Publishers, Shop, chosen
+from .topic_pages import Follower, Page, Record, open_pages
 
 PACKAGES = ["uvicorn", "psycopg", "redis"]
 # As evidence.shop.topics has it.

@@ -17,7 +17,8 @@ from tests.support.processes import PostgreSQL, cpu_seconds
 from .databases import MariaDB
 from .fault_lab import ROOT
 from .scale_lab import most_sockets
-from .topic_lab import Follower, Page, Publishers, Record, Shop, open_pages
+from .topic_lab import Publishers, Shop
+from .topic_pages import Follower, Page, Record, open_pages
 
 # Seconds.
 LIMIT = 600

@@ -12,7 +12,8 @@ from tests.support.lab import LIMIT, percentile
 
 from .fault_lab import ROOT
 from .scale_lab import most_sockets
-from .topic_lab import Follower, Page, Publishers, Record, Shop, chosen, until
+from .topic_lab import Publishers, Shop, chosen
+from .topic_pages import Follower, Page, Record, until
 
 DATABASES = {"SQLite WAL": "sqlite", "PostgreSQL": "postgresql"}
 LAYERS = {"no layer": None, "Redis": "layer"}

@@ -42,7 +42,8 @@ from tests.support import lab
 from tests.support.lab import LIMIT, TOLERANCE
 
 from . import topic_cost
-from .topic_lab import Follower, Page, Publishers, Record, Shop, open_pages, until
+from .topic_lab import Publishers, Shop
+from .topic_pages import Follower, Page, Record, open_pages, until
 
 PACKAGES = ["uvicorn", "psycopg", "redis"]
 INTERVAL = 1
