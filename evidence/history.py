@@ -27,6 +27,24 @@ two servers is killed and started.
   kept. Must be 0.
 * *Complete s*: the seconds from the last publish (or the continuation) until every page is at the
   last message.
+
+In the next tables, the threads of one process contend for topics.
+
+* *8 transactions at once*: on one topic, a fifth of them rolled back. A reader continues after the
+  last offset that it has seen, as a page does. *Missed by a reader*, *gaps in the numbers* and
+  offsets that were *returned wrongly* must be 0. In the *control*, an autoincremented primary key
+  takes the place of the offset.
+* *first publishes*: 8 threads publish the first message of a topic at the same moment. *Wrong*: how
+  often the offsets are not 1 to 8.
+* *clearing*: ``clear()`` / the deletion of idle topics, while 8 threads publish and 3 recover from
+  positions. *Recovered*: completely / refused because of a new epoch. *Wrong*: messages that do not
+  continue the position, or two messages with one position.
+
+In the last table, a server is killed under many pages of one topic, which then miss the same
+messages. At most 500 of them connect at the same moment.
+
+* *CPU*: of the new server. *Reads of the history*: statements that read messages. The topic's
+  history must be read for many pages at a time; in the *control*, each page reads it.
 """
 
 import asyncio

@@ -11,6 +11,8 @@ __all__ = ["Follower", "Page", "Record", "open_pages", "until"]
 
 # Seconds until a page tries again: to connect, or to subscribe.
 PAUSE = 0.1
+# Pages that connect at the same moment, because a server's queue of connections is bounded.
+connecting = asyncio.Semaphore(500)
 
 
 class Record:
@@ -128,13 +130,14 @@ class Page:
     """
     A page that subscribes to topics, and resumes its subscriptions when it has reconnected.
 
-    A page that ``waits`` subscribes when ``subscribe()`` is called.
+    A page that ``waits`` subscribes when ``subscribe()`` is called. A page connects only while the
+    event ``may_connect``, if there is one, is set.
     """
 
-    def __init__(self, port, path, session, followers, record, *, waits=False):
+    def __init__(self, port, path, session, followers, record, *, waits=False, may_connect=None):
         self._port, self._request = port, load.handshake(path, session)
         self.followers = {each.topic: each for each in followers}
-        self._record, self._waits = record, waits
+        self._record, self._waits, self._may_connect = record, waits, may_connect
         self._client = None
         self._echoed = asyncio.Event()
         self.is_ready = False
@@ -176,7 +179,7 @@ class Page:
     async def _run(self):
         while True:
             try:
-                client = await load.opened(self._port, self._request, on_frame=self._receive)
+                client = await self._opened()
             except (OSError, load.Refused, asyncio.TimeoutError):
                 await asyncio.sleep(PAUSE)
                 continue
@@ -188,6 +191,12 @@ class Page:
                 each.is_live = False
             away, self._away = self._away, 0.0
             await asyncio.sleep(away)
+
+    async def _opened(self):
+        if self._may_connect is not None:
+            await self._may_connect.wait()
+        async with connecting:
+            return await load.opened(self._port, self._request, on_frame=self._receive)
 
     def _receive(self, client, payload):
         message = json.loads(payload)
