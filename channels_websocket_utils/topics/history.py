@@ -113,13 +113,17 @@ def _read(
 ) -> tuple[dict[str, tuple[str, int]], dict[str, list[tuple[int, str, str]]]]:
     """Return the positions by key, and the messages after ``since`` by key, oldest first."""
     wanted = Q(key__in=[*keys, rows.GENERATION])
-    query = rows.topics().filter(wanted).values_list(
-        "key",
-        "epoch",
-        "top",
-        Value(0, BigIntegerField()),
-        Value("", TextField()),
-        Value("", TextField()),
+    query = (
+        rows.topics()
+        .filter(wanted)
+        .values_list(
+            "key",
+            "epoch",
+            "top",
+            Value(0, BigIntegerField()),
+            Value("", TextField()),
+            Value("", TextField()),
+        )
     )
     if questions:
         query = query.union(_missed(questions), all=True)

@@ -143,9 +143,7 @@ def delete_idle(before: datetime, count: int) -> int:
 
 def create_generation(using: str) -> None:
     """Create the row of the generation unless it is there."""
-    row = WebSocketTopic(
-        key=GENERATION, epoch=_new_epoch(_GIVEN), top=0, published_at=clock.now()
-    )
+    row = WebSocketTopic(key=GENERATION, epoch=_new_epoch(_GIVEN), top=0, published_at=clock.now())
     WebSocketTopic.objects.using(using).bulk_create([row], ignore_conflicts=True)
 
 

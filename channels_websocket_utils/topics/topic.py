@@ -62,7 +62,9 @@ class Topic:
         if "route" not in vars(cls):
             return
         cls._route = TopicRoute(cls.route)
-        taken = {each for each in cls._route.parameters if hasattr(cls, each) or each in _ATTRIBUTES}
+        taken = {
+            each for each in cls._route.parameters if hasattr(cls, each) or each in _ATTRIBUTES
+        }
         if taken:
             raise ImproperlyConfigured(
                 f"The route {cls.route!r} of {cls.label} has a parameter with the name of an "
