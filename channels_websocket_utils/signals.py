@@ -1,5 +1,5 @@
 """
-The Django signals that a site can receive: tokens, connections, disconnected users.
+The Django signals that a site can receive: tokens, connections, messages of topics.
 
 Receivers run in the thread that sends the signal, a view's or one of the package's pools, and the
 connection waits for them. An exception of a receiver is logged and changes nothing. No signal
@@ -16,6 +16,8 @@ of the token, ``None`` if it is not known.
 messages in time. ``connection_closed`` follows.
 ``user_disconnected``: ``user_id``, or ``session_digest`` for one session; the other is ``None``.
 Sent in the process that called ``disconnect_user()`` or ``disconnect_session()``.
+``message_published``: ``topic``, a ``topics.Topic``, and ``offset``, ``None`` without a history.
+Its sender is the class of the topic. Sent after the commit, in the process that has published.
 """
 
 from django.dispatch import Signal
@@ -24,6 +26,7 @@ __all__ = [
     "connection_closed",
     "connection_opened",
     "connection_stalled",
+    "message_published",
     "token_issued",
     "token_redeemed",
     "token_refused",
@@ -39,3 +42,4 @@ connection_opened = Signal()
 connection_closed = Signal()
 connection_stalled = Signal()
 user_disconnected = Signal()
+message_published = Signal()

@@ -40,6 +40,7 @@ __all__ = [
     "holds_thread",
     "in_handler_pool",
     "in_our_pool",
+    "in_pool",
     "in_recheck_thread",
     "is_single_threaded",
     "may_wait_for_client",
@@ -55,7 +56,7 @@ END_LIMIT = 5
 # The garbage collector may end a coroutine that waits, in a thread that has the lock.
 _lock = threading.RLock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
-_at_work = {"package": 0, "handlers": 0, "recheck": 0}
+_at_work = {"package": 0, "handlers": 0, "publish": 0, "recheck": 0}
 _single_threads = 0
 # The handlers that wait for their clients, the longest wait first, and what ends each wait.
 _client_waits: dict[object, Callable[[], object]] = {}
@@ -65,17 +66,17 @@ _waiting_work: ContextVar[tuple[_Work, ...]] = ContextVar("websocket_waiting_wor
 
 def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, which does database work of the package."""
-    return _twin(function, "package", OUR_THREADS)
+    return in_pool(function, "package", OUR_THREADS)
 
 
 def in_handler_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, a sync handler of a consumer."""
-    return _twin(function, "handlers", get_setting("SYNC_THREADS"))
+    return in_pool(function, "handlers", get_setting("SYNC_THREADS"))
 
 
 def in_recheck_thread(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, which re-checks live connections."""
-    return _twin(function, "recheck", 1)
+    return in_pool(function, "recheck", 1)
 
 
 def handlers_are_waiting() -> bool:
@@ -183,15 +184,14 @@ def _end_longest_wait() -> None:
         _end_longest_wait()
 
 
-def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
+def in_pool(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
+    """Return an async twin of ``function`` that runs in the pool ``name`` of so many threads."""
     if _single_threads:
         # database_sync_to_async() of Channels would close the connection of the test's transaction.
         return _SyncToAsync(function)
-    if any(work.pool == name for work in _works_of_threads()):
-        # A thread of the pool waits for this work. If all its threads did, none would be free.
-        twin = _PoolSyncToAsync("", ThreadPoolExecutor(1))
-    else:
-        twin = _pool(name, threads)
+    # A thread of the pool waits for this work. If all its threads did, none would be free.
+    is_nested = any(work.pool == name for work in _works_of_threads())
+    twin = _PoolSyncToAsync("", ThreadPoolExecutor(1)) if is_nested else _pool(name, threads)
     return markcoroutinefunction(partial(twin, function))
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "RENEWAL",
     "REVOCATIONS",
     "SKIP",
+    "TOPICS",
     "Listener",
     "asend",
     "shared_layer",
@@ -42,10 +43,11 @@ __all__ = [
 
 logger = logging.getLogger("channels_websocket_utils")
 
-# The two groups, and the prefixes of their listeners' channels. A layer drops messages for a full
-# channel. Pushes have a channel of their own, so that a burst of them does not drop a logout.
+# The groups, and the prefixes of their listeners' channels. A layer drops messages for a full
+# channel. Pushes and topics have channels of their own: a burst of them does not drop a logout.
 REVOCATIONS = "websocket_utils.revocations"
 PUSHES = "websocket_utils.pushes"
+TOPICS = "websocket_utils.topics"
 # Seconds that a view waits while it publishes, and a connect for the first subscription.
 LIMIT = 1.0
 # Seconds for which no event is sent after a time-out.

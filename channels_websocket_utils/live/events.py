@@ -14,7 +14,14 @@ from .signatures import sign
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["MAX_SIZE", "apublish", "publish", "publish_all"]
+__all__ = [
+    "MAX_SIZE",
+    "apublish",
+    "publish",
+    "publish_all",
+    "publish_here",
+    "publish_to_others",
+]
 
 
 # Characters of an event to other processes, about 8,000 users or 400 revocations.
@@ -36,6 +43,7 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
     ``recheck``      ``users``; ``None`` for all          the connections are checked soon
     ``permissions``  ``users``; ``None`` for all          cached permissions are cleared
     ``push``         ``user``, ``text``                   the user's clients are sent a message
+    ``topics``       ``doubts``, ``messages``             see ``topic_batch.py``
     ===============  ===================================  =========================================
 
     Users are primary keys as text. An error of the channel layer is logged and not raised.
@@ -47,7 +55,7 @@ def publish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> No
 async def apublish(kind: str, group: str = broadcast.REVOCATIONS, **details: Any) -> None:
     """See publish()."""
     event = {"kind": kind, **details}
-    _publish_here(event)
+    publish_here(event)
     _report_if_lost(kind)
     if broadcast.shared_layer() is not None:
         await broadcast.asend(group, sign(_joined([event])))
@@ -61,9 +69,16 @@ def publish_all(events: list[broadcast.Event], group: str = broadcast.REVOCATION
     then checks all of its connections, and reads the rows of revocations.
     """
     for event in events:
-        _publish_here(event)
+        publish_here(event)
     if events and broadcast.shared_layer() is not None:
         send(group, sign(_joined(events)))
+
+
+def publish_to_others(events: list[broadcast.Event], group: str) -> None:
+    """Publish ``events`` to the hubs of other processes, each as it is."""
+    if broadcast.shared_layer() is not None:
+        for event in events:
+            send(group, sign(event))
 
 
 def _joined(events: list[broadcast.Event]) -> broadcast.Event:
@@ -80,7 +95,8 @@ def _shortened(event: broadcast.Event) -> broadcast.Event:
     return {**event, "users": None} if is_long else event
 
 
-def _publish_here(event: broadcast.Event) -> None:
+def publish_here(event: broadcast.Event) -> None:
+    """Publish ``event`` to the hubs of this process."""
     for hub in current_hubs():
         try:
             hub.call_soon(hub.handle_event, event)

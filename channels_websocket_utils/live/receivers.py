@@ -22,6 +22,7 @@ from ..gate import revocations
 from ..tokens import digests, redeeming
 from .batch import publish_at_commit, publish_revocation_at_commit
 from .events import publish
+from .topic_batch import doubt_users_at_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,6 +129,8 @@ def _recheck_deleted(sender: object, instance: Model, using: str, **kwargs: Any)
 
 def _recheck(user_id: object, using: str) -> None:
     user = str(user_id)
+    # Before messages that the view publishes. Topics compare no passwords, so no request must end.
+    doubt_users_at_commit([user], using)
     if _request() in _changed_users:
         # A view saves a new password and then calls update_session_auth_hash(). If the event were
         # published in between, the user would be signed out in all other tabs.
@@ -188,11 +191,16 @@ def _clear_permissions(
         users = [str(pk) for pk in pk_set]
     else:
         users = None
-    publish_at_commit("permissions", users, using)
+    _publish_permissions(users, using)
 
 
 def _clear_all_permissions(sender: object, using: str, **kwargs: Any) -> None:
-    publish_at_commit("permissions", None, using)
+    _publish_permissions(None, using)
+
+
+def _publish_permissions(users: list[str] | None, using: str) -> None:
+    publish_at_commit("permissions", users, using)
+    doubt_users_at_commit(users, using)
 
 
 def _uid(what: str, model: type[Model] | None = None) -> str:

@@ -68,7 +68,8 @@ class _Sender:
     def __init__(self) -> None:
         self.pid = os.getpid()
         # In the order in which they are sent. A burst of pushes neither drops nor delays a logout.
-        self._queues = {broadcast.REVOCATIONS: _Queue(), broadcast.PUSHES: _Queue()}
+        groups = broadcast.REVOCATIONS, broadcast.TOPICS, broadcast.PUSHES
+        self._queues = {group: _Queue() for group in groups}
         self._is_stopping = False
         self._changed = threading.Condition()
         # A daemon, because Python waits without a limit for other threads.

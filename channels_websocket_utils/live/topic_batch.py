@@ -1,0 +1,125 @@
+"""What one transaction does to topics, published as one event when it is committed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from django.db import connections, transaction
+
+from ..compat import open_savepoints, runs_at_commit
+from .broadcast import TOPICS
+from .events import MAX_SIZE, publish_here, publish_to_others
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, TypeAlias
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    # A published message, see ``topics/events.py``.
+    _Message: TypeAlias = dict[str, Any]
+    # The primary key of a user as text and the key of a topic, each ``None`` for all.
+    _Doubt: TypeAlias = tuple[str | None, str | None]
+
+__all__ = ["declare_topics", "doubt_users_at_commit", "publish_at_commit"]
+
+
+_has_topics = False
+
+
+def declare_topics() -> None:
+    """Note that the site has topics. Before that, changes of users are of interest to no topic."""
+    global _has_topics
+    _has_topics = True
+
+
+def doubt_users_at_commit(users: Iterable[str] | None, using: str) -> None:
+    """Authorize the subscriptions of ``users`` (``None``: all) again at the commit."""
+    if _has_topics:
+        publish_at_commit(
+            [(user, None) for user in ((None,) if users is None else users)], [], using
+        )
+
+
+def publish_at_commit(doubts: Iterable[_Doubt], messages: Iterable[_Message], using: str) -> None:
+    """
+    Publish to the topics' subscribers when the transaction of the alias ``using`` is committed.
+
+    Subscriptions in ``doubts`` are authorized again before any of ``messages`` reaches them.
+    Outside a transaction this publishes at once.
+    """
+    connection = connections[using]
+    batch: _TopicBatch | None = connection.__dict__.get(_NAME)
+    savepoints = open_savepoints(connection)
+    if (
+        batch is None
+        or batch.savepoints != savepoints
+        or not runs_at_commit(connection, batch.publish)
+    ):
+        batch = _TopicBatch(savepoints)
+        batch.add(doubts, messages)
+        _keep(connection, batch)
+        transaction.on_commit(batch.publish, using=using)
+    else:
+        batch.add(doubts, messages)
+
+
+_NAME = "_websocket_utils_topic_batch"
+
+
+def _keep(connection: BaseDatabaseWrapper, batch: _TopicBatch) -> None:
+    # Only the last one grows. If an earlier one did, its messages would precede doubts that are
+    # older than they are.
+    connection.__dict__[_NAME] = batch
+
+
+class _TopicBatch:
+    """The doubts and messages of one transaction, or of one savepoint of it."""
+
+    def __init__(self, savepoints: frozenset[str]) -> None:
+        self.savepoints = savepoints
+        self._doubts: dict[_Doubt, None] = {}
+        self._messages: list[_Message] = []
+
+    def add(self, doubts: Iterable[_Doubt], messages: Iterable[_Message]) -> None:
+        self._doubts.update(dict.fromkeys(doubts))
+        self._messages.extend(messages)
+
+    def publish(self) -> None:
+        doubts, self._doubts = [*self._doubts], {}
+        messages, self._messages = self._messages, []
+        event = {"kind": "topics", "doubts": doubts, "messages": messages}
+        publish_here(event)
+        publish_to_others(_shortened(event), TOPICS)
+
+
+def _shortened(event: dict[str, Any]) -> list[dict[str, Any]]:
+    """
+    Return ``event`` as events of at most ``MAX_SIZE`` characters, usually one.
+
+    If it is longer, a topic with history has only its last message in it, without the data: the
+    processes read the rest from the database. Very many doubts become one about everybody.
+    """
+    if len(json.dumps(event)) <= MAX_SIZE:
+        return [event]
+    last: dict[str, _Message] = {}
+    others: list[_Message] = []
+    for message in event["messages"]:
+        if message["offset"] is None:
+            others.append(message)
+        else:
+            last[message["topic"]] = {**message, "data": None}
+    doubts = event["doubts"]
+    if len(json.dumps(doubts)) > MAX_SIZE // 4:
+        doubts = [(None, None)]
+    events = [{"kind": "topics", "doubts": doubts, "messages": []}]
+    size = len(json.dumps(events[0]))
+    for message in [*last.values(), *others]:
+        more = len(json.dumps(message)) + 2
+        if size + more > MAX_SIZE:
+            events.append({"kind": "topics", "doubts": [], "messages": []})
+            size = 100
+        events[-1]["messages"].append(message)
+        size += more
+    return events
