@@ -16,6 +16,13 @@ of the token, ``None`` if it is not known.
 messages in time. ``connection_closed`` follows.
 ``user_disconnected``: ``user_id``, or ``session_digest`` for one session; the other is ``None``.
 Sent in the process that called ``disconnect_user()`` or ``disconnect_session()``.
+``subscription_changed``: ``connection``, ``topic`` (a ``topics.Topic``) and ``outcome``:
+``subscribed``; ``recovered`` if all that the client had missed was replayed; ``expired``,
+``epoch``, ``limit`` or ``none_kept`` if it could not be; ``refused``, if it may not subscribe;
+``denied`` for a subscription that has ended because its user may not receive the topic any more;
+``gap_epoch``, ``gap_expired`` or ``gap_limit`` for a live one that has lost messages.
+``topic_delivered``: ``topic`` and ``count``, the deliveries of its messages to connections of this
+process since the last signal.
 """
 
 from django.dispatch import Signal
@@ -24,9 +31,11 @@ __all__ = [
     "connection_closed",
     "connection_opened",
     "connection_stalled",
+    "subscription_changed",
     "token_issued",
     "token_redeemed",
     "token_refused",
+    "topic_delivered",
     "user_disconnected",
 ]
 
@@ -38,4 +47,6 @@ token_refused = Signal()
 connection_opened = Signal()
 connection_closed = Signal()
 connection_stalled = Signal()
+subscription_changed = Signal()
+topic_delivered = Signal()
 user_disconnected = Signal()

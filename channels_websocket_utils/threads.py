@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.db import connections
 
+from .client_waits import ClientWaits
 from .compat import (
     SyncToAsyncHook,
     current_thread_context,
@@ -40,6 +41,7 @@ __all__ = [
     "holds_thread",
     "in_handler_pool",
     "in_our_pool",
+    "in_pool",
     "in_recheck_thread",
     "is_single_threaded",
     "may_wait_for_client",
@@ -55,27 +57,26 @@ END_LIMIT = 5
 # The garbage collector may end a coroutine that waits, in a thread that has the lock.
 _lock = threading.RLock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
-_at_work = {"package": 0, "handlers": 0, "recheck": 0}
+_at_work = {"package": 0, "handlers": 0, "publish": 0, "recheck": 0, "topics": 0}
 _single_threads = 0
-# The handlers that wait for their clients, the longest wait first, and what ends each wait.
-_client_waits: dict[object, Callable[[], object]] = {}
+_client_waits = ClientWaits()
 # The work that waits for the work of the current context, with the pool of each.
 _waiting_work: ContextVar[tuple[_Work, ...]] = ContextVar("websocket_waiting_work", default=())
 
 
 def in_our_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, which does database work of the package."""
-    return _twin(function, "package", OUR_THREADS)
+    return in_pool(function, "package", OUR_THREADS)
 
 
 def in_handler_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, a sync handler of a consumer."""
-    return _twin(function, "handlers", get_setting("SYNC_THREADS"))
+    return in_pool(function, "handlers", get_setting("SYNC_THREADS"))
 
 
 def in_recheck_thread(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, which re-checks live connections."""
-    return _twin(function, "recheck", 1)
+    return in_pool(function, "recheck", 1)
 
 
 def handlers_are_waiting() -> bool:
@@ -149,16 +150,12 @@ async def may_wait_for_client() -> bool:
 @contextmanager
 def waiting_for_client(end: Callable[[], object]) -> Iterator[None]:
     """Let any thread call ``end()`` if no thread of handlers is free, and no wait is longer."""
-    key = object()
-    if holds_thread():
-        with _lock:
-            _client_waits[key] = end
-        _end_longest_wait()
-    try:
+    if not holds_thread():
         yield
-    finally:
-        with _lock:
-            _client_waits.pop(key, None)
+        return
+    with _client_waits.added(end):
+        _end_longest_wait()
+        yield
 
 
 def holds_thread() -> bool:
@@ -172,26 +169,18 @@ def _works_of_threads() -> list[_Work]:
 
 def _end_longest_wait() -> None:
     """End the longest wait of a handler for its client if all threads of handlers are at work."""
-    with _lock:
-        if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):
-            return
-        end = _client_waits.pop(next(iter(_client_waits)))
-    try:
-        end()
-    except RuntimeError:
-        # Its event loop is closed.
-        _end_longest_wait()
+    if _at_work["handlers"] >= get_setting("SYNC_THREADS"):
+        _client_waits.end_longest()
 
 
-def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
+def in_pool(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
+    """Return an async twin of ``function`` that runs in the pool ``name`` of so many threads."""
     if _single_threads:
         # database_sync_to_async() of Channels would close the connection of the test's transaction.
         return _SyncToAsync(function)
-    if any(work.pool == name for work in _works_of_threads()):
-        # A thread of the pool waits for this work. If all its threads did, none would be free.
-        twin = _PoolSyncToAsync("", ThreadPoolExecutor(1))
-    else:
-        twin = _pool(name, threads)
+    # A thread of the pool waits for this work. If all its threads did, none would be free.
+    is_nested = any(work.pool == name for work in _works_of_threads())
+    twin = _PoolSyncToAsync("", ThreadPoolExecutor(1)) if is_nested else _pool(name, threads)
     return markcoroutinefunction(partial(twin, function))
 
 
