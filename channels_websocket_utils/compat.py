@@ -96,6 +96,7 @@ __all__ = [
     "is_in_transaction",
     "is_run_by_thread",
     "is_too_old",
+    "is_under_thread",
     "key_of_user",
     "load_backend",
     "markcoroutinefunction",
@@ -389,6 +390,17 @@ def is_run_by_thread() -> bool:
     # The coroutine in which async_to_sync() awaits its own.
     code = AsyncToSync.main_wrap.__code__
     return task is not None and getattr(task.get_coro(), "cr_code", None) is code
+
+
+def is_under_thread() -> bool:
+    """Return whether a thread waits in ``async_to_sync()`` for the code that runs here."""
+    # sync_to_async() uses the first one that is not broken: its thread waits no longer.
+    found: Any = getattr(AsyncToSync.executors, "current", None)
+    if found is None:
+        found = AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
+    while found is not None and found._broken:
+        found = found._old_executor
+    return found is not None
 
 
 def has_parent_loop() -> bool:

@@ -1,5 +1,5 @@
 """
-The Django signals that a site can receive: tokens, connections, disconnected users.
+The Django signals that a site can receive: tokens, connections, messages of topics.
 
 Receivers run in the thread that sends the signal, a view's or one of the package's pools, and the
 connection waits for them. An exception of a receiver is logged and changes nothing. No signal
@@ -16,6 +16,8 @@ of the token, ``None`` if it is not known.
 messages in time. ``connection_closed`` follows.
 ``user_disconnected``: ``user_id``, or ``session_digest`` for one session; the other is ``None``.
 Sent in the process that called ``disconnect_user()`` or ``disconnect_session()``.
+``message_published``: ``topic``, a ``topics.Topic``, and ``offset``, ``None`` without a history.
+Its sender is the class of the topic. Sent after the commit, in the process that has published.
 ``subscription_changed``: ``connection``, ``topic`` (a ``topics.Topic``) and ``outcome``:
 ``subscribed``; ``recovered`` if all that the client had missed was replayed; ``expired``,
 ``epoch``, ``limit`` or ``none_kept`` if it could not be; ``refused``, if it may not subscribe;
@@ -31,6 +33,7 @@ __all__ = [
     "connection_closed",
     "connection_opened",
     "connection_stalled",
+    "message_published",
     "subscription_changed",
     "token_issued",
     "token_redeemed",
@@ -50,3 +53,4 @@ connection_stalled = Signal()
 subscription_changed = Signal()
 topic_delivered = Signal()
 user_disconnected = Signal()
+message_published = Signal()

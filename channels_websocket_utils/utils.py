@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
-from django.contrib.auth import get_user_model
-from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.exceptions import ImproperlyConfigured
 
 from . import protocol, strict_json
-from .compat import key_of_user
+from .callers import require_sync
 from .conf import get_setting, require_installed
 from .gate import revocations
 from .gate.admission import annotate_scope
-from .gate.identity import identity_of
+from .gate.identity import identity_of, require_saved
 from .live import broadcast
 from .live.batch import publish_revocation_at_commit
 from .live.events import apublish, publish
@@ -64,7 +61,7 @@ def get_websocket_token(
     a session, ``ValueError`` for a path with a host, query or token, ``StoreUnavailable`` if a
     cache does not answer, and ``SynchronousOnlyOperation`` in async code.
     """
-    _sync_only("get_websocket_token")
+    require_sync("get_websocket_token")
     return issuing.issue(user, path=path, session=session)
 
 
@@ -86,7 +83,7 @@ def get_websocket_token_answer(
     For an endpoint of the site, behind another authentication. The endpoint must check first that
     ``user`` is signed in. Arguments and errors are those of ``get_websocket_token()``.
     """
-    _sync_only("get_websocket_token_answer")
+    require_sync("get_websocket_token_answer")
     # No local holds the token, because a debug page shows locals.
     return {
         "token": get_websocket_token(user, path=path, session=session),
@@ -116,7 +113,7 @@ def validate_websocket_token(scope: Mapping[str, Any]) -> bool:
     without the middleware.
     """
     if not _is_annotated(scope):
-        _sync_only("validate_websocket_token")
+        require_sync("validate_websocket_token")
         annotate_scope(scope)
     is_valid: bool = scope["websocket_token"].is_valid
     return is_valid
@@ -141,8 +138,8 @@ def disconnect_user(user: AbstractBaseUser) -> None:
     Raises ``TypeError`` for an object that is not a user, ``ValueError`` for a user who is not
     saved, and ``SynchronousOnlyOperation`` in async code.
     """
-    _sync_only("disconnect_user")
-    _disconnect(user_id=_user_id("disconnect_user", user))
+    require_sync("disconnect_user")
+    _disconnect(user_id=require_saved("disconnect_user", user))
 
 
 async def adisconnect_user(user: AbstractBaseUser) -> None:
@@ -161,7 +158,7 @@ def disconnect_session(session: SessionBase | str) -> None:
     key, ``ImproperlyConfigured`` for sessions of ``signed_cookies``, whose keys change, and
     ``SynchronousOnlyOperation`` in async code.
     """
-    _sync_only("disconnect_session")
+    require_sync("disconnect_session")
     if session is None:
         raise TypeError("disconnect_session() needs a SessionStore or its key, not None.")
     digest = digests.session_digest(session)
@@ -191,7 +188,7 @@ def push_to_user(user: AbstractBaseUser, key: str, payload: Payload) -> None:
     Raises ``TypeError`` or ``ValueError`` for an invalid user, key or payload, and
     ``SynchronousOnlyOperation`` in async code.
     """
-    _sync_only("push_to_user")
+    require_sync("push_to_user")
     publish("push", broadcast.PUSHES, **_push("push_to_user", user, key, payload))
 
 
@@ -214,17 +211,8 @@ def _disconnect(**owner: Any) -> None:
 
 
 def _push(who: str, user: object, key: str, payload: Payload) -> dict[str, str]:
-    user_id = _user_id(who, user)
+    user_id = require_saved(who, user)
     return {"user": str(user_id), "text": strict_json.encode(protocol.build_push(key, payload))}
-
-
-def _user_id(who: str, user: object) -> Any:
-    if not isinstance(user, get_user_model()):
-        raise TypeError(f"{who}() needs a {get_user_model().__name__}, not {type(user).__name__}.")
-    key = key_of_user(user)
-    if key is None:
-        raise ValueError(f"{who}() needs a user that is saved.")
-    return key
 
 
 def _is_annotated(scope: object) -> bool:
@@ -233,15 +221,3 @@ def _is_annotated(scope: object) -> bool:
             f"A connection scope is a dictionary, not {type(scope).__name__}. Pass self.scope."
         )
     return "websocket_token" in scope
-
-
-def _sync_only(name: str) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    # Notebooks set this variable to switch off Django's own check.
-    if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
-        raise SynchronousOnlyOperation(
-            f"{name}() was called in async code. Use 'await a{name}(...)'."
-        )

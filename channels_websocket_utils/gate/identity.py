@@ -13,11 +13,13 @@ from ..compat import key_of_user, salted_hmac
 from .sign_in import read_session
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from django.contrib.sessions.backends.base import SessionBase
 
     from ..types import User
 
-__all__ = ["identity_of", "identity_of_session"]
+__all__ = ["identity_of", "identity_of_session", "require_saved"]
 
 
 def identity_of(user: User | None) -> str | None:
@@ -42,6 +44,18 @@ def identity_of_session(session: SessionBase | None) -> str | None:
     """
     sign_in = read_session(session)
     return None if sign_in is None else _digest(_name_of_key(sign_in.user_id))
+
+
+def require_saved(caller: str, user: object) -> Any:
+    """Return the primary key of ``user``; raise ``TypeError`` or ``ValueError`` if it has none."""
+    if not isinstance(user, get_user_model()):
+        raise TypeError(
+            f"{caller}() needs a {get_user_model().__name__}, not {type(user).__name__}."
+        )
+    key = key_of_user(user)
+    if key is None:
+        raise ValueError(f"{caller}() needs a user that is saved.")
+    return key
 
 
 def _digest(name: str) -> str:

@@ -208,7 +208,7 @@ class Hub:
             run_in_background(listener.stop())
 
     def listen(self, group: str, missed: Callable[[], object]) -> None:
-        """Receive the events of one more ``group``; ``ready()`` waits for the first subscription."""
+        """Receive the events of one more ``group``; ``ready()`` waits until that has begun."""
         if broadcast.shared_layer() is not None:
             self._listeners.append(broadcast.Listener(group, self.handle_event, missed))
 

@@ -65,7 +65,8 @@ class Outbox:
         """
         Send or queue ``message`` and return ``True``, or ``False`` if the outbox is full or closed.
 
-        ``remove(tag)`` takes it out of the queue again. An exception of the server is raised if the message was to be sent at once.
+        ``remove(tag)`` takes it out of the queue again. An exception of the server is raised if the
+        message was to be sent at once.
         """
         if self.is_closed:
             return False

@@ -17,7 +17,7 @@ from ..outages import is_outage, text_of
 from ..threads import in_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
     from typing import Any, TypeAlias
 
@@ -111,10 +111,13 @@ def _has_permissions(user: User, topic_class: type[BaseTopic]) -> bool:
     if not user.is_authenticated and not topic_class.allow_anonymous:
         return False
     # A system check reports a class that is not restricted. Nobody may read it by accident.
-    return topic_class.is_restricted() and user.has_perms(topic_class.permissions or ())
+    perms = topic_class.permissions or ()
+    return topic_class.is_restricted() and (not perms or user.has_perms(perms))  # type: ignore[union-attr]
 
 
-def _ask(user: User, topic_class: type[BaseTopic], topics: list[BaseTopic], decision: Decision) -> None:
+def _ask(
+    user: User, topic_class: type[BaseTopic], topics: list[BaseTopic], decision: Decision
+) -> None:
     def ask_about(some: list[BaseTopic], ask: Callable[[], Any]) -> None:
         try:
             answer = ask()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..types import User
+    from .base import BaseTopic
     from .position import Position
-    from .topic import Topic
 
 __all__ = ["PublishedMessage", "announce_clear", "publish_on_commit", "reauthorize"]
 
@@ -48,7 +48,7 @@ def publish_on_commit(messages: Iterable[PublishedMessage], using: str) -> None:
     publish_at_commit([], [asdict(message) for message in messages], using)
 
 
-def reauthorize(topic: Topic, user: User | None, using: str) -> None:
+def reauthorize(topic: BaseTopic, user: User | None, using: str) -> None:
     """
     Authorize the subscribers of ``topic`` again, in all processes, at the commit of ``using``.
 
@@ -58,7 +58,7 @@ def reauthorize(topic: Topic, user: User | None, using: str) -> None:
     publish_at_commit([(None if user is None else str(key_of_user(user)), topic.key)], [], using)
 
 
-def announce_clear(topic: Topic, position: Position, using: str) -> None:
+def announce_clear(topic: BaseTopic, position: Position, using: str) -> None:
     """
     Send the subscribers of ``topic`` a gap, at the commit of ``using``.
 

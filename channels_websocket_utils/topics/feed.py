@@ -98,7 +98,7 @@ class Feed:
         What came meanwhile is delivered first.
         """
         subscription.change_state(LIVE)
-        is_complete = all([subscription.send(frame) for frame in subscription.take_waiting()])
+        is_complete = all(subscription.send(frame) for frame in subscription.take_waiting())
         if not self.topic.history_size:
             return
         if self.position is None:
@@ -153,9 +153,7 @@ class Feed:
         offsets = (each.offset for each in live if each.epoch == here.epoch)
         return Position(here.epoch, min(offsets, default=here.offset))
 
-    def _deliver_missed(
-        self, live: list[Subscription], since: Position, missed: Replay
-    ) -> None:
+    def _deliver_missed(self, live: list[Subscription], since: Position, missed: Replay) -> None:
         here, present = self.position, missed.position
         if here is None or here.epoch != present.epoch or here.offset < present.offset:
             self.position = present

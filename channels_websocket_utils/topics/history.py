@@ -18,22 +18,41 @@ from .position import KeptMessage, Position
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
-    from typing import Any
+    from typing import Any, TypeAlias
 
-    from .topic import Topic
+    from .base import BaseTopic
 
-__all__ = ["MAX_REPLAY", "Missed", "Replay", "after", "position", "read", "recover"]
+    # Its offset, its JSON text, and the id of the connection that it excludes.
+    Message: TypeAlias = tuple[int, str, str]
+
+__all__ = [
+    "MAX_REPLAY",
+    "Missed",
+    "Replay",
+    "after",
+    "position",
+    "positions_for_page",
+    "read",
+    "recover",
+    "shorten",
+]
 
 
 # Bytes of the messages in one answer. A page that has missed more loads its data again.
 MAX_REPLAY = 512 * 1024
+# Bytes of each message in the answer beside its data: {"offset": 1234567, "data": }.
+_FRAME = 32
+# More do not fit, even if they are empty.
+_MAX_COUNT = MAX_REPLAY // _FRAME
+# The largest offset that the database can compare with.
+_MAX_OFFSET = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
     """A question to ``recover()``: what came to ``topic`` after ``since``, not before ``after``."""
 
-    topic: Topic
+    topic: BaseTopic
     since: Position | None = None
     # The result of Topic.history_since() of the client's user.
     after: datetime | None = None
@@ -50,23 +69,40 @@ class Replay:
     """
 
     position: Position
-    messages: Sequence[tuple[int, str, str]] = ()
+    messages: Sequence[Message] = ()
     reason: str | None = None
 
 
-def position(topic: Topic) -> Position:
-    """Return the present position of ``topic``."""
+def position(topic: BaseTopic) -> Position:
+    """See ``Topic.position()``."""
+    if topic.history_size == 0:
+        # Messages that were published without a history have no offset, so no position could count
+        # them.
+        return Position("", 0)
     found = rows.positions([topic.key])
     return Position(*found[topic.key])
 
 
-def read(topic: Topic, since: Position | None, limit: int | None) -> list[KeptMessage]:
+def positions_for_page(topics: Sequence[BaseTopic]) -> dict[str, dict[str, Any]]:
+    """See ``topics.topic_positions()``."""
+    kept = {topic.name: topic for topic in topics if topic.history_size}
+    if any(kept[topic.name] != topic for topic in topics if topic.history_size):
+        raise ValueError("topic_positions() was given two topics that have the same name.")
+    found = rows.positions([topic.key for topic in kept.values()]) if kept else {}
+    return {name: Position(*found[topic.key]).as_dict() for name, topic in kept.items()}
+
+
+def read(topic: BaseTopic, since: Position | None, limit: int | None) -> list[KeptMessage]:
     """See ``Topic.history()``."""
     found = rows.messages().filter(rows.kept(topic, clock.now()))
-    if since is not None:
-        # All messages of another epoch were cleared before the first one of this epoch.
+    if since is not None and _is_possible(since):
+        # All messages of another epoch were deleted before the first one of this epoch.
         found = found.filter(~Q(topic__epoch=since.epoch) | Q(offset__gt=since.offset))
-    values = found.order_by("offset").values_list("offset", "data", "created_at")[:limit]
+    fields = "offset", "data", "created_at"
+    if since is None and limit is not None:
+        values = list(found.order_by("-offset").values_list(*fields)[:limit])[::-1]
+    else:
+        values = list(found.order_by("offset").values_list(*fields)[:limit])
     return [KeptMessage(offset, json.loads(data), time) for offset, data, time in values]
 
 
@@ -74,43 +110,67 @@ def recover(questions: Sequence[Missed]) -> list[Replay]:
     """
     Return what was missed, in the order of ``questions``, by one statement.
 
-    So the position and the messages are of the same moment.
+    So the position and the messages are of the same moment. The messages of one answer are at most
+    ``MAX_REPLAY`` long; ``shorten()`` limits those of all.
     """
     keys = [each.topic.key for each in questions]
     found, lists = _read(keys, [each for each in questions if _may_be_kept(each)])
     positions = rows.with_generation(keys, found)
-    budget, replays = MAX_REPLAY, []
+    replays = []
     for each in questions:
         present = Position(*positions[each.topic.key])
-        after = 0 if each.since is None else each.since.offset
-        # Two questions may be about one topic.
-        kept = [message for message in lists.get(each.topic.key, ()) if message[0] > after]
-        replay = _replay(each, present, kept, budget)
-        budget -= sum(len(text) for _, text, _ in replay.messages)
-        replays.append(replay)
+        kept = [row[1] for row in lists.get(each.topic.key, ()) if _is_asked_for(each, *row)]
+        replays.append(_replay(each, present, kept))
     return replays
 
 
-def after(topic: Topic, since: Position) -> Replay:
+def shorten(replays: Iterable[Replay]) -> list[Replay]:
+    """Return ``replays`` for one client: those beyond ``MAX_REPLAY`` have the reason ``limit``."""
+    left, answers = MAX_REPLAY, []
+    for replay in replays:
+        size = _size(replay.messages)
+        is_short = size <= left
+        left -= size * is_short
+        answers.append(replay if is_short else Replay(replay.position, reason="limit"))
+    return answers
+
+
+def after(topic: BaseTopic, since: Position) -> Replay:
     """
     Return the present position of ``topic``, and the kept messages after ``since`` of its epoch.
 
     These may be fewer than were published. If they are longer than ``MAX_REPLAY`` together, there
     are none, and the reason is ``limit``.
     """
-    found, lists = _read([topic.key], [Missed(topic, since)])
+    question = Missed(topic, since)
+    found, lists = _read([topic.key], [question] if _may_be_kept(question) else [])
     position = Position(*rows.with_generation([topic.key], found)[topic.key])
-    messages = lists.get(topic.key, [])
-    return Replay(position, messages) if _is_short(messages) else Replay(position, reason="limit")
+    messages = [message for _, message in lists.get(topic.key, ())]
+    is_same = since.epoch == position.epoch
+    if not _is_short(messages) or (is_same and position.offset - since.offset > _MAX_COUNT):
+        return Replay(position, reason="limit")
+    return Replay(position, messages)
+
+
+def _is_asked_for(question: Missed, time: datetime, message: Message) -> bool:
+    # Two questions may be about one topic.
+    is_newer = question.since is not None and message[0] > question.since.offset
+    return is_newer and (question.after is None or time >= question.after)
 
 
 def _may_be_kept(question: Missed) -> bool:
-    return question.since is not None and question.topic.history_size > 0
+    since = question.since
+    return since is not None and question.topic.history_size > 0 and _is_possible(since)
+
+
+def _is_possible(since: Position) -> bool:
+    """Return whether ``since``, which a client may have sent, can be that of a message."""
+    return rows.is_epoch(since.epoch) and since.offset <= _MAX_OFFSET - _MAX_COUNT
 
 
 def _read(
     keys: Iterable[str], questions: Sequence[Missed]
-) -> tuple[dict[str, tuple[str, int]], dict[str, list[tuple[int, str, str]]]]:
+) -> tuple[dict[str, tuple[str, int]], dict[str, list[tuple[datetime, Message]]]]:
     """Return the positions by key, and the messages after ``since`` by key, oldest first."""
     wanted = Q(key__in=[*keys, rows.GENERATION])
     query = (
@@ -120,6 +180,7 @@ def _read(
             "key",
             "epoch",
             "top",
+            "published_at",
             Value(0, BigIntegerField()),
             Value("", TextField()),
             Value("", TextField()),
@@ -128,14 +189,14 @@ def _read(
     if questions:
         query = query.union(_missed(questions), all=True)
     positions: dict[str, tuple[str, int]] = {}
-    messages: dict[str, list[tuple[int, str, str]]] = {}
-    for key, epoch, top, offset, text, excluded in query:
-        if offset:
-            messages.setdefault(key, []).append((offset, text, excluded))
+    messages: dict[str, list[tuple[datetime, Message]]] = {}
+    for key, epoch, top, time, *message in query:
+        if message[0]:
+            messages.setdefault(key, []).append((time, tuple(message)))
         else:
             positions[key] = epoch, top
     for each in messages.values():
-        each.sort()
+        each.sort(key=lambda row: row[1][0])
     return positions, messages
 
 
@@ -143,24 +204,25 @@ def _missed(questions: Sequence[Missed]) -> Any:
     present = clock.now()
     condition = reduce(or_, (_condition(each, present) for each in questions))
     # Texts that are too long together are not read at all.
-    size = Window(Sum(Length("data")), partition_by=[F("topic_id")])
+    size = Window(Sum(Length("data") + _FRAME), partition_by=[F("topic_id")])
     is_short = When(size__lte=MAX_REPLAY, then=F("data"))
     text = Case(is_short, default=Value(""), output_field=TextField())
     found = rows.messages().filter(condition).annotate(size=size, text=text)
-    return found.values_list("topic_id", "topic__epoch", "topic__top", "offset", "text", "excluded")
+    row = "topic_id", "topic__epoch", "topic__top", "created_at", "offset", "text", "excluded"
+    return found.values_list(*row)
 
 
 def _condition(question: Missed, present: datetime) -> Q:
     since: Position = question.since  # type: ignore[assignment]
     condition = rows.kept(question.topic, present) & Q(offset__gt=since.offset)
+    # One more than fits.
+    condition &= Q(offset__lte=since.offset + _MAX_COUNT + 1)
     if question.after is not None:
         condition &= Q(created_at__gte=question.after)
     return condition & Q(topic__epoch=since.epoch)
 
 
-def _replay(
-    question: Missed, present: Position, messages: list[tuple[int, str, str]], budget: int
-) -> Replay:
+def _replay(question: Missed, present: Position, messages: list[Message]) -> Replay:
     since = question.since
     if since is None:
         return Replay(present)
@@ -169,13 +231,18 @@ def _replay(
     # An empty epoch is not that of any history.
     if not since.epoch or since.epoch != present.epoch or since.offset > present.offset:
         return Replay(present, reason="epoch")
-    if len(messages) != present.offset - since.offset:
+    missed = present.offset - since.offset
+    if len(messages) != min(missed, _MAX_COUNT + 1):
         return Replay(present, reason="expired")
-    if not _is_short(messages) or sum(len(text) for _, text, _ in messages) > budget:
+    if not _is_short(messages) or _size(messages) > MAX_REPLAY:
         return Replay(present, reason="limit")
     return Replay(present, messages)
 
 
-def _is_short(messages: list[tuple[int, str, str]]) -> bool:
+def _is_short(messages: Sequence[Message]) -> bool:
     # The texts of a topic that are too long together were not read, and are empty.
     return all(text for _, text, _ in messages)
+
+
+def _size(messages: Sequence[Message]) -> int:
+    return sum(len(text) + _FRAME for _, text, _ in messages)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
     from typing import Any
 
@@ -34,8 +34,10 @@ class Position:
         return {"epoch": self.epoch, "offset": self.offset}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Position:
+    def from_dict(cls, content: object) -> Position:
         """Return the position that as_dict() has made. Raises ``ValueError`` for another form."""
+        if not isinstance(content, Mapping):
+            raise ValueError("A position is an object.")
         epoch, offset = content.get("epoch"), content.get("offset")
         # JSON's true is decoded to a bool, and bool is a subclass of int.
         if not isinstance(epoch, str) or type(offset) is not int or offset < 0:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from .authorization import Authorization, Decision, UserKey
-    from .subscription import Subscription
     from .base import BaseTopic
+    from .subscription import Subscription
 
     _Pairs: TypeAlias = dict[BaseTopic, set[Subscription]]
 
@@ -28,6 +28,7 @@ __all__ = ["Reauthorization"]
 RETRY = 1.0
 # Subscriptions that are released or denied before the event loop continues with others.
 _STRIDE = 500
+_NOBODY = (None, "")
 
 
 class Reauthorization:
@@ -65,7 +66,10 @@ class Reauthorization:
             task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
-        while (user_key := self._next()) is not _NOBODY:
+        while True:
+            user_key = next((each for each in self._waiting if each not in self._asking), _NOBODY)
+            if user_key == _NOBODY:
+                return
             pairs = self._waiting.pop(user_key)
             self._asking.add(user_key)
             try:
@@ -73,10 +77,6 @@ class Reauthorization:
                 await self._apply(user_key, pairs, decision)
             finally:
                 self._asking.discard(user_key)
-
-    def _next(self) -> UserKey | object:
-        found = (each for each in self._waiting if each not in self._asking)
-        return next(found, _NOBODY)
 
     async def _apply(self, user_key: UserKey, pairs: _Pairs, decision: Decision) -> None:
         is_grace_over = self._note_outage(user_key, decision.unavailable)
@@ -109,6 +109,3 @@ class Reauthorization:
         if is_over:
             del self._outages[user_key]
         return is_over
-
-
-_NOBODY = object()

@@ -49,7 +49,7 @@ class Recovery:
         # Code of the site may have cancelled the task.
         if self._task is None or self._task.done():
             self._task = run_in_background(self._run())
-        return _shortened(await answer)
+        return history.shorten(await answer)
 
     async def _run(self) -> None:
         while self._waiting:
@@ -85,15 +85,3 @@ def _fail(asked: list[_Asked], error: Exception) -> None:
     for _, answer in asked:
         if not answer.done():
             answer.set_exception(error)
-
-
-def _shortened(replays: list[Replay]) -> list[Replay]:
-    left, answer = history.MAX_REPLAY, []
-    for replay in replays:
-        size = sum(len(text) for _, text, _ in replay.messages)
-        if size > left:
-            replay = history.Replay(replay.position, reason="limit")
-        else:
-            left -= size
-        answer.append(replay)
-    return answer

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from uuid import UUID
+
+from django.urls import converters
 
 from ..compat import path_pattern
 
@@ -18,6 +21,14 @@ __all__ = ["MAX_NAME", "TopicRoute"]
 MAX_NAME = 200
 _PARAMETER = re.compile(r"<(?:[^>:]+:)?([^>]+)>")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# A value of each converter, in which every part could be its own value too.
+_SAMPLES = {
+    converters.IntConverter: 12,
+    converters.PathConverter: "ab/cd",
+    converters.SlugConverter: "ab-cd",
+    converters.StringConverter: "ab-cd.ef",
+    converters.UUIDConverter: UUID(int=12),
+}
 
 
 class TopicRoute:
@@ -73,6 +84,30 @@ class TopicRoute:
         except ValueError:
             return None
         return values if is_canonical else None
+
+    def problem(self) -> str | None:
+        """
+        Return why names cannot be made from parameters, ``None`` if they can, as far as is known.
+
+        For this, values of Django's own converters are rendered. Values of others are not known.
+        """
+        for name, converter in self._converters.items():
+            for method in ("to_python", "to_url"):
+                if not callable(getattr(converter, method, None)):
+                    return f"the converter of {name!r} has no method {method}()"
+        if len(_PARAMETER.sub("", self._route)) > MAX_NAME - len(self._converters):
+            return f"its names are longer than {MAX_NAME} characters"
+        samples = {
+            name: _SAMPLES[type(converter)]
+            for name, converter in self._converters.items()
+            if type(converter) in _SAMPLES
+        }
+        if samples.keys() == self.parameters:
+            try:
+                self.render(samples)
+            except ValueError:
+                return "two parameters without a text between them that neither can contain"
+        return None
 
     def _text(self, name: str, value: object) -> str:
         try:

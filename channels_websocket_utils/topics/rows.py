@@ -7,35 +7,46 @@ behind would return a position from before a message that a page has already see
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from django.db import connections, transaction
-from django.db.models import F, Q, Subquery
+from django.db.models import BigIntegerField, F, Q, Subquery, Value
+from django.db.models.functions import Coalesce, Greatest
 
 from ..compat import adapt_datetime, quoted_column, quoted_table, router
 from ..models import WebSocketTopic, WebSocketTopicMessage
 from ..tokens import clock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
 
-    from .topic import Topic
+    from .base import BaseTopic
 
 __all__ = [
+    "GENERATION",
     "alias",
     "append",
+    "can_keep",
     "clear",
     "create_generation",
     "delete_idle",
+    "idle",
+    "is_epoch",
     "kept",
     "messages",
     "oldest",
     "positions",
+    "prune",
+    "topics",
+    "with_generation",
 ]
 
 
@@ -43,12 +54,26 @@ __all__ = [
 GENERATION = "generation"
 # An epoch that a generation has given, and one that clear() has.
 _GIVEN, _CLEARED = "g", "c"
+_EPOCH = re.compile(r"[gc][0-9a-f]{24}\Z")
 
 
 def alias() -> str:
     """Return the alias of the database that has the rows."""
     found: str = router.db_for_write(WebSocketTopic)
     return found
+
+
+def is_epoch(text: str) -> bool:
+    """Return whether ``text``, which a client may have sent, has the form of an epoch."""
+    return _EPOCH.match(text) is not None
+
+
+def can_keep(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether this database has the statement that append() needs. Connects to MariaDB."""
+    if connection.vendor == "mysql":
+        # MariaDB since 10.5 has RETURNING, MySQL has not.
+        return bool(connection.features.can_return_columns_from_insert)
+    return connection.vendor in ("postgresql", "sqlite")
 
 
 def topics() -> QuerySet[WebSocketTopic]:
@@ -61,14 +86,15 @@ def messages() -> QuerySet[WebSocketTopicMessage]:
     return WebSocketTopicMessage.objects.using(alias())
 
 
-def positions(keys: list[str]) -> dict[str, tuple[str, int]]:
+def positions(keys: Iterable[str]) -> dict[str, tuple[str, int]]:
     """Return the epoch and the top of each of these topics, in one query that writes nothing."""
+    keys = list(keys)
     rows = topics().filter(key__in=[*keys, GENERATION]).values_list("key", "epoch", "top")
     return with_generation(keys, {key: (epoch, top) for key, epoch, top in rows})
 
 
 def with_generation(
-    keys: list[str], found: dict[str, tuple[str, int]]
+    keys: Iterable[str], found: dict[str, tuple[str, int]]
 ) -> dict[str, tuple[str, int]]:
     """Return ``found`` for ``keys``, with the generation's epoch for topics without a row."""
     # Without a generation nothing was published. No client can recover from an empty epoch.
@@ -76,37 +102,41 @@ def with_generation(
     return {key: found.get(key, (epoch, 0)) for key in keys}
 
 
-def append(topic: Topic, text: str, excluded: str) -> tuple[str, int]:
+def append(entries: Sequence[tuple[BaseTopic, str]], excluded: str) -> list[tuple[str, int]]:
     """
-    Append a message, JSON ``text``, to ``topic``, and return its epoch and offset.
+    Append messages, pairs of a topic and JSON text, and return the epoch and offset of each.
 
-    Must be called in a transaction, which then holds the lock of the topic's row: the offsets
-    follow the order of the commits. At most three statements, and one or two more for the first
-    message of a topic.
+    Must be called in a transaction, which then holds the locks of the topics' rows: the offsets
+    follow the order of the commits. The rows are locked in the order of ``entries``. For one
+    message these are two statements, and a third one for the first message of a topic or to prune.
     """
     present = clock.now()
-    epoch, offset = _raise_top(topic, present)
-    messages().create(
-        topic_id=topic.key, offset=offset, data=text, excluded=excluded, created_at=present
+    found = [_raise_top(topic, present) for topic, _ in entries]
+    messages().bulk_create(
+        WebSocketTopicMessage(
+            topic_id=topic.key, offset=offset, data=text, excluded=excluded, created_at=present
+        )
+        for (topic, text), (_, offset) in zip(entries, found, strict=True)
     )
-    # A quarter of the messages may be kept too long. Reads leave them out.
-    if offset % max(1, min(100, topic.history_size // 4)) == 0:
-        _prune(topic.key, offset - topic.history_size, oldest(topic, present))
-    return epoch, offset
+    for (topic, _), (_, offset) in zip(entries, found, strict=True):
+        # A quarter of the messages may be kept too long. Reads leave them out.
+        if offset > 1 and offset % max(1, min(100, topic.history_size // 4)) == 0:
+            prune(topic.key, offset, topic.history_size, oldest(topic, present))
+    return found
 
 
-def oldest(topic: Topic, present: datetime) -> datetime:
+def oldest(topic: BaseTopic, present: datetime) -> datetime:
     """Return the time before which messages of ``topic`` are too old."""
     return present - timedelta(seconds=topic.history_age)
 
 
-def kept(topic: Topic, present: datetime) -> Q:
+def kept(topic: BaseTopic, present: datetime) -> Q:
     """Return the condition of the messages that ``topic`` keeps, exactly."""
     is_newest = Q(offset__gt=F("topic__top") - topic.history_size)
     return Q(topic_id=topic.key, created_at__gt=oldest(topic, present)) & is_newest
 
 
-def clear(topic: Topic) -> tuple[str, int] | None:
+def clear(topic: BaseTopic) -> tuple[str, int] | None:
     """
     Delete the messages of ``topic``, begin a new epoch, and return the new position.
 
@@ -114,31 +144,51 @@ def clear(topic: Topic) -> tuple[str, int] | None:
     transaction.
     """
     epoch = _new_epoch(_CLEARED)
-    # The row is locked first, as by append().
-    if not topics().filter(key=topic.key).update(epoch=epoch, top=0):
+    # This locks the row first, as append() does.
+    if not topics().filter(key=topic.key).update(epoch=epoch, top=0, published_at=clock.now()):
         return None
     messages().filter(topic_id=topic.key).delete()
     return epoch, 0
 
 
-def delete_idle(before: datetime, count: int) -> int:
+def prune(key: str, top: int, size: int, before: datetime) -> int:
     """
-    Delete up to ``count`` topics without a message since ``before``; return how many.
+    Delete all but the newest ``size`` messages, and the first ones until one from ``before``.
+
+    ``top`` is the offset of the topic's last message. Returns the number of deleted messages. None
+    is deleted after one that is kept: the clocks of two processes may differ.
+    """
+    rows = messages().filter(topic_id=key)
+    # In the order of the offsets, so this reads no more than is deleted.
+    young = rows.filter(created_at__gte=before).order_by("offset").values("offset")[:1]
+    first_young = Coalesce(Subquery(young), Value(top + 1), output_field=BigIntegerField())
+    deleted, _ = rows.filter(offset__lt=Greatest(first_young, Value(top - size + 1))).delete()
+    return deleted
+
+
+def idle(before: datetime) -> QuerySet[WebSocketTopic]:
+    """Return the topics to which nothing was published since ``before``."""
+    return topics().exclude(key=GENERATION).filter(published_at__lt=before)
+
+
+def delete_idle(before: datetime, count: int) -> tuple[int, int]:
+    """
+    Delete up to ``count`` topics that are idle; return the numbers of topics and of messages.
 
     The deleted topics begin again with a new generation, in the same transaction: a client that
     knows an old position must not recover from it.
     """
-    idle = topics().exclude(key=GENERATION).filter(published_at__lt=before)
+    keys = list(idle(before).values_list("key", flat=True)[:count])
+    if not keys:
+        return 0, 0
     with transaction.atomic(using=alias()):
-        keys = list(idle.values_list("key", flat=True)[:count])
-        if not keys:
-            return 0
         topics().filter(key=GENERATION).update(epoch=_new_epoch(_GIVEN), published_at=clock.now())
         # A topic that was published to in the meantime is not idle any more.
-        deleted = list(idle.filter(key__in=keys).select_for_update().values_list("key", flat=True))
-        messages().filter(topic_id__in=deleted).delete()
+        found = idle(before).filter(key__in=keys).order_by("key").select_for_update()
+        deleted = list(found.values_list("key", flat=True))
+        number, _ = messages().filter(topic_id__in=deleted).delete()
         topics().filter(key__in=deleted).delete()
-    return len(deleted)
+    return len(deleted), number
 
 
 def create_generation(using: str) -> None:
@@ -147,7 +197,7 @@ def create_generation(using: str) -> None:
     WebSocketTopic.objects.using(using).bulk_create([row], ignore_conflicts=True)
 
 
-def _raise_top(topic: Topic, present: datetime) -> tuple[str, int]:
+def _raise_top(topic: BaseTopic, present: datetime) -> tuple[str, int]:
     using = alias()
     connection, sql = connections[using], _upsert(using)
     time = adapt_datetime(connection, present)
@@ -178,32 +228,26 @@ def _correct_epoch(key: str, epoch: str) -> str:
     return present
 
 
-def _prune(key: str, beyond: int, before: datetime) -> None:
-    """Delete the messages up to the offset ``beyond``, and up to the last one from ``before``."""
-    rows = messages().filter(topic_id=key)
-    # Up to an offset, because the clocks of two processes may differ: a gap is never in the middle.
-    outdated = rows.filter(created_at__lt=before).order_by("-offset").values("offset")[:1]
-    rows.filter(Q(offset__lte=beyond) | Q(offset__lte=Subquery(outdated))).delete()
+# Django has no upsert that changes a column by its present value.
+_UPSERT = (
+    "INSERT INTO {table} ({key}, {tenant}, {label}, {name}, {epoch}, {top}, {published_at}) "
+    "SELECT %s, '', %s, %s, g.{epoch}, 1, %s FROM {table} g WHERE g.{key} = %s "
+    "{on_conflict} {top} = {table}.{top} + 1, {published_at} = %s RETURNING {epoch}, {top}"
+)
 
 
 @lru_cache(maxsize=8)
 def _upsert(using: str) -> str:
     """Return the SQL that inserts a topic with the top 1, or raises its top, and returns it."""
     connection = connections[using]
-    table = quoted_table(connection, WebSocketTopic)
     names = ("key", "tenant", "label", "name", "epoch", "top", "published_at")
-    key, tenant, label, name, epoch, top, published = (
-        quoted_column(connection, WebSocketTopic, each) for each in names
-    )
-    is_conflict = "ON DUPLICATE KEY UPDATE"
-    if connection.vendor != "mysql":
-        is_conflict = f"ON CONFLICT ({key}) DO UPDATE SET"
-    # Django has no upsert that changes a column by its present value.
-    return (
-        f"INSERT INTO {table} ({key}, {tenant}, {label}, {name}, {epoch}, {top}, {published}) "
-        f"SELECT %s, '', %s, %s, g.{epoch}, 1, %s FROM {table} g WHERE g.{key} = %s "
-        f"{is_conflict} {top} = {table}.{top} + 1, {published} = %s "
-        f"RETURNING {epoch}, {top}"
+    columns = {each: quoted_column(connection, WebSocketTopic, each) for each in names}
+    is_mysql = connection.vendor == "mysql"
+    conflict = "ON CONFLICT ({key}) DO UPDATE SET".format(**columns)
+    return _UPSERT.format(
+        table=quoted_table(connection, WebSocketTopic),
+        on_conflict="ON DUPLICATE KEY UPDATE" if is_mysql else conflict,
+        **columns,
     )
 
 

@@ -175,7 +175,9 @@ class _Subscribe:
                 self._errors[topic.name] = "unavailable"
             elif topic not in decision.allowed:
                 is_anonymous = user_key is None and not topic.allow_anonymous
-                self._errors[topic.name] = "unauthenticated" if is_anonymous else "permission_denied"
+                self._errors[topic.name] = (
+                    "unauthenticated" if is_anonymous else "permission_denied"
+                )
         allowed = [topic for topic in topics if topic in decision.allowed]
         return await self._recover(
             [Missed(topic, self._since(topic), decision.allowed[topic]) for topic in allowed]
@@ -217,9 +219,7 @@ class _Subscribe:
             if topic.name in self._errors:
                 self._hub.reports.add(subscription, "refused")
 
-    def _report(
-        self, subscription: Subscription, topic: BaseTopic, replay: Replay | None
-    ) -> None:
+    def _report(self, subscription: Subscription, topic: BaseTopic, replay: Replay | None) -> None:
         outcome = "subscribed"
         if self._since(topic) is not None:
             outcome = "none_kept" if replay is None else replay.reason or "recovered"

@@ -150,7 +150,9 @@ class TopicHub:
 
     def _of_user(self, user: str | None, key: str | None) -> list[Subscription]:
         if user is None:
-            feeds = self._feeds.values() if key is None else [self._feeds[key]] * (key in self._feeds)
+            feeds = (
+                self._feeds.values() if key is None else [self._feeds[key]] * (key in self._feeds)
+            )
             return [each for feed in feeds for each in feed.subscriptions.values()]
         return [
             subscription
@@ -197,7 +199,9 @@ class TopicHub:
         if not self._feeds:
             self._asked.clear()
             return
-        self._asked = {type(each.topic): self._asked[type(each.topic)] for each in self._feeds.values()}
+        self._asked = {
+            type(each.topic): self._asked[type(each.topic)] for each in self._feeds.values()
+        }
         self._arm()
         self._ask_classes(self._due())
         if self._looked.is_over(0.9 * PERIOD * get_setting("RECHECK_INTERVAL")):
@@ -237,7 +241,9 @@ class TopicHub:
         self._tail = None
         since = time.monotonic() - TAIL
         recent = [each for each in self._feeds.values() if each.last_event is not None]
-        ended = [each for each in recent if each.last_event is not None and each.last_event <= since]
+        ended = [
+            each for each in recent if each.last_event is not None and each.last_event <= since
+        ]
         for each in ended:
             each.last_event = None
         if len(ended) < len(recent):

@@ -14,6 +14,7 @@ PACKAGE = Path(channels_websocket_utils.__file__).parent
 # folder of the package is in exactly one layer.
 LAYERS = {
     "foundations": {
+        "callers",
         "compat",
         "conf",
         "database_connections",
@@ -30,6 +31,7 @@ LAYERS = {
     "gate": {"gate"},
     "live": {"live"},
     "messaging": {"messaging"},
+    "topics": {"topics"},
     "public modules": {
         "admin",
         "asgi",
