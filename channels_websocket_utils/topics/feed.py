@@ -175,8 +175,9 @@ class Feed:
             if subscription.offset >= present.offset:
                 return
             reason = missed.reason or "expired"
-            if missed.reason is not None and subscription.offset > since.offset:
-                # It has missed less than the one for which the read was too long.
+            is_for_another = missed.reason is not None and subscription.offset > since.offset
+            if since.epoch != present.epoch or is_for_another:
+                # The read was for an earlier epoch, or for one that has missed too much.
                 self.repair()
                 return
         subscription.skip_to(present, gap_text(self.topic.name, present, reason))
