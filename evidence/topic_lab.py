@@ -57,6 +57,8 @@ class Publishers:
         self.published, self.undone, self.errors, self.times = {}, [], Counter(), []
         # The seconds in which the slowest of them has published its messages.
         self.seconds = 0.0
+        # The monotonic time of the last message.
+        self.ended = 0.0
 
     async def run(self):
         """Publish everything, and collect the reports."""
@@ -68,6 +70,7 @@ class Publishers:
             self.errors.update(report["errors"])
             self.times += report["times"]
             self.seconds = max(self.seconds, report["seconds"])
+            self.ended = max(self.ended, report["ended"])
 
     @property
     def done(self):

@@ -24,6 +24,8 @@ class Record:
         self.counts = Counter()
         # Why pages were sent a gap, and what else the server answered.
         self.gaps, self.errors = Counter(), Counter()
+        # The gaps whose messages are kept.
+        self.needless = []
 
     def add(self, topic, position, data):
         known = self.contents.setdefault(topic, {}).setdefault(position, data["id"])
@@ -121,7 +123,8 @@ class Follower:
         self._record.gaps[f"{where}: {reason}"] += 1
         # What is still kept, in the same epoch, must not be skipped.
         is_kept = epoch == before[0] and 0 < offset - before[1] <= self._kept
-        self._record.counts["needless"] += is_kept and reason != "limit"
+        if is_kept and reason != "limit":
+            self._record.needless.append(f"{where}: {reason}, from {before} to {present}")
         self._record.counts["backwards"] += epoch == before[0] and offset < before[1]
         self.position = present
 

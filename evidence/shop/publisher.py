@@ -54,7 +54,8 @@ class Publisher:
             self.times.append(time.monotonic() - began_one)
             if number % 10 == 9:
                 print(number + 1, flush=True)
-        self.seconds = time.monotonic() - began
+        self.ended = time.monotonic()
+        self.seconds = self.ended - began
         # The last events may still wait to be sent.
         time.sleep(1)
 
@@ -82,6 +83,6 @@ class Publisher:
 if __name__ == "__main__":
     publisher = Publisher(**json.loads(sys.argv[1]))
     publisher.run()
-    names = ("published", "undone", "errors", "times", "seconds")
+    names = ("published", "undone", "errors", "times", "seconds", "ended")
     print(json.dumps({name: getattr(publisher, name) for name in names}), flush=True)
     connections.close_all()
