@@ -250,7 +250,10 @@ class Together:
         ways = [way for _, way in zip(range(count), _forever(WAYS), strict=False)]
         for start in range(0, count, 20):
             await asyncio.gather(*map(self._one, ways[start : start + 20]))
-        secrets = sum(len(each.received) for page in stays for each in page.followers.values())
+        staying = [each for page in stays for each in page.followers.values()]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await until(lambda: sum(len(each.received) for each in staying) >= count, LIMIT / 6)
+        secrets = sum(len(each.received) for each in staying)
         for page in stays:
             await page.leave()
         cells = {
@@ -283,7 +286,8 @@ class Together:
         else:
             with contextlib.suppress(asyncio.TimeoutError):
                 await until(lambda: follower.ended, LIMIT / 2)
-            self._unsubscribed += follower.ended == "permission_denied" and await page.is_alive()
+            is_right = follower.ended == "permission_denied" and await page.is_alive()
+            self._unsubscribed += is_right
         self._reached += any(data["secret"] == page.user for data in follower.received)
         await page.leave()
 
