@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..conf import get_setting
 from ..live import broadcast
 from ..live.age import Age
-from ..live.hub import user_ids
+from ..live.hub import register, user_ids
 from ..live.knowledge import PERIOD
 from ..live.tasks import run_in_background
 from ..outages import is_outage, text_of
@@ -46,8 +46,17 @@ TAIL = 1.0
 BATCH = 500
 
 
-def topic_hub_of(connection: Connection) -> TopicHub:
-    """Return the ``TopicHub`` of the event loop of ``connection``, which has not ended."""
+async def topic_hub_of(connection: Connection) -> TopicHub:
+    """
+    Return the ``TopicHub`` of the event loop of ``connection``, which is open.
+
+    It may have ended when this returns.
+    """
+    if connection.hub is None:
+        # The gate has read nothing for it: it has no token and no session.
+        await register(connection)
+        if not connection.ended:
+            connection.activate(None)
     hub = connection.hub
     if hub.topics is None:
         hub.topics = TopicHub(hub)
