@@ -204,6 +204,19 @@ async def test_events_in_any_order_are_delivered_once_and_in_order(open_page, or
     assert await nothing_waits(socket)
 
 
+async def test_event_that_comes_twice_costs_no_read(open_page, monkeypatch):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    (found,) = await sync_to_async(publish_elsewhere)(topic, {"n": 0})
+    monkeypatch.setattr("channels_websocket_utils.topics.feed.in_our_pool", None)
+
+    await receive(found, found)
+
+    assert await socket.next() == message("orders/1", 1, n=0)
+    assert await nothing_waits(socket)
+
+
 async def test_naive_delivery_of_events_in_any_order_goes_backwards(open_page, monkeypatch):
     """The naive code: what arrives is delivered."""
     monkeypatch.setattr(
