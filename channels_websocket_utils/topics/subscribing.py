@@ -75,8 +75,8 @@ class Subscriber:
             request = self._waiting.popleft()
             # A connection that has ended is in no hub any more.
             if self._connection.state is not OPEN:
-                continue
-            hub = topic_hub_of(self._connection)
+                return
+            hub = await topic_hub_of(self._connection)
             if request.type == protocol.UNSUBSCRIBE:
                 self._unsubscribe(hub, request)
             else:

@@ -5,7 +5,17 @@ from channels_websocket_utils.topics import Topic
 
 from .consumers import PERM, AsyncManager, Manager
 
-__all__ = ["AnyoneTopic", "AsyncPage", "MemberTopic", "NewsTopic", "OrderTopic", "Page", "subscribe"]
+__all__ = [
+    "AnyoneTopic",
+    "AsyncPage",
+    "MemberTopic",
+    "NewsTopic",
+    "OpenPage",
+    "OrderTopic",
+    "Page",
+    "message",
+    "subscribe",
+]
 
 
 class OrderTopic(Topic):
@@ -33,8 +43,9 @@ class MemberTopic(Topic):
     asked = staticmethod(lambda user: None)
 
     def can_subscribe(self, user):
+        is_member = user.get_username() in self.members
         self.asked(user)
-        return user.get_username() in self.members
+        return is_member
 
 
 class AnyoneTopic(Topic):
@@ -62,8 +73,20 @@ class AsyncPage(Publishing, AsyncManager):
     topic_classes = ALL
 
 
+class OpenPage(AsyncPage):
+    """For clients without a user too."""
+
+    async def connect(self):
+        await self.accept()
+
+
 async def subscribe(socket, *names, **since):
     """Subscribe and return the answers. ``since`` is a position for all of them."""
     subscriptions = [{"topic": name, **({"since": since} if since else {})} for name in names]
     reply = await socket.call("websocket.subscribe", subscriptions=subscriptions)
     return reply["data"]["subscriptions"]
+
+
+def message(name, offset, **data):
+    """Return the message of a topic as a client receives it."""
+    return {"key": "websocket.topic", "topic": name, "offset": offset, "data": data}
