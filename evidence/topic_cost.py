@@ -104,8 +104,8 @@ async def subscribe(database, names):
             # Only teams/1 has a member. One topic in ten asks the site's relation.
             teams = ["teams/1"] if count > 1 else []
             topics = [*teams, *(f"orders/{number}" for number in range(count - len(teams)))]
-            first = await statements_of_a_subscribe(shop, visitor, topics, None)
-            resumed = await statements_of_a_subscribe(shop, visitor, topics, ("", 0))
+            first, positions = await statements_of_a_subscribe(shop, visitor, topics, {})
+            resumed, _ = await statements_of_a_subscribe(shop, visitor, topics, positions)
             cells = {
                 "statements": first["all"],
                 "with positions": resumed["all"],
@@ -118,11 +118,12 @@ async def subscribe(database, names):
             yield name, cells, faults
 
 
-async def statements_of_a_subscribe(shop, visitor, topics, position):
+async def statements_of_a_subscribe(shop, visitor, topics, positions):
+    """Return the statements, and the positions that the page has got."""
     record = Record()
     followers = [Follower(topic, KEPT, record) for topic in topics]
     for each in followers:
-        each.position = position
+        each.position = positions.get(each.topic)
     page = Page(shop.port, "/shop/", visitor.session, followers, record, waits=True)
     try:
         await until(lambda: page.is_ready)
@@ -134,7 +135,7 @@ async def statements_of_a_subscribe(shop, visitor, topics, position):
         await page.leave()
     if record.errors:
         raise RuntimeError(f"Not subscribed: {record.errors}")
-    return found
+    return found, {each.topic: each.position for each in followers}
 
 
 # Many sockets

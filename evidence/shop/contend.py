@@ -200,7 +200,8 @@ class Clearing:
 
     def _delete(self):
         while not self._threads.is_over.wait(0.03):
-            self._add("deleted", rows.delete_idle(clock.now(), 10))
+            deleted, _ = rows.delete_idle(clock.now(), 10)
+            self._add("deleted", deleted)
 
     def _recover(self):
         while not self._threads.is_over.is_set():

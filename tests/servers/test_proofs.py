@@ -552,7 +552,7 @@ def test_topics_cost_few_statements(prove):
         else:
             most = max(row["statements"], row["with positions"])
             assert most - row["own"] <= 4, name
-            assert row["history"] <= 1, name
+            assert row["history"] == 1, name
     assert len(rows) == 8
 
 
