@@ -60,6 +60,8 @@ DEFAULTS = {
     "WHEN_TOO_MANY": "refuse",
     "MAX_CONNECTION_AGE": None,
     "RATE_LIMIT": None,
+    # A page shows fewer. Ten thousand connections with so many fit into 600 megabytes.
+    "MAX_TOPICS_PER_CONNECTION": 100,
     # Bytes for each connection. A page that reads at all catches up, and a thousand that do not
     # read fit in a gigabyte.
     "MAX_OUTGOING": 1024 * 1024,
@@ -228,6 +230,10 @@ _RULES = {
     "RATE_LIMIT": (
         lambda value: value is None or _is_rate(value),
         "None or a rate such as '20/s', '300/m' or '5000/h'",
+    ),
+    "MAX_TOPICS_PER_CONNECTION": (
+        _is_count,
+        "a whole number above 0",
     ),
     "MAX_OUTGOING": (
         _is_count,

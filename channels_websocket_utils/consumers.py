@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from contextvars import Context
+from typing import TYPE_CHECKING, ClassVar
 
 from channels.generic.websocket import (
     AsyncJsonWebsocketConsumer,
     JsonWebsocketConsumer,
     WebsocketConsumer,
 )
+from django.core.exceptions import ImproperlyConfigured
 
 from . import protocol, strict_json
 from .conf import get_setting
@@ -20,16 +22,19 @@ from .messaging.calls import run_now
 from .messaging.dispatch import AsyncDispatch, Dispatch, SyncDispatch
 from .messaging.methods import find_routes, perms_of
 from .protocol import MessageError
+from .topics.requests import read_request
+from .topics.subscribing import Subscriber
 from .utils import avalidate_websocket_token, validate_websocket_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from channels.consumer import _ChannelScope
 
     from .gate.verdict import TokenAnnotation
     from .live.connection import Connection
+    from .topics import Topic
     from .types import JSONObject, Message, Payload
 
     # What comes after _Routing in both.
@@ -46,9 +51,15 @@ __all__ = ["AsyncWebSocketManagerConsumer", "WebSocketManagerConsumer"]
 
 
 class _Routing(_Base):
-    """What both consumers share: the table of the methods that a client may call."""
+    """
+    What both consumers share: the methods that a client may call, and the topics it may name.
+
+    ``topic_classes`` are the classes of the topics to which clients may subscribe.
+    """
 
     scope: _Scope
+    topic_classes: ClassVar[Sequence[type[Topic]]] = ()
+    _subscriber: Subscriber | None = None
     _routes: dict[str, tuple[Callable[..., Any], bool]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,7 +84,30 @@ class _Routing(_Base):
         return None
 
     def _ready_message(self) -> JSONObject:
-        return protocol.build_ready(identity_of(self.scope.get("user")))
+        if self.topic_classes and "websocket_connection" not in self.scope:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} has topic_classes, but is not behind the package's gate. "
+                "Put WebSocketTokenAuthMiddlewareStack around its URLRouter."
+            )
+        identity = identity_of(self.scope.get("user"))
+        return protocol.build_ready(identity, has_topics=bool(self.topic_classes))
+
+    def receive_topic_request(self, content: JSONObject, reply_key: str | None) -> None:
+        """
+        Begin to subscribe or unsubscribe, as a client has asked; works in any thread.
+
+        Raises ``MessageError`` for a message of another form, or if the consumer has no topics.
+        """
+        if not self.topic_classes:
+            name = content["type"]
+            message = "There is no such method."
+            raise MessageError("unknown_type", message, reply_key=reply_key, type=name)
+        request = read_request(content, reply_key)
+        if self._subscriber is None:
+            connection = self.scope["websocket_connection"]
+            self._subscriber = Subscriber(connection, self.topic_classes)
+        # A sync consumer is in a thread.
+        self._loop.call_soon_threadsafe(self._subscriber.put, request, context=Context())
 
     def _refusal_code(self) -> int:
         connection = self.scope.get("websocket_connection")

@@ -31,6 +31,8 @@ __all__ = [
     "PING",
     "PONG",
     "READY_KEY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
     "MessageError",
     "build_end",
     "build_error",
@@ -67,6 +69,8 @@ MAX_BAD_MESSAGES = 10
 PING = "websocket.ping"
 CANCEL = "websocket.cancel"
 MORE = "websocket.more"
+SUBSCRIBE = "websocket.subscribe"
+UNSUBSCRIBE = "websocket.unsubscribe"
 
 _PING_TEXT = f'{{"type":"{PING}"}}'
 
@@ -218,13 +222,15 @@ def _read_count(content: Mapping[str, object], name: str) -> int:
     raise MessageError("bad_message", f'"{name}" is a whole number above 0.')
 
 
-def build_ready(identity: str | None) -> JSONObject:
+def build_ready(identity: str | None, *, has_topics: bool = False) -> JSONObject:
     """
     Return the ready message, the first of a connection.
 
-    ``identity`` is the opaque identity of the user, ``None`` for an anonymous user.
+    ``identity`` is the opaque identity of the user, ``None`` for an anonymous user. Only a client
+    of a consumer that ``has_topics`` may subscribe.
     """
-    return {"key": READY_KEY, "identity": identity}
+    ready: JSONObject = {"key": READY_KEY, "identity": identity}
+    return {**ready, "topics": True} if has_topics else ready
 
 
 def build_reply(reply_key: str | None, result: object) -> JSONObject:

@@ -18,6 +18,13 @@ messages in time. ``connection_closed`` follows.
 Sent in the process that called ``disconnect_user()`` or ``disconnect_session()``.
 ``message_published``: ``topic``, a ``topics.Topic``, and ``offset``, ``None`` without a history.
 Its sender is the class of the topic. Sent after the commit, in the process that has published.
+``subscription_changed``: ``connection``, ``topic`` (a ``topics.Topic``) and ``outcome``:
+``subscribed``; ``recovered`` if all that the client had missed was replayed; ``expired``,
+``epoch``, ``limit`` or ``none_kept`` if it could not be; ``refused``, if it may not subscribe;
+``denied`` for a subscription that has ended because its user may not receive the topic any more;
+``gap_epoch``, ``gap_expired`` or ``gap_limit`` for a live one that has lost messages.
+``topic_delivered``: ``topic`` and ``count``, the deliveries of its messages to connections of this
+process since the last signal.
 """
 
 from django.dispatch import Signal
@@ -27,9 +34,11 @@ __all__ = [
     "connection_opened",
     "connection_stalled",
     "message_published",
+    "subscription_changed",
     "token_issued",
     "token_redeemed",
     "token_refused",
+    "topic_delivered",
     "user_disconnected",
 ]
 
@@ -41,5 +50,7 @@ token_refused = Signal()
 connection_opened = Signal()
 connection_closed = Signal()
 connection_stalled = Signal()
+subscription_changed = Signal()
+topic_delivered = Signal()
 user_disconnected = Signal()
 message_published = Signal()

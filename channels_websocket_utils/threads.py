@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.db import connections
 
+from .client_waits import ClientWaits
 from .compat import (
     SyncToAsyncHook,
     current_thread_context,
@@ -56,10 +57,9 @@ END_LIMIT = 5
 # The garbage collector may end a coroutine that waits, in a thread that has the lock.
 _lock = threading.RLock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
-_at_work = {"package": 0, "handlers": 0, "publish": 0, "recheck": 0}
+_at_work = {"package": 0, "handlers": 0, "publish": 0, "recheck": 0, "topics": 0}
 _single_threads = 0
-# The handlers that wait for their clients, the longest wait first, and what ends each wait.
-_client_waits: dict[object, Callable[[], object]] = {}
+_client_waits = ClientWaits()
 # The work that waits for the work of the current context, with the pool of each.
 _waiting_work: ContextVar[tuple[_Work, ...]] = ContextVar("websocket_waiting_work", default=())
 
@@ -150,16 +150,12 @@ async def may_wait_for_client() -> bool:
 @contextmanager
 def waiting_for_client(end: Callable[[], object]) -> Iterator[None]:
     """Let any thread call ``end()`` if no thread of handlers is free, and no wait is longer."""
-    key = object()
-    if holds_thread():
-        with _lock:
-            _client_waits[key] = end
-        _end_longest_wait()
-    try:
+    if not holds_thread():
         yield
-    finally:
-        with _lock:
-            _client_waits.pop(key, None)
+        return
+    with _client_waits.added(end):
+        _end_longest_wait()
+        yield
 
 
 def holds_thread() -> bool:
@@ -173,15 +169,8 @@ def _works_of_threads() -> list[_Work]:
 
 def _end_longest_wait() -> None:
     """End the longest wait of a handler for its client if all threads of handlers are at work."""
-    with _lock:
-        if not _client_waits or _at_work["handlers"] < get_setting("SYNC_THREADS"):
-            return
-        end = _client_waits.pop(next(iter(_client_waits)))
-    try:
-        end()
-    except RuntimeError:
-        # Its event loop is closed.
-        _end_longest_wait()
+    if _at_work["handlers"] >= get_setting("SYNC_THREADS"):
+        _client_waits.end_longest()
 
 
 def in_pool(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:

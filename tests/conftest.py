@@ -25,6 +25,7 @@ from .support.following import LIMIT, blocks, follow, reader_environment
 from .support.helpers import ROOT, Socket, sign_in, stack
 from .support.servers import free_port, postgresql_folder, redis_command, running
 from .support.settings import cache, database_url
+from .support.topics import AsyncPage
 
 # Playwright waits for the event, so a long timeout does not make the tests slower.
 expect.set_options(timeout=20_000)
@@ -120,6 +121,21 @@ async def opened(user, session, open_socket):
         token = await aget_websocket_token(user)
         socket = open_socket(stack(consumer), f"/ws/{token}", session=session)
         assert (await socket.connect())["type"] == "websocket.accept"
+        return socket
+
+    return open_
+
+
+@pytest.fixture
+def open_page(user, session, permission, open_socket):
+    """A function that opens a socket of ``user``, who may see orders, to a consumer with topics."""
+    user.user_permissions.add(permission)
+
+    async def open_(page=AsyncPage, of=user, cookie=session):
+        path = "/ws/none" if of is None else f"/ws/{await aget_websocket_token(of)}"
+        socket = open_socket(stack(page), path, session=cookie)
+        assert (await socket.connect())["type"] == "websocket.accept"
+        assert (await socket.next())["topics"] is True
         return socket
 
     return open_

@@ -37,6 +37,7 @@ __all__ = [
     "TOPICS",
     "Listener",
     "asend",
+    "process_id",
     "shared_layer",
 ]
 
@@ -83,7 +84,7 @@ async def asend(group: str, text: str) -> None:
     layer = shared_layer()
     if layer is None:
         return
-    message = {"type": _MESSAGE_TYPE, "sender": _sender(), "event": text}
+    message = {"type": _MESSAGE_TYPE, "sender": process_id(), "event": text}
     try:
         if _skipped_until.get(layer, 0) > time.monotonic():
             raise asyncio.TimeoutError("it did not answer a moment ago")
@@ -189,7 +190,7 @@ class Listener:
         # Any program may have sent it that can use the layer.
         fields: dict[str, Any] = message if isinstance(message, dict) else {}
         # The sender is outside the signature, so a process drops its own events without verify().
-        if fields.get("sender") == _sender():
+        if fields.get("sender") == process_id():
             return
         try:
             event = verify(fields.get("event"))
@@ -287,6 +288,7 @@ def _retrieve_error(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _sender() -> str:
+def process_id() -> str:
+    """Return a text that no other process has, on any machine."""
     # A process may be forked after this module was imported.
     return f"{_BOOT}.{os.getpid()}"

@@ -14,6 +14,7 @@ from ..gate.handshake import plain_subprotocols
 from ..gate.refusals import log_refusal
 from ..signals import connection_closed
 from ..threads import in_our_pool
+from .broadcast import process_id
 from .closing import run_close
 from .dropping import SocketEnded
 from .interruptible import InterruptibleReceive
@@ -86,6 +87,11 @@ class Connection(SendSide):
         self._is_connect_delivered = self.is_connect_handled = False
         # Whether end() was called and the client must still be sent a close.
         self._is_close_due = False
+
+    @property
+    def global_id(self) -> str:
+        """The id of the connection, unique among all processes: at most 64 characters."""
+        return f"{process_id()}.{self.id}"
 
     @property
     def drops_calls(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextvars import Context
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import get_user_model
@@ -17,6 +18,8 @@ from ..conf import get_setting
 from ..gate.revocations import Revocation
 from . import broadcast
 from .age import Age
+from .delivery import Delivery
+from .index import ConnectionIndex
 from .recheck import Recheck
 from .tasks import run_in_background
 
@@ -29,7 +32,15 @@ if TYPE_CHECKING:
     # Applies an event to those of the given connections that it names, or to all (None).
     _Apply: TypeAlias = Callable[[set[Connection] | None], object]
 
-__all__ = ["LINGER", "Hub", "current_hubs", "has_served", "live_connections", "register"]
+__all__ = [
+    "LINGER",
+    "Hub",
+    "current_hubs",
+    "has_served",
+    "live_connections",
+    "register",
+    "user_ids",
+]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -106,9 +117,14 @@ class Hub:
         # For each pending connection, its registration, and the events to apply when activate()
         # sets its user.
         self.pending: dict[Connection, tuple[Age, list[_Apply]]] = {}
+        # The topics.topic_hub.TopicHub of this event loop, once a connection has subscribed.
+        self.topics: Any = None
+        # Those without a signed-in user, which no event names. They may have subscribed.
+        self._anonymous: set[Connection] = set()
+        self._index = ConnectionIndex()
+        self.live, self.of_users = self._index.all, self._index.of_users
         self.recheck = Recheck(self.live, self._apply_revocation, self.end)
-        self._by_user: dict[Any, set[Connection]] = {}
-        self._by_session: dict[str, set[Connection]] = {}
+        self.delivery = Delivery(self.recheck.lateness)
         self._age_timers: dict[Connection, asyncio.TimerHandle] = {}
         self._linger_timer: asyncio.TimerHandle | None = None
         self._listeners: list[broadcast.Listener] = []
@@ -123,10 +139,6 @@ class Hub:
         """Let the event loop call ``function(*arguments)`` in an empty context; for any thread."""
         self.loop.call_soon_threadsafe(function, *arguments, context=Context())
 
-    def live(self) -> set[Connection]:
-        """Return the connections whose user is known, as a new set."""
-        return set().union(*self._by_user.values())
-
     async def ready(self) -> None:
         """Wait until events of other processes are received, 1 s at most."""
         if self._linger_timer is not None:
@@ -139,11 +151,10 @@ class Hub:
         registered, missed = self.pending.pop(connection, (Age(), []))
         principal = connection.principal
         if principal is None:
+            self._anonymous.add(connection)
             return
         self._enforce_limit(connection, principal.user_id)
-        self._by_user.setdefault(principal.user_id, set()).add(connection)
-        if principal.session_digest:
-            self._by_session.setdefault(principal.session_digest, set()).add(connection)
+        self._index.add(connection, principal)
         for apply in missed:
             apply({connection})
         if self.recheck.known.has_ended(principal.session_digest):
@@ -160,7 +171,7 @@ class Hub:
         limit = get_setting("MAX_CONNECTIONS_PER_USER")
         if limit is None:
             return
-        same_user = self._by_user.get(user_id, ())
+        same_user = self.of_users([user_id])
         # Ids are given in the order of arrival.
         alive = sorted((each for each in same_user if not each.ended), key=lambda each: each.id)
         surplus = len(alive) + 1 - limit
@@ -173,17 +184,20 @@ class Hub:
     def remove(self, connection: Connection) -> None:
         """Remove a connection. ``LINGER`` seconds after the last one is removed, stop the hub."""
         self.pending.pop(connection, None)
+        self._anonymous.discard(connection)
+        if self.topics is not None:
+            self.topics.remove(connection)
         timer = self._age_timers.pop(connection, None)
         if timer is not None:
             timer.cancel()
         principal = connection.principal
         if principal is not None:
-            _discard(self._by_user, principal.user_id, connection)
-            _discard(self._by_session, principal.session_digest, connection)
-        if self._by_user:
+            self._index.remove(connection, principal)
+        if self._index:
             return
         self.recheck.stop()
-        if not self.pending and self._linger_timer is None:
+        is_empty = not self.pending and not self._anonymous
+        if is_empty and self._linger_timer is None:
             self._linger_timer = self.loop.call_later(LINGER, self.stop, context=Context())
 
     def stop(self) -> None:
@@ -192,6 +206,11 @@ class Hub:
             del _hubs[self.loop]
         for listener in self._listeners:
             run_in_background(listener.stop())
+
+    def listen(self, group: str, missed: Callable[[], object]) -> None:
+        """Receive the events of one more ``group``; ``ready()`` waits until that has begun."""
+        if broadcast.shared_layer() is not None:
+            self._listeners.append(broadcast.Listener(group, self.handle_event, missed))
 
     def end(self, connections: Iterable[Connection], close_code: int) -> None:
         """
@@ -211,16 +230,24 @@ class Hub:
         if kind == "revocation":
             self.recheck.known.apply_event(Revocation.from_event(event))
         elif kind == "recheck":
-            self._apply(partial(self._recheck_users, _user_ids(event["users"])))
+            self._apply(partial(self._recheck_users, user_ids(event["users"])))
         elif kind == "permissions":
-            self._apply(partial(self._clear_permissions, _user_ids(event["users"])))
+            self._apply(partial(self._clear_permissions, user_ids(event["users"])))
         elif kind == "check":
             self._apply(partial(self._recheck_users, None))
             self.recheck.check_soon()
         elif kind == "push":
-            for connection in self._of_users(_user_ids([event["user"]])):
-                # The connection may end meanwhile, and then it is sent nothing.
-                self.recheck.lateness.push_when_fresh(partial(connection.push, event["text"]))
+            self._push(event["user"], event["text"])
+        elif kind == "topics" and self.topics is not None:
+            self.topics.handle_event(event)
+
+    def _push(self, user: str, text: str) -> None:
+        connections = self.of_users(user_ids([user]))
+        if connections and self.delivery.is_full():
+            logger.warning("A push was dropped: too many deliveries wait")
+        elif connections:
+            # A connection that ends meanwhile is sent nothing.
+            self.delivery.put(connections, methodcaller("push", text))
 
     def _apply(self, apply: _Apply) -> None:
         for _, missed in self.pending.values():
@@ -231,38 +258,23 @@ class Hub:
         self._apply(partial(self._end_revoked, revocation))
 
     def _end_revoked(self, revocation: Revocation, among: set[Connection] | None) -> None:
-        if revocation.session_digest:
-            found = self._by_session.get(revocation.session_digest, set())
-        else:
-            found = self._by_user.get(revocation.user_id, set())
-        found = found if among is None else found & among
         ended = {
             each
-            for each in found
+            for each in self._index.named_by(revocation, among)
             if each.principal is not None and revocation.ends(each.principal.validated_at)
         }
         self.end(ended, protocol.CLOSE_SESSION_ENDED)
 
     def _recheck_users(self, user_ids: set[Any] | None, among: set[Connection] | None) -> None:
-        connections = self._of_users(user_ids, among)
+        connections = self.of_users(user_ids, among)
         if connections:
             for connection in connections:
                 connection.permission_cache = {}
             self.recheck.check(connections)
 
     def _clear_permissions(self, user_ids: set[Any] | None, among: set[Connection] | None) -> None:
-        for connection in self._of_users(user_ids, among):
+        for connection in self.of_users(user_ids, among):
             connection.permission_cache = {}
-
-    def _of_users(
-        self, user_ids: set[Any] | None, among: set[Connection] | None = None
-    ) -> set[Connection]:
-        """Return the connections of these users (``None``: of all), as a new set."""
-        if user_ids is None:
-            found = self.live()
-        else:
-            found = set().union(*(self._by_user.get(user_id, ()) for user_id in user_ids))
-        return found if among is None else found & among
 
 
 async def _notify(connections: list[Connection]) -> None:
@@ -274,15 +286,9 @@ async def _notify(connections: list[Connection]) -> None:
             connection.begin_close()
 
 
-def _user_ids(texts: Iterable[str] | None) -> set[Any] | None:
+def user_ids(texts: Iterable[str] | None) -> set[Any] | None:
+    """Return the primary keys that an event has as ``texts``; ``None`` means all users."""
     if texts is None:
         return None
     to_python = primary_key(get_user_model()).to_python
     return {to_python(text) for text in texts}
-
-
-def _discard(index: dict[Any, set[Connection]], key: object, connection: Connection) -> None:
-    if key in index:
-        index[key].discard(connection)
-        if not index[key]:
-            del index[key]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ..database_connections import give_back_connections
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from .knowledge import Knowledge
 
-__all__ = ["MOST_PUSHES", "PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
+__all__ = ["PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
@@ -28,8 +27,6 @@ ROUNDS = 10
 # Pauses of the process after which a check has all of ``PATIENCE`` again. More count as an outage:
 # the process is overloaded.
 RESTARTS = 3
-# Pushes to connections that wait for a check. More are dropped.
-MOST_PUSHES = 1000
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -39,7 +36,8 @@ class Lateness:
     Whether the ``knowledge`` of a hub is stale, and the wait for the check that renews it.
 
     ``start_check()`` returns the check that runs, and whether it has begun just now.
-    ``note_outage()`` is called if no check has ended within ``PATIENCE``.
+    ``note_outage()`` is called if no check has ended within ``PATIENCE``, and ``is_watching()``
+    returns whether there are users to check.
 
     Call ``is_stale()`` right before a message is handled or delivered. If it is true, wait, and
     then look whether the connection has ended. ``is_stale()`` works in any thread.
@@ -50,13 +48,14 @@ class Lateness:
         knowledge: Knowledge,
         start_check: Callable[[], tuple[asyncio.Future[None], bool]],
         note_outage: Callable[[], object],
+        is_watching: Callable[[], bool],
     ) -> None:
         self.is_stale = knowledge.is_stale
         self._knowledge = knowledge
         self._start_check, self._note_outage = start_check, note_outage
+        self._is_watching = is_watching
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._freshening: asyncio.Future[None] | None = None
-        self._pushes: deque[Callable[[], object]] = deque()
 
     async def until_fresh(self) -> None:
         """
@@ -84,25 +83,13 @@ class Lateness:
             finally:
                 waiting.cancel()
 
-    def push_when_fresh(self, push: Callable[[], object]) -> None:
-        """Call ``push()`` now, or after earlier ones when a check has ended."""
-        if not self._pushes and not self.is_stale():
-            push()
-        elif len(self._pushes) < MOST_PUSHES:
-            self._pushes.append(push)
-            if len(self._pushes) == 1:
-                run_in_background(self._push_all())
-        else:
-            logger.warning("A push was dropped: %s wait for a check", MOST_PUSHES)
+    def must_wait(self) -> bool:
+        """
+        Return whether deliveries must wait for a check now.
 
-    async def _push_all(self) -> None:
-        try:
-            while self._pushes:
-                await self.until_fresh()
-                self._pushes[0]()
-                self._pushes.popleft()
-        finally:
-            self._pushes.clear()
+        None does while no user is signed in: then no check would find anything.
+        """
+        return self._is_watching() and self.is_stale()
 
     def _rounds(self) -> Iterator[None]:
         for _ in range(ROUNDS):

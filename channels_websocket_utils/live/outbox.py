@@ -50,7 +50,7 @@ class Outbox:
     def __init__(self, send: Send) -> None:
         self.send = send
         # Idle connections have no queue: an empty one takes 600 bytes.
-        self._queue: deque[Message] | None = None
+        self._queue: deque[tuple[Message, object]] | None = None
         self._bytes = 0
         # Sends a message that was waiting for the client, and the queue.
         self._task: asyncio.Task[None] | None = None
@@ -61,11 +61,12 @@ class Outbox:
         self.waiting = 0
         self._space: asyncio.Future[None] | None = None
 
-    def put(self, message: Message, fail: Fail) -> bool:
+    def put(self, message: Message, fail: Fail, tag: object = None) -> bool:
         """
         Send or queue ``message`` and return ``True``, or ``False`` if the outbox is full or closed.
 
-        An exception of the server is raised if the message was to be sent at once.
+        ``remove(tag)`` takes it out of the queue again. An exception of the server is raised if the
+        message was to be sent at once.
         """
         if self.is_closed:
             return False
@@ -86,9 +87,16 @@ class Outbox:
             len(self._queue) >= MAX_WAITING or self._bytes + size > get_setting("MAX_OUTGOING")
         ):
             return False
-        self._queue.append(message)
+        self._queue.append((message, tag))
         self._bytes += size
         return True
+
+    def remove(self, tag: object) -> None:
+        """Remove the queued messages that were put with ``tag``."""
+        if self._queue:
+            kept = deque(each for each in self._queue if each[1] is not tag)
+            self._queue, self._bytes = kept, sum(_size_of(message) for message, _ in kept)
+            self._wake()
 
     async def put_when_it_fits(
         self, message: Message, fail: Fail, stall: Callable[[], object]
@@ -150,7 +158,7 @@ class Outbox:
         try:
             await rest
             while self._queue:
-                message = self._queue.popleft()
+                message, _ = self._queue.popleft()
                 self._bytes -= _size_of(message)
                 self._wake()
                 await self.send(message)

@@ -72,7 +72,9 @@ class Recheck:
         self.is_database_unavailable = False
         self.known = KnownRevocations(apply)
         self.knowledge = Knowledge()
-        self.lateness = Lateness(self.knowledge, self._join_check, self._note_outage)
+        self.lateness = Lateness(
+            self.knowledge, self._join_check, self._note_outage, lambda: self._timer is not None
+        )
         self._find_connections = find_connections
         self._end = end
         self._timer: asyncio.TimerHandle | None = None

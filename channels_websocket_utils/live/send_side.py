@@ -124,7 +124,7 @@ class SendSide:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            loop.call_soon_threadsafe(self._end_stalled, context=Context())
+            loop.call_soon_threadsafe(self.end_stalled, context=Context())
 
         if await may_wait_for_client():
             with waiting_for_client(end):
@@ -133,7 +133,7 @@ class SendSide:
         elif self._outbox.put(message, self._note_failure):
             return True
         else:
-            self._end_stalled()
+            self.end_stalled()
         if holds_thread():
             raise SocketEnded("The client does not read its messages.")
         return False
@@ -181,16 +181,24 @@ class SendSide:
         """Interrupt a consumer that waits for a message, so that it receives its disconnect."""
         raise NotImplementedError
 
-    def push(self, text: str) -> None:
-        """Send ``text`` after earlier messages. Does not wait: the connection may end instead."""
+    def push(self, text: str, tag: object = None) -> None:
+        """
+        Send ``text`` after earlier messages. Does not wait: the connection may end instead.
+
+        ``discard(tag)`` takes it back while it waits for the client.
+        """
         if self.state is not OPEN:
             return
         message = {"type": "websocket.send", "text": text}
         try:
-            if not self._outbox.put(message, self._note_failure):
-                self._end_stalled()
+            if not self._outbox.put(message, self._note_failure, tag):
+                self.end_stalled()
         except Exception as error:
             self._note_failure(message, error)
+
+    def discard(self, tag: object) -> None:
+        """Do not send the messages that were pushed with ``tag`` and wait for the client."""
+        self._outbox.remove(tag)
 
     def _note_failure(self, message: Message, error: Exception) -> None:
         """Handle an exception of the server that no ``send()`` can raise any more."""
@@ -200,7 +208,7 @@ class SendSide:
             logger.error("A message could not be sent", exc_info=error)
             self._end_now()
 
-    def _end_stalled(self) -> None:
+    def end_stalled(self) -> None:
         """End the connection of a client that does not read its messages."""
         # A consumer that has returned accepts no more messages.
         if self.ended or self._outbox.is_closed:

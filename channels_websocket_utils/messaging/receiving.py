@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["receive"]
 
 
+_TOPIC_REQUESTS = frozenset({protocol.SUBSCRIBE, protocol.UNSUBSCRIBE})
+
+
 async def receive(
     consumer: Consumer,
     limits: MessageLimits,
@@ -47,6 +50,9 @@ async def receive(
         if not is_sync(consumer):
             content = await content
         reply_key = _read(content, limits, streams)
+        if content["type"] in _TOPIC_REQUESTS:
+            consumer.receive_topic_request(content, reply_key)
+            return None
     except MessageError as error:
         limits.refuse(error.code)
         await _send_json(consumer, protocol.build_error(error))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from django.core.exceptions import ImproperlyConfigured
 
 from ..conf import TENANT
+from ..live.topic_batch import declare_topics
 from .route import TopicRoute
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class BaseTopic:
             )
         if "route" in vars(cls):
             cls._route = TopicRoute(cls.route)
+            declare_topics()
         if cls._route is not None:
             cls._check_parameters(cls._route.parameters)
 

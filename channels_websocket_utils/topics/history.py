@@ -34,6 +34,7 @@ __all__ = [
     "positions_for_page",
     "read",
     "recover",
+    "shorten",
 ]
 
 
@@ -109,19 +110,29 @@ def recover(questions: Sequence[Missed]) -> list[Replay]:
     """
     Return what was missed, in the order of ``questions``, by one statement.
 
-    So the position and the messages are of the same moment.
+    So the position and the messages are of the same moment. The messages of one answer are at most
+    ``MAX_REPLAY`` long; ``shorten()`` limits those of all.
     """
     keys = [each.topic.key for each in questions]
     found, lists = _read(keys, [each for each in questions if _may_be_kept(each)])
     positions = rows.with_generation(keys, found)
-    budget, replays = MAX_REPLAY, []
+    replays = []
     for each in questions:
         present = Position(*positions[each.topic.key])
         kept = [row[1] for row in lists.get(each.topic.key, ()) if _is_asked_for(each, *row)]
-        replay = _replay(each, present, kept, budget)
-        budget -= _size(replay.messages)
-        replays.append(replay)
+        replays.append(_replay(each, present, kept))
     return replays
+
+
+def shorten(replays: Iterable[Replay]) -> list[Replay]:
+    """Return ``replays`` for one client: those beyond ``MAX_REPLAY`` have the reason ``limit``."""
+    left, answers = MAX_REPLAY, []
+    for replay in replays:
+        size = _size(replay.messages)
+        is_short = size <= left
+        left -= size * is_short
+        answers.append(replay if is_short else Replay(replay.position, reason="limit"))
+    return answers
 
 
 def after(topic: BaseTopic, since: Position) -> Replay:
@@ -211,7 +222,7 @@ def _condition(question: Missed, present: datetime) -> Q:
     return condition & Q(topic__epoch=since.epoch)
 
 
-def _replay(question: Missed, present: Position, messages: list[Message], budget: int) -> Replay:
+def _replay(question: Missed, present: Position, messages: list[Message]) -> Replay:
     since = question.since
     if since is None:
         return Replay(present)
@@ -223,7 +234,7 @@ def _replay(question: Missed, present: Position, messages: list[Message], budget
     missed = present.offset - since.offset
     if len(messages) != min(missed, _MAX_COUNT + 1):
         return Replay(present, reason="expired")
-    if not _is_short(messages) or _size(messages) > budget:
+    if not _is_short(messages) or _size(messages) > MAX_REPLAY:
         return Replay(present, reason="limit")
     return Replay(present, messages)
 

@@ -3,115 +3,109 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
-from ..gate.sign_in import load_user
-from ..gate.verdict import anonymous
+from ..conf import get_setting
+from ..live.age import Age
 from ..live.tasks import run_in_background
-from ..outages import is_outage
-from ..threads import in_topic_pool
-from .authorization import LIMIT, allowed_topics
+from .authorization import AT_ONCE, user_key_of
 from .subscription import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, TypeAlias
+    from typing import TypeAlias
 
+    from .authorization import Authorization, Decision, UserKey
+    from .base import BaseTopic
     from .subscription import Subscription
-    from .topic import Topic
 
-    # The primary key and the backend of a user; None for an anonymous user.
-    _Asked: TypeAlias = tuple[Any, str] | None
-    _Pairs: TypeAlias = dict[Topic, set[Subscription]]
+    _Pairs: TypeAlias = dict[BaseTopic, set[Subscription]]
 
 __all__ = ["Reauthorization"]
 
 
-logger = logging.getLogger("channels_websocket_utils")
-
-# Users about whom is asked at the same time: as many as the pool has threads.
-AT_ONCE = 4
 # Seconds until users are asked about again after an outage of the database.
 RETRY = 1.0
+# Subscriptions that are released or denied before the event loop continues with others.
+_STRIDE = 500
+_NOBODY = (None, "")
 
 
 class Reauthorization:
     """
     The subscriptions of one event loop whose users are asked about again, by user.
 
-    ``release(subscription)`` is called for each that is allowed and ``deny(subscription)`` for each
-    other one, as soon as the answer for its user is there. While the database is unavailable
-    nothing changes: the re-check ends the connections after ``RECHECK_GRACE``. All methods belong
-    to the thread of the event loop.
+    ``release(subscription)`` is called for each that is allowed, and ``deny(subscription, code)``
+    for each other one, as soon as the answer for its user is there. While the database is
+    unavailable they stay as they are, for ``RECHECK_GRACE``. All methods belong to the thread of
+    the event loop.
     """
 
     def __init__(
         self,
+        authorization: Authorization,
         release: Callable[[Subscription], object],
-        deny: Callable[[Subscription], object],
+        deny: Callable[[Subscription, str], object],
     ) -> None:
+        self._authorization = authorization
         self._release, self._deny = release, deny
-        self._waiting: dict[_Asked, _Pairs] = {}
+        self._waiting: dict[UserKey, _Pairs] = {}
+        # An older answer about a user must not come after a younger one.
+        self._asking: set[UserKey] = set()
+        self._outages: dict[UserKey, Age] = {}
         self._tasks: set[asyncio.Future[None]] = set()
 
     def ask(self, subscriptions: Iterable[Subscription]) -> None:
         """Ask about ``subscriptions`` soon; about those that wait already only once."""
         for each in subscriptions:
-            principal = each.connection.principal
-            asked = None if principal is None else (principal.user_id, principal.backend)
-            pairs = self._waiting.setdefault(asked, {})
+            pairs = self._waiting.setdefault(user_key_of(each.connection), {})
             pairs.setdefault(each.feed.topic, set()).add(each)
-        while self._waiting and len(self._tasks) < AT_ONCE:
+        while len(self._tasks) < min(AT_ONCE, len(self._waiting)):
             task = run_in_background(self._run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            # Each task takes one user at first.
-            if len(self._tasks) >= len(self._waiting):
-                break
 
     async def _run(self) -> None:
-        while self._waiting:
-            asked = next(iter(self._waiting))
-            pairs = self._waiting.pop(asked)
+        while True:
+            user_key = next((each for each in self._waiting if each not in self._asking), _NOBODY)
+            if user_key == _NOBODY:
+                return
+            pairs = self._waiting.pop(user_key)
+            self._asking.add(user_key)
             try:
-                allowed = await _within_limit(asked, list(pairs))
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.error("Subscribers could not be authorized again: %s", error)
-                self._put_back(asked, pairs)
-                await asyncio.sleep(RETRY)
-                continue
-            self._apply(asked, pairs, allowed)
+                decision = await self._authorization.decide(user_key, list(pairs))
+                await self._apply(user_key, pairs, decision)
+            finally:
+                self._asking.discard(user_key)
 
-    def _put_back(self, asked: _Asked, pairs: _Pairs) -> None:
-        waiting = self._waiting.setdefault(asked, {})
-        for topic, subscriptions in pairs.items():
-            waiting.setdefault(topic, set()).update(subscriptions)
-
-    def _apply(self, asked: _Asked, pairs: _Pairs, allowed: set[Topic]) -> None:
-        # An event that came since the question asks again. A denial is valid all the same.
-        again = self._waiting.get(asked, {})
+    async def _apply(self, user_key: UserKey, pairs: _Pairs, decision: Decision) -> None:
+        is_grace_over = self._note_outage(user_key, decision.unavailable)
+        number = 0
         for topic, subscriptions in pairs.items():
             for each in subscriptions:
+                number += 1
+                if number % _STRIDE == 0:
+                    await asyncio.sleep(0)
                 if each.state is ENDED:
                     continue
-                if topic not in allowed:
-                    self._deny(each)
-                elif each not in again.get(topic, ()):
-                    self._release(each)
+                if topic in decision.allowed:
+                    # Unless an event that came since the question asks again.
+                    if each not in self._waiting.get(user_key, {}).get(topic, ()):
+                        self._release(each)
+                elif topic not in decision.unavailable:
+                    self._deny(each, "permission_denied")
+                elif is_grace_over:
+                    self._deny(each, "unavailable")
+                else:
+                    asyncio.get_running_loop().call_later(RETRY, self.ask, [each])
 
-
-async def _within_limit(asked: _Asked, topics: list[Topic]) -> set[Topic]:
-    asking = in_topic_pool(_ask)(asked, topics)
-    try:
-        return await asyncio.wait_for(asking, LIMIT)
-    except asyncio.TimeoutError:
-        logger.error("No answer within %s s whether a user may subscribe: no", LIMIT)
-        return set()
-
-
-def _ask(asked: _Asked, topics: list[Topic]) -> set[Topic]:
-    user = anonymous() if asked is None else load_user(*asked)
-    return set() if user is None else allowed_topics(user, topics)
+    def _note_outage(self, user_key: UserKey, topics: set[BaseTopic]) -> bool:
+        """Return whether the database has not answered about the user for too long."""
+        if not topics:
+            self._outages.pop(user_key, None)
+            return False
+        grace = get_setting("RECHECK_INTERVAL") * get_setting("RECHECK_GRACE")
+        is_over = self._outages.setdefault(user_key, Age()).is_over(grace)
+        if is_over:
+            del self._outages[user_key]
+        return is_over

@@ -62,11 +62,20 @@ class Subscription:
 
     ``epoch`` and ``offset`` are the position after the last message that was sent to the client, of
     a topic with history. ``waiting`` are messages that came while they may not be sent; ``None``
-    while none did, or, for a topic with history, if they are too many and must be read from the
-    database. All methods belong to the thread of the event loop.
+    while none did. ``is_doubtful``: an event has named the user since the last authorization began.
+    All methods belong to the thread of the event loop.
     """
 
-    __slots__ = ("_size", "connection", "epoch", "feed", "offset", "state", "waiting")
+    __slots__ = (
+        "_size",
+        "connection",
+        "epoch",
+        "feed",
+        "is_doubtful",
+        "offset",
+        "state",
+        "waiting",
+    )
 
     def __init__(self, connection: Connection, feed: Feed) -> None:
         self.connection = connection
@@ -74,6 +83,7 @@ class Subscription:
         self.state = SUBSCRIBING
         self.epoch: str | None = None
         self.offset = 0
+        self.is_doubtful = False
         self.waiting: list[TopicFrame] | None = None
         self._size = 0
 
@@ -115,7 +125,9 @@ class Subscription:
         return True
 
     def _push(self, frame: TopicFrame) -> None:
-        self.connection.push(frame.text_for(self.connection.global_id), self)
+        text = frame.text_for(self.connection)
+        if text is not None:
+            self.connection.push(text, self)
 
     def _keep(self, frame: TopicFrame) -> None:
         # While HELD, a topic with history keeps nothing: the messages are read afterwards.
@@ -128,9 +140,8 @@ class Subscription:
             self.waiting.append(frame)
         elif frame.offset is None:
             # Nothing can bring it back. The client reconnects and knows that it was away.
-            self.connection.end_as_slow()
-        else:
-            self.waiting.clear()
+            self.connection.end_stalled()
+        # Messages of a topic with history that are not kept are read from the database.
 
     def take_waiting(self) -> list[TopicFrame]:
         """Return the messages that were kept, and keep no more of them."""

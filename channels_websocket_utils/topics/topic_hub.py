@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from ..conf import get_setting
+from ..live import broadcast
+from ..live.age import Age
+from ..live.hub import register, user_ids
+from ..live.knowledge import PERIOD
 from ..live.tasks import run_in_background
-from ..outages import is_outage
+from ..outages import is_outage, text_of
 from ..threads import in_our_pool
 from . import rows
-from .delivery import Delivery
+from .authorization import Authorization
 from .feed import Feed
 from .frames import unsubscribed_text
 from .position import Position
 from .reauthorization import Reauthorization
+from .recovery import Recovery
+from .reports import Reports
 from .subscription import ENDED, HELD, LIVE, SUBSCRIBING, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from ..live.connection import Connection
     from ..live.hub import Hub
-    from .topic import Topic
+    from .base import BaseTopic
 
-__all__ = ["TopicHub"]
+__all__ = ["TopicHub", "topic_hub_of"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -39,6 +46,24 @@ TAIL = 1.0
 BATCH = 500
 
 
+async def topic_hub_of(connection: Connection) -> TopicHub:
+    """
+    Return the ``TopicHub`` of the event loop of ``connection``, which is open.
+
+    It may have ended when this returns.
+    """
+    if connection.hub is None:
+        # The gate has read nothing for it: it has no token and no session.
+        await register(connection)
+        if not connection.ended:
+            connection.activate(None)
+    hub = connection.hub
+    if hub.topics is None:
+        hub.topics = TopicHub(hub)
+    found: TopicHub = hub.topics
+    return found
+
+
 class TopicHub:
     """
     The feeds of one event loop, by the key of their topic, and the subscriptions by connection.
@@ -47,23 +72,33 @@ class TopicHub:
     """
 
     def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+        self.authorization = Authorization()
+        self.recovery = Recovery()
+        self.reports = Reports()
+        self._hub = hub
         self._feeds: dict[str, Feed] = {}
         self._by_connection: dict[Connection, dict[str, Subscription]] = {}
-        self._delivery = Delivery()
-        self._reauthorization = Reauthorization(self._release, self._deny)
-        self._timer: asyncio.Future[None] | None = None
+        self._reauthorization = Reauthorization(self.authorization, self._release, self._deny)
+        # When the subscribers of each class were last asked about, all of them.
+        self._asked: dict[type[BaseTopic], Age] = {}
+        self._looked = Age()
+        self._timer: asyncio.TimerHandle | None = None
         self._tail: asyncio.TimerHandle | None = None
+        hub.listen(broadcast.TOPICS, self._check_all)
+
+    async def listen(self) -> None:
+        """Wait until events of other processes are received, 1 s at most."""
+        await self._hub.ready()
 
     def count(self, connection: Connection) -> int:
         """Return the number of subscriptions of ``connection``."""
         return len(self._by_connection.get(connection, ()))
 
-    def has(self, connection: Connection, topic: Topic) -> bool:
+    def has(self, connection: Connection, topic: BaseTopic) -> bool:
         """Return whether ``connection`` is subscribed to ``topic``, or about to be."""
         return topic.key in self._by_connection.get(connection, ())
 
-    def begin(self, connection: Connection, topic: Topic) -> Subscription:
+    def begin(self, connection: Connection, topic: BaseTopic) -> Subscription:
         """
         Begin a subscription, and keep the messages that arrive for it from now on.
 
@@ -72,11 +107,13 @@ class TopicHub:
         self.end(connection, topic.key)
         feed = self._feeds.get(topic.key)
         if feed is None:
-            feed = self._feeds[topic.key] = Feed(topic, self._delivery)
+            feed = Feed(topic, self._hub.delivery, self.reports.add)
+            self._feeds[topic.key] = feed
+            self._asked.setdefault(type(topic), Age())
         subscription = feed.subscriptions[connection] = Subscription(connection, feed)
         self._by_connection.setdefault(connection, {})[topic.key] = subscription
         if self._timer is None:
-            self._timer = run_in_background(self._run())
+            self._arm()
         return subscription
 
     def end(self, connection: Connection, key: str) -> None:
@@ -88,84 +125,142 @@ class TopicHub:
         if not subscriptions:
             del self._by_connection[connection]
         subscription.change_state(ENDED)
+        connection.discard(subscription)
         feed = subscription.feed
         del feed.subscriptions[connection]
         if not feed.subscriptions:
             del self._feeds[key]
-        if not self._feeds and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def remove(self, connection: Connection) -> None:
         """End all subscriptions of ``connection``, which has ended."""
         for key in list(self._by_connection.get(connection, ())):
             self.end(connection, key)
 
+    def go_live(self, subscription: Subscription) -> None:
+        """Deliver the messages of its topic to ``subscription``, whose user is authorized."""
+        subscription.feed.go_live(subscription)
+
     # Events
 
-    def publish(self, messages: Iterable[dict[str, Any]]) -> None:
-        """Deliver published messages, in their order."""
-        for message in messages:
+    def handle_event(self, event: Mapping[str, Any]) -> None:
+        """Apply an event of ``live/topic_batch.py``: its doubts, and then its messages."""
+        for user, key in event["doubts"]:
+            found = self._of_user(user, key)
+            if found:
+                # In the queue of the deliveries: so it comes after the messages before it.
+                self._hub.delivery.put(found, self._doubt)
+        for message in event["messages"]:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
                 feed.receive(message)
+                self.reports.count(feed.topic, len(feed.subscriptions))
                 if message["offset"] is not None and self._tail is None:
-                    self._tail = self.hub.loop.call_later(TAIL, self._look_at_tails)
+                    self._tail = self._call_later(TAIL, self._look_at_tails)
 
-    def reauthorize(self, user_ids: Collection[Any] | None, key: str | None = None) -> None:
-        """
-        Hold the subscriptions of these users (``None``: all) until they are authorized again.
-
-        ``key`` is that of the only topic that has changed, ``None`` for all.
-        """
-        found = [each for each in self._of_users(user_ids) if key in (None, each.feed.topic.key)]
-        for each in found:
-            if each.state is LIVE:
-                each.change_state(HELD)
-            elif each.state is SUBSCRIBING:
-                each.is_doubtful = True
-        self._reauthorization.ask(each for each in found if each.state is HELD)
-
-    def _of_users(self, user_ids: Collection[Any] | None) -> list[Subscription]:
+    def _of_user(self, user: str | None, key: str | None) -> list[Subscription]:
+        if user is None:
+            feeds = (
+                self._feeds.values() if key is None else [self._feeds[key]] * (key in self._feeds)
+            )
+            return [each for feed in feeds for each in feed.subscriptions.values()]
         return [
             subscription
-            for connection, subscriptions in self._by_connection.items()
-            if user_ids is None
-            or (connection.principal is not None and connection.principal.user_id in user_ids)
-            for subscription in subscriptions.values()
+            for connection in self._hub.of_users(user_ids([user]))
+            for subscription in self._by_connection.get(connection, {}).values()
+            if key in (None, subscription.feed.topic.key)
         ]
+
+    def _doubt(self, subscription: Subscription) -> None:
+        """Deliver nothing to ``subscription`` until it is authorized again."""
+        if subscription.state is LIVE:
+            subscription.change_state(HELD)
+        elif subscription.state is SUBSCRIBING:
+            subscription.is_doubtful = True
+        if subscription.state is HELD:
+            self._reauthorization.ask([subscription])
 
     def _release(self, subscription: Subscription) -> None:
         if subscription.state is HELD:
             subscription.feed.go_live(subscription)
 
-    def _deny(self, subscription: Subscription) -> None:
+    def _deny(self, subscription: Subscription, code: str) -> None:
         connection, topic = subscription.connection, subscription.feed.topic
-        connection.discard(subscription)
+        if subscription.state is SUBSCRIBING:
+            return
         self.end(connection, topic.key)
-        connection.push(unsubscribed_text(topic.name, "permission_denied"))
+        connection.push(unsubscribed_text(topic.name, code))
+        self.reports.add(subscription, "denied")
 
     # What the channel layer has lost
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(0.75 * get_setting("RECHECK_INTERVAL"))
-            self._reauthorization.ask(self._due())
-            await self._look(list(self._feeds.values()))
+    def _check_all(self) -> None:
+        """Authorize all subscriptions again and look for messages: events may have been lost."""
+        self._ask_classes(set(self._asked))
+        run_in_background(self._look(list(self._feeds.values())))
+
+    def _arm(self) -> None:
+        # A timer and not a task: no code can cancel it, or raise an exception in it.
+        intervals = [get_setting("RECHECK_INTERVAL"), *map(_interval_of, self._asked)]
+        self._timer = self._call_later(PERIOD * min(intervals), self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        if not self._feeds:
+            self._asked.clear()
+            return
+        self._asked = {
+            type(each.topic): self._asked[type(each.topic)] for each in self._feeds.values()
+        }
+        self._arm()
+        self._ask_classes(self._due())
+        if self._looked.is_over(0.9 * PERIOD * get_setting("RECHECK_INTERVAL")):
+            self._looked = Age()
+            run_in_background(self._look(list(self._feeds.values())))
+
+    def _due(self) -> set[type[BaseTopic]]:
+        """Return the classes whose subscribers must be asked about now."""
+        # A timer may be a little early.
+        found = self._asked.items()
+        return {each for each, asked in found if asked.is_over(0.9 * PERIOD * _interval_of(each))}
+
+    def _ask_classes(self, topic_classes: set[type[BaseTopic]]) -> None:
+        """
+        Ask again about all subscribers of these classes.
+
+        If the process was stopped, the last answers are too old, so messages wait for the new ones.
+        """
+        for topic_class in topic_classes:
+            is_late = self._asked[topic_class].is_over(_interval_of(topic_class))
+            self._asked[topic_class] = Age()
+            found = [
+                each
+                for feed in self._feeds.values()
+                if type(feed.topic) is topic_class
+                for each in feed.subscriptions.values()
+            ]
+            if is_late:
+                self._hub.delivery.put(found, self._doubt)
+            else:
+                self._reauthorization.ask(each for each in found if each.state in (LIVE, HELD))
+
+    def _call_later(self, seconds: float, function: Any) -> asyncio.TimerHandle:
+        return self._hub.loop.call_later(seconds, function, context=Context())
 
     def _look_at_tails(self) -> None:
         self._tail = None
         since = time.monotonic() - TAIL
-        feeds = [each for each in self._feeds.values() if each.last_event is not None]
-        ended = [each for each in feeds if each.last_event <= since]
+        recent = [each for each in self._feeds.values() if each.last_event is not None]
+        ended = [
+            each for each in recent if each.last_event is not None and each.last_event <= since
+        ]
         for each in ended:
             each.last_event = None
-        if len(ended) < len(feeds):
-            self._tail = self.hub.loop.call_later(TAIL, self._look_at_tails)
+        if len(ended) < len(recent):
+            self._tail = self._call_later(TAIL / 4, self._look_at_tails)
         if ended:
             run_in_background(self._look(ended))
 
-    async def _look(self, feeds: list[Feed]) -> None:
+    async def _look(self, feeds: Iterable[Feed]) -> None:
         """Compare the tops in the database with those from before the query."""
         feeds = [each for each in feeds if each.topic.history_size]
         for start in range(0, len(feeds), BATCH):
@@ -176,7 +271,13 @@ class TopicHub:
             except Exception as error:
                 if not is_outage(error):
                     raise
-                logger.error("The tops of topics could not be read: %s", error)
+                logger.error("The tops of topics could not be read: %s", text_of(error))
                 return
             for each, position in zip(some, before, strict=True):
                 each.look(Position(*found[each.topic.key]), position)
+
+
+def _interval_of(topic_class: type[BaseTopic]) -> float:
+    own = topic_class.recheck_interval
+    interval: float = get_setting("RECHECK_INTERVAL") if own is None else own
+    return interval

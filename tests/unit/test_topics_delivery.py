@@ -1,0 +1,399 @@
+"""The messages of topics on their way to the subscribers, in one process."""
+
+import asyncio
+import json
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import transaction
+
+from channels_websocket_utils.live import delivery as delivery_module
+from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live.age import Age
+from channels_websocket_utils.topics import publish_many, topic_hub
+from channels_websocket_utils.topics.events import PublishedMessage
+
+from ..support.helpers import until
+from ..support.topics import (
+    AnyoneTopic,
+    AsyncPage,
+    NewsTopic,
+    OpenPage,
+    OrderTopic,
+    Page,
+    message,
+    subscribe,
+)
+
+PAGES = pytest.mark.parametrize("page", [Page, AsyncPage])
+
+
+def hub_of_topics():
+    (hub,) = hub_module.current_hubs()
+    return hub.topics
+
+
+def feed_of(topic):
+    return hub_of_topics()._feeds[topic.key]
+
+
+def publish_elsewhere(topic, *payloads):
+    """Publish as another process does, and return the messages of its events."""
+    events = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("channels_websocket_utils.live.topic_batch.publish_here", events.append)
+        for payload in payloads:
+            topic.publish(payload)
+    return [each for event in events for each in event["messages"]]
+
+
+async def receive(*messages):
+    hub_of_topics().handle_event({"doubts": [], "messages": messages})
+
+
+@PAGES
+async def test_subscriber_receives_what_is_published(open_page, page):
+    socket = await open_page(page)
+    topic = OrderTopic(pk=42)
+
+    (answer,) = await subscribe(socket, topic.name)
+    await topic.apublish({"state": "paid"})
+
+    position = {"epoch": answer["epoch"], "offset": 0}
+    assert answer == {"topic": "orders/42", **position, "recovered": False, "messages": []}
+    assert await socket.next() == {
+        "key": "websocket.topic",
+        "topic": "orders/42",
+        "offset": 1,
+        "data": {"state": "paid"},
+    }
+
+
+@PAGES
+async def test_topic_without_history_has_no_offsets(open_page, page):
+    socket = await open_page(page)
+
+    answers = await subscribe(socket, "news/all")
+    await NewsTopic(slug="all").apublish({"n": 1})
+
+    assert answers == [{"topic": "news/all", "recovered": False}]
+    assert await socket.next() == {"key": "websocket.topic", "topic": "news/all", "data": {"n": 1}}
+
+
+@PAGES
+async def test_nothing_is_sent_after_unsubscribe(open_page, page):
+    socket = await open_page(page)
+    await subscribe(socket, "news/all", "news/more")
+
+    reply = await socket.call("websocket.unsubscribe", topics=["news/all", "news/none", "what"])
+    await sync_to_async(publish_many)(
+        [(NewsTopic(slug="all"), {"n": 1}), (NewsTopic(slug="more"), {"n": 2})]
+    )
+
+    assert reply["data"] is None
+    assert (await socket.next())["topic"] == "news/more"
+
+
+@PAGES
+async def test_replay_of_an_excluded_connection_has_the_offset_without_the_data(open_page, page):
+    socket, other = await open_page(page), await open_page(page)
+    (answer,) = await subscribe(socket, "orders/1")
+    await subscribe(other, "orders/1")
+    since = {"epoch": answer["epoch"], "offset": 0}
+
+    await socket.call("publish_excluded", pk=1, n=1)
+
+    assert (await other.next_for("websocket.topic"))["data"] == {"n": 1}
+    assert (await subscribe(socket, "orders/1", **since))[0]["messages"] == [{"offset": 1}]
+    replayed = (await subscribe(other, "orders/1", **since))[0]["messages"]
+    assert replayed == [{"offset": 1, "data": {"n": 1}}]
+
+
+async def test_offset_without_data_keeps_the_order_of_an_excluded_connection(open_page):
+    socket = await open_page()
+    await subscribe(socket, "orders/1")
+
+    await socket.send("publish_excluded", pk=1, n=1, reply_key="k")
+    await until(lambda: feed_of(OrderTopic(pk=1)).position.offset == 1)
+    await OrderTopic(pk=1).apublish({"n": 2})
+
+    first = await socket.next_for("websocket.topic")
+    assert first == {"key": "websocket.topic", "topic": "orders/1", "offset": 1}
+    assert await socket.next_for("websocket.topic") == message("orders/1", 2, n=2)
+
+
+async def test_rolled_back_message_is_never_delivered(open_page):
+    socket = await open_page()
+    await subscribe(socket, "orders/1", "news/all")
+
+    @sync_to_async
+    def publish():
+        with transaction.atomic():
+            OrderTopic(pk=1).publish({"n": 1})
+            NewsTopic(slug="all").publish({"n": 1})
+            transaction.set_rollback(True)
+        OrderTopic(pk=1).publish({"n": 2})
+
+    await publish()
+
+    assert await socket.next() == message("orders/1", 1, n=2)
+
+
+async def test_anonymous_subscriber_keeps_the_hub(open_page, transactional_db):
+    socket = await open_page(OpenPage, of=None, cookie=None)
+    user_socket = await open_page()
+    (answer,) = await subscribe(socket, "anyone")
+    # The last connection of a user ends, and the hub lingers for 0 s.
+    await user_socket.bye()
+    await asyncio.sleep(0)
+
+    await AnyoneTopic().apublish({"n": 1})
+
+    assert answer == {"topic": "anyone", "recovered": False}
+    assert (await socket.next())["data"] == {"n": 1}
+
+
+async def test_subscriptions_of_a_connection_that_has_ended_are_removed(open_page):
+    socket = await open_page()
+    await subscribe(socket, "orders/1", "news/all")
+    topics = hub_of_topics()
+
+    await socket.bye()
+
+    assert not topics._feeds
+    assert not topics._by_connection
+
+
+async def test_repeated_subscribe_ends_the_earlier_one(open_page):
+    socket = await open_page()
+    await subscribe(socket, "orders/1")
+    await subscribe(socket, "orders/1")
+
+    await OrderTopic(pk=1).apublish({"n": 1})
+
+    assert await socket.next() == message("orders/1", 1, n=1)
+    assert await nothing_waits(socket)
+
+
+async def nothing_waits(socket):
+    """Return whether no message came before the answer to a call."""
+    await socket.send("echo", reply_key="last")
+    return (await socket.next())["key"] == "last"
+
+
+# In order, once
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(0, 1, 2, 3), (3, 0, 1, 2), (1, 0, 3, 2), (0, 0, 1, 1, 3, 2, 3), (2,), (3, 2, 1, 0)],
+    ids=["in order", "last first", "swapped", "repeated", "lost", "backwards"],
+)
+async def test_events_in_any_order_are_delivered_once_and_in_order(open_page, order):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    messages = await sync_to_async(publish_elsewhere)(topic, *({"n": n} for n in range(4)))
+
+    for each in order:
+        await receive(messages[each])
+
+    assert [await socket.next() for _ in range(4)] == [
+        message("orders/1", n + 1, n=n) for n in range(4)
+    ]
+    assert await nothing_waits(socket)
+
+
+async def test_naive_delivery_of_events_in_any_order_goes_backwards(open_page, monkeypatch):
+    """The naive code: what arrives is delivered."""
+    monkeypatch.setattr(
+        "channels_websocket_utils.topics.subscription.Subscription.send",
+        lambda self, frame: self._push(frame) or True,
+    )
+    socket = await open_page()
+    topic = NewsTopic(slug="x")
+    await subscribe(socket, topic.name)
+    messages = await sync_to_async(publish_elsewhere)(topic, {"n": 0}, {"n": 1})
+
+    await receive(messages[1], messages[0])
+
+    assert [(await socket.next())["data"]["n"] for _ in range(2)] == [1, 0]
+
+
+async def test_tail_of_a_burst_that_was_lost_is_read(open_page, monkeypatch):
+    monkeypatch.setattr(topic_hub, "TAIL", 0.05)
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    messages = await sync_to_async(publish_elsewhere)(topic, {"n": 0}, {"n": 1}, {"n": 2})
+
+    await receive(messages[0])
+
+    assert [(await socket.next())["offset"] for _ in range(3)] == [1, 2, 3]
+
+
+async def test_timer_finds_messages_of_which_no_event_has_come(open_page, settings):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 0.2, "RECHECK_GRACE": 10**6}
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+
+    await sync_to_async(publish_elsewhere)(topic, {"n": 0}, {"n": 1})
+
+    assert [(await socket.next())["offset"] for _ in range(2)] == [1, 2]
+
+
+async def test_missed_messages_are_read_once_for_all_subscribers(open_page, monkeypatch):
+    reads, after = [], topic_hub.Feed.repair.__globals__["history"].after
+    sockets = [await open_page() for _ in range(5)]
+    topic = OrderTopic(pk=1)
+    for socket in sockets:
+        await subscribe(socket, topic.name)
+    messages = await sync_to_async(publish_elsewhere)(topic, {"n": 0}, {"n": 1})
+    monkeypatch.setattr(
+        "channels_websocket_utils.topics.history.after",
+        lambda *args: reads.append(args) or after(*args),
+    )
+
+    await receive(messages[1])
+
+    for socket in sockets:
+        assert [(await socket.next())["offset"] for _ in range(2)] == [1, 2]
+    assert len(reads) == 1
+
+
+async def test_live_client_gets_one_gap_if_the_missed_messages_are_not_kept(open_page):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    (answer,) = await subscribe(socket, topic.name)
+    await topic.apublish({"n": 0})
+    messages = await sync_to_async(publish_elsewhere)(topic, *({"n": n} for n in range(150)))
+
+    await receive(messages[-1])
+    await until(lambda: feed_of(topic).position.offset == 151)
+    await topic.apublish({"n": "last"})
+
+    assert await socket.next() == message("orders/1", 1, n=0)
+    assert await socket.next() == {
+        "key": "websocket.gap",
+        "topic": "orders/1",
+        "epoch": answer["epoch"],
+        "offset": 151,
+        "reason": "expired",
+    }
+    assert await socket.next() == message("orders/1", 152, n="last")
+
+
+async def test_live_client_gets_a_gap_when_a_topic_is_cleared(open_page):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    (answer,) = await subscribe(socket, topic.name)
+    await topic.apublish({"n": 0})
+
+    await topic.aclear()
+    gap = (await socket.next(), await socket.next())[1]
+    await topic.apublish({"n": 1})
+
+    assert gap["reason"] == "epoch"
+    assert (gap["epoch"] != answer["epoch"], gap["offset"]) == (True, 0)
+    assert await socket.next() == message("orders/1", 1, n=1)
+
+
+async def test_message_too_long_for_an_event_is_read(open_page):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    (found,) = await sync_to_async(publish_elsewhere)(topic, {"n": 0})
+
+    await receive({**found, "data": None})
+
+    assert await socket.next() == message("orders/1", 1, n=0)
+
+
+# Load
+
+
+async def test_delivery_to_many_lets_other_tasks_run(open_page, monkeypatch):
+    monkeypatch.setattr(delivery_module, "SLICE", 0)
+    monkeypatch.setattr(delivery_module, "_STRIDE", 1)
+    socket = await open_page()
+    await subscribe(socket, "orders/1")
+    (hub,) = hub_module.current_hubs()
+    turns, delivered = [], []
+
+    async def other():
+        while len(delivered) < 20:
+            turns.append(len(delivered))
+            await asyncio.sleep(0)
+
+    hub.delivery.put(range(20), delivered.append)
+    await other()
+
+    assert delivered == list(range(20))
+    assert len(turns) > 10
+
+
+async def test_small_delivery_needs_no_task(open_page, monkeypatch):
+    await subscribe(await open_page(), "orders/1")
+    (hub,) = hub_module.current_hubs()
+    delivered = []
+    monkeypatch.setattr(delivery_module, "run_in_background", None)
+
+    hub.delivery.put(range(20), delivered.append)
+
+    assert delivered == list(range(20))
+
+
+async def test_error_of_one_delivery_does_not_end_the_others(open_page, caplog):
+    await subscribe(await open_page(), "orders/1")
+    (hub,) = hub_module.current_hubs()
+    delivered = []
+
+    def deliver(number):
+        if number == 1:
+            raise ZeroDivisionError
+        delivered.append(number)
+
+    hub.delivery.put(range(3), deliver)
+
+    assert delivered == [0, 2]
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_message_is_encoded_once_for_all_subscribers(open_page, monkeypatch):
+    sockets = [await open_page() for _ in range(3)]
+    for socket in sockets:
+        await subscribe(socket, "news/all")
+    encoded, dumps = [], json.dumps
+    monkeypatch.setattr(
+        "channels_websocket_utils.topics.frames.json.dumps",
+        lambda content: encoded.append(content) or dumps(content),
+    )
+
+    await NewsTopic(slug="all").apublish({"n": 1})
+    for socket in sockets:
+        await socket.next()
+
+    frames = [each for each in encoded if "key" in each]
+    assert frames == [{"key": "websocket.topic", "topic": "news/all"}]
+
+
+async def test_deliveries_wait_while_the_last_check_is_too_old(open_page, monkeypatch):
+    socket = await open_page()
+    await subscribe(socket, "news/all")
+    (hub,) = hub_module.current_hubs()
+    checks = []
+    started = hub.recheck._start_full_check
+    monkeypatch.setattr(hub.recheck, "_start_full_check", lambda: checks.append(1) or started())
+    hub.recheck.knowledge._known = Age(1000)
+
+    await NewsTopic(slug="all").apublish({"n": 1})
+
+    assert (await socket.next())["data"] == {"n": 1}
+    assert checks
+
+
+def test_published_message_has_the_fields_of_the_event():
+    made = PublishedMessage("k", "n", "e", 1, "{}")
+
+    assert made.excluded == ""
