@@ -48,7 +48,7 @@ class Lateness:
         knowledge: Knowledge,
         start_check: Callable[[], tuple[asyncio.Future[None], bool]],
         note_outage: Callable[[], object],
-        is_watching: Callable[[], bool],
+        is_watching: Callable[[], bool] = lambda: True,
     ) -> None:
         self.is_stale = knowledge.is_stale
         self._knowledge = knowledge

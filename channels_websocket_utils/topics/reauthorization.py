@@ -59,7 +59,7 @@ class Reauthorization:
         """Ask about ``subscriptions`` soon; about those that wait already only once."""
         for each in subscriptions:
             pairs = self._waiting.setdefault(user_key_of(each.connection), {})
-            pairs.setdefault(each.feed.topic, set()).add(each)
+            pairs.setdefault(each.topic, set()).add(each)
         while len(self._tasks) < min(AT_ONCE, len(self._waiting)):
             task = run_in_background(self._run())
             self._tasks.add(task)

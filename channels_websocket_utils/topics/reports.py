@@ -34,7 +34,7 @@ class Reports:
     def add(self, subscription: Subscription, outcome: str) -> None:
         """Send ``subscription_changed`` with this ``outcome`` soon."""
         if has_receivers(subscription_changed):
-            connection, topic = subscription.connection, subscription.feed.topic
+            connection, topic = subscription.connection, subscription.topic
             self._changes.append({"connection": connection, "topic": topic, "outcome": outcome})
             self._start()
 

@@ -9,7 +9,7 @@ from .position import Position
 
 if TYPE_CHECKING:
     from ..live.connection import Connection
-    from .feed import Feed
+    from .base import BaseTopic
     from .frames import TopicFrame
 
 __all__ = ["ENDED", "HELD", "LIVE", "SUBSCRIBING", "Subscription", "SubscriptionState"]
@@ -58,7 +58,7 @@ _NEXT_STATES: dict[SubscriptionState, frozenset[SubscriptionState]] = {
 
 class Subscription:
     """
-    One connection's subscription to the topic of ``feed``.
+    One connection's subscription to ``topic``.
 
     ``epoch`` and ``offset`` are the position after the last message that was sent to the client, of
     a topic with history. ``waiting`` are messages that came while they may not be sent; ``None``
@@ -70,16 +70,16 @@ class Subscription:
         "_size",
         "connection",
         "epoch",
-        "feed",
         "is_doubtful",
         "offset",
         "state",
+        "topic",
         "waiting",
     )
 
-    def __init__(self, connection: Connection, feed: Feed) -> None:
+    def __init__(self, connection: Connection, topic: BaseTopic) -> None:
         self.connection = connection
-        self.feed = feed
+        self.topic = topic
         self.state = SUBSCRIBING
         self.epoch: str | None = None
         self.offset = 0

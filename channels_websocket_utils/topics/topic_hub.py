@@ -110,7 +110,7 @@ class TopicHub:
             feed = Feed(topic, self._hub.delivery, self.reports.add)
             self._feeds[topic.key] = feed
             self._asked.setdefault(type(topic), Age())
-        subscription = feed.subscriptions[connection] = Subscription(connection, feed)
+        subscription = feed.subscriptions[connection] = Subscription(connection, topic)
         self._by_connection.setdefault(connection, {})[topic.key] = subscription
         if self._timer is None:
             self._arm()
@@ -126,7 +126,7 @@ class TopicHub:
             del self._by_connection[connection]
         subscription.change_state(ENDED)
         connection.discard(subscription)
-        feed = subscription.feed
+        feed = self._feeds[key]
         del feed.subscriptions[connection]
         if not feed.subscriptions:
             del self._feeds[key]
@@ -138,7 +138,7 @@ class TopicHub:
 
     def go_live(self, subscription: Subscription) -> None:
         """Deliver the messages of its topic to ``subscription``, whose user is authorized."""
-        subscription.feed.go_live(subscription)
+        self._feeds[subscription.topic.key].go_live(subscription)
 
     # Events
 
@@ -167,7 +167,7 @@ class TopicHub:
             subscription
             for connection in self._hub.of_users(user_ids([user]))
             for subscription in self._by_connection.get(connection, {}).values()
-            if key in (None, subscription.feed.topic.key)
+            if key in (None, subscription.topic.key)
         ]
 
     def _doubt(self, subscription: Subscription) -> None:
@@ -181,10 +181,10 @@ class TopicHub:
 
     def _release(self, subscription: Subscription) -> None:
         if subscription.state is HELD:
-            subscription.feed.go_live(subscription)
+            self._feeds[subscription.topic.key].go_live(subscription)
 
     def _deny(self, subscription: Subscription, code: str) -> None:
-        connection, topic = subscription.connection, subscription.feed.topic
+        connection, topic = subscription.connection, subscription.topic
         if subscription.state is SUBSCRIBING:
             return
         self.end(connection, topic.key)

@@ -9,7 +9,7 @@ http = get_asgi_application()
 from channels_websocket_utils.asgi import get_application  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 
-from . import client_site, consumers  # noqa: E402
+from . import client_site, consumers, topics  # noqa: E402
 
 
 def gate(**options):
@@ -20,6 +20,7 @@ def gate(**options):
         path("async/<str:token>", consumers.AsyncManager.as_asgi()),
         path("slow/<str:token>", consumers.Slow.as_asgi()),
         path("group/<str:token>", consumers.Group.as_asgi()),
+        path("topics/<str:token>", topics.AsyncPage.as_asgi()),
     ]
     return WebSocketTokenAuthMiddlewareStack(URLRouter(routes), **options)
 

@@ -15,6 +15,7 @@ PACKAGE = Path(channels_websocket_utils.__file__).parent
 LAYERS = {
     "foundations": {
         "callers",
+        "client_waits",
         "compat",
         "conf",
         "database_connections",

@@ -17,7 +17,7 @@ from channels_websocket_utils.connections import live_connections
 from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.gate import decision, freshness, revocations
 from channels_websocket_utils.gate.revocations import revoke
-from channels_websocket_utils.live import age, held, knowledge, lateness, recheck
+from channels_websocket_utils.live import age, delivery, held, knowledge, lateness, recheck
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.messaging import permissions
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack
@@ -823,7 +823,7 @@ async def test_naive_push_after_a_pause_is_delivered(user, open_as, pause):
 async def test_few_pushes_wait_for_one_check_and_keep_their_order(
     user, open_as, pause, checks, monkeypatch, caplog
 ):
-    monkeypatch.setattr(lateness, "MOST_PUSHES", 3)
+    monkeypatch.setattr(delivery, "MOST", 3)
     socket = await open_as()
     checks.go.clear()
     pause()

@@ -301,7 +301,7 @@ async def numbers_of(socket, key):
 
 
 def waits():
-    return len(threads._client_waits)
+    return len(threads._client_waits._ends)
 
 
 @pytest.mark.parametrize("method", ["many", "numbers"])

@@ -17,6 +17,7 @@ from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
 from channels_websocket_utils import database_connections, threads
+from channels_websocket_utils.client_waits import ClientWaits
 from channels_websocket_utils.consumers import (
     AsyncWebSocketManagerConsumer,
     WebSocketManagerConsumer,
@@ -293,9 +294,10 @@ async def test_wait_of_a_closed_event_loop_fails_no_work(transactional_db, setti
     closed, ended = asyncio.new_event_loop(), []
     closed.close()
     ends = [lambda: closed.call_soon_threadsafe(print), lambda: ended.append(1)]
-    monkeypatch.setattr(threads, "_client_waits", {object(): end for end in ends})
-
-    assert await in_handler_pool(lambda: 1)() == 1
+    waits = ClientWaits()
+    monkeypatch.setattr(threads, "_client_waits", waits)
+    with waits.added(ends[0]), waits.added(ends[1]):
+        assert await in_handler_pool(lambda: 1)() == 1
 
     assert ended == [1]
     assert threads._at_work["handlers"] == 0
