@@ -10,7 +10,8 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 
 from .compat import is_under_thread
-from .threads import in_our_pool, in_pool
+from .threads import in_our_pool
+from .threads import in_pool as _in_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -55,4 +56,4 @@ def in_caller_or_pool(
 def in_publish_pool(function: Callable[P, R]) -> Twin[P, R]:
     """Return an async twin of ``function``, which locks rows of topics."""
     # It waits until the transactions end that have locked the rows. Connects must not.
-    return in_pool(function, "publish", PUBLISH_THREADS)
+    return _in_pool(function, "publish", PUBLISH_THREADS)

@@ -312,8 +312,8 @@ WEAKNESSES = [
     (
         "send queued pushes before revocations",
         "live/sender.py",
-        "{broadcast.REVOCATIONS: _Queue(), broadcast.PUSHES: _Queue()}",
-        "{broadcast.PUSHES: _Queue(), broadcast.REVOCATIONS: _Queue()}",
+        "groups = broadcast.REVOCATIONS, broadcast.TOPICS, broadcast.PUSHES",
+        "groups = broadcast.PUSHES, broadcast.TOPICS, broadcast.REVOCATIONS",
         "events::test_full_queue_of_pushes_neither_drops_nor_delays_a_logout",
     ),
     (
@@ -1252,8 +1252,8 @@ WEAKNESSES = [
     (
         "let the work of a thread wait for the same pool",
         "threads.py",
-        "    if any(work.pool == name for work in _works_of_threads()):",
-        "    if False:",
+        "    is_nested = any(work.pool == name for work in _works_of_threads())",
+        "    is_nested = False",
         "threads::test_code_in_a_thread_never_waits_for_another_thread_of_its_pool",
     ),
     (
@@ -1498,6 +1498,148 @@ WEAKNESSES = [
         "if (perms := perms_of(function)) else",
         "if (perms := ()) else",
         "websockets_command::test_overview_names_routes_gates_consumers_and_permissions",
+    ),
+    # Topics: publishing and history
+    (
+        "recover one message too few",
+        "topics/history.py",
+        "    if len(messages) != min(missed, _MAX_COUNT + 1):",
+        "    if len(messages) < min(missed, _MAX_COUNT + 1) - 1:",
+        "topic_history::test_messages_beyond_the_size_have_expired",
+    ),
+    (
+        "replay the message at the position of the page again",
+        "topics/history.py",
+        "Q(offset__gt=since.offset)\n    # One",
+        "Q(offset__gte=since.offset)\n    # One",
+        "topic_history::test_page_at_the_top_has_missed_nothing",
+    ),
+    (
+        "recover from an empty epoch",
+        "topics/history.py",
+        "    if not since.epoch or since.epoch != present.epoch or",
+        "    if (since.epoch and since.epoch != present.epoch) or",
+        "topic_history::test_other_epoch_is_not_recovered",
+    ),
+    (
+        "recover from a position beyond the top",
+        "topics/history.py",
+        "or since.offset > present.offset:",
+        "or False:",
+        "topic_history::test_offset_beyond_the_top_is_not_recovered",
+    ),
+    (
+        "compare with the database what a client sends as an epoch",
+        "topics/history.py",
+        "    return rows.is_epoch(since.epoch) and since.offset <= _MAX_OFFSET - _MAX_COUNT",
+        "    return True",
+        "topic_history::test_offset_beyond_the_top_is_not_recovered",
+    ),
+    (
+        "show a user the history from before the user's time",
+        "topics/history.py",
+        "    return is_newer and (question.after is None or time >= question.after)",
+        "    return is_newer",
+        "topic_history::test_question_of_one_user_shows_nothing_to_another_one",
+    ),
+    (
+        "read the texts of a replay that is too long",
+        "topics/history.py",
+        "    is_short = When(size__lte=MAX_REPLAY,",
+        "    is_short = When(size__gte=0,",
+        "topic_history::test_texts_that_are_too_long_together_are_not_read",
+    ),
+    (
+        "keep one message more than history_size",
+        "topics/rows.py",
+        'F("topic__top") - topic.history_size)',
+        'F("topic__top") - topic.history_size - 1)',
+        "topic_history::test_messages_beyond_the_size_have_expired",
+    ),
+    (
+        "prune by time alone, without the form that names an offset",
+        "topics/rows.py",
+        "rows.filter(offset__lt=Greatest(first_young, Value(top - size + 1)))",
+        "rows.filter(Q(created_at__lt=before) | Q(offset__lte=top - size))",
+        "topic_history::test_pruning_never_leaves_a_hole",
+    ),
+    (
+        "give a new topic the generation from before it waited",
+        "topics/rows.py",
+        "    if top == 1 and epoch.startswith(_GIVEN):",
+        "    if False:",
+        "topic_publishing::test_new_topic_has_the_generation_of_its_commit",
+    ),
+    (
+        "keep the generation when topics are deleted",
+        "topics/rows.py",
+        "        topics().filter(key=GENERATION).update(epoch=_new_epoch(_GIVEN), "
+        "published_at=clock.now())\n",
+        "",
+        "topic_history::test_topic_that_was_deleted_begins_with_a_new_generation",
+    ),
+    (
+        "keep the epoch when a topic is cleared",
+        "topics/rows.py",
+        ".update(epoch=epoch, top=0, published_at=clock.now()):",
+        ".update(top=0, published_at=clock.now()):",
+        "topic_history::test_clear_and_its_epoch",
+    ),
+    (
+        "read the top and write it back without a lock",
+        "topics/rows.py",
+        "    found = [_raise_top(topic, present) for topic, _ in entries]\n",
+        "    found = []\n"
+        "    for topic, _ in entries:\n"
+        "        old = topics().filter(key=topic.key).first()\n"
+        "        if old is None:\n"
+        "            found.append(_raise_top(topic, present))\n"
+        "        else:\n"
+        "            topics().filter(key=topic.key).update(top=old.top + 1)\n"
+        "            found.append((old.epoch, old.top + 1))\n",
+        "topic_publishing::test_publish_begins_with_a_write",
+    ),
+    (
+        "lock the topics of publish_many in the order of the caller",
+        "topics/publishing.py",
+        "        key=lambda index: messages[index][0].key,\n",
+        "        key=lambda index: 0,\n",
+        "topic_publishing::test_publish_many_locks_the_topics_in_the_order_of_their_keys",
+    ),
+    (
+        "publish in another thread than the caller's transaction",
+        "callers.py",
+        "    return sync_to_async(function) if is_under_thread() else in_pool(function)",
+        "    return in_pool(function)",
+        "topic_publishing::test_async_publish_under_async_to_sync_is_part_of_the_callers_transaction",
+    ),
+    (
+        "publish in the pool of the gate",
+        "callers.py",
+        '    return _in_pool(function, "publish", PUBLISH_THREADS)',
+        "    return in_our_pool(function)",
+        "topic_publishing::test_publishes_that_wait_for_a_lock_delay_no_other_work_of_the_package",
+    ),
+    (
+        "give two classes with one name the same topic",
+        "topics/base.py",
+        "json.dumps([TENANT, self.label, self.name])",
+        "json.dumps([TENANT, self.name])",
+        "topic_names::test_topics_of_two_classes_with_one_name_have_two_keys",
+    ),
+    (
+        "accept a name that does not render to itself",
+        "topics/route.py",
+        "        return values if is_canonical else None",
+        "        return values",
+        "topic_names::test_name_that_does_not_render_to_itself_is_no_topic",
+    ),
+    (
+        "let a failed publish leave an offset without its message",
+        "topics/publishing.py",
+        "transaction.atomic(using=using, savepoint=False) if order else",
+        "nullcontext() if order else",
+        "topic_publishing::test_caller_cannot_commit_an_offset_without_its_message",
     ),
     # Topics: who may subscribe
     (

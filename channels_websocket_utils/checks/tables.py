@@ -10,7 +10,12 @@ from django.core.checks import Tags, Warning, register
 from django.db import connections
 
 from ..compat import router
-from ..models import WebSocketRevocation, WebSocketToken
+from ..models import (
+    WebSocketRevocation,
+    WebSocketToken,
+    WebSocketTopic,
+    WebSocketTopicMessage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +49,7 @@ def check_tables(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
 
 
 def _missing_tables(alias: str) -> list[str]:
-    models = (WebSocketToken, WebSocketRevocation)
+    models = (WebSocketToken, WebSocketRevocation, WebSocketTopic, WebSocketTopicMessage)
     wanted = [each._meta.db_table for each in models if router.db_for_write(each) == alias]
     if not wanted:
         return []

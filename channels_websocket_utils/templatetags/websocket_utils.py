@@ -4,6 +4,7 @@ The template tag ``{% websocket_manager %}``: the client's ``<script>`` with its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from django.urls import NoReverseMatch, is_valid_path, reverse
 from django.utils.html import format_html
 from django.views.decorators.debug import sensitive_variables
 
+from .. import strict_json
 from ..gate.identity import identity_of, identity_of_session
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def websocket_manager(
     token_url: str | None = None,
     token_source: Literal["path", "subprotocol"] | None = None,
     token_path: str | None = None,
+    positions: Mapping[str, Any] | None = None,
     **attributes: Any,
 ) -> SafeString:
     """
@@ -54,13 +57,14 @@ def websocket_manager(
     requests later tokens from ``token_url``, by default the token endpoint of the site's URLs;
     ``""`` means none. ``token_source`` is ``"subprotocol"`` if the gate uses that source.
     ``token_path`` is the path that tokens are for, if a proxy changes the path of the WebSocket;
-    ``""`` means any path. All other arguments become attributes of the tag, such as ``defer=True``.
-    A ``csp_nonce`` in the context becomes its ``nonce``.
+    ``""`` means any path. ``positions`` is the result of ``topic_positions()``: the page receives
+    what is published to these topics from that moment on. All other arguments become attributes of
+    the tag, such as ``defer=True``. A ``csp_nonce`` in the context becomes its ``nonce``.
 
     The result is for one user and one response, because it contains the CSRF token, the identity of
-    the user, and ``token``. Raises ``ImproperlyConfigured`` if ``path`` or a segment is empty, or
-    ``path`` not a string, such as the value of a misspelt variable, and if the site's URLs contain
-    no token endpoint and ``token_url`` is left out.
+    the user, and ``token``. Raises ``ImproperlyConfigured`` if ``path`` or a segment is empty,
+    ``path`` not a string, or ``positions`` not a dictionary, such as the value of a misspelt
+    variable, and if the site's URLs contain no token endpoint and ``token_url`` is left out.
 
     In Jinja2 it is a global: ``jinja2.pass_context(websocket_manager)``.
     """
@@ -77,6 +81,7 @@ def websocket_manager(
         "data-token-source": token_source,
         # Without a value the attribute is the empty text, which an attribute of "" would not be.
         "data-token-path": True if token_path == "" else token_path,
+        "data-positions": _positions(positions),
         "data-identity": _identity(context, _is_of_session(url, bool(token))),
         **_csrf_attributes(context),
     }
@@ -100,6 +105,15 @@ def _joined(path: object, segments: tuple[object, ...]) -> str:
         )
     end = "/" if path.endswith("/") else ""
     return "/".join([path.rstrip("/"), *(quote(text, safe="") for text in texts)]) + end
+
+
+def _positions(positions: object) -> str | None:
+    if positions is not None and not isinstance(positions, Mapping):
+        raise ImproperlyConfigured(
+            "websocket_manager needs the result of topic_positions() as its positions, not "
+            f"{positions!r}."
+        )
+    return strict_json.encode(dict(positions)) if positions else None
 
 
 def _token_endpoint() -> str:

@@ -119,6 +119,7 @@ def test_templates_of_the_docs_render(name, number, code, user):
     request.user = user
     # The context processors of startproject add the request.
     context = {"request": request, "token": get_websocket_token(user)}
+    context["positions"] = {"teams/1": {"epoch": "g", "offset": 1}}
 
     html = engines["django"].from_string(code).render(context, request)
 

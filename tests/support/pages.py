@@ -29,7 +29,7 @@ PARTS = (
     "admin checks client commands existing_consumers gate howto_behind_nginx howto_from_0_1 "
     "howto_from_own_token howto_several_servers javascript live_sockets messages middleware "
     "native_clients performance permissions revocation sample_site security settings signals "
-    "streams token_stores tokens wire"
+    "streams token_stores tokens topics wire"
 )
 NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}

@@ -389,10 +389,11 @@ async def test_async_publish_in_a_thread_of_an_event_loop_is_part_of_its_transac
     """The way of a sync view under ASGI that calls async code."""
 
     def view():
-        with rolled_back():
-            topic.publish({})
-            async_to_sync(topic.apublish)({})
-        return topic.history()
+        with contextlib.closing(connection):
+            with rolled_back():
+                topic.publish({})
+                async_to_sync(topic.apublish)({})
+            return topic.history()
 
     assert await sync_to_async(view)() == []
 

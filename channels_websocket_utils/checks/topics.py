@@ -1,0 +1,146 @@
+"""Checks of topics: declarations, their database, and processes that receive no messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import django
+from channels.layers import InMemoryChannelLayer
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import Error, Tags, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from .. import topics
+from ..compat import router
+from ..conf import get_setting
+from ..topics import rows
+from .deployment import layer_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from django.core.checks import CheckMessage
+
+__all__ = ["check_topic_database", "check_topic_processes", "check_topics"]
+
+
+def declared_topics() -> list[type[topics.Topic]]:
+    """Return the classes that the modules ``topics`` of the installed apps declare."""
+    modules = {f"{app.name}.topics" for app in apps.get_app_configs()}
+    return [
+        each
+        for each in topics.Topic.with_subclasses()
+        if any(f"{each.__module__}.".startswith(f"{module}.") for module in modules)
+    ]
+
+
+@register
+def check_topics(**kwargs: Any) -> list[CheckMessage]:
+    """Report topics that are declared wrongly (E011, E012), and their transactions (W015, W016)."""
+    declared = declared_topics()
+    problems = [problem for each in declared for problem in _declaration_problems(each)]
+    kept = [each for each in declared if each.history_size]
+    return [*problems, *_mode_problems(), *_router_problems(kept)] if kept else problems
+
+
+def _declaration_problems(topic: type[topics.Topic]) -> Iterator[CheckMessage]:
+    if not topic.is_restricted():
+        yield Error(
+            f"{topic.label} does not declare who may subscribe, so nobody may.",
+            hint="Set permissions, () for all signed-in users, or define can_subscribe().",
+            id="channels_websocket_utils.E011",
+        )
+    problem = topic.route_problem() or _history_problem(topic)
+    if problem:
+        yield Error(
+            f"{topic.label} with the route {topic.route!r} cannot be used: {problem}.",
+            hint="See docs/topics.rst.",
+            id="channels_websocket_utils.E012",
+        )
+
+
+def _history_problem(topic: type[topics.Topic]) -> str | None:
+    size, age = topic.history_size, topic.history_age
+    if type(size) is not int or size < 0:
+        return f"history_size is a whole number, 0 or more, not {size!r}"
+    if not isinstance(age, (int, float)) or not 0 < age <= 10**9:
+        return f"history_age is a number of seconds above 0, not {age!r}"
+    return None
+
+
+def _mode_problems() -> Iterator[CheckMessage]:
+    database = settings.DATABASES.get(rows.alias(), {})
+    mode = str(database.get("OPTIONS", {}).get("transaction_mode", "")).upper()
+    is_sqlite = database.get("ENGINE", "").endswith("sqlite3")
+    if is_sqlite and django.VERSION >= (5, 1) and mode not in ("IMMEDIATE", "EXCLUSIVE"):
+        yield Warning(
+            f"Topics have a history in the SQLite database {rows.alias()!r}. A transaction that "
+            "reads and then publishes fails with 'database is locked' if another one has written "
+            "meanwhile.",
+            hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE"} in DATABASES.',
+            id="channels_websocket_utils.W015",
+        )
+
+
+def _router_problems(kept: Sequence[type[topics.Topic]]) -> Iterator[CheckMessage]:
+    using = rows.alias()
+    for topic in kept:
+        app = apps.get_containing_app_config(topic.__module__)
+        models = [] if app is None else list(app.get_models())
+        others = {router.db_for_write(model) for model in models} - {using}
+        if others and len(others) == len({router.db_for_write(model) for model in models}):
+            yield Warning(
+                f"DATABASE_ROUTERS puts the models of {topic.label}'s app into {sorted(others)} "
+                f"and topics into {using!r}: a message is no part of their transactions.",
+                hint=f"Publish in transaction.atomic(using={using!r}), or keep both in one "
+                "database.",
+                id="channels_websocket_utils.W016",
+            )
+
+
+@register(Tags.database)
+def check_topic_database(
+    databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Report a database that cannot keep the history of topics (E013)."""
+    using = rows.alias()
+    kept = any(each.history_size for each in declared_topics())
+    if not kept or using not in (databases or ()) or rows.can_keep(connections[using]):
+        return []
+    return [
+        Error(
+            f"Topics have a history, and the database {using!r} cannot keep it.",
+            hint="Use SQLite, PostgreSQL, or MariaDB 10.5 or newer, or set history_size to 0.",
+            id="channels_websocket_utils.E013",
+        )
+    ]
+
+
+@register(deploy=True)
+def check_topic_processes(**kwargs: Any) -> list[CheckMessage]:
+    """Report topics whose messages other processes do not receive, or late (W017)."""
+    declared = declared_topics()
+    try:
+        layer = layer_class(get_setting("CHANNEL_LAYER"))
+    except (ImportError, ImproperlyConfigured):
+        # E001 and E005 report this, or Channels if the layer cannot be imported.
+        return []
+    if settings.DEBUG or (layer is not None and not issubclass(layer, InMemoryChannelLayer)):
+        return []
+    lost = [each.label for each in declared if not each.history_size]
+    late = [each.label for each in declared if each.history_size]
+    parts = [
+        *([f"never the messages of {', '.join(lost)}"] if lost else []),
+        *([f"those of {', '.join(late)} within RECHECK_INTERVAL"] if late else []),
+    ]
+    return [
+        Warning(
+            "No channel layer is shared by the processes. The other ones receive "
+            f"{', and '.join(parts)}.",
+            hint="Use channels_redis, or silence this check for a site of one process.",
+            id="channels_websocket_utils.W017",
+        )
+    ] * bool(parts)
