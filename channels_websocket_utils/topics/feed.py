@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,11 @@ logger = logging.getLogger("channels_websocket_utils")
 
 # Seconds after which a read that has failed is tried again.
 RETRY = 1.0
+# Seconds until an event is lost that another one, or the database, has shown. Events of several
+# processes overtake each other by a few milliseconds.
+PATIENCE = 0.25
+# Events that wait for an earlier one.
+MOST_EARLY = 100
 
 
 class Feed:
@@ -40,13 +46,17 @@ class Feed:
     One topic and its subscriptions in one event loop.
 
     An event of the channel layer makes delivery fast; the database makes it certain. ``position``
-    is that of the newest message that has arrived in order, ``None`` before the first one. If an
-    event shows that messages before it are missing, the feed reads them from the database, once for
-    all subscriptions. Each subscription has a position of its own, which decides what it is sent.
-    So a message is sent once and in order, even if events are lost, repeated or reordered.
+    is that of the newest message whose event has arrived in order, ``None`` before the first one.
+    Each subscription has a position of its own, which decides what it is sent. What it has missed
+    until ``position`` is read from the database, once for all subscriptions. So a message is sent
+    once and in order, even if events are lost, repeated or reordered.
 
-    ``report(subscription, outcome)`` is called with each gap. All methods belong to the thread of
-    the event loop.
+    The event of a message may also contain that a user was denied. So the database must not
+    overtake the events: if an event does not arrive, all subscribers are authorized again, after
+    ``position`` was read from the database, and before anything until there is delivered.
+
+    ``report(subscription, outcome)`` is called with each gap, and ``doubt(subscriptions)`` to have
+    them authorized again. All methods belong to the thread of the event loop.
     """
 
     def __init__(
@@ -54,32 +64,88 @@ class Feed:
         topic: BaseTopic,
         delivery: Delivery,
         report: Callable[[Subscription, str], object],
+        doubt: Callable[[list[Subscription]], object],
     ) -> None:
         self.topic = topic
         self.subscriptions: dict[Connection, Subscription] = {}
         self.position: Position | None = None
         # The monotonic time of the last event, None after the look that follows a burst.
         self.last_event: float | None = None
-        self._delivery, self._report = delivery, report
+        self._delivery, self._report, self._doubt = delivery, report, doubt
         self._repair: asyncio.Future[None] | None = None
         self._is_behind = False
+        # By offset: the events that have arrived before an earlier one.
+        self._early: dict[int, dict[str, Any]] = {}
+        # The position that the running timer waits for, and one that was shown since.
+        self._expected: Position | None = None
+        self._expected_next: Position | None = None
+        self._has_lost = False
 
     def receive(self, event: dict[str, Any]) -> None:
         """Deliver one published message. An event without ``data`` is only news of its position."""
-        epoch, offset, data = event["epoch"], event["offset"], event["data"]
+        offset = event["offset"]
         if offset is None:
-            self._send(TopicFrame(self.topic.name, None, None, data, event["excluded"]))
+            name = self.topic.name
+            self._send(TopicFrame(name, None, None, event["data"], event["excluded"]))
             return
         self.last_event = time.monotonic()
-        position, here = Position(epoch, offset), self.position
-        if here is not None and here.epoch == epoch and offset <= here.offset:
+        position = Position(event["epoch"], offset)
+        if self._has(position):
             return
-        is_next = here is None or here.is_before(position)
-        if data is not None and is_next and not self._delivery.is_full():
-            self.position = position
-            self._send(TopicFrame(self.topic.name, epoch, offset, data, event["excluded"]))
-        else:
+        # Nothing is before the offset 0, with which a topic that was cleared begins again.
+        if self.position is None or self.position.is_before(position) or offset == 0:
+            self._arrive(position, event)
+            self._arrive_early()
+            return
+        if self.position.epoch == position.epoch and len(self._early) < MOST_EARLY:
+            self._early[offset] = event
+        self._expect(position)
+
+    def _has(self, position: Position) -> bool:
+        """Return whether all events until ``position`` have arrived."""
+        here = self.position
+        is_same = here is not None and here.epoch == position.epoch
+        return is_same and here.offset >= position.offset  # type: ignore[union-attr]
+
+    def _arrive(self, position: Position, event: dict[str, Any]) -> None:
+        self.position = position
+        data = event["data"]
+        if data is None or self._delivery.is_full():
             self.repair()
+        else:
+            name = self.topic.name
+            excluded = event["excluded"]
+            self._send(TopicFrame(name, position.epoch, position.offset, data, excluded))
+
+    def _arrive_early(self) -> None:
+        """Deliver the events that have waited for the last one, and forget older ones."""
+        while self._early and self.position is not None:
+            offset = min(self._early)
+            event = self._early[offset]
+            position = Position(event["epoch"], offset)
+            if not self._has(position) and event["epoch"] == self.position.epoch:
+                if not self.position.is_before(position):
+                    return
+                self._arrive(position, event)
+            del self._early[offset]
+
+    def _expect(self, position: Position) -> None:
+        """Give the events until ``position`` a moment to arrive."""
+        if self._expected is None:
+            self._expected = position
+            loop = asyncio.get_running_loop()
+            loop.call_later(PATIENCE, self._end_patience, context=Context())
+        else:
+            self._expected_next = position
+
+    def _end_patience(self) -> None:
+        expected, following = self._expected, self._expected_next
+        self._expected = self._expected_next = None
+        if expected is not None and not self._has(expected):
+            self._has_lost = True
+            self.repair()
+        elif following is not None and not self._has(following):
+            self._expect(following)
 
     def _send(self, frame: TopicFrame) -> None:
         if self._delivery.is_full():
@@ -103,8 +169,11 @@ class Feed:
             return
         if self.position is None:
             self.position = subscription.position
-        # Either this subscription or the others may have missed a message.
-        if not is_complete or self.position != subscription.position:
+        here, position = self.position, subscription.position
+        if here.epoch == position.epoch and here.offset < position.offset:
+            # The database was ahead of the events.
+            self._expect(position)
+        elif not is_complete or here != position:
             self.repair()
 
     def look(self, present: Position, before: Position | None) -> None:
@@ -120,7 +189,7 @@ class Feed:
             # A message of a new epoch may have arrived since the query began.
             is_behind = here == before
         if is_behind:
-            self.repair()
+            self._expect(present)
 
     def repair(self) -> None:
         """Read from the database what the live subscriptions have missed, and deliver it soon."""
@@ -132,21 +201,37 @@ class Feed:
     async def _read_missed(self) -> None:
         while self._is_behind and self.subscriptions:
             self._is_behind = False
-            live = [each for each in self.subscriptions.values() if each.state is LIVE]
-            since = self._lowest(live)
+            has_lost, self._has_lost = self._has_lost, False
             try:
-                missed = await in_our_pool(history.after)(self.topic, since)
+                if has_lost:
+                    self._skip_lost(await in_our_pool(history.position)(self.topic))
+                else:
+                    await self._catch_all_up()
             except Exception as error:
                 if is_outage(error):
                     logger.error("The history of a topic could not be read: %s", text_of(error))
                 else:
                     logger.exception("The history of a topic could not be read")
                 self._is_behind = True
+                self._has_lost |= has_lost
                 await asyncio.sleep(RETRY)
-                continue
-            self._deliver_missed(live, since, missed)
-            # Otherwise the next read would begin before these messages are delivered.
-            await self._delivery.passed()
+
+    def _skip_lost(self, present: Position) -> None:
+        """Continue at ``present``, which was just read, and authorize the subscribers again."""
+        if self._has(present):
+            return
+        self.position = present
+        self._arrive_early()
+        # A lost event may have contained that one of them was denied.
+        self._doubt(list(self.subscriptions.values()))
+
+    async def _catch_all_up(self) -> None:
+        live = [each for each in self.subscriptions.values() if each.state is LIVE]
+        since = self._lowest(live)
+        missed = await in_our_pool(history.after)(self.topic, since)
+        self._deliver_missed(live, since, missed)
+        # Otherwise the next read would begin before these messages are delivered.
+        await self._delivery.passed()
 
     def _lowest(self, live: Sequence[Subscription]) -> Position:
         here = self.position or Position("", 0)
@@ -154,31 +239,45 @@ class Feed:
         return Position(here.epoch, min(offsets, default=here.offset))
 
     def _deliver_missed(self, live: list[Subscription], since: Position, missed: Replay) -> None:
-        here, present = self.position, missed.position
-        if here is None or here.epoch != present.epoch or here.offset < present.offset:
-            self.position = present
+        bound = self.position
+        if bound is None or bound.epoch != missed.position.epoch:
+            self._expect(missed.position)
+            return
+        if bound.offset < missed.position.offset:
+            # The events of these messages are on their way, or lost.
+            self._expect(missed.position)
         name = self.topic.name
-        frames = [TopicFrame(name, present.epoch, *message) for message in missed.messages]
+        frames = [
+            TopicFrame(name, bound.epoch, *message)
+            for message in missed.messages
+            if message[0] <= bound.offset
+        ]
         # Those that have subscribed since the read began have read the history themselves.
-        self._delivery.put(live, partial(self._catch_up, since, missed, frames))
+        catch_up = partial(self._catch_up, since, bound, missed.reason, frames)
+        self._delivery.put(live, catch_up)
 
     def _catch_up(
-        self, since: Position, missed: Replay, frames: list[TopicFrame], subscription: Subscription
+        self,
+        since: Position,
+        bound: Position,
+        reason: str | None,
+        frames: list[TopicFrame],
+        subscription: Subscription,
     ) -> None:
-        """Send what a subscription has missed, or one gap."""
+        """Send what a subscription has missed until ``bound``, or one gap."""
         if subscription.state is not LIVE:
             return
-        present, reason = missed.position, "epoch"
-        if subscription.epoch == present.epoch:
+        gap = "epoch"
+        if subscription.epoch == bound.epoch:
             for frame in frames:
                 subscription.send(frame)
-            if subscription.offset >= present.offset:
+            if subscription.offset >= bound.offset:
                 return
-            reason = missed.reason or "expired"
-            is_for_another = missed.reason is not None and subscription.offset > since.offset
-            if since.epoch != present.epoch or is_for_another:
+            is_for_another = reason is not None and subscription.offset > since.offset
+            if since.epoch != bound.epoch or is_for_another:
                 # The read was for an earlier epoch, or for one that has missed too much.
                 self.repair()
                 return
-        subscription.skip_to(present, gap_text(self.topic.name, present, reason))
-        self._report(subscription, f"gap_{reason}")
+            gap = reason or "expired"
+        subscription.skip_to(bound, gap_text(self.topic.name, bound, gap))
+        self._report(subscription, f"gap_{gap}")

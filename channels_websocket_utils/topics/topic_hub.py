@@ -107,7 +107,7 @@ class TopicHub:
         self.end(connection, topic.key)
         feed = self._feeds.get(topic.key)
         if feed is None:
-            feed = Feed(topic, self._hub.delivery, self.reports.add)
+            feed = Feed(topic, self._hub.delivery, self.reports.add, self._doubt_all)
             self._feeds[topic.key] = feed
             self._asked.setdefault(type(topic), Age())
         subscription = feed.subscriptions[connection] = Subscription(connection, topic)
@@ -146,9 +146,7 @@ class TopicHub:
         """Apply an event of ``live/topic_batch.py``: its doubts, and then its messages."""
         for user, key in event["doubts"]:
             found = self._of_user(user, key)
-            if found:
-                # In the queue of the deliveries: so it comes after the messages before it.
-                self._hub.delivery.put(found, self._doubt)
+            self._doubt_all(found)
         for message in event["messages"]:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
@@ -169,6 +167,11 @@ class TopicHub:
             for subscription in self._by_connection.get(connection, {}).values()
             if key in (None, subscription.topic.key)
         ]
+
+    def _doubt_all(self, subscriptions: list[Subscription]) -> None:
+        if subscriptions:
+            # In the queue of the deliveries: so it comes after the messages before it.
+            self._hub.delivery.put(subscriptions, self._doubt)
 
     def _doubt(self, subscription: Subscription) -> None:
         """Deliver nothing to ``subscription`` until it is authorized again."""
@@ -239,7 +242,7 @@ class TopicHub:
                 for each in feed.subscriptions.values()
             ]
             if is_late:
-                self._hub.delivery.put(found, self._doubt)
+                self._doubt_all(found)
             else:
                 self._reauthorization.ask(each for each in found if each.state in (LIVE, HELD))
 
