@@ -83,6 +83,8 @@ class TopicHub:
         self._asked: dict[type[BaseTopic], Age] = {}
         self._looked = Age()
         self._timer: asyncio.TimerHandle | None = None
+        # The shortest interval when the timer was armed.
+        self._interval = 0.0
         self._tail: asyncio.TimerHandle | None = None
         hub.listen(broadcast.TOPICS, self._check_all)
 
@@ -112,7 +114,8 @@ class TopicHub:
             self._asked.setdefault(type(topic), Age())
         subscription = feed.subscriptions[connection] = Subscription(connection, topic)
         self._by_connection.setdefault(connection, {})[topic.key] = subscription
-        if self._timer is None:
+        # Also if the timer waits for longer than this class may.
+        if self._timer is None or _interval_of(type(topic)) < self._interval:
             self._arm()
         return subscription
 
@@ -203,8 +206,10 @@ class TopicHub:
 
     def _arm(self) -> None:
         # A timer and not a task: no code can cancel it, or raise an exception in it.
-        intervals = [get_setting("RECHECK_INTERVAL"), *map(_interval_of, self._asked)]
-        self._timer = self._call_later(PERIOD * min(intervals), self._run)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._interval = min([get_setting("RECHECK_INTERVAL"), *map(_interval_of, self._asked)])
+        self._timer = self._call_later(PERIOD * self._interval, self._run)
 
     def _run(self) -> None:
         self._timer = None

@@ -40,6 +40,7 @@ from ..support.pages import (
 )
 from ..support.secret_servers import nginx_command
 from ..support.servers import free_port, make_certificate
+from ..support.topics import OrderTopic
 
 
 def found(*kinds):
@@ -171,6 +172,23 @@ async def test_server_answers_as_the_wire_page_shows(user, session, open_socket)
         lines += 1
 
     assert lines > 15
+
+
+async def test_server_answers_about_topics_as_the_wire_page_shows(open_page):
+    socket, topic = await open_page(), OrderTopic(pk=42)
+    for state in ("new", "open", "paid"):
+        await topic.apublish({"state": state})
+    epoch = (await topic.aposition()).epoch
+    (block,) = of_kind("docs/wire.rst", "none")
+
+    for number, line in enumerate(block.replace('"g1"', f'"{epoch}"').splitlines()):
+        side, _, text = line.partition(" ")
+        if side == ">":
+            await socket.send_text(text)
+        else:
+            assert await socket.next() == json.loads(text)
+        if number == 1:
+            await topic.apublish({"state": "sent"})
 
 
 def table(page, head):

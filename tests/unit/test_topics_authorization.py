@@ -515,6 +515,8 @@ async def test_changed_relation_of_the_site_ends_the_subscription(user, members,
 async def test_recheck_interval_of_the_class_ends_the_subscription(members, open_page, monkeypatch):
     monkeypatch.setattr(MemberTopic, "recheck_interval", 0.1)
     socket = await open_page()
+    # The timer of the hub waits for 22.5 s before the second subscribe.
+    await subscribe(socket, "orders/1")
     await subscribe(socket, "members/a")
 
     members.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -10,8 +11,8 @@ from django.db import transaction
 from channels_websocket_utils.live import delivery as delivery_module
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live.age import Age
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.topics import publish_many, topic_hub
-from channels_websocket_utils.topics.events import PublishedMessage
 
 from ..support.helpers import until
 from ..support.topics import (
@@ -473,7 +474,20 @@ async def test_deliveries_wait_while_the_last_check_is_too_old(open_page, monkey
     assert checks
 
 
-def test_published_message_has_the_fields_of_the_event():
-    made = PublishedMessage("k", "n", "e", 1, "{}")
+async def test_subscription_takes_at_most_600_bytes():
+    """Also without the dictionaries that all subscriptions of a connection or topic share."""
+    hub = hub_module.Hub(asyncio.get_running_loop())
+    topics = topic_hub.TopicHub(hub)
+    shared = [OrderTopic(pk=number) for number in range(100)]
+    connections = [Connection({"type": "websocket"}, None, None) for _ in range(1000)]
+    tracemalloc.start()
+    try:
+        for number, connection in enumerate(connections):
+            for step in range(10):
+                topics.begin(connection, shared[(number + 7 * step) % 100])
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        hub.stop()
 
-    assert made.excluded == ""
+    assert size / 10_000 <= 600
