@@ -124,6 +124,25 @@ def test_other_epoch_is_not_recovered(topic, epoch, offset):
     assert missed(topic, offset, epoch=epoch) == ("epoch", [])
 
 
+@pytest.mark.parametrize("since", [Position("a\0b", 0), Position("g" * 25, 2**80)])
+def test_position_that_cannot_exist_is_not_part_of_a_statement(topic, since):
+    """PostgreSQL raises an error for a zero byte and for a number beyond 64 bits."""
+    publish(topic, 1)
+    found = []
+
+    def note(execute, sql, params, many, context):
+        found.extend(params)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        recover([Missed(topic, since)])
+        history.after(topic, since)
+        topic.history(since)
+
+    assert topic.key in found
+    assert {since.epoch, since.offset + history._MAX_COUNT + 1} & {*found} == set()
+
+
 def test_empty_epoch_is_not_recovered_even_before_there_is_a_generation(topic):
     WebSocketTopic.objects.all().delete()
 
@@ -345,6 +364,7 @@ def large():
     return topics
 
 
+@pytest.mark.slow
 def test_no_statement_reads_the_whole_table(large):
     """Each of them finds its messages by the index of (topic, offset)."""
     topic, since = large[0], Position(large[0].position().epoch, 49_990)
