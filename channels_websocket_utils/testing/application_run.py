@@ -99,11 +99,17 @@ class ApplicationRun:
         """Pass ``message`` to the application, as a server does."""
         await self._communicator.input_queue.put(message)
 
-    async def take(self, key: str, what: str) -> dict[str, Any]:
-        """Return the first message with ``key``, decoded and without the key; keep the others."""
+    async def take(self, key: str, what: str, **fields: object) -> dict[str, Any]:
+        """
+        Return the first message with ``key`` and these ``fields``; keep the others.
+
+        It is decoded and without the key.
+        """
 
         def find() -> str | bytes | None:
-            return next((message for message in self.messages if _key(message) == key), None)
+            return next(
+                (each for each in self.messages if _has(each, {"key": key, **fields})), None
+            )
 
         message: Any = await self.wait_for(find, what)
         self.messages.remove(message)
@@ -216,16 +222,18 @@ class ApplicationRun:
         else:
             text = message.get("text")
             content = message["bytes"] if text is None else text
-            if _key(content) == protocol.READY_KEY:
+            if _has(content, {"key": protocol.READY_KEY}):
                 self.is_ready = True
             else:
                 self.messages.append(content)
 
 
-def _key(message: str | bytes) -> Any:
-    """Return the ``key`` of a message of the package's protocol, else ``None``."""
+def _has(message: str | bytes, fields: dict[str, object]) -> bool:
+    """Return whether ``message`` is a JSON object with these ``fields``."""
     try:
         content = json.loads(message)
     except ValueError:
-        return None
-    return content.get("key") if isinstance(content, dict) else None
+        return False
+    return isinstance(content, dict) and all(
+        content.get(name) == value for name, value in fields.items()
+    )

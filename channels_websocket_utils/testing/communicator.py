@@ -14,6 +14,7 @@ from .. import protocol, strict_json
 from .application_run import ApplicationRun
 from .errors import CallError, ClosedError
 from .handshake import build_scope, complete_scope
+from .subscriptions import SubscribingClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -32,7 +33,7 @@ __all__ = ["CREDIT", "WebSocketCommunicator"]
 CREDIT = 64
 
 
-class WebSocketCommunicator:
+class WebSocketCommunicator(SubscribingClient):
     """
     One WebSocket to ``application``, opened as a browser does in which ``user`` is signed in.
 
@@ -42,6 +43,8 @@ class WebSocketCommunicator:
         async with WebSocketCommunicator(application, "/ws/board/{token}/", user=user) as socket:
             assert await socket.call("save_note", text="Milk") == {"id": 1}
             assert await socket.receive_push("saved") == {"id": 1}
+            await socket.subscribe("orders/42")
+            assert await socket.receive_message("orders/42") == {"state": "paid"}
 
     ``path`` may have a query. A new token of the user, bound to the session, replaces ``{token}``
     in the path and in the ``subprotocols``; without a user it is a token that is never valid. To

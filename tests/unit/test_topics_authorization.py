@@ -469,6 +469,27 @@ async def test_remove_then_publish_never_reaches_the_removed_user(
         assert await nothing_waits(socket)
 
 
+async def test_message_of_an_earlier_savepoint_does_not_carry_a_later_one(
+    user, permission, open_page
+):
+    socket = await open_page()
+    await subscribe(socket, "orders/1")
+
+    @sync_to_async
+    def publish():
+        with transaction.atomic():
+            OrderTopic(pk=1).publish({"n": 1})
+            with transaction.atomic():
+                user.user_permissions.remove(permission)
+            OrderTopic(pk=1).publish({"secret": 2})
+
+    await publish()
+
+    assert await socket.next() == message("orders/1", 1, n=1)
+    assert await socket.next() == DENIED
+    assert await nothing_waits(socket)
+
+
 async def test_naive_code_sends_to_the_removed_user(user, permission, open_page, never_asks_again):
     socket = await open_page()
     await subscribe(socket, "orders/1")

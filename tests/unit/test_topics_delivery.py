@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -10,8 +11,8 @@ from django.db import transaction
 from channels_websocket_utils.live import delivery as delivery_module
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live.age import Age
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.topics import publish_many, topic_hub
-from channels_websocket_utils.topics.events import PublishedMessage
 
 from ..support.helpers import until
 from ..support.topics import (
@@ -204,6 +205,19 @@ async def test_events_in_any_order_are_delivered_once_and_in_order(open_page, or
     assert await nothing_waits(socket)
 
 
+async def test_event_that_comes_twice_costs_no_read(open_page, monkeypatch):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    (found,) = await sync_to_async(publish_elsewhere)(topic, {"n": 0})
+    monkeypatch.setattr("channels_websocket_utils.topics.feed.in_our_pool", None)
+
+    await receive(found, found)
+
+    assert await socket.next() == message("orders/1", 1, n=0)
+    assert await nothing_waits(socket)
+
+
 async def test_naive_delivery_of_events_in_any_order_goes_backwards(open_page, monkeypatch):
     """The naive code: what arrives is delivered."""
     monkeypatch.setattr(
@@ -393,7 +407,20 @@ async def test_deliveries_wait_while_the_last_check_is_too_old(open_page, monkey
     assert checks
 
 
-def test_published_message_has_the_fields_of_the_event():
-    made = PublishedMessage("k", "n", "e", 1, "{}")
+async def test_subscription_takes_at_most_600_bytes():
+    """Also without the dictionaries that all subscriptions of a connection or topic share."""
+    hub = hub_module.Hub(asyncio.get_running_loop())
+    topics = topic_hub.TopicHub(hub)
+    shared = [OrderTopic(pk=number) for number in range(100)]
+    connections = [Connection({"type": "websocket"}, None, None) for _ in range(1000)]
+    tracemalloc.start()
+    try:
+        for number, connection in enumerate(connections):
+            for step in range(10):
+                topics.begin(connection, shared[(number + 7 * step) % 100])
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        hub.stop()
 
-    assert made.excluded == ""
+    assert size / 10_000 <= 600

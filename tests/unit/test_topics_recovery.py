@@ -1,0 +1,303 @@
+"""What a page missed: the history and the live messages meet without a hole and without repeats."""
+
+import asyncio
+
+import pytest
+from asgiref.sync import sync_to_async
+
+from channels_websocket_utils import signals
+from channels_websocket_utils.live.state import OPEN
+from channels_websocket_utils.topics import history
+from channels_websocket_utils.topics.feed import Feed
+from channels_websocket_utils.topics.recovery import Recovery
+from channels_websocket_utils.topics.subscription import Subscription
+
+from ..support.helpers import until
+from ..support.topics import NewsTopic, OrderTopic, message, subscribe
+from .test_topics_delivery import nothing_waits, publish_elsewhere
+
+TOPIC = OrderTopic(pk=1)
+
+
+@pytest.fixture
+async def since(transactional_db):
+    """The position of the topic before its first message."""
+    return (await TOPIC.aposition()).as_dict()
+
+
+async def publish(count, first=1):
+    for number in range(first, first + count):
+        await TOPIC.apublish({"n": number})
+
+
+class Reads:
+    """The reads of histories: each waits for ``go`` after it has read. ``count`` of statements."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.go, self.reached = 0, asyncio.Event(), asyncio.Event()
+        self.go.set()
+        read, recover = history.recover, Recovery.recover
+
+        def counted(questions):
+            self.count += 1
+            return read(questions)
+
+        async def held(recovery, questions):
+            found = await recover(recovery, questions)
+            self.reached.set()
+            await self.go.wait()
+            return found
+
+        monkeypatch.setattr(history, "recover", counted)
+        monkeypatch.setattr(Recovery, "recover", held)
+
+
+@pytest.fixture
+async def reads(monkeypatch):
+    return Reads(monkeypatch)
+
+
+async def begin(socket, reads, key="s", **since):
+    """Let ``socket`` subscribe, until the history is read."""
+    reads.go, reads.reached = asyncio.Event(), asyncio.Event()
+    one = {"topic": TOPIC.name, **({"since": since} if since else {})}
+    await socket.send("websocket.subscribe", reply_key=key, subscriptions=[one])
+    await asyncio.wait_for(reads.reached.wait(), 20)
+    return reads.go
+
+
+# Recovery
+
+
+async def test_page_that_was_away_gets_all_that_it_missed(open_page, since):
+    """Supabase: the 26th message is missing."""
+    await publish(100)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, **since)
+
+    assert answer["recovered"]
+    assert answer["messages"] == [{"offset": n, "data": {"n": n}} for n in range(1, 101)]
+    assert answer["offset"] == 100
+
+
+async def test_page_at_the_top_recovers_though_all_messages_have_expired(
+    open_page, since, monkeypatch
+):
+    """AnyCable: a stream that expired empty is refused, although nothing was missed."""
+    await publish(3)
+    monkeypatch.setattr(OrderTopic, "history_age", 0)
+    socket = await open_page()
+
+    (at_top,) = await subscribe(socket, TOPIC.name, epoch=since["epoch"], offset=3)
+    (behind,) = await subscribe(socket, TOPIC.name, epoch=since["epoch"], offset=2)
+
+    assert (at_top["recovered"], at_top["messages"]) == (True, [])
+    assert (behind["recovered"], behind["reason"], behind["offset"]) == (False, "expired", 3)
+
+
+@pytest.mark.parametrize("epoch", ["", "g0", "c0"])
+async def test_other_epoch_and_an_empty_one_never_recover(open_page, since, epoch):
+    """Centrifugo: an empty epoch skips the check."""
+    await publish(2)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, epoch=epoch, offset=1)
+
+    assert answer == {
+        "topic": TOPIC.name,
+        "epoch": since["epoch"],
+        "offset": 2,
+        "recovered": False,
+        "reason": "epoch",
+        "messages": [],
+    }
+
+
+async def test_topic_without_history_recovers_nothing(open_page):
+    (answer,) = await subscribe(await open_page(), "news/all", epoch="e", offset=1)
+
+    assert answer == {"topic": "news/all", "recovered": False, "reason": "none_kept"}
+
+
+# From the history to the live messages
+
+
+async def test_message_between_the_read_and_the_reply_follows_the_reply(open_page, since, reads):
+    """AnyCable: history and live messages interleave."""
+    await publish(2)
+    socket = await open_page()
+    go = await begin(socket, reads, **since)
+
+    await publish(2, first=3)
+    go.set()
+
+    reply = await socket.next()
+    assert [each["offset"] for each in reply["data"]["subscriptions"][0]["messages"]] == [1, 2]
+    assert [await socket.next() for _ in range(2)] == [message(TOPIC.name, n, n=n) for n in (3, 4)]
+    assert await nothing_waits(socket)
+
+
+async def test_message_without_history_that_arrives_during_a_subscribe_is_delivered(
+    open_page, reads
+):
+    socket = await open_page()
+    subscriptions = [{"topic": TOPIC.name}, {"topic": "news/all"}]
+    reads.go, reads.reached = asyncio.Event(), asyncio.Event()
+    await socket.send("websocket.subscribe", reply_key="s", subscriptions=subscriptions)
+    await asyncio.wait_for(reads.reached.wait(), 20)
+
+    await NewsTopic(slug="all").apublish({"n": 1})
+    reads.go.set()
+
+    assert (await socket.next())["key"] == "s"
+    assert (await socket.next())["data"] == {"n": 1}
+
+
+async def test_naive_code_delivers_before_the_reply(open_page, since, reads, monkeypatch):
+    """The naive code: a message is sent at once, whatever the state of the subscription."""
+    monkeypatch.setattr(Subscription, "_keep", lambda self, frame: self._push(frame))
+    await publish(2)
+    socket = await open_page()
+    await begin(socket, reads, **since)
+
+    await publish(1, first=3)
+
+    assert (await socket.next())["offset"] == 3
+    reads.go.set()
+
+
+async def test_page_whose_read_is_older_than_that_of_another_page_misses_nothing(
+    open_page, since, reads
+):
+    late = await join_with_an_older_read(open_page, since, reads)
+
+    assert [(await late.next())["offset"] for _ in range(3)] == [6, 7, 8]
+
+
+async def test_page_that_joins_last_misses_nothing_if_nothing_more_is_published(
+    open_page, since, reads
+):
+    late = await join_with_an_older_read(open_page, since, reads, last=7)
+
+    assert [(await late.next())["offset"] for _ in range(2)] == [6, 7]
+
+
+async def test_naive_code_that_does_not_read_again_misses_messages(
+    open_page, since, reads, monkeypatch
+):
+    """The naive code: who has subscribed is sent what arrives from then on."""
+    monkeypatch.setattr(Feed, "repair", lambda self: None)
+    monkeypatch.setattr(Subscription, "send", lambda self, frame: self._push(frame) or True)
+
+    late = await join_with_an_older_read(open_page, since, reads)
+
+    assert (await late.next())["offset"] == 8
+
+
+async def join_with_an_older_read(open_page, since, reads, last=8):
+    """Return a socket that has read up to 5 when its process knew 7; then ``last`` is published."""
+    await publish(5)
+    late, early = await open_page(), await open_page()
+    go = await begin(late, reads, **since)
+    # Their events are lost. Another page of the process reads them, and moves its position.
+    await sync_to_async(publish_elsewhere)(TOPIC, {"n": 6}, {"n": 7})
+    (await begin(early, reads, **since)).set()
+    assert (await early.next())["data"]["subscriptions"][0]["offset"] == 7
+    go.set()
+    reply = await late.next()
+    assert reply["data"]["subscriptions"][0]["offset"] == 5
+    if last > 7:
+        await TOPIC.apublish({"n": 8})
+    return late
+
+
+async def test_all_pages_of_a_process_may_join_while_messages_flow(open_page, since):
+    sockets = [await open_page() for _ in range(8)]
+    publishing = asyncio.ensure_future(publish(60))
+
+    answers = await asyncio.gather(*(subscribe(each, TOPIC.name, **since) for each in sockets))
+    await publishing
+
+    for socket, (answer,) in zip(sockets, answers, strict=True):
+        offsets = [each["offset"] for each in answer["messages"]]
+        while len(offsets) < 60:
+            offsets.append((await socket.next())["offset"])
+        assert offsets == list(range(1, 61))
+
+
+# Cost
+
+
+async def test_pages_that_missed_the_same_cost_one_read(open_page, since, monkeypatch):
+    await publish(3)
+    sockets = [await open_page() for _ in range(10)]
+    reads = Reads(monkeypatch)
+    taken, read = [], Recovery._take
+
+    def take(recovery):
+        found = read(recovery)
+        taken.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(Recovery, "_take", take)
+
+    answers = await asyncio.gather(*(subscribe(each, TOPIC.name, **since) for each in sockets))
+
+    assert all(len(answer["messages"]) == 3 for (answer,) in answers)
+    assert sum(taken) == 10
+    assert reads.count == len(taken) < 10
+
+
+async def test_one_client_does_not_make_the_answer_of_another_too_long(
+    open_page, since, monkeypatch
+):
+    monkeypatch.setattr(history, "MAX_REPLAY", 2000)
+    for number in range(10):
+        await TOPIC.apublish({"n": number, "text": "x" * 300})
+    near, far = await open_page(), await open_page()
+
+    (short,), (long,) = await asyncio.gather(
+        subscribe(near, TOPIC.name, epoch=since["epoch"], offset=9),
+        subscribe(far, TOPIC.name, **since),
+    )
+
+    assert (short["recovered"], len(short["messages"])) == (True, 1)
+    assert (long["recovered"], long["reason"]) == (False, "limit")
+
+
+# Metrics
+
+
+async def test_signals_report_what_happened_to_subscriptions(
+    user, permission, open_page, since, request
+):
+    outcomes, counts = [], []
+
+    def note(sender, connection, topic, outcome, **kwargs):
+        assert connection.state is OPEN
+        outcomes.append((topic.name, outcome))
+
+    def count(sender, topic, count, **kwargs):
+        counts.append((topic.name, count))
+
+    signals.subscription_changed.connect(note)
+    signals.topic_delivered.connect(count)
+    request.addfinalizer(lambda: signals.subscription_changed.disconnect(note))
+    request.addfinalizer(lambda: signals.topic_delivered.disconnect(count))
+    await publish(1)
+    sockets = [await open_page(), await open_page()]
+
+    await subscribe(sockets[0], TOPIC.name, **since)
+    await subscribe(sockets[1], TOPIC.name, epoch="x", offset=1)
+    await subscribe(sockets[1], "news/all")
+    await publish(1)
+    await NewsTopic(slug="all").apublish({})
+    await TOPIC.aclear()
+    await sync_to_async(user.user_permissions.remove)(permission)
+    await until(lambda: len(outcomes) == 7)
+
+    name = TOPIC.name
+    assert outcomes[:3] == [(name, "recovered"), (name, "epoch"), ("news/all", "subscribed")]
+    assert outcomes[3:5] == [(name, "gap_epoch")] * 2
+    assert outcomes[5:] == [(name, "denied")] * 2
+    assert (name, 2) in counts
+    assert ("news/all", 1) in counts
