@@ -29,7 +29,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ["psycopg", "mysqlclient", "pytest"]
 # Seconds.
 LIMIT = 900
-TESTS = ["tokens", "stores", "connections", "permissions", "decision", "utils", "commands"]
+TESTS = [
+    *("tokens", "stores", "connections", "permissions", "decision", "utils", "commands"),
+    *("topic_history", "topic_publishing"),
+]
 SMALL_TESTS = ["stores"]
 # Debian installs both in a folder that only root has in PATH.
 PATH = f"{os.environ['PATH']}:/usr/sbin"

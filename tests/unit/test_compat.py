@@ -674,6 +674,27 @@ async def test_task_for_which_a_thread_waits_is_recognized():
     assert await ask() is False
 
 
+async def test_thread_that_waits_for_any_task_is_recognized_until_it_goes_on():
+    left = []
+
+    async def ask():
+        return compat.is_under_thread()
+
+    async def ask_later():
+        await go_on.wait()
+        return compat.is_under_thread()
+
+    async def work():
+        left.append(asyncio.create_task(ask_later()))
+        return [await ask(), *await asyncio.gather(ask()), await asyncio.create_task(ask())]
+
+    go_on = asyncio.Event()
+    assert await sync_to_async(async_to_sync(work))() == [True] * 3
+    assert await ask() is False
+    go_on.set()
+    assert await left[0] is False
+
+
 async def test_dispatch_of_channels_does_no_more_than_ours_does(closes):
     """Close the old connections, and call the handler."""
 

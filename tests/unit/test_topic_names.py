@@ -5,7 +5,7 @@ import uuid
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import register_converter
-from django.urls.converters import StringConverter, get_converters
+from django.urls.converters import REGISTERED_CONVERTERS, StringConverter, get_converters
 
 from channels_websocket_utils.topics import Topic
 from channels_websocket_utils.topics.route import MAX_NAME, TopicRoute
@@ -150,9 +150,7 @@ def test_converter_without_to_url_is_found(monkeypatch):
     try:
         found = TopicRoute("x/<one_way:value>").problem()
     finally:
-        from django.urls import converters
-
-        converters.REGISTERED_CONVERTERS.pop("one_way")
+        REGISTERED_CONVERTERS.pop("one_way")
         get_converters.cache_clear()
 
     assert found == "the converter of 'value' has no method to_url()"

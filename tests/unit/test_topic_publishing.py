@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
+from django.core.handlers.base import BaseHandler
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpResponse
@@ -262,8 +263,6 @@ def test_message_of_a_savepoint_that_is_rolled_back_never_existed(topic, deliver
 def test_message_of_a_view_with_atomic_requests_exists_if_the_view_does_not_raise(
     topic, delivered, monkeypatch
 ):
-    from django.core.handlers.base import BaseHandler
-
     def view(request):
         topic.publish({})
         if "fail" in request.GET:

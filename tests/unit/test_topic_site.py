@@ -1,6 +1,7 @@
 """What a site configures and runs for topics: checks, tables, the command, the template tag."""
 
 import json
+import sys
 from datetime import timedelta
 from html.parser import HTMLParser
 from io import StringIO
@@ -12,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.template import Context, Template
+from django.test.utils import CaptureQueriesContext, modify_settings
 
 from channels_websocket_utils.checks import topics as checks
 from channels_websocket_utils.models import WebSocketTopic, WebSocketTopicMessage
@@ -206,12 +208,8 @@ def test_topics_of_an_app_are_imported_when_django_starts(monkeypatch, tmp_path)
     (tmp_path / "shop_with_topics/__init__.py").touch()
     (tmp_path / "shop_with_topics/topics.py").write_text("imported = True")
     monkeypatch.syspath_prepend(tmp_path)
-    from django.test.utils import modify_settings
-
     with modify_settings(INSTALLED_APPS={"append": "shop_with_topics"}):
         apps.get_app_config("channels_websocket_utils").ready()
-        import sys
-
         assert sys.modules["shop_with_topics.topics"].imported
 
 
@@ -291,8 +289,6 @@ class TestCommand:
             clear(**options)
 
     def test_deletion_begins_its_transaction_with_a_write(self, moved):
-        from django.test.utils import CaptureQueriesContext
-
         OrderTopic(pk=1).publish({})
         moved(1)
         with CaptureQueriesContext(connection) as captured:
