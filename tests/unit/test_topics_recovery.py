@@ -292,6 +292,7 @@ async def test_signals_report_what_happened_to_subscriptions(
     await publish(1)
     await NewsTopic(slug="all").apublish({})
     await TOPIC.aclear()
+    await until(lambda: len(outcomes) == 5)
     await sync_to_async(user.user_permissions.remove)(permission)
     await until(lambda: len(outcomes) == 7)
 
