@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from channels_websocket_utils.topics.recovery import PAUSE
 from tests.support.processes import PostgreSQL, cpu_seconds
 
 from .databases import MariaDB
@@ -181,13 +182,13 @@ async def come_back(shop, pages, record, tops):
 
 
 def faults_of_restart(cells, is_control):
-    most = cells["pages"] / 10
+    reads = cells["reads of the history"]
     if is_control:
-        if cells["reads of the history"] < most:
-            yield "the control reads the history only a few times"
+        if reads < cells["pages"]:
+            yield "the control reads the history for many pages at a time"
         return
     for name in ("not complete", "twice", "gaps"):
         if cells[name]:
             yield f"{cells[name]} x {name}"
-    if cells["reads of the history"] > most:
-        yield f"the history was read {cells['reads of the history']} times"
+    if reads > 2 + cells["complete s"] / PAUSE:
+        yield f"the history was read {reads} times"

@@ -1777,6 +1777,13 @@ WEAKNESSES = [
         "topics_delivery::test_event_that_overtakes_a_denial_brings_no_earlier_message",
     ),
     (
+        "read the history for each page that comes back",
+        "topics/recovery.py",
+        "                await asyncio.sleep(PAUSE)\n",
+        "                pass\n",
+        "topics_recovery::test_pages_that_come_back_one_after_the_other_share_a_read",
+    ),
+    (
         "forget events that have overtaken another",
         "topics/feed.py",
         "            self._early[offset] = event\n",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Recovery"]
 
 
+# Seconds between two reads. After a restart pages come back one after the other; those of a moment
+# share a read.
+PAUSE = 0.05
 # Questions in one statement: fewer parameters than any database allows.
 _MOST = 100
 
@@ -63,6 +66,8 @@ class Recovery:
             for questions, answer in asked:
                 if not answer.done():
                     answer.set_result([by_question[each] for each in questions])
+            if not self._waiting:
+                await asyncio.sleep(PAUSE)
 
     def _take(self) -> tuple[list[_Asked], dict[str, Missed]]:
         """Remove and return those of the waiting that one statement answers, by topic."""

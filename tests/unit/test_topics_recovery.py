@@ -9,6 +9,7 @@ from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
 from channels_websocket_utils.topics import history
 from channels_websocket_utils.topics.feed import Feed
+from channels_websocket_utils.topics.position import Position
 from channels_websocket_utils.topics.recovery import Recovery
 from channels_websocket_utils.topics.subscription import Subscription
 
@@ -302,3 +303,18 @@ async def test_signals_report_what_happened_to_subscriptions(
     assert outcomes[5:] == [(name, "denied")] * 2
     assert (name, 2) in counts
     assert ("news/all", 1) in counts
+
+
+async def test_pages_that_come_back_one_after_the_other_share_a_read(since, monkeypatch):
+    reads = Reads(monkeypatch)
+    recovery = Recovery()
+    question = history.Missed(TOPIC, Position.from_dict(since))
+
+    await recovery.recover([question])
+    pages = []
+    for _ in range(5):
+        pages.append(asyncio.ensure_future(recovery.recover([question])))
+        await asyncio.sleep(0)
+    await asyncio.gather(*pages)
+
+    assert reads.count == 2
