@@ -179,6 +179,9 @@ class Many:
         self._tops = {}
 
     async def take(self, seconds):
+        # The first message of a connection allocates what every connection needs.
+        for start in range(0, len(self._pages), 100):
+            await asyncio.gather(*(each.is_alive() for each in self._pages[start : start + 100]))
         before = await self._shop.measures("memory")
         for start in range(0, len(self._pages), 100):
             some = self._pages[start : start + 100]
