@@ -6,7 +6,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
@@ -192,7 +191,8 @@ def _twin(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
         twin = _PoolSyncToAsync("", ThreadPoolExecutor(1))
     else:
         twin = _pool(name, threads)
-    return markcoroutinefunction(partial(twin, function))
+    # Not a partial: Python 3.12 looks for the mark at its function.
+    return markcoroutinefunction(lambda *args, **kwargs: twin(function, *args, **kwargs))
 
 
 def _pool(name: str, threads: int) -> _PoolSyncToAsync:

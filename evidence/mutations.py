@@ -408,7 +408,7 @@ WEAKNESSES = [
         "gate/handshake.py",
         "    elif len(found) > 1 or _count(scope) > 1:",
         "    elif False:",
-        "middleware::test_two_tokens_are_refused_and_stay_unused",
+        "middleware::test_two_tokens_in_path_and_offer_are_refused_and_stay_unused",
     ),
     (
         "ignore a generator that a message calls and nobody iterates over",
@@ -697,6 +697,13 @@ WEAKNESSES = [
         ' or self._bytes + size > get_setting("MAX_OUTGOING")',
         "",
         "outbox::test_bytes_are_bounded_and_not_only_messages",
+    ),
+    (
+        "count the pushes that wait for a check, and not their size",
+        "live/lateness.py",
+        " and self._pushes_size + size <= PUSHES_SIZE",
+        "",
+        "late::test_waiting_pushes_are_bounded_by_their_size",
     ),
     (
         "finish a message after a revocation",

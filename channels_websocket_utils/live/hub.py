@@ -220,7 +220,8 @@ class Hub:
         elif kind == "push":
             for connection in self._of_users(_user_ids([event["user"]])):
                 # The connection may end meanwhile, and then it is sent nothing.
-                self.recheck.lateness.push_when_fresh(partial(connection.push, event["text"]))
+                text = event["text"]
+                self.recheck.lateness.push_when_fresh(partial(connection.push, text), len(text))
 
     def _apply(self, apply: _Apply) -> None:
         for _, missed in self.pending.values():

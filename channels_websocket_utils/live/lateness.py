@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .knowledge import Knowledge
 
-__all__ = ["MOST_PUSHES", "PATIENCE", "RESTARTS", "ROUNDS", "Lateness"]
+__all__ = ["MOST_PUSHES", "PATIENCE", "PUSHES_SIZE", "RESTARTS", "ROUNDS", "Lateness"]
 
 
 # Seconds that a message waits for a check. A client waits 10 s for the answer to a call.
@@ -28,8 +28,8 @@ ROUNDS = 10
 # Pauses of the process after which a check has all of ``PATIENCE`` again. More count as an outage:
 # the process is overloaded.
 RESTARTS = 3
-# Pushes to connections that wait for a check. More are dropped.
-MOST_PUSHES = 1000
+# Pushes that wait for a check, in number and in characters. More are dropped, but one always waits.
+MOST_PUSHES, PUSHES_SIZE = 1000, 4 * 1024 * 1024
 
 logger = logging.getLogger("channels_websocket_utils")
 
@@ -56,7 +56,8 @@ class Lateness:
         self._start_check, self._note_outage = start_check, note_outage
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._freshening: asyncio.Future[None] | None = None
-        self._pushes: deque[Callable[[], object]] = deque()
+        self._pushes: deque[tuple[Callable[[], object], int]] = deque()
+        self._pushes_size = 0
 
     async def until_fresh(self) -> None:
         """
@@ -84,25 +85,33 @@ class Lateness:
             finally:
                 waiting.cancel()
 
-    def push_when_fresh(self, push: Callable[[], object]) -> None:
-        """Call ``push()`` now, or after earlier ones when a check has ended."""
+    def push_when_fresh(self, push: Callable[[], object], size: int) -> None:
+        """Call ``push()``, of ``size`` characters, now, or after earlier ones after a check."""
         if not self._pushes and not self.is_stale():
             push()
-        elif len(self._pushes) < MOST_PUSHES:
-            self._pushes.append(push)
-            if len(self._pushes) == 1:
-                run_in_background(self._push_all())
+        elif not self._pushes:
+            self._hold(push, size)
+            run_in_background(self._push_all())
+        elif len(self._pushes) < MOST_PUSHES and self._pushes_size + size <= PUSHES_SIZE:
+            self._hold(push, size)
         else:
-            logger.warning("A push was dropped: %s wait for a check", MOST_PUSHES)
+            logger.warning("A push was dropped: %s wait for a check", len(self._pushes))
+
+    def _hold(self, push: Callable[[], object], size: int) -> None:
+        self._pushes.append((push, size))
+        self._pushes_size += size
 
     async def _push_all(self) -> None:
         try:
             while self._pushes:
                 await self.until_fresh()
-                self._pushes[0]()
+                push, size = self._pushes[0]
+                push()
                 self._pushes.popleft()
+                self._pushes_size -= size
         finally:
             self._pushes.clear()
+            self._pushes_size = 0
 
     def _rounds(self) -> Iterator[None]:
         for _ in range(ROUNDS):

@@ -10,7 +10,6 @@ import asyncio
 import importlib.util
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import channels.consumer
@@ -783,7 +782,9 @@ def test_sync_code_passes_through_the_thread_handler():
 
 def test_marked_function_counts_as_a_coroutine_function():
     """``markcoroutinefunction()``: otherwise ``async_to_sync()`` warns about the pools."""
-    function = partial(print)
-    assert not iscoroutinefunction(function)
 
+    def function():
+        pass
+
+    assert not iscoroutinefunction(function)
     assert iscoroutinefunction(compat.markcoroutinefunction(function))
