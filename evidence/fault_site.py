@@ -36,7 +36,7 @@ class Working:
     async def work(self, event):
         """Write a line to a file, and answer ``seconds`` later."""
         with open(os.environ["PROOF_WORK"], "a") as done:
-            print(event["id"], file=done)
+            print(event["id"], os.getpid(), file=done)
         await asyncio.sleep(event["seconds"])
         return event["id"]
 
