@@ -69,7 +69,6 @@ __all__ = [
     "SyncToAsyncHook",
     "ThreadSensitiveContext",
     "WebsocketDenier",
-    "allow_any_thread",
     "allowed_origins_of",
     "announce_routes",
     "application_of",
@@ -255,11 +254,6 @@ def close_if_unusable(connection: BaseDatabaseWrapper) -> None:
     connection.close_if_unusable_or_obsolete()
     if connection.connection is not None and not connection.is_usable():
         connection.close()
-
-
-def allow_any_thread(connection: BaseDatabaseWrapper) -> None:
-    """Let ``connection`` be closed by another thread than the one that opened it."""
-    connection.inc_thread_sharing()
 
 
 def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:

@@ -407,31 +407,6 @@ def test_failed_connection_that_still_works_is_kept(opened_connection):
     assert not compat.has_failed(opened_connection)
 
 
-def test_connection_is_closed_by_another_thread_if_that_is_allowed(opened_connection):
-    """``inc_thread_sharing()``: otherwise connections of threads that have ended stay open."""
-    errors = []
-
-    def close():
-        try:
-            opened_connection.close()
-        except DatabaseError as error:
-            errors.append(error)
-
-    def close_in_thread():
-        thread = threading.Thread(target=close)
-        thread.start()
-        thread.join()
-        return opened_connection.connection is None
-
-    assert not close_in_thread()
-    compat.allow_any_thread(opened_connection)
-    try:
-        assert close_in_thread()
-    finally:
-        opened_connection.dec_thread_sharing()
-    assert len(errors) == 1
-
-
 def test_savepoints_are_counted(opened_connection):
     """``savepoint_ids``: otherwise a stream does not notice an ``atomic()`` around a ``yield``."""
     assert compat.savepoint_depth(opened_connection) is None
