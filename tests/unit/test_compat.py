@@ -684,7 +684,9 @@ def test_overview_lists_the_origins_that_channels_allows(settings):
     assert compat.allowed_origins_of(OriginValidator(application, origins)) == origins
 
 
+@pytest.mark.django_db
 async def test_denier_of_channels_refuses_a_handshake():
+    # Channels closes old database connections at the end, also those of earlier tests.
     socket = ApplicationCommunicator(compat.WebsocketDenier(), {"type": "websocket"})
     await socket.send_input({"type": "websocket.connect"})
 
