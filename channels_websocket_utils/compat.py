@@ -72,7 +72,6 @@ __all__ = [
     "ThreadSensitiveContext",
     "WebsocketDenier",
     "adapt_datetime",
-    "allow_any_thread",
     "allowed_origins_of",
     "announce_routes",
     "application_of",
@@ -271,11 +270,6 @@ def close_if_unusable(connection: BaseDatabaseWrapper) -> None:
     connection.close_if_unusable_or_obsolete()
     if connection.connection is not None and not connection.is_usable():
         connection.close()
-
-
-def allow_any_thread(connection: BaseDatabaseWrapper) -> None:
-    """Let ``connection`` be closed by another thread than the one that opened it."""
-    connection.inc_thread_sharing()
 
 
 def savepoint_depth(connection: BaseDatabaseWrapper) -> int | None:

@@ -10,11 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
-from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .compat import (
-    allow_any_thread,
     close_if_unusable,
     current_thread_context,
     has_failed,
@@ -38,6 +37,7 @@ __all__ = [
     "give_back_connections",
     "has_own_thread",
     "orm_thread",
+    "pool_connections",
 ]
 
 
@@ -45,6 +45,8 @@ __all__ = [
 TRUSTED = 1.0
 # By event loop, or by ThreadSensitiveContext: each of them has one thread for the async ORM.
 _orm_threads: weakref.WeakKeyDictionary[object, ThreadConnections] = weakref.WeakKeyDictionary()
+# The connections of a thread of a pool, and what closes them.
+_local = threading.local()
 
 
 def orm_thread(loop: AbstractEventLoop) -> ThreadConnections:
@@ -83,6 +85,15 @@ def give_back_connections() -> bool:
         elif _is_unneeded(connection, is_last=False):
             connection.close()
     return has_transaction
+
+
+def pool_connections() -> PoolConnections:
+    """Return the database connections of the current thread, which is one of a pool."""
+    found: PoolConnections | None = getattr(_local, "connections", None)
+    if found is None:
+        found = _local.connections = PoolConnections()
+        _local.end = _ThreadEnd(found)
+    return found
 
 
 def has_own_thread() -> bool:
@@ -149,14 +160,28 @@ class PoolConnections(ThreadConnections):
         """Return whether a transaction is open. Can be called in any thread."""
         return any(is_in_transaction(connection) for connection in self._all)
 
-    def __del__(self) -> None:
+    def close_all(self) -> None:
+        """Close all connections, in their thread."""
         for connection in self._all:
-            # The garbage collector may run in another thread, or on an event loop.
-            allow_any_thread(connection)
-            try:
-                connection.close()
-            except SynchronousOnlyOperation:
-                threading.Thread(target=connection.close).start()
+            connection.close()
+
+
+class _ThreadEnd:
+    """
+    Closes the connections of a thread when the thread ends, before ``join()`` returns.
+
+    Only a ``threading.local`` of the thread may refer to it. The contexts of tasks refer to the
+    connections, and may exist until the garbage collector finds them.
+    """
+
+    def __init__(self, connections: PoolConnections) -> None:
+        self._connections = connections
+        self._thread = threading.get_ident()
+
+    def __del__(self) -> None:
+        # A fork deletes it in the child, where the connections still belong to the parent.
+        if threading.get_ident() == self._thread:
+            self._connections.close_all()
 
 
 def _is_unneeded(connection: BaseDatabaseWrapper, is_last: bool) -> bool:

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
@@ -21,7 +21,7 @@ from .compat import (
     markcoroutinefunction,
 )
 from .conf import get_setting
-from .database_connections import PoolConnections, give_back_connections
+from .database_connections import give_back_connections, pool_connections
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from typing import ParamSpec, TypeAlias, TypeVar
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from .database_connections import PoolConnections
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -54,6 +56,8 @@ __all__ = [
 OUR_THREADS = 8
 # Seconds. A handler that blocks must not stop a test run.
 END_LIMIT = 5
+# Of the names of the threads.
+_PREFIX = "websocket-pool-"
 # The garbage collector may end a coroutine that waits, in a thread that has the lock.
 _lock = threading.RLock()
 _pools: dict[str, tuple[int, _PoolSyncToAsync]] = {}
@@ -101,15 +105,16 @@ def end_for_test_database(*, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
 
 
 def _end_threads() -> None:
-    """End the threads after their present work, which closes their connections."""
+    """End the threads of all pools after their present work, which closes their connections."""
     with _lock:
-        ended = [twin.executor for _, twin in _pools.values()]
+        for _, twin in _pools.values():
+            twin.executor.shutdown(wait=False)
         _pools.clear()
-    waits = [threading.Thread(target=each.shutdown, daemon=True) for each in ended]
-    for wait in waits:
-        wait.start()
-    for wait in waits:
-        wait.join(END_LIMIT)
+    deadline = monotonic() + END_LIMIT
+    # Also those of pools that were replaced, or that had one function.
+    for thread in threading.enumerate():
+        if thread.name.startswith(_PREFIX) and thread is not threading.current_thread():
+            thread.join(max(0, deadline - monotonic()))
 
 
 @contextmanager
@@ -180,8 +185,12 @@ def in_pool(function: Callable[P, R], name: str, threads: int) -> Twin[P, R]:
         return _SyncToAsync(function)
     # A thread of the pool waits for this work. If all its threads did, none would be free.
     is_nested = any(work.pool == name for work in _works_of_threads())
-    twin = _PoolSyncToAsync("", ThreadPoolExecutor(1)) if is_nested else _pool(name, threads)
-    return markcoroutinefunction(partial(twin, function))
+    if is_nested:
+        twin = _PoolSyncToAsync("", ThreadPoolExecutor(1, _PREFIX))
+    else:
+        twin = _pool(name, threads)
+    # Not a partial: Python 3.12 looks for the mark at its function.
+    return markcoroutinefunction(lambda *args, **kwargs: twin(function, *args, **kwargs))
 
 
 def _pool(name: str, threads: int) -> _PoolSyncToAsync:
@@ -192,8 +201,7 @@ def _pool(name: str, threads: int) -> _PoolSyncToAsync:
             # After a change of the setting, the old pool's threads end with their work.
             if twin is not None:
                 twin.executor.shutdown(wait=False)
-            pool = ThreadPoolExecutor(threads, thread_name_prefix=f"websocket-{name}")
-            twin = _PoolSyncToAsync(name, pool)
+            twin = _PoolSyncToAsync(name, ThreadPoolExecutor(threads, f"{_PREFIX}{name}"))
             _pools[name] = threads, twin
         return twin
 
@@ -201,7 +209,7 @@ def _pool(name: str, threads: int) -> _PoolSyncToAsync:
 def _call(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     works = _waiting_work.get()
     if works and works[-1].connections is None:
-        works[-1].connections = _PoolSyncToAsync.connections_here()
+        works[-1].connections = pool_connections()
     return function(*args, **kwargs)
 
 
@@ -245,8 +253,6 @@ class _SyncToAsync(SyncToAsyncHook):
 
 
 class _PoolSyncToAsync(_SyncToAsync):
-    _local = threading.local()
-
     def __init__(self, name: str, executor: ThreadPoolExecutor) -> None:
         # One object serves all functions, because its construction takes longer than a call.
         super().__init__(_call, thread_sensitive=False, executor=executor)
@@ -266,16 +272,8 @@ class _PoolSyncToAsync(_SyncToAsync):
         finally:
             _waiting_work.reset(token)
 
-    @classmethod
-    def connections_here(cls) -> PoolConnections:
-        """Return the database connections of the current thread of a pool."""
-        if not hasattr(cls._local, "connections"):
-            cls._local.connections = PoolConnections()
-        found: PoolConnections = cls._local.connections
-        return found
-
     def thread_handler(self, loop: AbstractEventLoop, *args: Any, **kwargs: Any) -> Any:
-        self.connections_here().close_stale()
+        pool_connections().close_stale()
         try:
             return super().thread_handler(loop, *args, **kwargs)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -283,7 +281,7 @@ class _PoolSyncToAsync(_SyncToAsync):
             raise RuntimeError(f"Sync code raised {type(error).__name__}") from error
         finally:
             if self._name:
-                self._local.connections.close_unneeded()
+                pool_connections().close_unneeded()
             else:
                 # This thread ends after its first function.
                 connections.close_all()

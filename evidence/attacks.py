@@ -34,8 +34,9 @@ The controls are naive code, which looks a token up and calls ``getattr`` with a
 client, and code of earlier versions. That read all headers, knew only the digest of the session
 that a token is bound to, compared a disconnect with connections by the clock of the process that
 disconnects, left the tokens of a deleted user in the cache, ignored the rows of revocations whose
-ids were in events of anybody, and compared only the keys of users. The controls are attacked in the
-same way, and must accept something: this shows that the table counts what gets through.
+ids were in events of anybody, compared only the keys of users, and wrote no identity into pages.
+The controls are attacked in the same way, and must accept something: this shows that the table
+counts what gets through.
 
 ``docs/proofs/load.rst`` has the attacks by load.
 """
@@ -43,10 +44,12 @@ same way, and must accept something: this shows that the table counts what gets 
 import asyncio
 import base64
 import contextlib
+import html
 import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections import Counter
 from datetime import timedelta
@@ -56,12 +59,13 @@ from urllib.parse import quote
 
 from asgiref.sync import sync_to_async
 from channels_redis.core import RedisChannelLayer
-from django.contrib.auth import logout
+from django.contrib.auth import get_user, logout
 from django.contrib.auth.models import AnonymousUser, Permission
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.signing import Signer
 from django.db.models import Max
 from django.http import HttpRequest
+from django.template import RequestContext, Template
 from django.test import override_settings
 
 from channels_websocket_utils import protocol
@@ -81,6 +85,7 @@ from .attack_site import KINDS, PERM, Async
 
 PACKAGES = ["daphne", "uvicorn", "websockets", "wsproto", "hypercorn"]
 SMALL_SERVERS = ["daphne", "uvicorn websockets-sansio"]
+PAGE = Path(__file__).parent / "first_open.mjs"
 # Only the flood sends as many messages at once.
 RATE, BURST = "1500/m", 1500
 OPEN = "open"
@@ -1086,6 +1091,44 @@ async def another_class(trial):
     await sign_in_as_another_class(trial, "foreign", trial.site.session)
 
 
+def attributes_of_page(path, session):
+    """Return the attributes of the template tag, without "data-", on a page of ``session``."""
+    request = HttpRequest()
+    request.session = SessionStore(session)
+    request.user = get_user(request)
+    request.META["CSRF_COOKIE"] = lab.CSRF_TOKEN
+    # The site is below a root path.
+    tag = Template('{% load websocket_utils %}{% websocket_manager path token_path="" %}')
+    rendered = tag.render(RequestContext(request, {"path": path}))
+    found = re.findall(r'data-([\w-]+)(?:="(.*?)")?', rendered)
+    return [(name, html.unescape(value)) for name, value in found]
+
+
+async def open_first_as_another(trial, kinds, drop=()):
+    """Open a page as one user, sign in as another in the same browser, and then connect."""
+    for kind in kinds:
+        _, session = await lab.new_user()
+        found = await sync_to_async(attributes_of_page)(f"/required/{kind}/", session)
+        _, other = await lab.new_user()
+        options = {
+            "port": trial.site.port,
+            "attributes": [each for each in found if each[0] not in drop],
+            "cookie": f"sessionid={other}; csrftoken={lab.CSRF_TOKEN}",
+        }
+        client = await asyncio.create_subprocess_exec(
+            *(shutil.which("node"), "--experimental-websocket"),
+            *("--disable-warning=ExperimentalWarning", PAGE, json.dumps(options)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        answer, _ = await client.communicate()
+        trial.note(answer.decode().strip(), {"user_changed"})
+
+
+@attack("page that first connects after another user has signed in in its browser")
+async def first_open(trial):
+    await open_first_as_another(trial, OURS)
+
+
 @on_our_consumers("a handler that raises")
 async def raising(trial, client):
     """The client receives an id. The text of the exception is in the log only."""
@@ -1227,3 +1270,9 @@ async def earlier_masked_disconnect(trial):
 @attack("control, earlier code: token with a user of another class who has the same key")
 async def earlier_another_class(trial):
     await sign_in_as_another_class(trial, "unclassed")
+
+
+@attack("control, earlier code: page that first connects after another user has signed in")
+async def earlier_first_open(trial):
+    """The method runs as the user who has signed in."""
+    await open_first_as_another(trial, ["async"], drop=["identity"])

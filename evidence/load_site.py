@@ -90,7 +90,7 @@ if "PROOF_EARLIER" in os.environ:
 
 
 def in_recheck(execute, sql, params, many, context):
-    if threading.current_thread().name.startswith("websocket-recheck"):
+    if threading.current_thread().name.startswith("websocket-pool-recheck"):
         counts["queries"] += 1
         if os.environ.get("PROOF_SLOW"):
             time.sleep(SLOW)

@@ -1,5 +1,6 @@
 // Clients that send requests all the time, for evidence/rolling.py. One JSON argument has the options.
-// They start when all of them are open, end at the line "end" on stdin, and print the results.
+// They start when all of them are open, end at the line "end" on stdin, and print the results. At each
+// other line, which has an id and seconds, each of them sends a request that takes so long.
 // node --experimental-websocket
 
 import { createRequire } from "node:module"
@@ -52,9 +53,9 @@ function watch(manager) {
   })
 }
 
-function send(manager, name) {
+function send(manager, name, duration = seconds) {
   const id = `${name}.${++counts.sent}`
-  const sent = manager.request({ type: "work", id, seconds }).then(
+  const sent = manager.request({ type: "work", id, seconds: duration }).then(
     (answer) => counts[answer === id ? "answered" : "wrong"]++,
     ({ code }) => {
       counts.failed[code] = (counts.failed[code] ?? 0) + 1
@@ -74,6 +75,8 @@ const timers = managers.map((manager, number) => {
 })
 for await (const line of createInterface({ input: process.stdin })) {
   if (line === "end") break
+  const [name, duration] = line.split(" ")
+  managers.forEach((manager, number) => send(manager, `${name}.${number}`, Number(duration)))
 }
 timers.forEach(clearInterval)
 // A manager lets no request wait for more than 10 s.

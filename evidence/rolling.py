@@ -5,10 +5,11 @@ Rolling restarts: no request is lost, and no client gets a wrong answer
 Two processes of one site are behind nginx, with Redis between them. Twenty clients, each with its
 own session, send a request every 100 ms. The server writes the id of the request to a file and
 answers 20 ms later. Meanwhile each process is ended in turn, by ``SIGTERM`` or ``kill -9``, and
-started again. 6 s after it answers, the next one is ended. The clients are ``WebSocketManager`` in
-Node, with Node's ``WebSocket``. The controls are clients as they are usually written: they
-reconnect too, with a new token, and then either forget the requests that they had sent, or send
-them again.
+started again. 6 s after it answers, the next one is ended. Right before, each client also sends a
+request that takes 3 s, and the process is ended as soon as it handles one of them, so that each end
+cuts requests off. The clients are ``WebSocketManager`` in Node, with Node's ``WebSocket``. The
+controls are clients as they are usually written: they reconnect too, with a new token, and then
+either forget the requests that they had sent, or send them again.
 
 * *Requests*: the number that was sent; *answered* with their own id; *failed*, with the code that
   the caller received; *lost*: neither, 12 s after the end.
@@ -37,6 +38,8 @@ PACKAGES = ["uvicorn", "daphne", "psycopg"]
 SCRIPT = ROOT / "evidence/rolling.mjs"
 EVERY = 100
 WORK = 0.02
+# Of the requests that are cut off, and until a process handles one of them.
+LONG, LIMIT = 3, 30
 # Seconds. A client waits 6 s after its third failure in a row. A gap longer than this is a failure.
 PROMISED = 30
 CONFIGURATION = """
@@ -135,9 +138,11 @@ async def measured(row, sizes):
         ]
         clients = await start_clients(row.client, nginx.port, sessions)
         try:
-            for process in sizes.rounds * site.processes:
+            for number, process in enumerate(sizes.rounds * site.processes):
                 await asyncio.sleep(sizes.calm)
                 if row.how is not None:
+                    long = until_working(site, clients, process, f"long{number}")
+                    await asyncio.wait_for(long, LIMIT)
                     await asyncio.to_thread(process.stop, row.how)
                     await asyncio.to_thread(process.start)
             await asyncio.sleep(sizes.calm)
@@ -147,8 +152,22 @@ async def measured(row, sizes):
             if clients.returncode is None:
                 clients.kill()
                 await clients.wait()
-        work = Counter((site.folder / "work").read_text().split())
+        work = Counter(id for id, _ in handled(site))
     return cells(row, report, work, row.how and sizes.rounds * len(site.processes))
+
+
+async def until_working(site, clients, process, name):
+    """Let each client send a request that takes long, and wait until ``process`` handles one."""
+    clients.stdin.write(f"{name} {LONG}\n".encode())
+    while not any(
+        id.startswith(f"{name}.") and pid == str(process.pid) for id, pid in handled(site)
+    ):
+        await asyncio.sleep(0.01)
+
+
+def handled(site):
+    """Return the id of each request that a process has begun to handle, and the process id."""
+    return [line.split() for line in (site.folder / "work").read_text().splitlines()]
 
 
 async def start_clients(kind, port, sessions):
@@ -203,6 +222,8 @@ def broken(row, cells, report, work):
         yield "requests were answered but not executed"
     if report["twice"]:
         yield "tokens were used in two handshakes"
+    if row.how is not None and row.client == "manager" and not report["failed"]:
+        yield "no request was cut off"
     if row.how is None and report["failed"]:
         yield "requests failed"
     if report["gaps"] and max(report["gaps"]) > PROMISED:

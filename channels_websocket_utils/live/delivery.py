@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .lateness import Lateness
 
     T = TypeVar("T")
-    _Entry: TypeAlias = tuple[Iterator[Any], Callable[[Any], object]]
+    _Entry: TypeAlias = tuple[Iterator[Any], Callable[[Any], object], int]
 
-__all__ = ["MOST", "SLICE", "Delivery"]
+__all__ = ["MOST", "SIZE", "SLICE", "Delivery"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -28,8 +28,9 @@ logger = logging.getLogger("channels_websocket_utils")
 SLICE = 0.005
 # Deliveries between two looks at the clock.
 _STRIDE = 16
-# Messages that wait for their turn, or for a check of the users. More are dropped.
-MOST = 1000
+# Messages that wait for their turn, or for a check of the users, and their characters, beyond which
+# more are dropped.
+MOST, SIZE = 1000, 4 * 1024 * 1024
 
 
 class Delivery:
@@ -45,20 +46,25 @@ class Delivery:
     def __init__(self, lateness: Lateness) -> None:
         self._lateness = lateness
         self._queue: deque[_Entry] = deque()
+        self._size = 0
         self._task: asyncio.Future[None] | None = None
 
     def is_full(self) -> bool:
         """Return whether so many deliveries wait that a message must be dropped."""
-        return len(self._queue) >= MOST
+        return len(self._queue) >= MOST or self._size >= SIZE
 
-    def put(self, receivers: Iterable[T], deliver: Callable[[T], object]) -> None:
+    def put(
+        self, receivers: Iterable[T], deliver: Callable[[T], object], size: int = 0
+    ) -> None:
         """
         Call ``deliver()`` with each of ``receivers``, at once as far as a slice lasts.
 
+        ``size`` is the number of characters that it delivers, for ``is_full()``.
         ``deliver()`` must not wait. It looks at the state of its receiver, which may have changed
         since ``put()``. An exception is logged.
         """
-        self._queue.append((iter(receivers), deliver))
+        self._queue.append((iter(receivers), deliver, size))
+        self._size += size
         # Code of the site may have cancelled the task.
         is_running = self._task is not None and not self._task.done()
         if not is_running and not self._deliver_slice():
@@ -75,7 +81,7 @@ class Delivery:
         end, count = time.monotonic() + SLICE, 0
         is_late, queue = self._lateness.must_wait, self._queue
         while queue:
-            receivers, deliver = queue[0]
+            receivers, deliver, size = queue[0]
             try:
                 # Each time, because the process may be stopped at any moment.
                 while not is_late():
@@ -86,6 +92,7 @@ class Delivery:
                 return False
             except StopIteration:
                 queue.popleft()
+                self._size -= size
             except Exception:
                 logger.exception("A message could not be delivered to a connection")
         return True

@@ -247,7 +247,7 @@ class Hub:
             logger.warning("A push was dropped: too many deliveries wait")
         elif connections:
             # A connection that ends meanwhile is sent nothing.
-            self.delivery.put(connections, methodcaller("push", text))
+            self.delivery.put(connections, methodcaller("push", text), len(text))
 
     def _apply(self, apply: _Apply) -> None:
         for _, missed in self.pending.values():

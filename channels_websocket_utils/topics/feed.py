@@ -151,7 +151,8 @@ class Feed:
         if self._delivery.is_full():
             logger.warning("A message of a topic was dropped: too many deliveries wait")
             return
-        self._delivery.put(tuple(self.subscriptions.values()), partial(self._send_to, frame))
+        receivers = tuple(self.subscriptions.values())
+        self._delivery.put(receivers, partial(self._send_to, frame), len(frame.data))
 
     def _send_to(self, frame: TopicFrame, subscription: Subscription) -> None:
         if not subscription.send(frame):

@@ -115,13 +115,15 @@ FILES = {
         async def visit(kind):
             token = await database_sync_to_async(issue)()
             communicator = WebsocketCommunicator(application, f"/{kind}/{token}")
-            assert (await communicator.connect())[0]
+            assert (await communicator.connect(timeout=60))[0]
             await communicator.send_json_to({"type": "count", "reply_key": "r"})
-            answer = await communicator.receive_json_from()
+            answer = await communicator.receive_json_from(timeout=60)
             if kind != "own":
-                answer = (await communicator.receive_json_from())["data"]
+                answer = (await communicator.receive_json_from(timeout=60))["data"]
             assert answer == 1
-            await communicator.disconnect()
+            # If it stops waiting, the thread of Django's async ORM keeps its connection, as in
+            # a project without this package.
+            await communicator.disconnect(timeout=60)
     """,
     "chat/tests.py": """
         from django.test import TransactionTestCase

@@ -10,7 +10,7 @@ http = get_asgi_application()
 from django.contrib.auth import get_user_model  # noqa: E402
 from django.contrib.auth.views import LogoutView  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
-from django.urls import path  # noqa: E402
+from django.urls import include, path  # noqa: E402
 from django.views.decorators.csrf import csrf_exempt  # noqa: E402
 from django.views.decorators.http import require_POST  # noqa: E402
 
@@ -64,6 +64,7 @@ urlpatterns = [
     path("logout/", LogoutView.as_view()),
     path("act/<str:name>/<int:pk>/", act),
     path("release/", release),
+    path("websocket/", include("channels_websocket_utils.urls")),
 ]
 
 

@@ -645,8 +645,10 @@ def pause(monkeypatch):
 
 @pytest.mark.parametrize("act", ["logout", "disconnect", "session", "deactivate"])
 async def test_event_between_redeeming_and_opening_is_applied(
-    user, session, open_socket, pause, act
+    user, session, open_socket, pause, act, settings
 ):
+    # The timer would find the end too, and later.
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 3600}
     token = await aget_websocket_token(user, session=session)
     socket = open_socket(stack(AsyncManager), f"/ws/{token}", session=session)
     connecting = asyncio.ensure_future(socket.outcome())

@@ -1,11 +1,13 @@
 """Threads give their database connections back to a pool, and keep them no longer than needed."""
 
 import asyncio
+import contextvars
+import os
 import threading
 from types import SimpleNamespace
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from channels.exceptions import StopConsumer
 from django.contrib.auth import get_user_model
 from django.db import connection, connections
@@ -81,8 +83,10 @@ class Between(Async):
 def fresh(transactional_db, monkeypatch):
     """Use new threads for each test, which check their connections at their first work only."""
     monkeypatch.setattr(database_connections, "TRUSTED", 1000)
-    monkeypatch.setattr(threads, "_pools", {})
+    threads._end_threads()
     used.clear()
+    yield
+    threads._end_threads()
 
 
 @pytest.fixture
@@ -192,6 +196,84 @@ async def test_threads_end_before_a_test_database_is_dropped():
     assert [each.connection for each in used] == [None, None, None]
     for where in (in_our_pool, in_handler_pool, in_recheck_thread):
         assert (await where(ask)()).connection is not None
+
+
+async def test_connection_is_closed_although_a_context_still_refers_to_it():
+    """Tasks keep their contexts, which the garbage collector may find much later."""
+    contexts = []
+
+    def ask_and_keep_context():
+        contexts.append(contextvars.copy_context())
+        ask()
+
+    await in_handler_pool(ask_and_keep_context)()
+    (work,) = contexts[0][threads._waiting_work]
+    assert used[-1] in work.connections._all
+
+    open_connection_as(NO_DB_ALIAS)
+
+    assert not is_open()
+
+
+async def test_threads_of_replaced_and_short_pools_end_too(settings):
+    """A test database is dropped after their present work."""
+    began, go_on = threading.Barrier(3), threading.Event()
+
+    def work():
+        ask()
+        began.wait(LIMIT)
+        assert go_on.wait(LIMIT)
+
+    def call_work_in_a_pool_of_its_own():
+        async_to_sync(in_handler_pool(work))()
+
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 1}
+    outer = asyncio.ensure_future(in_handler_pool(call_work_in_a_pool_of_its_own)())
+    await until(lambda: used)
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 2}
+    replaced = asyncio.ensure_future(in_handler_pool(work)())
+    await until(lambda: len(used) == 2)
+    settings.WEBSOCKET_UTILS = {"SYNC_THREADS": 3}
+    await in_handler_pool(ask)()
+    await asyncio.to_thread(began.wait, LIMIT)
+
+    ending = asyncio.ensure_future(asyncio.to_thread(open_connection_as, NO_DB_ALIAS))
+    await until(lambda: used[2].connection is None)
+    assert not ending.done()
+    go_on.set()
+    await ending
+
+    assert [each.connection for each in used] == [None, None, None]
+    await asyncio.gather(outer, replaced)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_fork_keeps_the_connections_of_its_parent():
+    """Python deletes the objects of all other threads in the child."""
+    reading, writing = os.pipe()
+
+    def watch():
+        original = ask().close
+
+        def close():
+            os.write(writing, b"closed")
+            original()
+
+        used[-1].close = close
+
+    await in_our_pool(watch)()
+
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.set_blocking(reading, False)
+
+    with pytest.raises(BlockingIOError):
+        os.read(reading, 10)
+    threads._end_threads()
+    assert os.read(reading, 10) == b"closed"
 
 
 async def test_connection_to_a_database_ends_no_threads():

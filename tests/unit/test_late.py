@@ -840,6 +840,34 @@ async def test_few_pushes_wait_for_one_check_and_keep_their_order(
     assert (await socket.next())["n"] == 4
 
 
+async def test_waiting_pushes_are_bounded_by_their_size(
+    user, open_as, pause, checks, monkeypatch, caplog
+):
+    monkeypatch.setattr(delivery, "SIZE", 10_000)
+    socket = await open_as()
+    checks.go.clear()
+    pause()
+
+    # One always waits, however long it is.
+    for number, size in enumerate([20_000, 1]):
+        await apush_to_user(user, "news", {"n": number, "text": "x" * size})
+    await until(checks.reached.is_set)
+    await until(lambda: "A push was dropped" in caplog.text)
+    checks.go.set()
+    assert (await socket.next())["n"] == 0
+
+    checks.reached.clear()
+    checks.go.clear()
+    pause()
+    for number, size in enumerate([6_000, 6_000, 6_000]):
+        await apush_to_user(user, "news", {"n": number, "text": "x" * size})
+    await until(checks.reached.is_set)
+    await until(lambda: caplog.text.count("A push was dropped") == 2)
+    checks.go.set()
+
+    assert [(await socket.next())["n"] for _ in range(2)] == [0, 1]
+
+
 # How long messages wait
 
 

@@ -11,6 +11,7 @@ from asgiref.local import Local
 from django.core.cache import caches
 from django.core.checks import run_checks
 from django.db import connection
+from django.db.backends.sqlite3 import base as sqlite3
 
 from channels_websocket_utils import conf
 from channels_websocket_utils.gate import revocations
@@ -175,6 +176,8 @@ def test_package_for_tenants_is_an_error(settings, monkeypatch, tmp_path, name):
 
 def test_database_engine_for_tenants_is_an_error(settings, monkeypatch):
     engine = "django_tenants.postgresql_backend"
+    # Django 6.1 imports the engine of each database in its own checks.
+    monkeypatch.setitem(sys.modules, f"{engine}.base", sqlite3)
     monkeypatch.setitem(settings.DATABASES, "tenants", {"ENGINE": engine})
 
     assert len(found("E010")) == 1
