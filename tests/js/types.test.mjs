@@ -134,7 +134,7 @@ test("the types name each member, option, state and code of the script, and no o
   await project.write(
     "names.ts",
     `import W from "channels-websocket-utils"
-     type Text = W.State | W.Reason | W.ManagerErrorCode | keyof W.Events
+     type Text = W.State | W.Reason | W.ManagerErrorCode | W.GapReason | W.SubscriptionState | keyof W.Events
      export const members = ${named(members)} satisfies Record<keyof W, true>
      export const statics = ${named(Object.keys(WebSocketManager))} satisfies Record<Exclude<keyof typeof W, "prototype">, true>
      export const options = ${named(options)} satisfies Record<keyof W.Options, true>
