@@ -1,7 +1,8 @@
 import assert from "node:assert/strict"
+import { readFile } from "node:fs/promises"
 import { test } from "node:test"
 
-import { holding, openPage, settled, WebSocketManager } from "./support.mjs"
+import { holding, openPage, root, script, settled, WebSocketManager } from "./support.mjs"
 import { TopicServer } from "./topic_server.mjs"
 
 /** A page whose connection is open, with a server of topics. */
@@ -514,5 +515,71 @@ test("in a worker, and in React Native, there is no page with positions", async 
     assert.deepEqual(log, ["live", "orders/1 1"])
     manager.close()
     t.mock.timers.reset()
+  }
+})
+
+// The documentation
+
+const documentation = await readFile(new URL("docs/client.rst", root), "utf8")
+
+/** The blocks of docs/client.rst of this kind. */
+function blocksOf(kind) {
+  const found = documentation.matchAll(new RegExp(`^\\.\\. code-block:: ${kind}\\n\\n((?: {4}.*\\n|\\n)+)`, "gm"))
+  return [...found].map(([, block]) => block.replace(/^ {4}/gm, ""))
+}
+
+test("the first example of the documentation runs", async (t) => {
+  const { manager, flow, server } = open(t, { sizes: { "orders/42": 10 } })
+  const written = t.mock.method(console, "log", () => {})
+  new Function("manager", blocksOf("javascript")[0])(manager)
+  await flow()
+  server.publish("orders/42")
+  await flow()
+
+  assert.deepEqual(written.mock.calls.map((call) => call.arguments), [
+    ["live", null],
+    ["orders/42", 1, { epoch: "e1", offset: 1 }],
+  ])
+})
+
+test("a page that does at a gap what the documentation says shows the data of the server", async (t) => {
+  const { manager, flow, server } = open(t, { sizes: { orders: 2 } })
+  const feed = server.feeds.get("orders")
+  let shown
+  const pending = []
+  // The view reads the position and the data. The page gets them later.
+  const answer = () => {
+    const data = { orders: Array.from({ length: feed.top }, (_, n) => n + 1), position: { ...feed.position } }
+    return new Promise((done) => pending.push(() => done({ json: async () => data })))
+  }
+  const drawAll = (orders) => (shown = [...orders])
+  const drawOne = ({ offset }) => shown.push(offset)
+  server.publish("orders")
+  new Function("manager", "fetch", "drawAll", "drawOne", blocksOf("javascript")[1])(manager, answer, drawAll, drawOne)
+  pending.shift()()
+  await flow()
+  server.skip("orders", 3)
+  await flow()
+  // During the request, and before its answer arrives.
+  server.publish("orders")
+  await flow()
+  pending.shift()()
+  await flow()
+  server.publish("orders")
+  await flow()
+
+  assert.deepEqual(pending, [])
+  assert.deepEqual(shown, [1, 2, 3, 4, 5, 6])
+})
+
+test("the drawing of the documentation has the states and the reasons of a subscription", async () => {
+  const [drawing] = blocksOf("text")
+  const source = await readFile(script, "utf8")
+  const states = ["subscribing", "live", "ended"]
+  const reasons = ["disconnected", "unsubscribed", "aborted", "unsupported", "unavailable"]
+
+  for (const name of [...states, ...reasons]) {
+    assert.match(source, new RegExp(`"${name}"`))
+    assert.match(drawing, new RegExp(`\\b${name}\\b`))
   }
 })

@@ -76,11 +76,13 @@ const assumed = {
   path: "string",
   token: "string",
   options: "WebSocketManager.Options",
+  drawAll: "(orders: object[]) => void",
+  drawOne: "(order: object) => void",
 }
 
 test("the scripts on the pages call existing methods, and a misspelt call is found", async () => {
   const files = []
-  const names = ["howto_from_0_1", "howto_from_own_token", "javascript", "messages", "streams", "tokens"]
+  const names = ["client", "howto_from_0_1", "howto_from_own_token", "javascript", "messages", "streams", "tokens"]
   for (const name of ["README.rst", ...names.map((each) => `docs/${each}.rst`)]) {
     const page = await readFile(new URL(name, root), "utf8")
     for (const [, block] of page.matchAll(/^\.\. code-block:: javascript\n\n((?: {4}.*\n|\n)+)/gm)) {
