@@ -488,6 +488,8 @@ test("a topic, a handler and a position of another type are refused at once", (t
 
   assert.throws(() => manager.subscribe(1, () => {}), /key must be a string, not number/)
   assert.throws(() => manager.subscribe("orders/1"), /handler must be a function, not undefined/)
+  // A topic without history has the position with the empty epoch.
+  assert.equal(manager.subscribe("scores", () => {}, { since: { epoch: "", offset: 0 } }).state, "subscribing")
   for (const since of [5, {}, { epoch: "e1" }, { offset: 1 }]) {
     assert.throws(() => manager.subscribe("orders/1", () => {}, { since }), /since must be a position/)
   }

@@ -912,7 +912,7 @@
     constructor(manager, topic, handler, since) {
       checkHandler(topic, handler)
       // The server refuses a whole message with another one.
-      check(!since || (since.epoch && since.offset >= 0), "since must be a position", since)
+      check(!since || (typeof since.epoch === "string" && since.offset >= 0), "since must be a position", since)
       this.topic = topic
       this.state = SUBSCRIBING // only turn() changes it
       this.position = since || null
@@ -1051,7 +1051,7 @@
   // it, and the manager asks again.
   function handleAnswer(manager, topic, data) {
     const answer = data?.subscriptions?.find?.((each) => each?.topic === topic.name)
-    const { error, epoch, offset, recovered, reason, messages } = answer || { error: { code: "unavailable" } }
+    const { error, epoch, offset, recovered, reason, messages = [] } = answer || { error: { code: "unavailable" } }
     if (error) return refuse(manager, topic, error)
     const { asked } = topic
     Object.assign(topic, { isLive: true, position: epoch ? { epoch, offset } : null, failures: 0 })
