@@ -210,6 +210,31 @@ test("a position that cannot be replayed is one gap, and the subscription goes o
   assert.deepEqual(subscription.position, at(6))
 })
 
+test("a position that the server has never reached, as after a restored backup, is one gap", async (t) => {
+  const { manager, flow, server } = open(t)
+  const ahead = follow(manager, "orders/1", { since: at(5) })
+  await flow()
+  server.publish("orders/1")
+  await flow()
+
+  assert.deepEqual(ahead.log, ["gap: expired 0", "live", "orders/1 1"])
+})
+
+test("a position that the page has read after the last message joins a live topic", async (t) => {
+  const { manager, flow, server, sent } = open(t)
+  const first = follow(manager, "orders/1")
+  await flow()
+  server.publish("orders/1")
+  server.publish("orders/1")
+  const ahead = follow(manager, "orders/1", { since: at(1) })
+  await settled()
+  await flow()
+
+  assert.equal(sent().length, 1)
+  assert.deepEqual(first.log, ["live", "orders/1 1", "orders/1 2"])
+  assert.deepEqual(ahead.log, ["live", "orders/1 2"])
+})
+
 test("a gap while live moves the position", async (t) => {
   const { manager, flow, server } = open(t)
   const { log, subscription } = follow(manager, "orders/1")

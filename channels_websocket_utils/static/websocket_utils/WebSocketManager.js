@@ -911,7 +911,7 @@
   class Subscription {
     constructor(manager, topic, handler, since) {
       checkHandler(topic, handler)
-      // The server refuses a whole message with another one.
+      // The server refuses the whole message if one `since` has another form.
       check(!since || (typeof since.epoch === "string" && since.offset >= 0), "since must be a position", since)
       this.topic = topic
       this.state = SUBSCRIBING // only turn() changes it
@@ -937,21 +937,18 @@
   function createSubscription(manager, name, handler, { signal, since = manager.positions.get(name) }) {
     const subscription = new Subscription(manager, name, handler, since)
     const abort = () => endSubscription(manager, subscription, "aborted")
-    if (signal?.aborted) {
-      abort()
-      return subscription
-    }
-    signal?.addEventListener("abort", abort)
-    subscription._release = () => signal?.removeEventListener("abort", abort)
     const topic = manager.topics.get(name) || { name, members: new Set(), failures: 0 }
     manager.topics.set(name, topic)
     topic.members.add(subscription)
+    subscription._release = () => signal?.removeEventListener("abort", abort)
+    signal?.addEventListener("abort", abort)
+    if (signal?.aborted) abort()
     updateTopicsSoon(manager)
     return subscription
   }
 
   function endSubscription(manager, subscription, reason) {
-    subscription._release?.()
+    subscription._release()
     manager.topics.get(subscription.topic)?.members.delete(subscription)
     turn(manager, subscription, ENDED, reason)
     updateTopicsSoon(manager)
@@ -989,7 +986,7 @@
     if (wanted.length) ask(manager, "subscribe", wanted, { subscriptions })
   }
 
-  // Returns true if the server need not be asked: it sends all that the subscriptions have not had.
+  // Makes all subscriptions live, and returns true, if the server need not be asked for a replay.
   function join(manager, topic) {
     const joining = [...topic.members].filter(({ state }) => state !== LIVE)
     const canJoin = topic.isLive && joining.every(({ position }) => !position || covers(position, topic.position))
@@ -997,6 +994,7 @@
     return canJoin
   }
 
+  // The position may be ahead of the topic's: deliver() then skips what the subscription does not miss.
   function goLive(manager, topic, subscription) {
     if (!topic.isLive) return
     if (!covers(subscription.position, topic.position)) subscription.position = topic.position
@@ -1077,7 +1075,6 @@
 
   function skip(manager, { position }, subscription, reason) {
     const { _lapse, _handlers } = subscription
-    if (covers(subscription.position, position)) return
     subscription.position = position
     if (_lapse) dispatch(manager, _handlers, "gap", { reason: reason || _lapse, position })
   }
@@ -1091,8 +1088,8 @@
     if (topic.position) topic.position = { epoch: isGap ? epoch : topic.position.epoch, offset }
     for (const subscription of [...topic.members]) {
       if (subscription.state !== LIVE) continue
-      if (isGap) skip(manager, topic, subscription, reason)
-      else deliver(manager, topic, subscription, message)
+      if (!isGap) deliver(manager, topic, subscription, message)
+      else if (!covers(subscription.position, topic.position)) skip(manager, topic, subscription, reason)
     }
   }
 
@@ -1112,7 +1109,7 @@
     }
   }
 
-  // Another user may not have seen what the page shows.
+  // A position says what the page of the earlier user has shown.
   function forgetPositions({ positions, topics }) {
     positions.clear()
     for (const { members } of topics.values()) {
