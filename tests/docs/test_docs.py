@@ -349,6 +349,9 @@ def test_every_block_is_run():
         *((page, "javascript") for page in ("README", "howto_from_0_1", "howto_from_own_token")),
         *((page, "javascript") for page in ("javascript", "messages", "streams", "tokens")),
         ("client", "typescript"),
+        # tests/js/topics.test.mjs
+        ("client", "javascript"),
+        ("client", "text"),
         # test_howtos.py
         ("howto_several_servers", "ini"),
         # test_log_filters.py

@@ -76,11 +76,13 @@ const assumed = {
   path: "string",
   token: "string",
   options: "WebSocketManager.Options",
+  drawAll: "(orders: object[]) => void",
+  drawOne: "(order: object) => void",
 }
 
 test("the scripts on the pages call existing methods, and a misspelt call is found", async () => {
   const files = []
-  const names = ["howto_from_0_1", "howto_from_own_token", "javascript", "messages", "streams", "tokens"]
+  const names = ["client", "howto_from_0_1", "howto_from_own_token", "javascript", "messages", "streams", "tokens"]
   for (const name of ["README.rst", ...names.map((each) => `docs/${each}.rst`)]) {
     const page = await readFile(new URL(name, root), "utf8")
     for (const [, block] of page.matchAll(/^\.\. code-block:: javascript\n\n((?: {4}.*\n|\n)+)/gm)) {
@@ -134,7 +136,7 @@ test("the types name each member, option, state and code of the script, and no o
   await project.write(
     "names.ts",
     `import W from "channels-websocket-utils"
-     type Text = W.State | W.Reason | W.ManagerErrorCode | keyof W.Events
+     type Text = W.State | W.Reason | W.ManagerErrorCode | W.GapReason | W.SubscriptionState | keyof W.Events
      export const members = ${named(members)} satisfies Record<keyof W, true>
      export const statics = ${named(Object.keys(WebSocketManager))} satisfies Record<Exclude<keyof typeof W, "prototype">, true>
      export const options = ${named(options)} satisfies Record<keyof W.Options, true>

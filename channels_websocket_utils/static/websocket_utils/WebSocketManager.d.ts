@@ -115,6 +115,16 @@ declare class WebSocketManager<
     options?: WebSocketManager.ListenerOptions,
   ): () => void
 
+  /**
+   * Call `handler` with each message of a topic. The subscription resumes at its position after each loss
+   * of the connection, also after `reconnect()`.
+   */
+  subscribe<Data extends object = any>(
+    topic: string,
+    handler: (data: Data, message: WebSocketManager.TopicMessage) => void,
+    options?: WebSocketManager.SubscribeOptions,
+  ): WebSocketManager.Subscription
+
   /** Close for good: reject calls as `closed`, and remove all timers and all listeners of the page. */
   close(): void
 
@@ -132,6 +142,8 @@ declare namespace WebSocketManager {
     code: ErrorCode
     /** The id of the error in the server's log, if the code is `internal`. */
     id?: string
+    /** The name of the topic, if the error has ended a subscription. */
+    topic?: string
     /** The errors of single fields, if the code is `invalid`: `loc` is a path of names and indexes. */
     fields?: { loc: (string | number)[]; message: string }[]
     cause?: unknown
@@ -190,6 +202,7 @@ declare namespace WebSocketManager {
     | "aborted"
     | "stream" // request() of a method that streams: use stream()
     | "handler_failed" // a handler threw the `cause`
+    | "unsupported" // the server has no topics
 
   /** Codes of errors that the server sends. */
   export type ServerErrorCode =
@@ -202,6 +215,8 @@ declare namespace WebSocketManager {
     | "too_large"
     | "rate_limited"
     | "unavailable"
+    | "unknown_topic"
+    | "too_many_topics"
     | "internal"
 
   /** Other servers may send other codes. */
@@ -309,6 +324,78 @@ declare namespace WebSocketManager {
     /** If the signal is aborted, the listener is removed. */
     signal?: SignalLike | null | undefined
   }
+
+  export interface SubscribeOptions {
+    /** If the signal is aborted, the subscription ends. */
+    signal?: SignalLike | null | undefined
+    /**
+     * The handler gets the messages after this position. By default that of the page: the
+     * `data-positions` of the first script, or the body, that has one. With `null`, the messages from
+     * now on.
+     */
+    since?: Position | null | undefined
+  }
+
+  /** Where a page is in the history of a topic. */
+  export interface Position {
+    readonly epoch: string
+    readonly offset: number
+  }
+
+  /** The second argument of a handler of a topic. */
+  export interface TopicMessage {
+    /** `undefined` if the topic has no history. */
+    offset: number | undefined
+    topic: string
+  }
+
+  /**
+   * - `subscribing`: the subscription waits for the connection, or for the server's answer
+   * - `live`: the handler gets each message
+   * - `ended`: for good
+   */
+  export type SubscriptionState = "subscribing" | "live" | "ended"
+
+  /** What `subscribe()` returns. */
+  export interface Subscription {
+    readonly topic: string
+    readonly state: SubscriptionState
+    /** Of the last message. `null` before the first answer, and for a topic without history. */
+    readonly position: Position | null
+    /**
+     * Call `handler` on `"gap"`: messages are lost; or on `"state"`. Returns a function that removes the
+     * handler.
+     */
+    on<Event extends keyof SubscriptionEvents>(
+      event: Event,
+      handler: (detail: SubscriptionEvents[Event]) => void,
+      options?: ListenerOptions,
+    ): () => void
+    /** End the subscription. The handler is not called any more. */
+    unsubscribe(): void
+  }
+
+  export interface SubscriptionEvents {
+    gap: {
+      reason: GapReason
+      /** The present position: that of `subscription.position`. */
+      position: Position | null
+    }
+    state: {
+      state: SubscriptionState
+      /** Why it is not live. An error code if the server has refused the topic. */
+      reason: "disconnected" | "unsubscribed" | "aborted" | ErrorCode | null
+    }
+  }
+
+  /** Why messages are lost. */
+  export type GapReason =
+    | "expired" // they are not kept any more
+    | "epoch" // the history was cleared
+    | "limit" // they are too many
+    | "none_kept" // the topic has no history
+    | "identity" // another user has signed in
+    | (string & {})
 
   /** The parts of a stream. They can be read once. */
   export interface Stream<Part> extends AsyncIterableIterator<Part> {

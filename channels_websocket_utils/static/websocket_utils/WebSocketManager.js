@@ -1,10 +1,11 @@
 /*
- * WebSocketManager: a WebSocket that reconnects, with replies, streams and pushed messages.
+ * WebSocketManager: a WebSocket that reconnects, with replies, streams, topics and pushed messages.
  *
  * createManager() makes the state of one manager, createAttempt() the state of one dial and its socket,
- * submit() and createStream() the state of one call. The other functions take these as arguments.
- * enter() alone changes `manager.state`, dialIn() alone decides when the manager dials, and
- * handleCloseCode() alone decides what a close code means.
+ * submit() and createStream() the state of one call, createSubscription() that of one subscription. The
+ * other functions take these as arguments.
+ * enter() alone changes `manager.state`, turn() alone the state of a subscription, dialIn() alone decides
+ * when the manager dials, and handleCloseCode() alone decides what a close code means.
  *
  * docs/client_internals.rst explains the states, the limits and the reasons.
  */
@@ -56,6 +57,19 @@
     [WAITING]: ENDS,
     [CLOSED]: [ASKING, CLOSED],
   }
+
+  // The states of a subscription. docs/client.rst draws them.
+  const SUBSCRIBING = "subscribing" // messages of the topic are ignored, until the server has answered
+  const LIVE = "live" // each message goes to the handler
+  const ENDED = "ended" // for good
+
+  // The keys of messages about topics.
+  const UNSUBSCRIBED = "websocket.unsubscribed"
+  const GAP = "websocket.gap"
+  const TOPIC_KEYS = [UNSUBSCRIBED, GAP, "websocket.topic"]
+
+  // After these errors the manager asks for a topic again.
+  const PASSING = ["unavailable", "rate_limited", "timeout"]
 
   // JSON.stringify() escapes no other character so. An even number of backslashes before it is text.
   const LONE_SURROGATE = /[^\\](\\\\)*\\ud/
@@ -141,6 +155,8 @@
    * @property {Map<string, Call>} calls Calls that are sent and wait for a reply.
    * @property {Map<string, Map>} listeners Of pushed messages.
    * @property {Map<string, Map>} handlers Of "state" and "error".
+   * @property {Map<string, Topic>} topics Those with subscriptions, and those that the manager leaves.
+   * @property {Map<string, Position>} positions Of the page, by topic.
    * @property {function(Event)} handlePageEvent
    */
   function createManager(path, token, options, lastIdentity) {
@@ -167,6 +183,8 @@
       calls: new Map(),
       listeners: new Map(),
       handlers: new Map(),
+      topics: new Map(),
+      positions: new Map(Object.entries(JSON.parse(readPage("positions").positions || "{}"))),
       handlePageEvent: ({ type }) => handlePageEvent(manager, type),
     }
     return manager
@@ -182,6 +200,7 @@
    * @property {string|undefined} identity As the answer with the token, or websocket.ready, names it.
    * @property {boolean} unproven Messages may be lost: the server refuses a token after the handshake.
    * @property {boolean} ready The server has sent websocket.ready, so it answers pings.
+   * @property {boolean} hasTopics As websocket.ready says.
    *
    * @property {number} receivedAt When the last message came. The next four count from there.
    * @property {number} calledAt When the last call was sent.
@@ -276,9 +295,13 @@
     emit(manager, "error", newError(code, cause))
   }
 
-  function subscribe(map, key, handler, { once, signal } = {}) {
+  function checkHandler(key, handler) {
     check(typeof key === "string", "key must be a string", key)
     check(typeof handler === "function", "handler must be a function", handler)
+  }
+
+  function listen(map, key, handler, { once, signal } = {}) {
+    checkHandler(key, handler)
     const handlers = map.get(key) || new Map()
     if (handlers.has(handler)) return handlers.get(handler)
     const undo = () => {
@@ -331,6 +354,7 @@
       manager.act(manager, lateness > WAKE_LIMIT)
     }
     flush(manager)
+    updateTopics(manager)
     wakeAt(manager, manager.due)
     for (const call of allCalls(manager)) wakeAt(manager, deadline(call))
   }
@@ -349,6 +373,8 @@
   function announce(manager, reason = null, delay = 0) {
     manager.event = { state: publicState(manager), reason, attempt: manager.failures + 1, delay }
     emit(manager, "state", manager.event)
+    // The connection of the topics is lost, or it has just opened and has none.
+    for (const topic of manager.topics.values()) suspend(manager, topic, "disconnected")
   }
 
   const publicState = ({ state }) => state.split(".")[0]
@@ -405,13 +431,15 @@
     if (failures >= (manager.options.maxRetries ?? Infinity)) return stop(manager, "max_retries")
     const own = guard(manager, manager.options.backoff, failures)
     if (attempt !== manager.attempt) return
-    const pause = durationOr(own, 200 + Math.random() * Math.min(15000, 3000 * 1.4 ** failures))
+    const pause = durationOr(own, randomPause(failures))
     const rest = durationOr(least, 0)
     manager.failures++
     manager.notBefore = clock() + rest
     // A pause of 0 becomes 1, because a hidden page does not dial after a pause.
     dialIn(manager, isUrgent ? 0 : pause + rest || 1, reason)
   }
+
+  const randomPause = (failures) => 200 + Math.random() * Math.min(15000, 3000 * 1.4 ** failures)
 
   function dial(manager, reason) {
     enter(manager, ASKING)
@@ -502,6 +530,7 @@
     attempt.identity = manager.lastIdentity = identity
     if (!lastIdentity || lastIdentity === identity) return
     manager.queueIdentity = identity
+    forgetPositions(manager)
     if (!manager.options.allowUserChange) return stop(manager, "user_changed")
     rejectCalls(manager, takeCalls(manager), "user_changed")
     fail(manager, "user_changed")
@@ -703,10 +732,12 @@
     attempt.socket.send(call.paced ? `${call.text.slice(0, -1)},"credit":${CREDIT}}` : call.text)
   }
 
+  const newKey = ({ prefix }) => `${prefix}.${++count}`
+
   function submit(manager, message, call) {
     message = message?.toJSON?.() ?? message
     check(typeof message?.type === "string", "type of the message must be a string", message?.type)
-    call.key = `${manager.prefix}.${++count}`
+    call.key = newKey(manager)
     call.text = JSON.stringify(call.answer ? { ...message, reply_key: call.key } : message)
     if (LONE_SURROGATE.test(call.text)) {
       throw new WebSocketManagerError("bad_message", "A text of the message is not valid Unicode")
@@ -755,6 +786,7 @@
     const isReady = key === "websocket.ready"
     if (isReady) {
       attempt.ready = true
+      attempt.hasTopics = message.topics
       learnIdentity(manager, message.identity)
     }
     if (attempt !== manager.attempt) return
@@ -763,10 +795,13 @@
     if (isReady) {
       plan(manager, SILENCE_LIMIT, checkConnection)
       flush(manager)
+      updateTopics(manager)
     }
     const call = manager.calls.get(key)
+    const topic = manager.topics.get(message.topic)
     if (key === "websocket.error") emit(manager, "error", newServerError(message.error))
     else if (call) handleReply(manager, call, message)
+    else if (topic?.isLive && TOPIC_KEYS.includes(key)) handleTopic(manager, topic, message)
     else dispatch(manager, manager.listeners, key, message)
   }
 
@@ -849,6 +884,240 @@
     const isCreditUsed = call.paced && call.parts.length + (call.taken % CREDIT_STEP) >= CREDIT
     call.until = call.wake || isCreditUsed ? clock() + call.limit : Infinity
     wakeAt(manager, call.until)
+  }
+
+  // Topics
+
+  /**
+   * What the server sends of one topic to this page.
+   *
+   * @typedef {object} Topic
+   * @property {string} name
+   * @property {Set<Subscription>} members Those that have not ended. Without one, the manager unsubscribes.
+   * @property {Attempt|null} attempt On which the server was asked for the topic.
+   * @property {Position} [asked] After which the server was asked to replay.
+   * @property {boolean} isLive The server has agreed, and sends the message after `position` next.
+   * @property {Position|null} position Null if the topic has no history.
+   * @property {number} failures How often in a row the server has refused it for a while.
+   * @property {number} askAt After such a refusal: when to ask again.
+   */
+
+  /**
+   * @typedef {object} Position
+   * @property {string} epoch
+   * @property {number} offset
+   */
+
+  class Subscription {
+    constructor(manager, topic, handler, since) {
+      checkHandler(topic, handler)
+      // The server refuses the whole message if one `since` has another form.
+      check(!since || (typeof since.epoch === "string" && since.offset >= 0), "since must be a position", since)
+      this.topic = topic
+      this.state = SUBSCRIBING // only turn() changes it
+      this.position = since || null
+      this._manager = manager
+      this._handler = handler
+      this._handlers = new Map() // of "gap" and "state"
+      this._lapse = since && "none_kept" // the reason of a gap for which the server gives none
+    }
+
+    on(event, handler, options) {
+      return listen(this._handlers, event, handler, options)
+    }
+
+    unsubscribe() {
+      endSubscription(this._manager, this, "unsubscribed")
+    }
+  }
+
+  // True if a page at the position `one` has all messages up to the position `other`.
+  const covers = (one, other) => one?.epoch === other?.epoch && one?.offset >= other?.offset
+
+  function createSubscription(manager, name, handler, { signal, since = manager.positions.get(name) }) {
+    const subscription = new Subscription(manager, name, handler, since)
+    const abort = () => endSubscription(manager, subscription, "aborted")
+    const topic = manager.topics.get(name) || { name, members: new Set(), failures: 0 }
+    manager.topics.set(name, topic)
+    topic.members.add(subscription)
+    subscription._release = () => signal?.removeEventListener("abort", abort)
+    signal?.addEventListener("abort", abort)
+    if (signal?.aborted) abort()
+    updateTopicsSoon(manager)
+    return subscription
+  }
+
+  function endSubscription(manager, subscription, reason) {
+    subscription._release()
+    manager.topics.get(subscription.topic)?.members.delete(subscription)
+    turn(manager, subscription, ENDED, reason)
+    updateTopicsSoon(manager)
+  }
+
+  // The only function that changes the state of a subscription.
+  function turn(manager, subscription, state, reason = null) {
+    if (subscription.state === state || subscription.state === ENDED) return
+    subscription.state = state
+    dispatch(manager, subscription._handlers, "state", { state, reason })
+  }
+
+  // Later, so that one message contains all changes of one moment.
+  function updateTopicsSoon(manager) {
+    Promise.resolve().then(() => updateTopics(manager))
+  }
+
+  // The only function that decides what the server is asked for. It does so again after each answer.
+  function updateTopics(manager) {
+    const { attempt, topics } = manager
+    if (!attempt?.ready) return
+    if (!attempt.hasTopics) for (const topic of [...topics.values()]) refuse(manager, topic, { code: "unsupported" })
+    if (allCalls(manager).some(({ isAboutTopics }) => isAboutTopics)) return
+    const left = []
+    const wanted = []
+    for (const topic of [...topics.values()]) {
+      const isAsked = topic.attempt === attempt
+      if (isAsked && topic.askAt > clock()) wakeAt(manager, topic.askAt)
+      else if (topic.members.size) join(manager, topic) || wanted.push(topic)
+      else if (isAsked) left.push(topic)
+      else topics.delete(topic.name)
+    }
+    const subscriptions = wanted.map((topic) => ({ topic: topic.name, since: (topic.asked = oldest(topic)) }))
+    if (left.length) ask(manager, "unsubscribe", left, { topics: left.map(({ name }) => name) })
+    if (wanted.length) ask(manager, "subscribe", wanted, { subscriptions })
+  }
+
+  // Makes all subscriptions live, and returns true, if the server need not be asked for a replay.
+  function join(manager, topic) {
+    const joining = [...topic.members].filter(({ state }) => state !== LIVE)
+    const canJoin = topic.isLive && joining.every(({ position }) => !position || covers(position, topic.position))
+    if (canJoin) for (const subscription of joining) goLive(manager, topic, subscription)
+    return canJoin
+  }
+
+  // The position may be ahead of the topic's: deliver() then skips what the subscription does not miss.
+  function goLive(manager, topic, subscription) {
+    if (!topic.isLive) return
+    if (!covers(subscription.position, topic.position)) subscription.position = topic.position
+    subscription._lapse = "none_kept" // from now on messages can be missed
+    turn(manager, subscription, LIVE)
+  }
+
+  // Returns the position of the first subscription that is not live, or the oldest of the same epoch.
+  function oldest({ members }) {
+    let found
+    for (const { position, state } of members) if (position && state !== LIVE) found = found || position
+    for (const { position } of members) if (covers(found, position)) found = position
+    return found
+  }
+
+  function ask(manager, verb, topics, content) {
+    const { attempt } = manager
+    const call = {
+      isAboutTopics: true,
+      key: newKey(manager),
+      attempt,
+      sentAt: -Infinity, // it runs beside other calls and delays no pong
+      until: clock() + CALL_LIMIT,
+      staleAt: Infinity,
+      answer(data) {
+        for (const topic of topics) {
+          if (attempt !== manager.attempt) return
+          if (verb === "unsubscribe") topic.attempt = null
+          else handleAnswer(manager, topic, data)
+        }
+        updateTopics(manager)
+      },
+      reject(error) {
+        for (const topic of topics) if (attempt === manager.attempt) refuse(manager, topic, error)
+      },
+    }
+    manager.calls.set(call.key, call)
+    control(manager, verb, call, content)
+    wakeAt(manager, call.until)
+    for (const topic of topics) {
+      topic.attempt = attempt
+      suspend(manager, topic)
+    }
+  }
+
+  function suspend(manager, topic, reason) {
+    topic.isLive = false
+    for (const subscription of [...topic.members]) turn(manager, subscription, SUBSCRIBING, reason)
+  }
+
+  // The answer is about the position `asked`. A subscription with another one may stay as it is: join() refuses
+  // it, and the manager asks again.
+  function handleAnswer(manager, topic, data) {
+    const answer = data?.subscriptions?.find?.((each) => each?.topic === topic.name)
+    const { error, epoch, offset, recovered, reason, messages = [] } = answer || { error: { code: "unavailable" } }
+    if (error) return refuse(manager, topic, error)
+    const { asked } = topic
+    Object.assign(topic, { isLive: true, position: epoch ? { epoch, offset } : null, failures: 0 })
+    for (const subscription of [...topic.members]) {
+      const { position } = subscription
+      if (recovered && covers(position, asked)) {
+        for (const message of messages) deliver(manager, topic, subscription, message)
+      } else if (!position || (covers(position, asked) && covers(asked, position))) {
+        skip(manager, topic, subscription, reason)
+      } else continue
+      goLive(manager, topic, subscription)
+    }
+  }
+
+  // The position moves first, so that a handler that throws is not called again.
+  function deliver(manager, topic, subscription, { offset, data }) {
+    // An earlier handler may have ended the subscription or the connection.
+    if (!topic.isLive || subscription.state === ENDED || offset <= subscription.position?.offset) return
+    if (topic.position) subscription.position = { epoch: topic.position.epoch, offset }
+    // The server sends no data to the connection that `exclude` names.
+    if (data) guard(manager, () => subscription._handler(data, { offset, topic: topic.name }))
+  }
+
+  function skip(manager, { position }, subscription, reason) {
+    const { _lapse, _handlers } = subscription
+    subscription.position = position
+    if (_lapse) dispatch(manager, _handlers, "gap", { reason: reason || _lapse, position })
+  }
+
+  // Handles a message about a topic that is live.
+  function handleTopic(manager, topic, message) {
+    const { key, epoch, offset, reason, error } = message
+    if (key === UNSUBSCRIBED) return refuse(manager, topic, error || {})
+    const isGap = key === GAP
+    // The server leaves out no message.
+    if (topic.position) topic.position = { epoch: isGap ? epoch : topic.position.epoch, offset }
+    for (const subscription of [...topic.members]) {
+      if (subscription.state !== LIVE) continue
+      if (!isGap) deliver(manager, topic, subscription, message)
+      else if (!covers(subscription.position, topic.position)) skip(manager, topic, subscription, reason)
+    }
+  }
+
+  function refuse(manager, topic, { code = "internal", message }) {
+    const error = new WebSocketManagerError(code, message, { topic: topic.name })
+    if (PASSING.includes(code)) {
+      log(manager, "warn", error)
+      topic.askAt = clock() + randomPause(topic.failures++)
+      suspend(manager, topic, code)
+      return updateTopicsSoon(manager)
+    }
+    manager.topics.delete(topic.name)
+    for (const subscription of [...topic.members]) {
+      const isHeard = subscription._handlers.has("state")
+      endSubscription(manager, subscription, code)
+      if (!isHeard) emit(manager, "error", error)
+    }
+  }
+
+  // A position says what the page of the earlier user has shown.
+  function forgetPositions({ positions, topics }) {
+    positions.clear()
+    for (const { members } of topics.values()) {
+      for (const subscription of members) {
+        subscription.position = null
+        subscription._lapse = subscription._lapse && "identity"
+      }
+    }
   }
 
   // The public class
@@ -982,7 +1251,7 @@
      * @returns {function()}
      */
     addMessageListener(key, handler, options) {
-      return subscribe(this._manager.listeners, key, handler, options)
+      return listen(this._manager.listeners, key, handler, options)
     },
 
     /**
@@ -1008,7 +1277,27 @@
      * @returns {function()}
      */
     on(event, handler, options) {
-      return subscribe(this._manager.handlers, event, handler, options)
+      return listen(this._manager.handlers, event, handler, options)
+    },
+
+    /**
+     * Call `handler` with each message of a topic: `handler(data, {offset, topic})`.
+     *
+     * The subscription resumes at its position after each loss of the connection. Its event "gap"
+     * ({reason, position}) reports that messages are lost. Its event "state" ({state, reason}) reports
+     * "subscribing", "live" and "ended". An error that ends it goes to on("error") of the manager if the
+     * subscription has no handler of "state".
+     *
+     * @param {string} topic
+     * @param {function(object, {offset: number|undefined, topic: string})} handler
+     * @param {{signal?: AbortSignal, since?: Position|null}} [options] The signal ends the subscription.
+     *   The handler gets the messages after the position `since`: by default that of the page, in the
+     *   `data-positions` of the first script, or the body, that has one. With null it gets the messages
+     *   from now on.
+     * @returns {Subscription} With `topic`, `state`, `position`, `on()` and `unsubscribe()`.
+     */
+    subscribe(topic, handler, options = {}) {
+      return createSubscription(this._manager, topic, handler, options)
     },
 
     /** Close for good: reject calls as `closed`, and remove all timers and all listeners of the page. */

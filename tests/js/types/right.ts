@@ -92,6 +92,22 @@ manager.addMessageListener("note", hear, { once: true, signal: maybe })
 manager.removeMessageListener("note", hear)
 manager.addMessageListener("board.closed", async () => {})
 
+// Topics.
+const orders = manager.subscribe<{ total: number }>("orders/42", ({ total }, { offset, topic }) => {
+  claim<Same<typeof offset, number | undefined>>()
+  total.toFixed() + topic.trim()
+}, { signal: maybe, since: { epoch: "e", offset: 3 } })
+claim<Same<typeof orders, WebSocketManager.Subscription>>()
+manager.subscribe("orders/42", (data) => claim<Same<typeof data, any>>(), { since: orders.position })
+const ungap: () => void = orders.on("gap", ({ reason, position }) => {
+  if (reason === "expired" && position) position.offset.toFixed()
+}, { once: true })
+orders.on("state", ({ state, reason }) => {
+  const texts: Record<typeof state, string> = { subscribing: "", live: "", ended: `${reason}` }
+  return reason === "permission_denied" ? "No access" : texts[state]
+})
+if (orders.state !== "ended") orders.unsubscribe()
+
 // Events, states and codes.
 manager.on("state", ({ state, reason, attempt, delay }) => {
   const texts: Record<typeof state, string> = { open: "", connecting: "", waiting: `${delay} ${attempt}`, closed: `${reason}` }

@@ -95,6 +95,23 @@ manager.addMessageListener("note", null)
 // @ts-expect-error: no such push.
 manager.removeMessageListener("notes", () => {})
 
+// @ts-expect-error: a topic is a name.
+manager.subscribe(42, () => {})
+// @ts-expect-error: a subscription has a handler.
+manager.subscribe("orders/42")
+// @ts-expect-error: the data is an object.
+manager.subscribe<number>("orders/42", () => {})
+// @ts-expect-error: a position has an epoch.
+manager.subscribe("orders/42", () => {}, { since: { offset: 3 } })
+// @ts-expect-error: the position of another subscription, not the subscription.
+manager.subscribe("orders/42", () => {}, { since: manager.subscribe("orders/42", () => {}) })
+// @ts-expect-error: no such event.
+manager.subscribe("orders/42", () => {}).on("message", () => {})
+// @ts-expect-error: no such state.
+manager.subscribe("orders/42", () => {}).on("state", ({ state }) => state === "open")
+// @ts-expect-error: unsubscribe() changes it.
+manager.subscribe("orders/42", () => {}).state = "ended"
+
 // @ts-expect-error: no such event.
 manager.on("open", () => {})
 // @ts-expect-error: no such state.
