@@ -43,7 +43,7 @@ servers: .venv/test
 	@$(MAKE) --no-print-directory .venv/servers
 
 # Measure all tables of docs/performance.rst, or one of them: make bench TABLE=replies
-TABLES = connects replies handlers memory wrapping parts
+TABLES = connects stores replies sync guarded peers handlers memory wrapping parts
 .PHONY: bench
 bench: .venv/test
 	@.ci/install redis-server postgresql

@@ -8,7 +8,18 @@ import sys
 
 from tests.support.tables import ROOT, insert, measure
 
-TABLES = ["connects", "replies", "handlers", "memory", "wrapping", "parts"]
+TABLES = [
+    "connects",
+    "stores",
+    "replies",
+    "sync",
+    "guarded",
+    "peers",
+    "handlers",
+    "memory",
+    "wrapping",
+    "parts",
+]
 
 
 def keep(name, text):
