@@ -33,7 +33,7 @@ test-all: .venv/test node_modules programs
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
 proof: .venv/test $(if $(filter databases servers,$(TABLE)),servers)
-	@.ci/install redis-server $(if $(filter faults late machines pools rolling scale single_use,$(TABLE)),nginx postgresql)
+	@.ci/install redis-server $(if $(filter faults late machines pools rolling scale single_use storm,$(TABLE)),nginx postgresql)
 	$(BIN)/python -m evidence $(TABLE) $(OPTIONS)
 
 # The servers and databases that only two tables need. mysqlclient is compiled.

@@ -415,6 +415,46 @@ def test_several_processes_behind_nginx_are_one_site(prove):
         assert row["others ended"] == 0
 
 
+def check_storm(prove, rows):
+    rows = prove("storm", rows)
+
+    for name, row in rows.items():
+        assert row["back"] == row["pages"] == 200
+        assert (row["gave up"], row["tracebacks"]) == (0, 0), name
+        failed = sum(
+            int(number.replace(",", ""))
+            for number in re.findall(r"([\d,]+) x ", row["failed attempts"])
+        )
+        assert round(row["pages"] * row["attempts"]) == row["pages"] + failed, name
+    return rows
+
+
+@pytest.mark.nginx
+@pytest.mark.redis
+def test_all_pages_come_back_after_a_restart_on_sqlite(prove):
+    rows = check_storm(prove, "^SQLite")
+
+    assert [*rows] == ["SQLite, processes: 1", "SQLite, processes: 2"]
+
+
+@pytest.mark.nginx
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_all_pages_come_back_after_a_restart_on_postgresql(prove):
+    rows = check_storm(prove, "^PostgreSQL")
+
+    assert [*rows] == ["PostgreSQL, processes: 1", "PostgreSQL, processes: 2"]
+
+
+@pytest.mark.nginx
+@pytest.mark.redis
+def test_pages_wait_for_nginx_if_it_ignores_processes_that_failed(prove):
+    (row,) = check_storm(prove, "max_fails").values()
+
+    # nginx sends nothing to a process for 10 s after one failed attempt.
+    assert float(row["half back s (range)"].split()[0]) > 10
+
+
 def test_server_closes_connections_at_sigterm(prove):
     row = prove("servers", "uvicorn")["uvicorn, websockets-sansio"]
 
