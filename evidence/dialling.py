@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-__all__ = ["ATTEMPT_LIMIT", "STEADY_AFTER", "STOPS", "TOO_MANY_WAIT", "pause"]
+__all__ = ["ATTEMPT_LIMIT", "SILENCE_LIMIT", "STEADY_AFTER", "STOPS", "TOO_MANY_WAIT", "pause"]
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "channels_websocket_utils/static/websocket_utils/WebSocketManager.js"
@@ -23,6 +23,7 @@ def seconds(name):
 
 
 ATTEMPT_LIMIT = seconds("ATTEMPT_LIMIT")
+SILENCE_LIMIT = seconds("SILENCE_LIMIT")
 STEADY_AFTER = seconds("STEADY_AFTER")
 TOO_MANY_WAIT = seconds("TOO_MANY_WAIT")
 (_stops,) = re.findall(r"^  const STOPS = \{(.*)\}$", SCRIPT.read_text(), re.M)

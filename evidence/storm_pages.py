@@ -19,7 +19,7 @@ from time import monotonic
 
 from tests.support import load
 
-from .dialling import ATTEMPT_LIMIT, STEADY_AFTER, STOPS, TOO_MANY_WAIT, pause
+from .dialling import ATTEMPT_LIMIT, SILENCE_LIMIT, STEADY_AFTER, STOPS, TOO_MANY_WAIT, pause
 
 ROUTE = "/stack/"
 TOKEN_URL = "/websocket/token/"
@@ -38,6 +38,7 @@ REQUEST = (
     "{body}"
 )
 BODY = json.dumps({"path": ROUTE, "url": TOKEN_URL})
+PING = load.frame({"type": "websocket.ping"})
 LOST = "lost"
 # The pages open before the first storm, that many at a time.
 AT_ONCE = 16
@@ -90,7 +91,12 @@ class Page:
     async def _until_lost(self, client):
         opened_at = monotonic()
         self._crowd.add(self)
-        code = await client.closed
+        while not client.closed.done():
+            await asyncio.wait({client.closed}, timeout=SILENCE_LIMIT)
+            if not client.closed.done():
+                # Without it nginx closes a silent connection after 60 s.
+                client.transport.write(PING)
+        code = client.closed.result()
         is_storm = self._crowd.discard(self) and code == 1006
         if monotonic() - opened_at >= STEADY_AFTER:
             self._start_afresh()

@@ -4,7 +4,7 @@ import { mock } from "node:test"
 
 import { openPage } from "../js/support.mjs"
 
-const { shares, failures, codes, attemptLimit, steadyAfter } = JSON.parse(process.argv[2])
+const { shares, failures, codes, attemptLimit, steadyAfter, silenceLimit } = JSON.parse(process.argv[2])
 
 /** Return the result of `act` on a new page whose Math.random() is `share`. */
 function onPage(share, act) {
@@ -52,12 +52,22 @@ function stateAfter(ms) {
   })
 }
 
+function pingsAfter(ms) {
+  return onPage(0.5, (page) => {
+    page.socket.accept()
+    page.socket.push({ key: "websocket.ready" })
+    page.tick(ms)
+    return page.socket.sent.filter(({ type }) => type === "websocket.ping").length
+  })
+}
+
 console.log(
   JSON.stringify({
     pauses: shares.map((share) => onPage(share, (page, last) => fail(page, last, failures))),
     stops: codes.filter((code) => endedWith(code).state === "closed"),
     beforeLimit: stateAfter(attemptLimit - 1),
     atLimit: stateAfter(attemptLimit),
+    pings: [pingsAfter(silenceLimit - 1), pingsAfter(silenceLimit)],
     unsteady: delayAfter(steadyAfter - 1),
     steady: delayAfter(steadyAfter),
     tooMany: endedWith(4429).delay,

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from evidence.dialling import ATTEMPT_LIMIT, STEADY_AFTER, STOPS, TOO_MANY_WAIT, pause
+from evidence.dialling import (
+    ATTEMPT_LIMIT,
+    SILENCE_LIMIT,
+    STEADY_AFTER,
+    STOPS,
+    TOO_MANY_WAIT,
+    pause,
+)
 from evidence.machines import configuration
 from tests.support.processes import Nginx
 from tests.support.servers import LIMIT, free_port
@@ -77,6 +84,7 @@ def real():
         "codes": CODES,
         "attemptLimit": 1000 * ATTEMPT_LIMIT,
         "steadyAfter": 1000 * STEADY_AFTER,
+        "silenceLimit": 1000 * SILENCE_LIMIT,
     }
     command = ["node", "tests/servers/storm.mjs", json.dumps(options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=LIMIT)
@@ -96,6 +104,7 @@ def test_simulated_pages_give_up_and_begin_again_as_the_real_client_does(real):
     assert set(real["stops"]) == STOPS
     assert real["beforeLimit"] == "unchanged"
     assert real["atLimit"] == "waiting"
+    assert real["pings"] == [0, 1]
     # After three failures: the fourth pause, and the first again.
     assert real["unsteady"] == pytest.approx(1000 * pause(3, 0.5))
     assert real["steady"] == pytest.approx(1000 * pause(0, 0.5))
