@@ -40,5 +40,7 @@ if "sqlite3" in DATABASES["default"]["ENGINE"]:
     synchronous = os.environ.get("SPEED_SYNCHRONOUS", "NORMAL")
     command = f"PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous}"
     DATABASES["default"]["OPTIONS"] = {"init_command": command}
+elif os.environ.get("SPEED_POOL"):
+    DATABASES["default"]["OPTIONS"] = {"pool": True}
 
 globals().update(stores(os.environ.get("SPEED_REDIS", "")))

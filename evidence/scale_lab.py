@@ -63,7 +63,7 @@ class Site:
 
     ``redis`` is the purpose of a Redis: the ``"layer"``, or the ``"tokens"`` and the layer. If
     ``is_pinned``, the site's processes have one CPU, and all others use the other CPUs. PostgreSQL
-    waits for the disk if it ``is_durable``.
+    waits for the disk if it ``is_durable``. If it ``is_pooled``, Django uses a pool of connections.
     """
 
     _numbers = iter(range(1_000_000))
@@ -76,8 +76,9 @@ class Site:
         redis=None,
         is_pinned=True,
         is_durable=False,
+        is_pooled=False,
     ):
-        self.database, self._is_durable = database, is_durable
+        self.database, self._is_durable, self._is_pooled = database, is_durable, is_pooled
         self._count, self._redis, self._is_pinned = processes, redis, is_pinned
         self._users, self._alias = users, f"site{next(self._numbers)}"
         self._issued = []
@@ -113,6 +114,7 @@ class Site:
             "DJANGO_SETTINGS_MODULE": "evidence.scale_settings",
             "TEST_DATABASE": url,
             "SPEED_SYNCHRONOUS": self._synchronous,
+            "SPEED_POOL": "yes" if self._is_pooled else "",
         }
         if self._redis is not None:
             self.redis = stack.enter_context(Redis(self.folder / "redis"))

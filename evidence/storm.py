@@ -12,7 +12,9 @@ SQLite is in WAL mode with ``synchronous=NORMAL``, PostgreSQL has ``fsync=on``; 
 0, and Redis is the channel layer. The site, nginx, the databases and the pages share the CPUs of
 one machine, and none of them is pinned to a CPU. So two processes get no second CPU on a machine
 with two. *Disk* names the file system of the databases and how many writes of 8 KiB it keeps in a
-second.
+second. *With a pool*: ``"OPTIONS": {"pool": True}`` in Django's ``DATABASES``. Without one, each
+request that runs at the same time has a database connection of its own. Those beyond PostgreSQL's
+``max_connections`` of 100 get no token, and the endpoint answers 503.
 
 * *Down*: the seconds from the kill until every process answers again.
 * *Half back*, *last back*: the seconds from the kill until so many pages had their ready message.
@@ -66,6 +68,8 @@ class Row:
     fixed: float | None = None
     # Whether nginx ignores a process for 10 s after a failed attempt, as it does by default.
     is_ignored: bool = False
+    # Whether Django uses a pool of database connections.
+    is_pooled: bool = False
 
 
 ROWS = {
@@ -73,6 +77,8 @@ ROWS = {
     "SQLite, processes: 2": Row("SQLite", 2),
     "PostgreSQL, processes: 1": Row("PostgreSQL", 1),
     "PostgreSQL, processes: 2": Row("PostgreSQL", 2),
+    "PostgreSQL with a pool, processes: 1": Row("PostgreSQL", 1, is_pooled=True),
+    "PostgreSQL with a pool, processes: 2": Row("PostgreSQL", 2, is_pooled=True),
     "control: a dial each second, SQLite, processes: 1": Row("SQLite", 1, fixed=1),
     "control: nginx's max_fails, SQLite, processes: 2": Row("SQLite", 2, is_ignored=True),
 }
@@ -93,7 +99,15 @@ async def measure(small, is_kept):
 
 
 async def measured(row, count, rounds):
-    site = Site(row.database, count, row.processes, "layer", is_pinned=False, is_durable=True)
+    site = Site(
+        row.database,
+        count,
+        row.processes,
+        "layer",
+        is_pinned=False,
+        is_durable=True,
+        is_pooled=row.is_pooled,
+    )
     storms = []
     with contextlib.ExitStack() as stack:
         await asyncio.to_thread(site.start, stack)

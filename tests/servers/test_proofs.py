@@ -443,7 +443,9 @@ def test_all_pages_come_back_after_a_restart_on_sqlite(prove):
 def test_all_pages_come_back_after_a_restart_on_postgresql(prove):
     rows = check_storm(prove, "^PostgreSQL")
 
-    assert [*rows] == ["PostgreSQL, processes: 1", "PostgreSQL, processes: 2"]
+    assert [*rows] == [
+        f"PostgreSQL{pool}, processes: {count}" for pool in ("", " with a pool") for count in (1, 2)
+    ]
 
 
 @pytest.mark.nginx
