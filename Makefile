@@ -47,7 +47,9 @@ TABLES = connects stores replies sync guarded peers handlers memory wrapping par
 .PHONY: bench
 bench: .venv/test
 	@.ci/install redis-server postgresql
-	for table in $(or $(TABLE),$(TABLES)); do $(BIN)/python -m benchmarks $$table $(OPTIONS) || exit; done
+	@# A table that does not reach a promise does not stop the others.
+	status=0; for table in $(or $(TABLE),$(TABLES)); do \
+		$(BIN)/python -m benchmarks $$table $(OPTIONS) || status=1; done; exit $$status
 
 # Run the tests with each Python of tox.ini, with the oldest and newest dependencies, for docs/matrix.rst
 # (OPTIONS=--small: one environment, without the tests).

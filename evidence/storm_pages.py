@@ -134,6 +134,8 @@ class Page:
         def made():
             client = load.Client(load.handshake(ROUTE + token, self._session), loop)
             client.on_frame = handle_frame
+            # After a timeout nobody awaits it.
+            client.opened.add_done_callback(lambda future: future.cancelled() or future.exception())
             return client
 
         try:
