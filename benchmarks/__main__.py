@@ -8,7 +8,19 @@ import sys
 
 from tests.support.tables import ROOT, insert, measure
 
-TABLES = ["connects", "replies", "handlers", "memory", "wrapping", "parts", "fanout"]
+TABLES = [
+    "connects",
+    "stores",
+    "replies",
+    "sync",
+    "guarded",
+    "peers",
+    "handlers",
+    "memory",
+    "wrapping",
+    "parts",
+    "fanout",
+]
 
 
 def keep(name, text):

@@ -26,6 +26,7 @@ from django.db.backends.signals import connection_created  # noqa: E402
 from django.dispatch import receiver  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
 from django.urls import path  # noqa: E402
+from django_socket.dispatch import handle_websocket  # noqa: E402
 from djangochannelsrestframework.consumers import AsyncAPIConsumer  # noqa: E402
 from djangochannelsrestframework.decorators import action  # noqa: E402
 from djangochannelsrestframework.permissions import AllowAny  # noqa: E402
@@ -42,6 +43,8 @@ from channels_websocket_utils.middleware import (  # noqa: E402
 from channels_websocket_utils.models import WebSocketToken  # noqa: E402
 from channels_websocket_utils.tokens.clock import now  # noqa: E402
 from channels_websocket_utils.tokens.digests import digest_of  # noqa: E402
+
+from . import contender_django_socket  # noqa: E402, F401 (adds its routes)
 
 PERM = "auth.view_user"
 # Seconds that a slow handler takes.
@@ -120,6 +123,11 @@ class Ours(AsyncWebSocketManagerConsumer):
         return {"text": event["text"]}
 
     @auto_route
+    @require_perms(PERM)
+    def guarded_in_thread(self, event):
+        return {"text": event["text"]}
+
+    @auto_route
     def slow(self, event):
         time.sleep(SLOW)
         return {"text": event["text"]}
@@ -141,6 +149,13 @@ class OursSync(WebSocketManagerConsumer):
     def slow(self, event):
         time.sleep(SLOW)
         return {"text": event["text"]}
+
+
+class OpenSync(OursSync):
+    """A consumer that accepts every client."""
+
+    def connect(self):
+        self.accept()
 
 
 def routed(consumer, route):
@@ -166,15 +181,23 @@ APPLICATIONS = {
         WebSocketTokenAuthMiddleware(routed(Ours, "documented/<str:token>"))
     ),
     "stack_open": ours(Open, "stack_open/"),
+    "bare": routed(Open, "bare/"),
     "sync": ours(OursSync, "sync/<str:token>", token_only=True),
+    "sync_open": routed(OpenSync, "sync_open/"),
     "plain_sync": routed(PlainSync, "plain_sync/"),
+    "plain_sync_token": WebSocketTokenAuthMiddleware(
+        routed(PlainSync, "plain_sync_token/<str:token>"), token_only=True
+    ),
     "dcrf": routed(RestFramework, "dcrf/"),
+    "django_socket": handle_websocket,
+    "django_socket_open": handle_websocket,
 }
 if sys.version_info >= (3, 11):
     # chanx needs Python 3.11.
-    from .contender_chanx import Chanx
+    from .contender_chanx import Chanx, SignedInChanx
 
     APPLICATIONS["chanx"] = routed(Chanx, "chanx/")
+    APPLICATIONS["chanx_session"] = AuthMiddlewareStack(routed(SignedInChanx, "chanx_session/"))
 
 
 async def websocket(scope, receive, send):

@@ -48,16 +48,22 @@ CONTENDERS = {
     "stack": "both",
     "stack_open": "nothing",
     "documented": "both",
+    "bare": "nothing",
     "sync": "token",
+    "sync_open": "nothing",
     "plain_sync": "nothing",
+    "plain_sync_token": "token",
     "dcrf": "nothing",
     "chanx": "nothing",
+    "chanx_session": "session",
+    "django_socket": "session",
+    "django_socket_open": "nothing",
 }
 
 
 # chanx needs Python 3.11.
 if sys.version_info < (3, 11):
-    del CONTENDERS["chanx"]
+    del CONTENDERS["chanx"], CONTENDERS["chanx_session"]
 
 
 class Site:
@@ -170,10 +176,14 @@ async def setup(name):
     Start the setup with this ``name``, such as ``"uvicorn, PostgreSQL"``; yield ``(site, people)``.
 
     ``"Redis"`` stores the tokens in Redis. ``"FULL"`` is the value of SQLite's ``synchronous``,
-    which is ``NORMAL`` otherwise. The ``site`` is not started yet: ``with site()`` starts a new
-    process.
+    which is ``NORMAL`` otherwise. ``"fsync=on"`` lets PostgreSQL wait for the disk.
+    ``"CONN_MAX_AGE=600"`` is the age of Django's connections, which is 0 otherwise. The ``site`` is
+    not started yet: ``with site()`` starts a new process.
     """
-    environment = {"SPEED_SYNCHRONOUS": "FULL" if "FULL" in name else "NORMAL"}
+    environment = {
+        "SPEED_SYNCHRONOUS": "FULL" if "FULL" in name else "NORMAL",
+        "SPEED_CONN_MAX_AGE": "600" if "CONN_MAX_AGE=600" in name else "0",
+    }
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if "Redis" in name:
@@ -181,7 +191,7 @@ async def setup(name):
             stack.enter_context(override_settings(**stores(environment["SPEED_REDIS"])))
         before = connections.settings["default"]
         if "PostgreSQL" in name:
-            server = stack.enter_context(PostgreSQL(folder / "postgresql"))
+            server = stack.enter_context(PostgreSQL(folder / "postgresql", "fsync=on" in name))
             await sync_to_async(_use)({**before, **database(server.url), "OPTIONS": {}})
             await sync_to_async(call_command)("migrate", verbosity=0)
         numbers = itertools.count()
@@ -231,9 +241,9 @@ class Rounds:
         """Return the median ratio between two contenders. Above 1, ``name`` is better."""
         return median(self._ratios(name, other, figure))
 
-    def text(self, name, figure="rate"):
-        """Return the ratio to the baseline and the range of the rounds."""
-        found = self._ratios(name, next(iter(self._rounds[0])), figure)
+    def text(self, name, figure="rate", other=None):
+        """Return the ratio to another contender, or the baseline, and the range of the rounds."""
+        found = self._ratios(name, other or next(iter(self._rounds[0])), figure)
         return f"{median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
 
     def over(self, name, figure):

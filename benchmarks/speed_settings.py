@@ -5,7 +5,9 @@ import os
 from tests.support.settings import *  # noqa: F403
 from tests.support.settings import DATABASES, INSTALLED_APPS, cache
 
-INSTALLED_APPS = [*INSTALLED_APPS, "rest_framework"]
+INSTALLED_APPS = [*INSTALLED_APPS, "rest_framework", "django_socket"]
+# Its contender is routed like the others.
+DJANGO_SOCKET = {"PATCH_ASGI": False}
 # Python's defaults: only warnings and errors are printed.
 LOGGING_CONFIG = None
 CHANNEL_LAYERS = {}
@@ -33,9 +35,12 @@ def stores(redis):
     }
 
 
+DATABASES["default"]["CONN_MAX_AGE"] = int(os.environ.get("SPEED_CONN_MAX_AGE", "0"))
 if "sqlite3" in DATABASES["default"]["ENGINE"]:
     synchronous = os.environ.get("SPEED_SYNCHRONOUS", "NORMAL")
     command = f"PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous}"
     DATABASES["default"]["OPTIONS"] = {"init_command": command}
+elif os.environ.get("SPEED_POOL"):
+    DATABASES["default"]["OPTIONS"] = {"pool": True}
 
 globals().update(stores(os.environ.get("SPEED_REDIS", "")))

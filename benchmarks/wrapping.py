@@ -13,7 +13,7 @@ import time
 
 from channels_websocket_utils.connections import Connection
 
-from . import replies
+from . import calls
 from .speed import ROUNDS, in_rounds
 
 PACKAGES = ["uvicorn", "websockets"]
@@ -26,10 +26,10 @@ PROMISED = 0.03
 
 async def measure(small, is_kept):
     rounds, times = (1, SMALL) if small else (ROUNDS, TIMES)
-    calls = SMALL if small else replies.SOCKETS[SOCKETS]
+    count = SMALL if small else calls.SOCKETS[SOCKETS]
 
     async def take(site, people):
-        found = await replies.call(site, people, "async method", SOCKETS, calls)
+        found = await calls.call(site, people, "token_only", "echo", SOCKETS, count)
         bare, wrapped = await seconds(times)
         return {"message": found["cpu"], "wrapping": 1e6 * (wrapped - bare) / times}
 

@@ -28,6 +28,7 @@ TABLES = [
     "teeth",
     "scale",
     "machines",
+    "storm",
     "servers",
     "databases",
     "mistakes",

@@ -260,8 +260,8 @@ async def leave(clients):
 def configuration(ports):
     """Return the documented configuration of nginx, with a server for each of ``ports``."""
     main, upstream = (recipe("nginx", number, DOCS) for number in range(2))
-    first, *rest = upstream.splitlines()
-    servers = [f"    server 127.0.0.1:{port};" for port in ports]
+    first, server, *rest = upstream.splitlines()
+    servers = [server.replace(":8001", f":{port}") for port in ports]
     upstream = "\n".join([first, *servers, *(line for line in rest if ":800" not in line)])
     site = recipe("nginx").replace("/var/log/nginx/", "").replace("/ws/", "/")
     site = site.replace("http://127.0.0.1:8000", "http://site")

@@ -62,13 +62,23 @@ class Site:
     A database, ``"SQLite"`` or ``"PostgreSQL"``, its users, and ``processes`` that serve it.
 
     ``redis`` is the purpose of a Redis: the ``"layer"``, or the ``"tokens"`` and the layer. If
-    ``is_pinned``, the site's processes have one CPU, and all others use the other CPUs.
+    ``is_pinned``, the site's processes have one CPU, and all others use the other CPUs. PostgreSQL
+    waits for the disk if it ``is_durable``. If it ``is_pooled``, Django uses a pool of connections.
     """
 
     _numbers = iter(range(1_000_000))
 
-    def __init__(self, database="SQLite", users=100, processes=1, redis=None, is_pinned=True):
-        self.database = database
+    def __init__(
+        self,
+        database="SQLite",
+        users=100,
+        processes=1,
+        redis=None,
+        is_pinned=True,
+        is_durable=False,
+        is_pooled=False,
+    ):
+        self.database, self._is_durable, self._is_pooled = database, is_durable, is_pooled
         self._count, self._redis, self._is_pinned = processes, redis, is_pinned
         self._users, self._alias = users, f"site{next(self._numbers)}"
         self._issued = []
@@ -81,7 +91,10 @@ class Site:
     def database_text(self):
         """Return the description of the database for a cell."""
         is_file = self.database == "SQLite"
-        return f"SQLite, synchronous={self._synchronous}" if is_file else "PostgreSQL, fsync=off"
+        fsync = "on" if self._is_durable else "off"
+        return (
+            f"SQLite, synchronous={self._synchronous}" if is_file else f"PostgreSQL, fsync={fsync}"
+        )
 
     def start(self, stack):
         """Start everything. It runs until the ``ExitStack`` is closed."""
@@ -94,12 +107,14 @@ class Site:
         self._synchronous = "NORMAL"
         url = str(self.folder / "site.sqlite3")
         if self.database == "PostgreSQL":
-            self.postgresql = stack.enter_context(PostgreSQL(self.folder / "postgresql"))
+            self.postgresql = PostgreSQL(self.folder / "postgresql", self._is_durable)
+            stack.enter_context(self.postgresql)
             url = self.postgresql.url
         self.environment = {
             "DJANGO_SETTINGS_MODULE": "evidence.scale_settings",
             "TEST_DATABASE": url,
             "SPEED_SYNCHRONOUS": self._synchronous,
+            "SPEED_POOL": "yes" if self._is_pooled else "",
         }
         if self._redis is not None:
             self.redis = stack.enter_context(Redis(self.folder / "redis"))

@@ -1,9 +1,12 @@
-"""The site of ``contenders``, with a view that disconnects a user as administrators do."""
+"""
+The site of ``contenders``, with the token endpoint, and a view that disconnects a user as
+administrators do.
+"""
 
 from channels.routing import ProtocolTypeRouter
 from django.contrib.auth import get_user_model
 from django.http import HttpResponse
-from django.urls import path
+from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
@@ -19,5 +22,8 @@ def disconnect(request, pk):
     return HttpResponse("done")
 
 
-urlpatterns = [path("disconnect/<int:pk>/", disconnect)]
+urlpatterns = [
+    path("disconnect/<int:pk>/", disconnect),
+    path("websocket/", include("channels_websocket_utils.urls")),
+]
 application = ProtocolTypeRouter({"http": http, "websocket": websocket})

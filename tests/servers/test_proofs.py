@@ -1,17 +1,24 @@
 """Small runs of docs/proofs. The tests check the results; the docs contain the times."""
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from benchmarks import calls, speed
 from benchmarks.__main__ import TABLES as SPEEDS
 from channels_websocket_utils.topics.recovery import PAUSE
 from evidence.mistakes import MISTAKES
+from tests.support import disk, load
+from tests.support.helpers import UNKNOWN_TOKEN
+from tests.support.processes import PostgreSQL, cpu_seconds
 
 pytestmark = pytest.mark.slow
 
@@ -409,6 +416,48 @@ def test_several_processes_behind_nginx_are_one_site(prove):
         assert row["others ended"] == 0
 
 
+def check_storm(prove, rows):
+    rows = prove("storm", rows)
+
+    for name, row in rows.items():
+        assert row["back"] == row["pages"] == 200
+        assert (row["gave up"], row["tracebacks"]) == (0, 0), name
+        failed = sum(
+            int(number.replace(",", ""))
+            for number in re.findall(r"([\d,]+) x ", row["failed attempts"])
+        )
+        assert round(row["pages"] * row["attempts"]) == row["pages"] + failed, name
+    return rows
+
+
+@pytest.mark.nginx
+@pytest.mark.redis
+def test_all_pages_come_back_after_a_restart_on_sqlite(prove):
+    rows = check_storm(prove, "^SQLite")
+
+    assert [*rows] == ["SQLite, processes: 1", "SQLite, processes: 2"]
+
+
+@pytest.mark.nginx
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_all_pages_come_back_after_a_restart_on_postgresql(prove):
+    rows = check_storm(prove, "^PostgreSQL")
+
+    assert [*rows] == [
+        f"PostgreSQL{pool}, processes: {count}" for pool in ("", " with a pool") for count in (1, 2)
+    ]
+
+
+@pytest.mark.nginx
+@pytest.mark.redis
+def test_pages_wait_for_nginx_if_it_ignores_processes_that_failed(prove):
+    (row,) = check_storm(prove, "max_fails").values()
+
+    # nginx sends nothing to a process for 10 s after one failed attempt.
+    assert float(row["half back s (range)"].split()[0]) > 10
+
+
 def test_server_closes_connections_at_sigterm(prove):
     row = prove("servers", "uvicorn")["uvicorn, websockets-sansio"]
 
@@ -578,30 +627,111 @@ def test_seeded_weakness_is_caught(prove):
 # Speed. These tests check the results of the benchmarks; docs/performance.rst has the times.
 
 
-@pytest.mark.postgresql
-@pytest.mark.redis
 def test_connect_costs_the_documented_number_of_statements(prove):
     rows = prove("connects", promised=False)
 
-    assert len(rows) == 5
+    # Three setups, each with 8 and 32 connects at once.
+    assert len(rows) == 6
     for name, row in rows.items():
-        in_redis = "Redis" in name
         assert row["baseline"]["sql"] == 0, name
-        assert row["token_only"]["sql"] == (1 if in_redis else 2), name
+        assert row["session"]["sql"] == 2, name
+        assert row["token_only"]["sql"] == 2, name
         # The session, the user, and whether that session has ended.
         assert row["stack"]["sql"] == 3, name
-    first = rows["uvicorn, SQLite WAL, synchronous=NORMAL: 0"]
-    assert (first["session"]["sql"], first["naive token"]["sql"]) == (2, 3)
-    assert first["documented"]["sql"] == 4
-    assert "CPU ratio" in prove.page
+    for age in (0, 600):
+        row = rows[f"uvicorn, SQLite WAL, synchronous=NORMAL, CONN_MAX_AGE={age}, 32 at once: 0"]
+        assert row["naive token"]["sql"] == 3
+        assert row["documented"]["sql"] == 4
+    assert "connects/s, 8 at once" in prove.page
+    assert "connects/s, 32 at once" in prove.page
+
+
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_stores_that_wait_for_the_disk_are_measured_on_one(prove):
+    rows = prove("stores", promised=False)
+
+    assert len(rows) == 12
+    for name, row in rows.items():
+        assert row["token_only"]["sql"] == (1 if "Redis" in name else 2), name
+        assert row["stack"]["sql"] == 3, name
+    assert re.search(r"^:Disk: \w+, [\d,]+ writes a second$", prove.page, re.M)
+
+
+def test_table_that_waits_for_the_disk_is_not_measured_in_memory():
+    disk.require_disk(ROOT)
+
+    with pytest.raises(RuntimeError, match="Set TMPDIR to a folder on a disk"):
+        disk.require_disk("/dev/shm")
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_postgresql_waits_for_the_disk_if_it_is_durable(is_durable):
+    # Not tmp_path: the user of the server cannot read it.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PostgreSQL(Path(folder, "postgresql"), is_durable) as server,
+        psycopg.connect(server.url) as connection,
+    ):
+        (fsync,) = connection.execute("SHOW fsync").fetchone()
+
+    assert fsync == ("on" if is_durable else "off")
+
+
+def test_cpu_time_includes_threads_that_have_ended():
+    spend = "while time.thread_time() < 0.3: pass"
+    work = f"thread = threading.Thread(target=exec, args=({spend!r}, globals())); thread.start()"
+    code = f"import threading, time; {work}; thread.join(); print(flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        used = cpu_seconds(process.pid)
+        process.communicate(b"\n")
+
+    assert used >= 0.3
+    with pytest.raises(ProcessLookupError):
+        cpu_seconds(process.pid)
 
 
 def test_every_compared_consumer_answers(prove):
-    rows = prove("replies", promised=False)
+    for table, number in (("replies", 6), ("sync", 6), ("guarded", 6)):
+        rows = prove(table, promised=False)
 
-    assert len(rows) == 6
+        assert len(rows) == number
+        for row in rows.values():
+            assert all(0 < each["p50"] <= each["p99"] for each in row.values())
+
+
+def test_peers_sign_their_clients_in(prove):
+    """Each reads the session and the user before it answers the first call."""
+    rows = prove("peers", promised=False)
+
+    assert len(rows) == 4
     for row in rows.values():
-        assert all(0 < each["p50"] <= each["p99"] for each in row.values())
+        assert {name: each["sql"] for name, each in row.items() if name != "chanx"} == {
+            "session": 2,
+            "stack": 3,
+            "django-socket": 2,
+        }
+        assert row.get("chanx", {"sql": 2})["sql"] == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["session", "stack", "django_socket", "chanx_session"])
+async def test_peers_refuse_a_client_that_is_not_signed_in(name):
+    if name not in speed.CONTENDERS:
+        pytest.skip("chanx needs Python 3.11")
+    path = f"/{name}/{UNKNOWN_TOKEN}" if name == "stack" else f"/{name}/"
+    call = load.frame(calls.message(name, "echo")), calls.TEXT.encode()
+    async with speed.setup("uvicorn, SQLite WAL") as (site, people):
+        with site() as started:
+            good = await asyncio.to_thread(people.handshakes, name, 1)
+            await load.connects(started.port, good, 1, call)
+
+            with pytest.raises(load.Refused):
+                await load.connects(started.port, [load.handshake(path)], 1, call)
 
 
 def test_slow_handlers_are_measured(prove):

@@ -128,11 +128,13 @@ async def leave(clients):
         await client.closed
 
 
-async def connects(port, requests, at_once):
+async def connects(port, requests, at_once, call=None):
     """
     Open and close a connection for each of ``requests``, ``at_once`` of them at a time.
 
-    Return the seconds of all, and the seconds that each waited for its answer.
+    ``call`` is a frame that each sends after the handshake, and bytes of the answer to wait for.
+
+    Return the seconds of all, and the seconds that each waited for its last answer.
     """
     requests, times = iter(requests), []
 
@@ -140,7 +142,9 @@ async def connects(port, requests, at_once):
         for request in requests:
             began = perf_counter()
             client = await opened(port, request)
-            times.append(client.opened.result() - began)
+            if call is not None:
+                await _answered(client, *call)
+            times.append(perf_counter() - began if call else client.opened.result() - began)
             client.leave()
             if await client.closed not in (1000, 1005):
                 raise Refused(f"closed with {client.closed.result()}")
@@ -148,6 +152,23 @@ async def connects(port, requests, at_once):
     began = perf_counter()
     await asyncio.gather(*(work() for _ in range(at_once)))
     return perf_counter() - began, times
+
+
+async def _answered(client, text, expected):
+    """Send ``text``, and wait for the frame that contains ``expected``, or for the close."""
+    answer = asyncio.get_running_loop().create_future()
+
+    def handle_frame(client, payload):
+        if expected in payload and not answer.done():
+            answer.set_result(payload)
+
+    client.on_frame = handle_frame
+    client.transport.write(text)
+    waiting = {answer, client.closed}
+    await asyncio.wait(waiting, timeout=LIMIT, return_when=asyncio.FIRST_COMPLETED)
+    if not answer.done():
+        code = client.closed.result() if client.closed.done() else "no code"
+        raise Refused(f"not answered, {code}")
 
 
 async def replies(clients, text, expected, count):

@@ -123,6 +123,8 @@ def page(table, command, rows, last):
         "Commit": last["commit"],
         "With": versions(table),
         "Machine": f"{os.cpu_count()} CPUs",
+        # A table may depend on more of the machine.
+        **getattr(table, "facts", dict)(),
     }
     return "\n".join(
         [
