@@ -296,7 +296,11 @@ def test_drawing_of_the_package_is_current():
 
 # Each of these pages has its own test module, which runs all of its blocks.
 FOLLOWED = {
+    "howto_background_jobs",
+    "howto_behind_caddy",
     "howto_from_channels_chat",
+    "howto_from_raw_websocket",
+    "howto_htmx",
     "metrics",
     "other_clients",
     "other_consumers",
@@ -311,8 +315,10 @@ def test_every_page_with_code_is_run_completely():
         page.stem for page in pages if re.search(r"^(?!.*\.\. ).*::$", page.read_text(), re.M)
     }
 
-    # test_readme.py follows docs/testing.rst.
-    assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
+    # test_readme.py follows docs/testing.rst, and the tests of the client run this page.
+    others = {"testing", "howto_frameworks"}
+    assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | others
+    assert "docs/howto_frameworks.rst" in (ROOT / "tests/js/frameworks.test.mjs").read_text()
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
     # The two commands at the beginning; and the lines that test_proofs.py compares with a run.
