@@ -372,3 +372,16 @@ def test_links_of_the_readme_and_the_changelog_name_existing_files():
 
         assert len(links) > 8
         assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_each_row_of_the_comparison_has_a_source():
+    """A statement about another project has a link, or says that nothing is documented."""
+    page = (ROOT / "docs/comparison.rst").read_text()
+    tables = re.findall(r"^=+ +=+\n((?:\S.*\n(?: {20,}.*\n)*)+?)=+ +=+\n", page, re.M)
+    rows = [row for table in tables for row in re.split(r"\n(?=\S)", table.strip())]
+    others = [row for row in rows if not row.startswith("this package")]
+    unproved = {" ".join(row.split()) for row in others if not re.search(r"<https?://", row)}
+
+    assert len(tables) == 6
+    assert len(rows) == 6 * 11
+    assert {row for row in unproved if "nothing documented" not in row} == set()
