@@ -105,7 +105,7 @@ node_modules benchmarks/client/node_modules: %node_modules: %package.json
 # Install the programs that some tests need, if this user may install them.
 .PHONY: programs
 programs:
-	@.ci/install chromium nginx openssl redis-server systemd
+	@.ci/install caddy chromium nginx openssl redis-server systemd
 
 clean:
 	rm -rf .tox .venv node_modules benchmarks/client/node_modules build dist *.egg-info sample_site/db.sqlite3*

@@ -234,7 +234,9 @@ def browser(playwright):
 # For each marker: what its tests need, and a function that finds it.
 NEEDS = {
     "axe": ("axe-core, by npm install", (ROOT / "node_modules/axe-core/axe.min.js").exists),
+    "caddy": ("caddy", lambda: shutil.which("caddy")),
     "esbuild": ("esbuild, by npm install", (ROOT / "node_modules/.bin/esbuild").exists),
+    "htmx": ("htmx, by npm install", (ROOT / "node_modules/htmx-2/dist/htmx.js").exists),
     "browser": ("Chromium", lambda: shutil.which("chromium") or shutil.which("google-chrome")),
     "nginx": ("nginx and openssl", lambda: secret_servers.NGINX and shutil.which("openssl")),
     "postgresql": ("PostgreSQL's programs", postgresql_folder),

@@ -1,7 +1,9 @@
 import asyncio
 
 from channels.db import database_sync_to_async
-from django.core.exceptions import ValidationError
+from django.contrib.auth import get_user_model
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.template.loader import render_to_string
 from django.utils import timezone
 
 from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
@@ -9,10 +11,13 @@ from channels_websocket_utils.decorators import auto_route, require_perms
 
 from .models import Announcement, Note, Presence
 from .report import HOURS, count_notes, handover_report
+from .sockets import live_sockets
 
-__all__ = ["BoardConsumer"]
+__all__ = ["BoardConsumer", "SocketsConsumer"]
 
 SHOWN_NOTES = 50
+# Seconds between two looks at the live sockets of the process.
+LOOK_EVERY = 1
 
 
 class BoardConsumer(AsyncWebSocketManagerConsumer):
@@ -91,6 +96,36 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
     async def write(self, model, event):
         message = await database_sync_to_async(model.write)(self.scope["user"], event.get("text"))
         return message.as_json()
+
+
+class SocketsConsumer(AsyncWebSocketManagerConsumer):
+    """The consumer of the page of live sockets, which is for staff."""
+
+    async def connect(self):
+        await database_sync_to_async(require_staff)(self.scope["user"])
+        await super().connect()
+
+    @auto_route
+    async def watch_sockets(self):
+        """Yield the list of the live sockets of this process, and again after each change."""
+        shown = None
+        while True:
+            html = await database_sync_to_async(render_sockets)(self.scope["user"])
+            if html != shown:
+                yield {"html": html}
+            shown = html
+            await asyncio.sleep(LOOK_EVERY)
+
+
+def require_staff(user):
+    """Raise ``PermissionDenied`` if the database does not have ``user`` as staff any more."""
+    if not get_user_model().objects.filter(pk=user.pk, is_active=True, is_staff=True).exists():
+        raise PermissionDenied("This page is for staff.")
+
+
+def render_sockets(user):
+    require_staff(user)
+    return render_to_string("board/socket_list.html", {"owners": live_sockets()})
 
 
 def read_board():

@@ -348,7 +348,7 @@ def test_page_reconnects_after_staff_end_its_connection(sign_in, ada, ben):
     with ben.expect_websocket():
         button.click()
 
-    expect(ada.get_by_role("status")).to_have_text(f"{socket} was ended.")
+    expect(ada.get_by_text(f"{socket} was ended.")).to_be_visible()
     expect_state(ben, "Live")
     post_note(ben, "Back again")
     expect(note(ben, "Back again")).to_have_count(1)
@@ -356,9 +356,61 @@ def test_page_reconnects_after_staff_end_its_connection(sign_in, ada, ben):
     assert opened == []
 
 
+def test_page_of_live_sockets_follows_what_other_pages_do(site, ada, ben):
+    """The list is right without a reload when a page reconnects, and when it closes."""
+    ada.get_by_role("link", name="Live sockets").click()
+    expect_state(ada, "Live")
+    sockets = ada.get_by_role("region", name="Ben").get_by_label("End socket")
+    before = {each.get_attribute("value") for each in sockets.all()}
+
+    with ben.expect_websocket():
+        ada.get_by_role("button", name="End all of Ben").click()
+    expect(ada.get_by_text("All sockets of ben were ended.")).to_be_visible()
+    loads = []
+    ada.on("framenavigated", lambda frame: loads.append(frame))
+
+    # Ben's page has reconnected with another connection, and then he leaves it.
+    expect(sockets).to_have_count(1)
+    assert sockets.first.get_attribute("value") not in before
+    ben.goto(f"{site.url}/account/")
+    expect(ada.get_by_role("region", name="Ben")).to_have_count(0)
+    # The page's own connection is in the list too.
+    expect(ada.get_by_role("region", name="Ada")).to_contain_text("/ws/sockets/wst_000")
+    assert loads == []
+
+
+def test_button_keeps_the_focus_when_the_list_changes(site, ada, ben):
+    ada.get_by_role("link", name="Live sockets").click()
+    button = ada.get_by_role("button", name="End all of Ada")
+    expect_state(ada, "Live")
+    expect(ada.get_by_role("region", name="Ben")).to_be_visible()
+    button.focus()
+
+    ben.goto(f"{site.url}/account/")
+
+    expect(ada.get_by_role("region", name="Ben")).to_have_count(0)
+    expect(button).to_be_focused()
+
+
+def test_page_of_live_sockets_shows_nothing_after_its_user_is_no_longer_staff(site, ada):
+    ada.get_by_role("link", name="Live sockets").click()
+    expect_state(ada, "Live")
+    staff = "UPDATE auth_user SET is_staff = ? WHERE username = 'ada'"
+
+    site.sql(staff, False)
+    try:
+        expect(ada.get_by_text("Staff only")).to_be_visible()
+        assert ada.get_by_role("button", name=re.compile("End")).count() == 0
+    finally:
+        site.sql(staff, True)
+        # Chromium logs the 403 of the page as an error.
+        ada.problems.clear()
+
+
 def test_page_of_live_sockets_fits_a_phone(ada):
     tab = new_tab(ada, f"{ada.url}sockets/")
     tab.set_viewport_size({"width": 375, "height": 812})
+    expect_state(tab, "Live")
 
     expect(tab.get_by_role("button", name="End all of Ada")).to_be_visible()
     assert tab.evaluate("document.documentElement.scrollWidth") <= 375

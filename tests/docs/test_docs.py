@@ -315,7 +315,11 @@ def test_drawing_of_the_package_is_current():
 
 # Each of these pages has its own test module, which runs all of its blocks.
 FOLLOWED = {
+    "howto_background_jobs",
+    "howto_behind_caddy",
     "howto_from_channels_chat",
+    "howto_from_raw_websocket",
+    "howto_htmx",
     "metrics",
     "other_clients",
     "other_consumers",
@@ -330,8 +334,10 @@ def test_every_page_with_code_is_run_completely():
         page.stem for page in pages if re.search(r"^(?!.*\.\. ).*::$", page.read_text(), re.M)
     }
 
-    # test_readme.py follows docs/testing.rst.
-    assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | {"testing"}
+    # test_readme.py follows docs/testing.rst, and the tests of the client run this page.
+    others = {"testing", "howto_frameworks"}
+    assert with_code == {Path(name).stem for name in NAMES} | FOLLOWED | others
+    assert "docs/howto_frameworks.rst" in (ROOT / "tests/js/frameworks.test.mjs").read_text()
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
     # The two commands at the beginning; and the lines that test_proofs.py compares with a run.
@@ -388,3 +394,16 @@ def test_links_of_the_readme_and_the_changelog_name_existing_files():
 
         assert len(links) > 8
         assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_each_row_of_the_comparison_has_a_source():
+    """A statement about another project has a link, or says that nothing is documented."""
+    page = (ROOT / "docs/comparison.rst").read_text()
+    tables = re.findall(r"^=+ +=+\n((?:\S.*\n(?: {20,}.*\n)*)+?)=+ +=+\n", page, re.M)
+    rows = [row for table in tables for row in re.split(r"\n(?=\S)", table.strip())]
+    others = [row for row in rows if not row.startswith("this package")]
+    unproved = {" ".join(row.split()) for row in others if not re.search(r"<https?://", row)}
+
+    assert len(tables) == 6
+    assert len(rows) == 6 * 11
+    assert {row for row in unproved if "nothing documented" not in row} == set()

@@ -336,6 +336,18 @@ def test_page_of_live_sockets_is_for_staff(site, visitors):
     assert Visitor(site).get("/sockets/").url == f"{site.url}/login/?next=/sockets/"
 
 
+def test_list_of_live_sockets_is_sent_to_staff_only_and_after_each_change(visitors):
+    with visitors["ada"].open_board(path="/ws/sockets/") as socket:
+        before = socket.ask("watch_sockets")
+        with visitors["ben"].open_board():
+            after = socket.next_push(before["key"], lambda part: ">Ben</h2>" in part["html"])
+
+    assert ">Ben</h2>" not in before["html"]
+    assert "wst_000" in after["html"]
+    with visitors["ben"].open_board(path="/ws/sockets/") as refused:
+        assert close_code(refused) == 4403
+
+
 def test_admin_is_for_staff(visitors):
     assert visitors["ben"].get("/admin/").url.endswith("/admin/login/?next=/admin/")
     assert 'href="/admin/"' not in visitors["ben"].get("/").text

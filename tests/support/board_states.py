@@ -217,6 +217,7 @@ def live_sockets(stage):
     stage.board("ben")
     stage.board("ada")
     page = stage.open("ada", "/sockets/")
+    expect_state(page, "Live")
     expect(page.get_by_role("region", name="Ben")).to_be_visible()
     return page
 
@@ -224,15 +225,22 @@ def live_sockets(stage):
 def ended_socket(stage):
     page = live_sockets(stage)
     page.get_by_role("button", name="End all of Ben").click()
-    expect(page.get_by_role("status")).to_be_visible()
+    expect(page.get_by_text("All sockets of ben were ended.")).to_be_visible()
+    # Ben's page reconnects, so the list shows its new connection.
+    expect(page.get_by_role("region", name="Ben")).to_be_visible(timeout=LIMIT * 1000)
     return page
 
 
 def no_live_sockets(stage):
+    """No socket is open, because the token endpoint answers 503 to this page too."""
     for username in PASSWORDS:
         stage.visitor("ada").post("/sockets/", user=username)
-    page = stage.open("ada", "/sockets/")
-    expect(page.get_by_text("Nobody has the board open.")).to_be_visible()
+    page = stage.open("ada", "/account/")
+    later = {"status": 503, "headers": {"Retry-After": "30"}}
+    page.route("**/websocket/token/", lambda route: route.fulfill(**later))
+    page.goto(f"{stage.site.url}/sockets/")
+    expect_state(page, "Reconnecting")
+    expect(page.get_by_text("No sockets are open in this process.")).to_be_visible()
     return page
 
 

@@ -121,17 +121,17 @@ class Visitor:
         page = self.get("/")
         return re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
 
-    def ask_for_token(self):
+    def ask_for_token(self, path="/ws/board/"):
         headers = {"X-CSRFToken": self.csrf_token(), "Content-Type": "application/json"}
-        return self.get("/websocket/token/", json.dumps({"path": "/ws/board/"}).encode(), headers)
+        return self.get("/websocket/token/", json.dumps({"path": path}).encode(), headers)
 
     @contextlib.contextmanager
-    def open_board(self, token=None, origin=None):
+    def open_board(self, token=None, origin=None, path="/ws/board/"):
         """Yield a ``Socket`` on the board. Raises ``InvalidStatus`` if it is refused."""
-        token = token or json.loads(self.ask_for_token().text)["token"]
+        token = token or json.loads(self.ask_for_token(path).text)["token"]
         cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.cookies)
         with connect(
-            f"{self.site.url.replace('http', 'ws')}/ws/board/{token}",
+            f"{self.site.url.replace('http', 'ws')}{path}{token}",
             origin=origin or self.site.url,
             additional_headers={"Cookie": cookies},
             proxy=None,
