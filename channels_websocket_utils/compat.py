@@ -41,12 +41,14 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare, salted_hmac
+from django.utils.functional import LazyObject, empty
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from channels.routing import URLRouter
     from channels.security.websocket import OriginValidator
+    from django.contrib.sessions.backends.base import SessionBase
     from django.core.cache.backends.base import BaseCache
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, Model
@@ -73,6 +75,7 @@ __all__ = [
     "allowed_origins_of",
     "announce_routes",
     "application_of",
+    "can_return_updated",
     "can_skip_locked",
     "capture_of",
     "captured_names",
@@ -82,6 +85,7 @@ __all__ = [
     "constant_time_compare",
     "current_thread_context",
     "field_names",
+    "forget_session",
     "has_failed",
     "has_own_queries",
     "has_parent_loop",
@@ -92,7 +96,9 @@ __all__ = [
     "is_idle",
     "is_in_transaction",
     "is_run_by_thread",
+    "is_session_loaded",
     "is_too_old",
+    "is_unresolved",
     "key_of_user",
     "load_backend",
     "markcoroutinefunction",
@@ -109,6 +115,7 @@ __all__ = [
     "runs_at_commit",
     "salted_hmac",
     "savepoint_depth",
+    "set_session_data",
 ]
 
 
@@ -205,6 +212,30 @@ def capture_of(route: Any, name: str) -> tuple[re.Pattern[str], Callable[[str], 
     return route.pattern.regex, converter.to_python if converter else str
 
 
+# Django: sessions and lazy objects
+
+
+def is_unresolved(value: object) -> bool:
+    """Return whether ``value`` is a lazy object that has not created its object yet."""
+    return isinstance(value, LazyObject) and value.__dict__["_wrapped"] is empty
+
+
+def is_session_loaded(session: SessionBase) -> bool:
+    """Return whether the data of ``session`` was read."""
+    return hasattr(session, "_session_cache")
+
+
+def set_session_data(session: Any, data: dict[str, Any]) -> None:
+    """Let ``session`` have ``data``, as if it had read them."""
+    session._session_cache = data
+
+
+def forget_session(session: Any) -> None:
+    """Let ``session`` have no data and no key, as if it had found no session with its key."""
+    session._session_cache = {}
+    session._session_key = None
+
+
 # Django: database connections
 
 
@@ -289,6 +320,21 @@ def runs_at_commit(connection: BaseDatabaseWrapper, function: Callable[[], objec
 def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``select_for_update(skip_locked=True)`` works on ``connection``."""
     return connection.features.has_select_for_update_skip_locked
+
+
+def can_return_updated(connection: Any) -> bool:
+    """
+    Return whether ``UPDATE ... RETURNING`` works on ``connection``, and one row fails alone.
+
+    Only for Django's own classes. With another isolation level than PostgreSQL's default, one row
+    that has changed meanwhile lets the statement fail.
+    """
+    if not type(connection).__module__.startswith("django.db.backends."):
+        return False
+    if connection.vendor == "sqlite":
+        return bool(connection.Database.sqlite_version_info >= (3, 35))
+    is_default = "isolation_level" not in connection.settings_dict["OPTIONS"]
+    return connection.vendor == "postgresql" and is_default
 
 
 # Channels
