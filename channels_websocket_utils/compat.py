@@ -36,6 +36,7 @@ from django.contrib.auth import (
     load_backend,
 )
 from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache, RedisCacheClient
 from django.db import router
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
@@ -84,6 +85,7 @@ __all__ = [
     "compile_query",
     "constant_time_compare",
     "current_thread_context",
+    "delete_and_read",
     "field_names",
     "forget_session",
     "has_failed",
@@ -95,6 +97,8 @@ __all__ = [
     "is_consumer_application",
     "is_idle",
     "is_in_transaction",
+    "is_own_connection",
+    "is_redis",
     "is_run_by_thread",
     "is_session_loaded",
     "is_too_old",
@@ -175,6 +179,33 @@ def compile_query(queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper)
 def new_cache(alias: str) -> BaseCache:
     """Return a new object for the cache ``alias``; ``caches`` keeps one for each task."""
     return caches.create_connection(alias)
+
+
+def is_redis(cache: BaseCache) -> bool:
+    """Return whether ``cache`` is Django's own class for Redis, with its own client."""
+    return type(cache) is RedisCache and type(cache._cache) is RedisCacheClient
+
+
+def delete_and_read(
+    cache: Any, deleted: list[str], read: list[str]
+) -> tuple[list[bool], dict[str, Any]]:
+    """
+    Delete each key of ``deleted``, then read the keys of ``read``, in one trip to Redis.
+
+    Return whether each of the former existed, and what ``get_many()`` returns for the latter.
+    """
+    pipeline = cache._cache.get_client(write=True).pipeline(transaction=False)
+    for key in deleted:
+        pipeline.delete(cache.make_and_validate_key(key))
+    if read:
+        pipeline.mget([cache.make_and_validate_key(key) for key in read])
+    answers = pipeline.execute()
+    values = answers.pop() if read else []
+    loads = cache._cache._serializer.loads
+    found = {
+        key: loads(value) for key, value in zip(read, values, strict=True) if value is not None
+    }
+    return [bool(each) for each in answers], found
 
 
 def has_receivers(signal: Signal) -> bool:
@@ -322,6 +353,11 @@ def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
     return connection.features.has_select_for_update_skip_locked
 
 
+def is_own_connection(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the class of ``connection`` is one of Django's, and not of a site."""
+    return type(connection).__module__.startswith("django.db.backends.")
+
+
 def can_return_updated(connection: Any) -> bool:
     """
     Return whether ``UPDATE ... RETURNING`` works on ``connection``, and one row fails alone.
@@ -329,7 +365,7 @@ def can_return_updated(connection: Any) -> bool:
     Only for Django's own classes. With another isolation level than PostgreSQL's default, one row
     that has changed meanwhile lets the statement fail.
     """
-    if not type(connection).__module__.startswith("django.db.backends."):
+    if not is_own_connection(connection):
         return False
     if connection.vendor == "sqlite":
         return bool(connection.Database.sqlite_version_info >= (3, 35))

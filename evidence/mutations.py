@@ -255,10 +255,10 @@ WEAKNESSES = [
         "together::test_lost_session_is_that_of_its_own_connection_only",
     ),
     (
-        "let two connections of a batch win with one token",
+        "decide about two connections with one token in one batch",
         "gate/waiting.py",
-        "            if request.digest in batch:",
-        "            if False:",
+        "                batch[request.digest] = request, future",
+        "                batch[str(len(batch))] = request, future",
         "together::test_one_of_several_waiting_connections_with_one_token_wins",
     ),
     (
@@ -267,6 +267,27 @@ WEAKNESSES = [
         "check.reason is None and check.request.digest not in redeemed:",
         "False:",
         "together::test_token_that_was_revoked_meanwhile_is_refused",
+    ),
+    (
+        "redeem a token of a batch more than once",
+        "tokens/database_store.py",
+        "WHERE {used_at} IS NULL AND {digest} IN",
+        "WHERE {digest} IN",
+        "together::test_one_of_several_batches_redeems_a_token_in_the_database",
+    ),
+    (
+        "ignore which keys a batch has deleted from the cache",
+        "tokens/cache_store.py",
+        "            if is_deleted and all(",
+        "            if all(",
+        "together::test_one_of_several_batches_redeems_a_token_in_redis",
+    ),
+    (
+        "ignore the epochs of the tokens of a batch",
+        "tokens/cache_store.py",
+        "epochs.get(key) == epoch for",
+        "True for",
+        "together::test_random_connections_get_the_same_from_redis_together_and_alone",
     ),
     (
         "redeem the refused tokens of a batch too",

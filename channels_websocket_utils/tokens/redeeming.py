@@ -12,6 +12,7 @@ from django.db.models import Q
 from ..conf import TENANT
 from ..signals import token_redeemed
 from . import clock
+from .cache_store import CacheTokenStore
 from .database_store import DatabaseTokenStore
 from .store import StoreUnavailable, current_store, store_class
 
@@ -39,7 +40,7 @@ __all__ = [
 
 logger = logging.getLogger("channels_websocket_utils")
 
-_BATCHING = (DatabaseTokenStore,)
+_BATCHING = (DatabaseTokenStore, CacheTokenStore)
 
 
 def find(digest: str, *, with_user: bool = False, session_digest: str = "") -> TokenRow | None:

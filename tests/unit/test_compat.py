@@ -33,6 +33,8 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, UserManager
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.cache.backends.redis import RedisCache
 from django.db import DatabaseError, connection, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
@@ -519,6 +521,30 @@ def test_rows_that_are_locked_can_be_skipped():
     assert DatabaseFeatures.has_select_for_update_skip_locked
 
 
+@pytest.mark.redis
+@pytest.mark.usefixtures("redis_store")
+def test_batch_deletes_and_reads_keys_of_redis_in_one_trip():
+    found = caches["default"]
+    found.set_many({"a": 1, "b": {"epoch": "x"}, "c": "y"})
+
+    assert compat.is_redis(found)
+    assert compat.delete_and_read(found, ["a", "none", "a"], ["b", "c", "none"]) == (
+        [True, False, False],
+        {"b": {"epoch": "x"}, "c": "y"},
+    )
+    assert compat.delete_and_read(found, ["c"], []) == ([True], {})
+    assert found.get_many(["a", "b", "c"]) == {"b": {"epoch": "x"}}
+
+
+def test_other_caches_and_classes_of_a_site_have_no_batches():
+    class Own(RedisCache):
+        """The class of a site."""
+
+    assert compat.is_redis(RedisCache("redis://127.0.0.1/0", {}))
+    assert not compat.is_redis(Own("redis://127.0.0.1/0", {}))
+    assert not compat.is_redis(LocMemCache("", {}))
+
+
 @pytest.mark.django_db
 def test_update_returns_rows_only_where_one_row_fails_alone():
     class Own(type(connections["default"])):
@@ -529,7 +555,9 @@ def test_update_returns_rows_only_where_one_row_fails_alone():
         connection.vendor == "sqlite" and found.Database.sqlite_version_info >= (3, 35)
     )
     assert compat.can_return_updated(found) is expected
-    assert not compat.can_return_updated(Own(found.settings_dict, "own"))
+    own = Own(found.settings_dict, "own")
+    assert (compat.is_own_connection(found), compat.is_own_connection(own)) == (True, False)
+    assert not compat.can_return_updated(own)
     if connection.vendor == "postgresql":
         options = {**found.settings_dict["OPTIONS"], "isolation_level": 4}
         other = type(found)({**found.settings_dict, "OPTIONS": options}, "other")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from asgiref.sync import sync_to_async
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.cache import SessionStore as CacheSession
@@ -20,6 +19,7 @@ from django.contrib.sessions.models import Session
 from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils.functional import SimpleLazyObject
+from redis.connection import Connection
 
 from channels_websocket_utils.gate import decision, revocations, together, waiting
 from channels_websocket_utils.gate.decision import ConnectionRequest, decide
@@ -27,6 +27,7 @@ from channels_websocket_utils.gate.together import can_share, decide_together
 from channels_websocket_utils.gate.verdict import Verdict
 from channels_websocket_utils.models import WebSocketToken
 from channels_websocket_utils.signals import token_redeemed, token_refused
+from channels_websocket_utils.threads import in_our_pool
 from channels_websocket_utils.tokens import clock, database_store, digests, redeeming, seal
 from channels_websocket_utils.tokens.digests import digest_of
 from channels_websocket_utils.utils import get_websocket_token
@@ -482,7 +483,7 @@ async def start(requests):
 
 async def test_connections_that_wait_for_two_trips_share_the_next(user, trips, settings):
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 100}
-    requests = await sync_to_async(requests_for)([user], 40)
+    requests = await in_our_pool(requests_for)([user], 40)
     tasks = await start(requests)
     trips.go.set()
 
@@ -493,8 +494,8 @@ async def test_connections_that_wait_for_two_trips_share_the_next(user, trips, s
 
 
 async def test_one_of_several_waiting_connections_with_one_token_wins(user, trips):
-    first = await sync_to_async(requests_for)([user], 2)
-    (good,) = await sync_to_async(requests_for)([user], 1)
+    first = await in_our_pool(requests_for)([user], 2)
+    (good,) = await in_our_pool(requests_for)([user], 1)
     # The first of them does not pass.
     tasks = await start([*first, replace(good, token_only=False), good, good, good])
     trips.go.set()
@@ -506,7 +507,7 @@ async def test_one_of_several_waiting_connections_with_one_token_wins(user, trip
 
 
 async def test_cancelled_connection_of_a_batch_harms_no_other(user, trips):
-    requests = await sync_to_async(requests_for)([user], 8)
+    requests = await in_our_pool(requests_for)([user], 8)
     tasks = await start(requests)
     tasks[0].cancel()
     tasks[3].cancel()
@@ -520,13 +521,13 @@ async def test_cancelled_connection_of_a_batch_harms_no_other(user, trips):
     kept = [each for number, each in enumerate(found) if number not in (0, 3, 4)]
     assert {each.token.reason for each in kept} == {None}
     assert all(isinstance(found[number], asyncio.CancelledError) for number in (0, 3, 4))
-    row = await WebSocketToken.objects.aget(digest=requests[3].digest)
+    row = await in_our_pool(WebSocketToken.objects.get)(digest=requests[3].digest)
     assert row.used_at is None
 
 
 async def test_trips_that_hang_do_not_keep_the_others_waiting(user, trips, monkeypatch):
     monkeypatch.setattr(waiting, "_PATIENCE", 0.01)
-    requests = await sync_to_async(requests_for)([user], 3)
+    requests = await in_our_pool(requests_for)([user], 3)
 
     tasks = await start(requests)
     await until(lambda: len(trips.sizes) == 3)
@@ -539,15 +540,121 @@ async def test_error_of_a_batch_reaches_each_of_its_connections(user, trips, mon
     def fail(requests):
         raise ZeroDivisionError("a bug")
 
-    tasks = await start(await sync_to_async(requests_for)([user], 6))
+    tasks = await start(await in_our_pool(requests_for)([user], 6))
     monkeypatch.setattr(together, "decide_together", fail)
     trips.go.set()
 
     found = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(each) for each in found] == [Verdict] * 2 + [ZeroDivisionError] * 4
-    (verdict,) = await asyncio.gather(*await start(await sync_to_async(requests_for)([user], 1)))
+    (verdict,) = await asyncio.gather(*await start(await in_our_pool(requests_for)([user], 1)))
     assert verdict.token.is_valid
+
+
+@pytest.fixture
+def trips_to_redis(redis_store, monkeypatch):
+    """The commands that were sent to Redis, one entry a trip."""
+    found, send = [], Connection.send_packed_command
+
+    def note(self, command, **kwargs):
+        found.append(command)
+        return send(self, command, **kwargs)
+
+    monkeypatch.setattr(Connection, "send_packed_command", note)
+    return found
+
+
+@pytest.mark.redis
+def test_a_batch_takes_two_trips_to_redis_and_one_select(user, other, trips_to_redis):
+    requests = requests_for([user, other])
+    decide(requests_for([user], 1))
+    decide_together(requests_for([user], 2))
+    trips_to_redis.clear()
+
+    with CaptureQueriesContext(connection) as captured:
+        verdicts = decide_together(requests)
+
+    assert [each.user for each in verdicts] == [user, other] * 8
+    assert (len(trips_to_redis), kinds(captured)) == (2, ["SELECT"])
+
+
+@pytest.mark.redis
+@pytest.mark.usefixtures("redis_store")
+def test_random_connections_get_the_same_from_redis_together_and_alone(users, settings, caplog):
+    settings.WEBSOCKET_UTILS = {**settings.WEBSOCKET_UTILS, "MAX_TOKENS_PER_USER": 1000}
+    caplog.set_level(logging.DEBUG, "channels_websocket_utils")
+    chance, reasons = random.Random(22), set()
+    for _ in range(3):
+        sides = [], []
+        revoked = chance.choice(users)
+        ended = sign_in(users[0])
+        for _ in range(GROUP):
+            owner, key = chance.choice(users), chance.choice([ended, sign_in(users[0]), None])
+            options = {"token_only": chance.choice([True, True, False])}
+            path, how = chance.choice([None, "/ws/a", "/ws/b"]), chance.choice(["used", "", ""])
+            has_session = chance.choice([True, False])
+            for side in sides:
+                token = get_websocket_token(owner, session=key, path=path)
+                session = SessionStore(key) if has_session else None
+                request = ConnectionRequest(
+                    digest_of(token), "/ws/a", session, pad=seal.pad_of(token), **options
+                )
+                if how == "used":
+                    decide([request])
+                    request = replace(request, session=SessionStore(key) if session else None)
+                side.append(request)
+        redeeming.revoke(user_id=revoked.pk)
+        revocations.revoke(session_digest=digest_of(ended), is_final=True)
+        recorded(caplog)
+        with noting() as expected_signals:
+            expected = [shown(each) for each in decide(sides[0])]
+        expected_log = recorded(caplog)
+
+        with noting() as signals:
+            verdicts = [shown(each) for each in in_batches(sides[1])]
+
+        assert [without_times(each) for each in verdicts] == [
+            without_times(each) for each in expected
+        ]
+        assert sorted(signals, key=repr) == sorted(expected_signals, key=repr)
+        assert recorded(caplog) == expected_log
+        reasons.update(each[0].reason for each in expected)
+    assert reasons >= {None, "unknown", "redeemed", "wrong_user", "wrong_session", "wrong_path"}
+
+
+def without_times(result):
+    """Return what ``shown()`` returns for two tokens that were issued one after the other."""
+    return (replace(result[0], expires_at=None), *result[1:])
+
+
+@pytest.mark.redis
+@pytest.mark.usefixtures("redis_store")
+def test_one_of_several_batches_redeems_a_token_in_redis(user):
+    requests = requests_for([user])
+    start, won = threading.Barrier(4, timeout=LIMIT), []
+
+    def redeem():
+        rows = redeeming.find_many(dict.fromkeys([each.digest for each in requests], ""))
+        start.wait()
+        won.extend(redeeming.redeem_many(list(rows.values())))
+        connections.close_all()
+
+    threads = [threading.Thread(target=redeem) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(won) == sorted(each.digest for each in requests)
+
+
+def test_one_of_several_batches_redeems_a_token_in_the_database(user):
+    requests = requests_for([user])
+    rows = redeeming.find_many(dict.fromkeys([each.digest for each in requests], "")).values()
+
+    won = [redeeming.redeem_many(list(rows)) for _ in range(2)]
+
+    assert won == [{each.digest for each in requests}, set()]
 
 
 @pytest.mark.only_on("postgresql")
