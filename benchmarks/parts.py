@@ -16,9 +16,10 @@ from channels.db import aclose_old_connections
 
 from channels_websocket_utils import protocol, strict_json
 from channels_websocket_utils.connections import Connection
-from channels_websocket_utils.gate import decision, handshake, identity, routing
+from channels_websocket_utils.gate import decision, handshake, identity, routing, together
 from channels_websocket_utils.threads import in_our_pool
 from channels_websocket_utils.tokens import digests, redeeming
+from channels_websocket_utils.tokens.store import MAX_BATCH
 from tests.support import load
 from tests.support.helpers import scope_for
 
@@ -39,13 +40,15 @@ async def measure(small, is_kept):
         for number in range(rounds):
             if is_kept(str(number)):
                 continue
-            issued = await sync_to_async(people.tokens)(3 * count)
+            issued = await sync_to_async(people.tokens)(4 * count)
             issued_digests = [digests.digest_of(token) for token in issued]
             parts = await sync_to_async(decisions)(
-                issued_digests[:count], issued_digests[count : 2 * count]
+                issued_digests[:count],
+                issued_digests[count : 2 * count],
+                issued_digests[3 * count :],
             )
             parts["to a thread and back"] = await of_each(count, lambda _: in_our_pool(nothing)())
-            scopes = [scope(token) for token in issued[2 * count :]]
+            scopes = [scope(token) for token in issued[2 * count : 3 * count]]
             parts["finding and hiding the token"] = timed(
                 scopes, lambda each: read_handshake(router, each)
             )
@@ -57,19 +60,27 @@ async def measure(small, is_kept):
             yield str(number), parts, []
 
 
-def decisions(digests, others):
+def decisions(digests, others, batched):
     rows = []
     found = {
         "the decision": timed(
             digests,
             lambda each: decision.decide([decision.ConnectionRequest(each, token_only=True)]),
         ),
+        "the decision, 16 together": of_batches(batched),
         "of it the SELECT": timed(
             others, lambda each: rows.append(redeeming.find(each, with_user=True))
         ),
         "of it the UPDATE": timed(others, lambda _: redeeming.redeem(rows.pop())),
     }
     return found
+
+
+def of_batches(digests):
+    """Return the microseconds of CPU for one of the connections that are decided together."""
+    requests = [decision.ConnectionRequest(each, token_only=True) for each in digests]
+    batches = [requests[start : start + MAX_BATCH] for start in range(0, len(requests), MAX_BATCH)]
+    return timed(batches, together.decide_together) * len(batches) / len(requests)
 
 
 def scope(token):

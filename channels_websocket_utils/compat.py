@@ -36,18 +36,21 @@ from django.contrib.auth import (
     load_backend,
 )
 from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache, RedisCacheClient
 from django.db import router
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
 from django.http import parse_cookie
 from django.urls.resolvers import RoutePattern
 from django.utils.crypto import constant_time_compare, salted_hmac
+from django.utils.functional import LazyObject, empty
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from channels.routing import URLRouter
     from channels.security.websocket import OriginValidator
+    from django.contrib.sessions.backends.base import SessionBase
     from django.core.cache.backends.base import BaseCache
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, Model
@@ -75,6 +78,7 @@ __all__ = [
     "allowed_origins_of",
     "announce_routes",
     "application_of",
+    "can_return_updated",
     "can_skip_locked",
     "capture_of",
     "captured_names",
@@ -83,7 +87,9 @@ __all__ = [
     "compile_query",
     "constant_time_compare",
     "current_thread_context",
+    "delete_and_read",
     "field_names",
+    "forget_session",
     "has_failed",
     "has_own_queries",
     "has_parent_loop",
@@ -93,9 +99,13 @@ __all__ = [
     "is_consumer_application",
     "is_idle",
     "is_in_transaction",
+    "is_own_connection",
+    "is_redis",
     "is_run_by_thread",
+    "is_session_loaded",
     "is_too_old",
     "is_under_thread",
+    "is_unresolved",
     "key_of_user",
     "load_backend",
     "markcoroutinefunction",
@@ -113,6 +123,7 @@ __all__ = [
     "runs_at_commit",
     "salted_hmac",
     "savepoint_depth",
+    "set_session_data",
 ]
 
 
@@ -179,6 +190,33 @@ def new_cache(alias: str) -> BaseCache:
     return caches.create_connection(alias)
 
 
+def is_redis(cache: BaseCache) -> bool:
+    """Return whether ``cache`` is Django's own class for Redis, with its own client."""
+    return type(cache) is RedisCache and type(cache._cache) is RedisCacheClient
+
+
+def delete_and_read(
+    cache: Any, deleted: list[str], read: list[str]
+) -> tuple[list[bool], dict[str, Any]]:
+    """
+    Delete each key of ``deleted``, then read the keys of ``read``, in one trip to Redis.
+
+    Return whether each of the former existed, and what ``get_many()`` returns for the latter.
+    """
+    pipeline = cache._cache.get_client(write=True).pipeline(transaction=False)
+    for key in deleted:
+        pipeline.delete(cache.make_and_validate_key(key))
+    if read:
+        pipeline.mget([cache.make_and_validate_key(key) for key in read])
+    answers = pipeline.execute()
+    values = answers.pop() if read else []
+    loads = cache._cache._serializer.loads
+    found = {
+        key: loads(value) for key, value in zip(read, values, strict=True) if value is not None
+    }
+    return [bool(each) for each in answers], found
+
+
 def has_receivers(signal: Signal) -> bool:
     """Return whether a receiver is connected to ``signal``."""
     return signal.has_listeners()
@@ -218,6 +256,30 @@ def path_pattern(route: str) -> tuple[re.Pattern[str], dict[str, Any]]:
     """Return the regular expression that ``path()`` makes of ``route``, and its converters."""
     pattern = RoutePattern(route, is_endpoint=True)
     return pattern.regex, dict(pattern.converters)
+
+
+# Django: sessions and lazy objects
+
+
+def is_unresolved(value: object) -> bool:
+    """Return whether ``value`` is a lazy object that has not created its object yet."""
+    return isinstance(value, LazyObject) and value.__dict__["_wrapped"] is empty
+
+
+def is_session_loaded(session: SessionBase) -> bool:
+    """Return whether the data of ``session`` was read."""
+    return hasattr(session, "_session_cache")
+
+
+def set_session_data(session: Any, data: dict[str, Any]) -> None:
+    """Let ``session`` have ``data``, as if it had read them."""
+    session._session_cache = data
+
+
+def forget_session(session: Any) -> None:
+    """Let ``session`` have no data and no key, as if it had found no session with its key."""
+    session._session_cache = {}
+    session._session_key = None
 
 
 # Django: database connections
@@ -299,6 +361,26 @@ def runs_at_commit(connection: BaseDatabaseWrapper, function: Callable[[], objec
 def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
     """Return whether ``select_for_update(skip_locked=True)`` works on ``connection``."""
     return connection.features.has_select_for_update_skip_locked
+
+
+def is_own_connection(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the class of ``connection`` is one of Django's, and not of a site."""
+    return type(connection).__module__.startswith("django.db.backends.")
+
+
+def can_return_updated(connection: Any) -> bool:
+    """
+    Return whether ``UPDATE ... RETURNING`` works on ``connection``, and one row fails alone.
+
+    Only for Django's own classes. With another isolation level than PostgreSQL's default, one row
+    that has changed meanwhile lets the statement fail.
+    """
+    if not is_own_connection(connection):
+        return False
+    if connection.vendor == "sqlite":
+        return bool(connection.Database.sqlite_version_info >= (3, 35))
+    is_default = "isolation_level" not in connection.settings_dict["OPTIONS"]
+    return connection.vendor == "postgresql" and is_default
 
 
 # Channels

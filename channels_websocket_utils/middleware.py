@@ -12,7 +12,7 @@ from django.urls import Resolver404
 from . import protocol
 from .compat import REMAINING_PATH, ThreadSensitiveContext, announce_routes, has_receivers
 from .conf import require_installed
-from .gate import admission, decision, routing
+from .gate import admission, routing, waiting
 from .gate.handshake import SOURCES, is_too_large
 from .gate.refusals import log_refusal
 from .gate.verdict import annotate, refuse
@@ -188,7 +188,7 @@ class WebSocketTokenAuthMiddleware:
         connection = arrival.scope["websocket_connection"]
         await register(connection)
         request = admission.request_of(arrival, token_only=self.token_only)
-        (verdict,) = await in_our_pool(decision.decide)([request])
+        verdict = await waiting.decide(request)
         if verdict.error is not None:
             if not isinstance(verdict.error, ImproperlyConfigured):
                 await connection.accept_and_close(protocol.CLOSE_TRY_LATER)

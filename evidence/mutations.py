@@ -225,6 +225,106 @@ WEAKNESSES = [
         "        raise\n",
         "decision::test_programming_error_is_raised_for_its_own_request_only",
     ),
+    # Connections that are decided together
+    (
+        "let each connection of a batch have the verdict of its neighbour",
+        "gate/together.py",
+        "check = self._checks[number]",
+        "check = self._checks[number - 1]",
+        "together::test_a_batch_takes_one_select_and_one_update",
+    ),
+    (
+        "judge each connection of a batch by the session of the first",
+        "gate/sessions.py",
+        "found.get(key, (",
+        "found.get(next(iter(wanted)), (",
+        "together::test_a_batch_with_sessions_takes_one_more_select",
+    ),
+    (
+        "let a batch end the session of a neighbour",
+        "tokens/database_store.py",
+        "When(digest=digest, then=",
+        "When(digest__isnull=False, then=",
+        "together::test_logout_of_a_neighbour_refuses_nobody_else",
+    ),
+    (
+        "refuse only one of the tokens of a lost session",
+        "gate/decision.py",
+        "    for check in passed:\n",
+        "    for check in passed[:1]:\n",
+        "together::test_lost_session_is_that_of_its_own_connection_only",
+    ),
+    (
+        "decide about two connections with one token in one batch",
+        "gate/waiting.py",
+        "                batch[request.digest] = request, future",
+        "                batch[str(len(batch))] = request, future",
+        "together::test_one_of_several_waiting_connections_with_one_token_wins",
+    ),
+    (
+        "accept what another connection has redeemed since the SELECT of the batch",
+        "gate/together.py",
+        "check.reason is None and check.request.digest not in redeemed:",
+        "False:",
+        "together::test_token_that_was_revoked_meanwhile_is_refused",
+    ),
+    (
+        "redeem a token of a batch more than once",
+        "tokens/database_store.py",
+        "WHERE {used_at} IS NULL AND {digest} IN",
+        "WHERE {digest} IN",
+        "together::test_one_of_several_batches_redeems_a_token_in_the_database",
+    ),
+    (
+        "ignore which keys a batch has deleted from the cache",
+        "tokens/cache_store.py",
+        "            if is_deleted and all(",
+        "            if all(",
+        "together::test_one_of_several_batches_redeems_a_token_in_redis",
+    ),
+    (
+        "ignore the epochs of the tokens of a batch",
+        "tokens/cache_store.py",
+        "epochs.get(key) == epoch for",
+        "True for",
+        "together::test_random_connections_get_the_same_from_redis_together_and_alone",
+    ),
+    (
+        "redeem the refused tokens of a batch too",
+        "gate/together.py",
+        "passed = [each for each in self._present() if each.reason is None]",
+        "passed = self._present()",
+        "together::test_a_batch_of_refusals_writes_nothing",
+    ),
+    (
+        "decide about the user of a site's backend in a batch",
+        "gate/together.py",
+        "backend_path(check.sign_in, check.row) != MODEL_BACKEND:",
+        "False:",
+        "together::test_user_of_a_backend_of_the_site_is_left_to_the_single_decision",
+    ),
+    (
+        "run the receivers of a batch in one context",
+        "gate/together.py",
+        "    context = request.context.copy()\n",
+        "    context = copy_context()\n",
+        "together::test_receivers_run_in_the_context_of_their_own_connection",
+    ),
+    (
+        "let a batch redeem the token of a client that has left",
+        "gate/waiting.py",
+        "            if future.done():\n                # The",
+        "            if False:\n                # The",
+        "together::test_cancelled_connection_of_a_batch_harms_no_other",
+    ),
+    (
+        "let connections wait for trips that hang",
+        "gate/waiting.py",
+        "            self._timer = loop.call_later(_PATIENCE, self._start_late)",
+        "            pass",
+        "together::test_trips_that_hang_do_not_keep_the_others_waiting",
+    ),
+    # The user after the connect
     (
         "trust the user that was read at the connect",
         "gate/freshness.py",
@@ -354,8 +454,8 @@ WEAKNESSES = [
     (
         "do not ask whether the session of a token still exists, at connect",
         "gate/decision.py",
-        "elif sign_in is None and has_lost_session(principal):",
-        "elif False:",
+        "    lost = lost_sessions(each.principal for each in passed if each.principal is not None)",
+        "    lost = set()",
         "bound_tokens::test_token_of_a_session_that_has_ended_opens_nothing",
     ),
     (
@@ -555,11 +655,11 @@ WEAKNESSES = [
         (
             "        await register(connection)\n"
             "        request = admission.request_of(arrival, token_only=self.token_only)\n"
-            "        (verdict,) = await in_our_pool(decision.decide)([request])\n"
+            "        verdict = await waiting.decide(request)\n"
         ),
         (
             "        request = admission.request_of(arrival, token_only=self.token_only)\n"
-            "        (verdict,) = await in_our_pool(decision.decide)([request])\n"
+            "        verdict = await waiting.decide(request)\n"
             "        await register(connection)\n"
         ),
         "connections::test_event_between_redeeming_and_opening_is_applied",

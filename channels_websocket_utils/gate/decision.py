@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..compat import key_of_user, load_backend
+from ..compat import key_of_user
 from ..outages import outage_errors, remedy_of
 from ..signals import token_refused
 from ..tokens import digests, redeeming, seal
 from ..tokens.store import StoreUnavailable
-from . import database_clock, revocations
-from .freshness import has_lost_session
+from . import database_clock, revocations, sessions
+from .freshness import lost_sessions
 from .sign_in import (
-    MODEL_BACKEND,
-    backend_path,
     can_join_user,
     has_session_hash,
     is_foreign,
     is_sign_in_of,
-    load_user,
     own_session_digest,
     read_session,
     read_sign_in,
+    user_of_session,
+    user_of_token,
 )
 from .verdict import Principal, TokenAnnotation, Verdict, annotate, anonymous
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from datetime import datetime
     from typing import Any
 
@@ -39,7 +39,18 @@ if TYPE_CHECKING:
     from ..types import User
     from .sign_in import SignIn
 
-__all__ = ["ConnectionRequest", "decide", "decide_one"]
+__all__ = [
+    "ConnectionRequest",
+    "TokenCheck",
+    "begin_check",
+    "check_sessions",
+    "check_token",
+    "decide",
+    "decide_one",
+    "fail",
+    "finish_check",
+    "redeem_and_finish",
+]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -63,10 +74,12 @@ class ConnectionRequest:
     user: User | None = None
     token_only: bool = False
     pad: bytes = field(default=b"", repr=False)
+    # That of the connection's task: receivers and the site's user model may read its variables.
+    context: Context = field(default_factory=copy_context, repr=False, compare=False)
 
 
 @dataclass(slots=True)
-class _TokenCheck:
+class TokenCheck:
     """A request with a token, and what the steps of its decision have found."""
 
     request: ConnectionRequest
@@ -79,6 +92,8 @@ class _TokenCheck:
     reason: str | None = None
     user: AbstractBaseUser | None = None
     principal: Principal | None = None
+    # Of the sessions in question, the digests of those that were logged out; None if not read yet.
+    ended_sessions: Collection[str] | None = None
 
 
 def decide(requests: Iterable[ConnectionRequest]) -> list[Verdict]:
@@ -106,25 +121,30 @@ def _decide(request: ConnectionRequest) -> Verdict:
         if request.digest is None:
             return _decide_session(request)
         return _decide_token(request, request.digest)
-    except outage_errors(StoreUnavailable) as error:
-        # One line without a traceback, because an outage may refuse thousands.
-        logger.error(
-            "A connection was refused, because no answer came: %s.%s", error, remedy_of(error)
-        )
-        return Verdict(request.session, anonymous(), annotate("unavailable"))
     except Exception as error:
+        return fail(request, error)
+
+
+def fail(request: ConnectionRequest, error: Exception) -> Verdict:
+    """Return the verdict on a request whose decision raises ``error``, and log an outage."""
+    verdict = Verdict(request.session, anonymous(), annotate("unavailable"))
+    if not isinstance(error, outage_errors(StoreUnavailable)):
         # The caller raises it, with its traceback, for this connection alone.
-        return Verdict(request.session, anonymous(), annotate("unavailable"), error=error)
+        return replace(verdict, error=error)
+    # One line without a traceback, because an outage may refuse thousands.
+    logger.error("A connection was refused, because no answer came: %s.%s", error, remedy_of(error))
+    return verdict
 
 
 def _decide_session(request: ConnectionRequest) -> Verdict:
     """Decide about a connection without a token."""
     session, user, validated_at = request.session, request.user, database_clock.now()
+    sessions.load([session])
     sign_in = read_sign_in(session, user)
     if user is not None and (not user.is_authenticated or is_foreign(user)):
         # There is no row of this user that could change.
         return Verdict(session, user, annotate("missing"))
-    fresh = _session_user(sign_in)
+    fresh = user_of_session(sign_in)
     # The scope keeps the object of an outer middleware, which may carry more than a fresh one.
     known = user if user is not None and fresh is not None else fresh
     backend = fresh.backend if fresh is not None else ""
@@ -134,40 +154,28 @@ def _decide_session(request: ConnectionRequest) -> Verdict:
     return Verdict(session, known, annotate("missing"), principal)
 
 
-def _session_user(sign_in: SignIn | None) -> AbstractBaseUser | None:
-    if sign_in is None:
-        return None
-    path = backend_path(sign_in)
-    user = load_user(sign_in.user_id, path)
-    # An outer middleware has checked the hash already.
-    has_hash = sign_in.session_hash is not None
-    if user is None or (has_hash and not has_session_hash(user, sign_in.session_hash)):
-        return None
-    user.backend = path
-    return user
-
-
 def _decide_token(request: ConnectionRequest, digest: str) -> Verdict:
     """Decide about a connection with a token, in steps that each do one kind of work."""
-    check = _begin_check(request)
+    validated_at = database_clock.now()
+    sessions.load([request.session])
+    check = begin_check(request, validated_at)
     check.row = redeeming.find(digest, with_user=check.joins_user, session_digest=check.own_session)
-    _check_token(check)
-    if check.reason is None:
-        _redeem(check)
-    return _finish_check(check)
+    check_token(check)
+    check_sessions([check])
+    return redeem_and_finish(check)
 
 
-def _begin_check(request: ConnectionRequest) -> _TokenCheck:
-    """Read the session, and return the check."""
-    session, validated_at = request.session, database_clock.now()
+def begin_check(request: ConnectionRequest, validated_at: datetime) -> TokenCheck:
+    """Return the check of a token, with the sign-in of the session, which is loaded."""
+    session = request.session
     sign_in = read_sign_in(session, request.user)
     # The session counts also if an outer middleware has found no signed-in user.
     has_session = sign_in or read_session(session)
     own_session = own_session_digest(session) if has_session else ""
-    return _TokenCheck(request, validated_at, sign_in, own_session, can_join_user())
+    return TokenCheck(request, validated_at, sign_in, own_session, can_join_user())
 
 
-def _check_token(check: _TokenCheck) -> None:
+def check_token(check: TokenCheck) -> None:
     """Set ``check.reason`` if the token is refused, else ``check.user``."""
     request, row, sign_in = check.request, check.row, check.sign_in
     if (sign_in is None and not request.token_only) or is_foreign(request.user):
@@ -181,7 +189,7 @@ def _check_token(check: _TokenCheck) -> None:
     )
     if check.reason is not None or row is None:
         return
-    user = check.user = _token_user(row, sign_in, check.joins_user)
+    user = check.user = user_of_token(row, sign_in, check.joins_user)
     check.reason = _why_user_refused(user, row, sign_in)
     if check.reason is not None or user is None:
         return
@@ -189,25 +197,26 @@ def _check_token(check: _TokenCheck) -> None:
     check.principal = principal
     if principal is None:
         check.reason = "inactive"
-    elif _is_session_ended(principal) if row.is_session_ended is None else row.is_session_ended:
+    elif _is_token_session_ended(check, row, principal):
         # The page requested this token before the logout was complete.
         check.reason = "wrong_session"
-    elif sign_in is None and has_lost_session(principal):
-        # Its key was rotated, it has expired, or it was deleted.
-        check.reason = "wrong_session"
 
 
-def _token_user(row: TokenRow, sign_in: SignIn | None, joins_user: bool) -> AbstractBaseUser | None:
-    path = backend_path(sign_in, row)
-    if path == MODEL_BACKEND and joins_user:
-        # The join has read what the get_user() of this backend would read.
-        backend: Any = load_backend(path)
-        user = row.user if backend.user_can_authenticate(row.user) else None
-    else:
-        user = load_user(row.user_id, path)
-    if user is not None:
-        user.backend = path
-    return user
+def check_sessions(checks: Iterable[TokenCheck]) -> None:
+    """Refuse the tokens whose session has a new key, has expired or was deleted."""
+    passed = [each for each in checks if each.reason is None and each.sign_in is None]
+    lost = lost_sessions(each.principal for each in passed if each.principal is not None)
+    for check in passed:
+        if check.principal is not None and check.principal.session_key in lost:
+            check.reason = "wrong_session"
+
+
+def _is_token_session_ended(check: TokenCheck, row: TokenRow, principal: Principal) -> bool:
+    if row.is_session_ended is not None:
+        return row.is_session_ended
+    if check.ended_sessions is not None:
+        return principal.session_digest in check.ended_sessions
+    return _is_session_ended(principal)
 
 
 def _why_user_refused(
@@ -224,13 +233,15 @@ def _why_user_refused(
     return None
 
 
-def _redeem(check: _TokenCheck) -> None:
-    if check.row is not None and not redeeming.redeem(check.row):
+def redeem_and_finish(check: TokenCheck) -> Verdict:
+    """Redeem the token of ``check`` if it has passed, and return the verdict."""
+    if check.reason is None and check.row is not None and not redeeming.redeem(check.row):
         # Another connection has redeemed it between the SELECT and this UPDATE.
         check.reason = "redeemed"
+    return finish_check(check)
 
 
-def _finish_check(check: _TokenCheck) -> Verdict:
+def finish_check(check: TokenCheck) -> Verdict:
     """Return the verdict, and send the signal of a refusal."""
     session, row, user, principal = check.request.session, check.row, check.user, check.principal
     if check.reason is not None or row is None or user is None or principal is None:

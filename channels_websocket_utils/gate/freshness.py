@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     # A primary key and a backend.
     _Asked: TypeAlias = tuple[Any, str]
 
-__all__ = ["Findings", "find_outdated", "fresh_user", "has_lost_session"]
+__all__ = ["Findings", "find_outdated", "fresh_user", "lost_sessions"]
 
 
 logger = logging.getLogger("channels_websocket_utils")
@@ -106,9 +106,10 @@ def fresh_user(scope: Scope) -> AbstractBaseUser | None:
     return fresh if is_same else None
 
 
-def has_lost_session(principal: Principal) -> bool:
-    """Return whether the session of ``principal`` does not exist any more, if its key is known."""
-    return bool(principal.session_key) and not _present_sessions({principal.session_key})
+def lost_sessions(principals: Iterable[Principal]) -> set[str]:
+    """Return the keys of sessions of ``principals`` that do not exist any more."""
+    keys = {each.session_key for each in principals if each.session_key}
+    return keys - _present_sessions(keys) if keys else keys
 
 
 def _has_session_ended(connection: Any) -> bool:
@@ -118,7 +119,7 @@ def _has_session_ended(connection: Any) -> bool:
         return False
     if revocations.is_session_ended(principal.session_digest):
         return True
-    return has_lost_session(principal)
+    return bool(lost_sessions([principal]))
 
 
 @dataclass(frozen=True, slots=True)

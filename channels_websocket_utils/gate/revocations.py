@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Revocation",
+    "ended_sessions",
     "finish",
     "is_known",
     "is_session_ended",
@@ -291,6 +292,14 @@ def with_ids(ids: Collection[int]) -> list[Revocation]:
 def is_session_ended(session_digest: str) -> bool:
     """Return whether the session with this digest was logged out within the window."""
     return _rows().filter(session_digest=session_digest, is_final=True).exists()
+
+
+def ended_sessions(digests: Collection[str]) -> set[str]:
+    """Return those of ``digests`` whose session was logged out within the window."""
+    if not digests:
+        return set()
+    rows = _rows().filter(session_digest__in=digests, is_final=True)
+    return set(rows.values_list("session_digest", flat=True))
 
 
 def window() -> float:

@@ -44,6 +44,8 @@ __all__ = [
     "own_session_digest",
     "read_session",
     "read_sign_in",
+    "user_of_session",
+    "user_of_token",
 ]
 
 
@@ -152,3 +154,33 @@ def can_join_user() -> bool:
     if MODEL_BACKEND not in settings.AUTHENTICATION_BACKENDS:
         return False
     return not has_own_queries(get_user_model()._default_manager)
+
+
+def user_of_session(sign_in: SignIn | None) -> AbstractBaseUser | None:
+    """Return the user of ``sign_in``, ``None`` if the backend or the session's hash refuses."""
+    if sign_in is None:
+        return None
+    path = backend_path(sign_in)
+    user = load_user(sign_in.user_id, path)
+    # An outer middleware has checked the hash already.
+    has_hash = sign_in.session_hash is not None
+    if user is None or (has_hash and not has_session_hash(user, sign_in.session_hash)):
+        return None
+    user.backend = path
+    return user
+
+
+def user_of_token(
+    row: TokenRow, sign_in: SignIn | None, joins_user: bool
+) -> AbstractBaseUser | None:
+    """Return the user of the token's ``row``, ``None`` if the authentication backend refuses."""
+    path = backend_path(sign_in, row)
+    if path == MODEL_BACKEND and joins_user:
+        # The join has read what the get_user() of this backend would read.
+        backend: Any = load_backend(path)
+        user = row.user if backend.user_can_authenticate(row.user) else None
+    else:
+        user = load_user(row.user_id, path)
+    if user is not None:
+        user.backend = path
+    return user

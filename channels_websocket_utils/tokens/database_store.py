@@ -7,19 +7,27 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import cache, partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.db import connections, transaction
-from django.db.models import Exists, OuterRef, Value
+from django.db.models import Case, CharField, Exists, OuterRef, Value, When
 from django.db.models.functions import NullIf
 
-from ..compat import field_names, quoted_column, quoted_table, router
+from ..compat import (
+    can_return_updated,
+    can_skip_locked,
+    field_names,
+    quoted_column,
+    quoted_table,
+    router,
+)
 from ..models import WebSocketRevocation, WebSocketToken
 from .queries import CompiledQuery, compiled_for, parameter
-from .store import TokenRow
+from .store import MAX_BATCH, TokenRow
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from datetime import datetime
     from typing import Any
 
@@ -70,21 +78,48 @@ class DatabaseTokenStore:
         if with_revocations:
             values["session_digest"] = session_digest or None
         found = _queries[with_user, with_revocations].first(alias, **values)
-        if found is None:
-            return None
-        count = len(_field_names(WebSocketToken))
-        row = TokenRow(*found[:count])
-        if with_revocations:
-            row.is_session_ended = bool(found.pop())
-        if with_user:
-            model = get_user_model()
-            row.user = model.from_db(alias, _field_names(model), found[count:])
-        return row
+        return None if found is None else _row(alias, found, with_user, with_revocations)
 
     def redeem(self, row: TokenRow, now: datetime) -> bool:
         """Mark the row as used, and return whether this call was the first."""
         statement = "UPDATE {table} SET {used_at} = %(now)s, {session_seal} = ''"
         return _change_unused(statement, now, digest=row.digest) == 1
+
+    def can_batch(self) -> bool:
+        """Return whether ``get_many()`` and ``redeem_many()`` work in this site's database."""
+        return not router.routers and can_return_updated(
+            connections[router.db_for_write(WebSocketToken)]
+        )
+
+    def get_many(self, sessions: Mapping[str, str]) -> list[TokenRow]:
+        """
+        Return what ``get(with_user=True)`` returns for up to 16 tokens, in one SELECT.
+
+        ``sessions`` has the digests of the connections' own sessions, or "", by those of the
+        tokens. Tokens without a row are left out.
+        """
+        alias = router.db_for_write(WebSocketToken)
+        values: dict[str, str | None] = {}
+        for number, (digest, session_digest) in enumerate(sessions.items()):
+            values[f"digest{number}"] = digest
+            values[f"session{number}"] = session_digest or None
+        return [_row(alias, found, True, True) for found in _many.all(alias, **values)]
+
+    def redeem_many(self, rows: Collection[TokenRow], now: datetime) -> set[str]:
+        """
+        Mark up to 16 rows as used in one statement, and return the digests that this call was
+        first for.
+
+        Leaves rows out that another transaction has locked: call ``redeem()`` for them, which
+        waits.
+        """
+        connection = connections[router.db_for_write(WebSocketToken)]
+        values: dict[str, Any] = {f"digest{number}": None for number in range(MAX_BATCH)}
+        values.update((f"digest{number}", row.digest) for number, row in enumerate(rows))
+        compiled = compiled_for(connection)
+        if _REDEEM_MANY not in compiled:
+            compiled[_REDEEM_MANY] = _sql_of_many(connection)
+        return {digest for (digest,) in _change(compiled[_REDEEM_MANY], values, now).fetched}
 
     def revoke(self, **owner: Any) -> int:
         """
@@ -101,17 +136,51 @@ def _token_query(with_user: bool, with_revocations: bool) -> QuerySet[Any, Any]:
     if with_user:
         columns += [f"user__{name}" for name in _field_names(get_user_model())]
     if with_revocations:
-        digests = (parameter("session_digest"), NullIf(OuterRef("session_digest"), Value("")))
-        ended = WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True)
-        columns.append(Exists(ended))
+        columns.append(_has_ended(parameter("session_digest")))
     rows = WebSocketToken.objects.filter(digest=parameter("digest"))
     return rows.values_list(*columns)
 
 
+def _query_of_many() -> QuerySet[Any, Any]:
+    """Return the query for several tokens, in which each has a session of its own connection."""
+    digests = [parameter(f"digest{number}") for number in range(MAX_BATCH)]
+    own_session = Case(
+        *(
+            When(digest=digest, then=Value(parameter(f"session{number}")))
+            for number, digest in enumerate(digests)
+        ),
+        output_field=CharField(),
+    )
+    rows = WebSocketToken.objects.filter(digest__in=digests).alias(own_session=own_session)
+    users = [f"user__{name}" for name in _field_names(get_user_model())]
+    return rows.values_list(
+        *_field_names(WebSocketToken), *users, _has_ended(OuterRef("own_session"))
+    )
+
+
+def _has_ended(own_session: object) -> Exists:
+    """Return whether ``own_session``, or the session of the token, was logged out."""
+    digests = (own_session, NullIf(OuterRef("session_digest"), Value("")))
+    return Exists(WebSocketRevocation.objects.filter(session_digest__in=digests, is_final=True))
+
+
+_many = CompiledQuery(_query_of_many)
 _queries = {
     options: CompiledQuery(partial(_token_query, *options))
     for options in product((False, True), repeat=2)
 }
+
+
+def _row(alias: str, found: list[Any], with_user: bool, with_revocations: bool) -> TokenRow:
+    """Return a row of a query, ``found``."""
+    count = len(_field_names(WebSocketToken))
+    row = TokenRow(*found[:count])
+    if with_revocations:
+        row.is_session_ended = bool(found.pop())
+    if with_user:
+        model = get_user_model()
+        row.user = model.from_db(alias, _field_names(model), found[count:])
+    return row
 
 
 def _change_unused(statement: str, now: datetime | None = None, **owner: Any) -> int:
@@ -131,21 +200,61 @@ def _change_unused(statement: str, now: datetime | None = None, **owner: Any) ->
     if (statement, name) not in compiled:
         compiled[statement, name] = _sql(statement, name, connection)
     values = {"owner": _field(name).get_db_prep_save(value, connection)}
+    return _change(compiled[statement, name], values, now).changed
+
+
+class _Change(NamedTuple):
+    changed: int
+    fetched: list[Any]
+
+
+def _change(sql: str, values: dict[str, Any], now: datetime | None) -> _Change:
+    """Run ``sql``, and return how many rows it has changed, and what it returns of them."""
+    alias = router.db_for_write(WebSocketToken)
+    connection = connections[alias]
     if now is not None:
         values["now"] = _field("used_at").get_db_prep_save(now, connection)
     # Inside a transaction, an error must mark it for rollback. Alone, the statement needs none.
     is_alone = transaction.get_autocommit(alias)
     guard = nullcontext() if is_alone else transaction.atomic(alias, savepoint=False)
     with guard, connection.cursor() as cursor:
-        cursor.execute(compiled[statement, name], values)
-        count: int = cursor.rowcount
-        return count
+        cursor.execute(sql, values)
+        fetched = cursor.fetchall() if cursor.description else []
+        return _Change(cursor.rowcount, fetched)
 
 
 def _sql(statement: str, name: str, connection: BaseDatabaseWrapper) -> str:
     return (statement + " WHERE {owner} = %(owner)s AND {used_at} IS NULL").format(
         table=quoted_table(connection, WebSocketToken),
         owner=quoted_column(connection, WebSocketToken, name),
+        used_at=quoted_column(connection, WebSocketToken, "used_at"),
+        session_seal=quoted_column(connection, WebSocketToken, "session_seal"),
+    )
+
+
+_REDEEM_MANY = "redeem_many"
+
+
+def _sql_of_many(connection: BaseDatabaseWrapper) -> str:
+    """
+    Return the statement that redeems several tokens.
+
+    It must not wait for a row that another transaction has locked: the connections of the others
+    would wait too, and two processes could wait for each other's rows. The outer condition decides,
+    also if a row has changed since the inner one was read.
+    """
+    statement = (
+        "UPDATE {table} SET {used_at} = %(now)s, {session_seal} = '' "
+        "WHERE {used_at} IS NULL AND {digest} IN ({free}) RETURNING {digest}"
+    )
+    digests = ", ".join(f"%(digest{number})s" for number in range(MAX_BATCH))
+    if can_skip_locked(connection):
+        unlocked = "SELECT {digest} FROM {table} WHERE {digest} IN ({free}) FOR UPDATE SKIP LOCKED"
+        statement = statement.replace("{free}", unlocked)
+    return statement.format(
+        table=quoted_table(connection, WebSocketToken),
+        digest=quoted_column(connection, WebSocketToken, "digest"),
+        free=digests,
         used_at=quoted_column(connection, WebSocketToken, "used_at"),
         session_seal=quoted_column(connection, WebSocketToken, "session_seal"),
     )

@@ -30,7 +30,7 @@ _PLACEHOLDER = re.compile("(?<!%)%s")
 
 
 def parameter(name: str) -> str:
-    """Return the placeholder in a query for the text that ``first()`` receives as ``name``."""
+    """Return the placeholder in a query for the text that ``all()`` receives as ``name``."""
     return f"?{name}"
 
 
@@ -42,7 +42,7 @@ def compiled_for(connection: BaseDatabaseWrapper) -> dict[Any, Any]:
 
 class CompiledQuery:
     """
-    A query for at most one row, compiled once for each database connection.
+    A query that is compiled once for each database connection.
 
     ``build`` is a function that returns the ``QuerySet``, with ``values_list()`` and with
     ``parameter()`` in its filters. Only the SQL is kept, so a result is never out of date.
@@ -51,24 +51,29 @@ class CompiledQuery:
     def __init__(self, build: Callable[[], QuerySet[Any, Any]]) -> None:
         self._build = build
 
-    def first(self, alias: str, **values: str | None) -> list[Any] | None:
-        """
-        Run the query in the database ``alias`` and return the row, a list, or ``None``.
+    def first(self, alias: str, **values: Any) -> list[Any] | None:
+        """Return the first row of ``all()``, or ``None``."""
+        rows = self.all(alias, **values)
+        return rows[0] if rows else None
 
-        ``values`` are texts, or ``None`` for ``NULL``. Raises what the database raises.
+    def all(self, alias: str, **values: Any) -> list[list[Any]]:
+        """
+        Run the query in the database ``alias`` and return the rows, each a list.
+
+        ``values`` are texts, or other values as the database's driver takes them, by the name of
+        their ``parameter()``. A parameter without a value is ``NULL``. Raises what the database
+        raises.
         """
         connection = connections[alias]
         sql, constants, converters = self._compiled(connection)
         with connection.cursor() as cursor:
             cursor.execute(sql, {**constants, **values})
-            row = cursor.fetchone()
-        if row is None:
-            return None
-        row = list(row)
+            rows = list(map(list, cursor.fetchall()))
         for position, (convert, expression) in converters.items():
-            for each in convert:
-                row[position] = each(row[position], expression, connection)
-        return row
+            for row in rows:
+                for each in convert:
+                    row[position] = each(row[position], expression, connection)
+        return rows
 
     def _compiled(self, connection: BaseDatabaseWrapper) -> _Compiled:
         kept: dict[CompiledQuery, _Compiled] = compiled_for(connection)
@@ -78,12 +83,18 @@ class CompiledQuery:
             # Named placeholders, because on SQLite Django parses every query with unnamed ones.
             rest = iter(names)
             sql = _PLACEHOLDER.sub(lambda _: f"%({next(rest)})s", sql)
-            kept[self] = sql, dict(zip(names, params, strict=True)), converters
+            constants = {
+                name: None if _is_parameter(param) else param
+                for name, param in zip(names, params, strict=True)
+            }
+            kept[self] = sql, constants, converters
         return kept[self]
 
 
 def _name(position: int, param: object) -> str:
     """Return the name of a placeholder; that of a ``parameter()`` is its own."""
-    if isinstance(param, str) and param.startswith("?"):
-        return param[1:]
-    return f"constant{position}"
+    return str(param)[1:] if _is_parameter(param) else f"constant{position}"
+
+
+def _is_parameter(param: object) -> bool:
+    return isinstance(param, str) and param.startswith("?")

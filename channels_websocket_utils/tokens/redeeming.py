@@ -6,25 +6,32 @@ import logging
 from typing import TYPE_CHECKING
 
 from django import db
+from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Q
 
 from ..conf import TENANT
 from ..signals import token_redeemed
 from . import clock
+from .cache_store import CacheTokenStore
 from .database_store import DatabaseTokenStore
-from .store import StoreUnavailable, current_store
+from .store import StoreUnavailable, current_store, store_class
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from typing import Any
 
     from ..models import WebSocketToken
     from .store import TokenRow
 
 __all__ = [
+    "announce",
+    "can_batch",
     "find",
+    "find_many",
     "forget_user",
     "in_state",
     "redeem",
+    "redeem_many",
     "revoke",
     "state_of",
     "why_refused",
@@ -32,6 +39,8 @@ __all__ = [
 
 
 logger = logging.getLogger("channels_websocket_utils")
+
+_BATCHING = (DatabaseTokenStore, CacheTokenStore)
 
 
 def find(digest: str, *, with_user: bool = False, session_digest: str = "") -> TokenRow | None:
@@ -110,8 +119,49 @@ def redeem(row: TokenRow) -> bool:
     """Redeem the token of ``row``, and return whether this call was the first."""
     is_first = current_store().redeem(row, clock.now())
     if is_first:
-        token_redeemed.send_robust(None, user_id=row.user_id)
+        announce(row)
     return is_first
+
+
+def announce(row: TokenRow) -> None:
+    """Send the signal of a token that was redeemed."""
+    token_redeemed.send_robust(None, user_id=row.user_id)
+
+
+def can_batch() -> bool:
+    """Return whether ``find_many()`` and ``redeem_many()`` work; not with a store of the site."""
+    try:
+        store = store_class()
+    except ImproperlyConfigured:
+        # The decision raises it.
+        return False
+    # A class of a site may set "alias" only.
+    return any(
+        getattr(store, "get", None) is each.get and getattr(store, "redeem", None) is each.redeem
+        for each in _BATCHING
+    ) and bool(store().can_batch())
+
+
+def find_many(sessions: Mapping[str, str]) -> dict[str, TokenRow]:
+    """
+    Return the rows of up to 16 tokens by digest, with their users. One SELECT, no lock.
+
+    ``sessions`` has the digests of the connections' own sessions, or "", by those of the tokens.
+    """
+    store: Any = current_store()
+    return {row.digest: row for row in store.get_many(sessions)}
+
+
+def redeem_many(rows: Collection[TokenRow]) -> set[str]:
+    """
+    Redeem the tokens of up to 16 rows, and return the digests that this call was first for.
+
+    Call ``announce()`` for each of them, and ``redeem()`` for each of the others: it finds out
+    whether the token was redeemed or revoked meanwhile, or waits for another transaction.
+    """
+    store: Any = current_store()
+    found: set[str] = store.redeem_many(rows, clock.now()) if rows else set()
+    return found
 
 
 def revoke(**owner: Any) -> None:

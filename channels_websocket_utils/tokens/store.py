@@ -32,7 +32,10 @@ if TYPE_CHECKING:
         def revoke(self, **owner: Any) -> object: ...
 
 
-__all__ = ["StoreUnavailable", "TokenRow", "current_store"]
+__all__ = ["MAX_BATCH", "StoreUnavailable", "TokenRow", "current_store", "store_class"]
+
+# Connections that are decided together at most. A batch reads all its rows in one query.
+MAX_BATCH = 16
 
 
 @dataclass(slots=True)
@@ -69,10 +72,15 @@ def current_store() -> TokenStore:
 
     Raises ``ImproperlyConfigured`` if it cannot be imported.
     """
+    store: TokenStore = store_class()()
+    return store
+
+
+def store_class() -> Any:
+    """Return what the setting ``TOKEN_STORE`` names; raises as ``current_store()``."""
     path = get_setting("TOKEN_STORE")
     try:
-        store: TokenStore = import_string(path)()
-        return store
+        return import_string(path)
     except ImportError as error:
         raise ImproperlyConfigured(
             f"WEBSOCKET_UTILS['TOKEN_STORE'] names {path!r}, which cannot be imported: {error}"

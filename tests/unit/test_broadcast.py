@@ -11,8 +11,8 @@ from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from channels_websocket_utils import middleware, threads
-from channels_websocket_utils.gate import decision
+from channels_websocket_utils import threads
+from channels_websocket_utils.gate import decision, waiting
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.live import broadcast, events, hub, signatures, tasks
 from channels_websocket_utils.models import WebSocketRevocation
@@ -311,7 +311,7 @@ async def test_connect_waits_until_the_listener_has_subscribed(user, layer, open
         sent_to_threads.append(function)
         return threads.in_our_pool(function)
 
-    monkeypatch.setattr(middleware, "in_our_pool", in_our_pool)
+    monkeypatch.setattr(waiting, "in_our_pool", in_our_pool)
     layer.hangs.add("group_add")
     opening = asyncio.ensure_future(open_one())
     await until(lambda: "group_add" in layer.calls)

@@ -30,7 +30,10 @@ from channels.routing import URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator, OriginValidator
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, UserManager
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.cache.backends.redis import RedisCache
 from django.db import DatabaseError, connection, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
@@ -39,6 +42,7 @@ from django.db.backends.sqlite3 import base as sqlite3
 from django.dispatch import Signal
 from django.test import Client, TestCase
 from django.urls import path, re_path
+from django.utils.functional import SimpleLazyObject
 
 from channels_websocket_utils import compat
 from channels_websocket_utils.consumers import (
@@ -270,6 +274,33 @@ async def gather(sent, scope):
     sent.append(scope)
 
 
+@pytest.mark.django_db
+def test_gate_gives_a_session_what_the_session_would_read():
+    stored = SessionStore()
+    stored["basket"] = 1
+    stored.save()
+    session, missing = SessionStore(stored.session_key), SessionStore("m" * 32)
+    assert not compat.is_session_loaded(session)
+
+    compat.set_session_data(session, stored.decode(stored.encode({"basket": 2})))
+    compat.forget_session(missing)
+
+    assert compat.is_session_loaded(session)
+    assert (session["basket"], session.session_key) == (2, stored.session_key)
+    naive = SessionStore("m" * 32)
+    assert (dict(naive.items()), naive.session_key) == ({}, None)
+    assert (dict(missing.items()), missing.session_key) == ({}, None)
+
+
+def test_lazy_user_is_not_read_on_the_event_loop():
+    lazy = SimpleLazyObject(lambda: "ada")
+
+    assert compat.is_unresolved(lazy)
+    assert str(lazy) == "ada"
+    assert not compat.is_unresolved(lazy)
+    assert not compat.is_unresolved("ada")
+
+
 # Django: database connections
 
 
@@ -462,6 +493,49 @@ def test_rows_that_are_locked_can_be_skipped():
     from django.db.backends.postgresql.features import DatabaseFeatures
 
     assert DatabaseFeatures.has_select_for_update_skip_locked
+
+
+@pytest.mark.redis
+@pytest.mark.usefixtures("redis_store")
+def test_batch_deletes_and_reads_keys_of_redis_in_one_trip():
+    found = caches["default"]
+    found.set_many({"a": 1, "b": {"epoch": "x"}, "c": "y"})
+
+    assert compat.is_redis(found)
+    assert compat.delete_and_read(found, ["a", "none", "a"], ["b", "c", "none"]) == (
+        [True, False, False],
+        {"b": {"epoch": "x"}, "c": "y"},
+    )
+    assert compat.delete_and_read(found, ["c"], []) == ([True], {})
+    assert found.get_many(["a", "b", "c"]) == {"b": {"epoch": "x"}}
+
+
+def test_other_caches_and_classes_of_a_site_have_no_batches():
+    class Own(RedisCache):
+        """The class of a site."""
+
+    assert compat.is_redis(RedisCache("redis://127.0.0.1/0", {}))
+    assert not compat.is_redis(Own("redis://127.0.0.1/0", {}))
+    assert not compat.is_redis(LocMemCache("", {}))
+
+
+@pytest.mark.django_db
+def test_update_returns_rows_only_where_one_row_fails_alone():
+    class Own(type(connections["default"])):
+        """The class of a site."""
+
+    found = connections["default"]
+    expected = connection.vendor == "postgresql" or (
+        connection.vendor == "sqlite" and found.Database.sqlite_version_info >= (3, 35)
+    )
+    assert compat.can_return_updated(found) is expected
+    own = Own(found.settings_dict, "own")
+    assert (compat.is_own_connection(found), compat.is_own_connection(own)) == (True, False)
+    assert not compat.can_return_updated(own)
+    if connection.vendor == "postgresql":
+        options = {**found.settings_dict["OPTIONS"], "isolation_level": 4}
+        other = type(found)({**found.settings_dict, "OPTIONS": options}, "other")
+        assert not compat.can_return_updated(other)
 
 
 # Channels
