@@ -53,9 +53,7 @@ class Delivery:
         """Return whether so many deliveries wait that a message must be dropped."""
         return len(self._queue) >= MOST or self._size >= SIZE
 
-    def put(
-        self, receivers: Iterable[T], deliver: Callable[[T], object], size: int = 0
-    ) -> None:
+    def put(self, receivers: Iterable[T], deliver: Callable[[T], object], size: int = 0) -> None:
         """
         Call ``deliver()`` with each of ``receivers``, at once as far as a slice lasts.
 
