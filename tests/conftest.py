@@ -127,8 +127,13 @@ async def opened(user, session, open_socket):
 
 
 @pytest.fixture
-def open_page(user, session, permission, open_socket):
-    """A function that opens a socket of ``user``, who may see orders, to a consumer with topics."""
+def open_page(user, session, permission, open_socket, settings):
+    """
+    A function that opens a socket of ``user``, who may see orders, to a consumer with topics.
+
+    No timer asks again or looks for messages: it would do what an event has not done.
+    """
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 10**5}
     user.user_permissions.add(permission)
 
     async def open_(page=AsyncPage, of=user, cookie=session):

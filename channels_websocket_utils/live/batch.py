@@ -9,6 +9,7 @@ from django.db import connections, transaction
 from ..compat import open_savepoints, router, runs_at_commit
 from ..gate import revocations
 from ..models import WebSocketRevocation
+from . import topic_batch
 from .events import publish_all
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def publish_at_commit(kind: str, users: Iterable[str] | None, using: str) -> Non
 
 def publish_revocation_at_commit(revocation: Revocation) -> None:
     """Publish ``revocation`` when its transaction is committed, with the time of the commit."""
-    _add(router.db_for_write(WebSocketRevocation), "revocation", [revocation])
+    using = router.db_for_write(WebSocketRevocation)
+    _add(using, "revocation", [revocation])
+    topic_batch.end_batch(using)
 
 
 class _Batch:
@@ -66,6 +69,7 @@ class _Batch:
         # Without a query for the many transactions that revoke nothing.
         finished = revocations.finish(revoked) if revoked else []
         found = [{"kind": "revocation", **each.as_event()} for each in finished]
+        topic_batch.publish_revocations(found)
         for kind, users in events.items():
             found.append({"kind": kind, "users": None if users is None else list(users)})
         publish_all(found)

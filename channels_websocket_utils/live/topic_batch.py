@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     # The primary key of a user as text and the key of a topic, each ``None`` for all.
     _Doubt: TypeAlias = tuple[str | None, str | None]
 
-__all__ = ["declare_topics", "doubt_users_at_commit", "publish_at_commit"]
+__all__ = [
+    "declare_topics",
+    "doubt_users_at_commit",
+    "end_batch",
+    "publish_at_commit",
+    "publish_revocations",
+]
 
 
+# Revocations of one event, about 20 KiB.
+_REVOCATIONS = 100
 _has_topics = False
 
 
@@ -40,6 +48,28 @@ def doubt_users_at_commit(users: Iterable[str] | None, using: str) -> None:
         publish_at_commit(
             [(user, None) for user in ((None,) if users is None else users)], [], using
         )
+
+
+def end_batch(using: str) -> None:
+    """
+    Let the next message of the transaction of ``using`` be the first of another event.
+
+    A revocation in between ends its connections before that message is delivered.
+    """
+    connections[using].__dict__.pop(_NAME, None)
+
+
+def publish_revocations(events: list[dict[str, Any]]) -> None:
+    """
+    Publish ``revocation`` events to the topics' listeners of other processes too.
+
+    Events of two groups overtake each other. So a message that was published after a revocation
+    would reach the user who was revoked.
+    """
+    if _has_topics:
+        for start in range(0, len(events), _REVOCATIONS):
+            some = events[start : start + _REVOCATIONS]
+            publish_to_others([{"kind": "batch", "events": some}], TOPICS)
 
 
 def publish_at_commit(doubts: Iterable[_Doubt], messages: Iterable[_Message], using: str) -> None:

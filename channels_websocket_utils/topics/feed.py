@@ -15,7 +15,7 @@ from ..threads import in_our_pool
 from . import history
 from .frames import TopicFrame, gap_text
 from .position import Position
-from .subscription import LIVE
+from .subscription import LIVE, SUBSCRIBING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +53,8 @@ class Feed:
 
     The event of a message may also contain that a user was denied. So the database must not
     overtake the events: if an event does not arrive, all subscribers are authorized again, after
-    ``position`` was read from the database, and before anything until there is delivered.
+    ``position`` was read from the database, and before anything until there is delivered. For the
+    same reason a subscription that begins before the first event in order is authorized again.
 
     ``report(subscription, outcome)`` is called with each gap, and ``doubt(subscriptions)`` to have
     them authorized again. All methods belong to the thread of the event loop.
@@ -69,6 +70,8 @@ class Feed:
         self.topic = topic
         self.subscriptions: dict[Connection, Subscription] = {}
         self.position: Position | None = None
+        # All events between it and ``position`` have arrived.
+        self._first: Position | None = None
         # The monotonic time of the last event, None after the look that follows a burst.
         self.last_event: float | None = None
         self._delivery, self._report, self._doubt = delivery, report, doubt
@@ -94,6 +97,8 @@ class Feed:
             return
         # Nothing is before the offset 0, with which a topic that was cleared begins again.
         if self.position is None or self.position.is_before(position) or offset == 0:
+            if self.position is None:
+                self._first = Position(event["epoch"], offset - 1)
             self._arrive(position, event)
             self._arrive_early()
             return
@@ -164,18 +169,28 @@ class Feed:
 
         What came meanwhile is delivered first.
         """
+        is_beginning = subscription.state is SUBSCRIBING
         subscription.change_state(LIVE)
         is_complete = all(subscription.send(frame) for frame in subscription.take_waiting())
         if not self.topic.history_size:
             return
         if self.position is None:
-            self.position = subscription.position
+            self.position = self._first = subscription.position
         here, position = self.position, subscription.position
         if here.epoch == position.epoch and here.offset < position.offset:
             # The database was ahead of the events.
             self._expect(position)
+        elif is_beginning and self._is_before_first(position):
+            # Another page has read further, or an event has overtaken others. The database would
+            # overtake the event of a denial that was committed after this page was authorized.
+            self._doubt([subscription])
         elif not is_complete or here != position:
             self.repair()
+
+    def _is_before_first(self, position: Position) -> bool:
+        first = self._first
+        is_same = first is not None and first.epoch == position.epoch
+        return is_same and position.offset < first.offset  # type: ignore[union-attr]
 
     def look(self, present: Position, before: Position | None) -> None:
         """

@@ -50,12 +50,10 @@ _MAX_OFFSET = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A question to ``recover()``: what came to ``topic`` after ``since``, not before ``after``."""
+    """A question to ``recover()``: what came to ``topic`` after ``since``."""
 
     topic: BaseTopic
     since: Position | None = None
-    # The result of Topic.history_since() of the client's user.
-    after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +63,24 @@ class Replay:
 
     A message is its offset, its JSON text, and the id of the connection that it excludes.
     ``reason`` is why there are no messages: ``None`` for a client without a position or if all that
-    it has missed is here, otherwise ``epoch``, ``expired``, ``limit`` or ``none_kept``.
+    it has missed is here, otherwise ``epoch``, ``expired``, ``limit`` or ``none_kept``. ``oldest``
+    is the earliest time of a message, ``None`` without messages.
     """
 
     position: Position
     messages: Sequence[Message] = ()
     reason: str | None = None
+    oldest: datetime | None = None
+
+    def not_before(self, time: datetime | None) -> Replay:
+        """
+        Return the answer for a user who may read no message from before ``time``.
+
+        ``None`` is no limit. With one message missing, it is not all that the client has missed.
+        """
+        if time is None or self.oldest is None or self.oldest >= time:
+            return self
+        return Replay(self.position, reason="expired")
 
 
 def position(topic: BaseTopic) -> Position:
@@ -119,7 +129,7 @@ def recover(questions: Sequence[Missed]) -> list[Replay]:
     replays = []
     for each in questions:
         present = Position(*positions[each.topic.key])
-        kept = [row[1] for row in lists.get(each.topic.key, ()) if _is_asked_for(each, *row)]
+        kept = [row for row in lists.get(each.topic.key, ()) if _is_asked_for(each, row[1])]
         replays.append(_replay(each, present, kept))
     return replays
 
@@ -152,10 +162,9 @@ def after(topic: BaseTopic, since: Position) -> Replay:
     return Replay(position, messages)
 
 
-def _is_asked_for(question: Missed, time: datetime, message: Message) -> bool:
+def _is_asked_for(question: Missed, message: Message) -> bool:
     # Two questions may be about one topic.
-    is_newer = question.since is not None and message[0] > question.since.offset
-    return is_newer and (question.after is None or time >= question.after)
+    return question.since is not None and message[0] > question.since.offset
 
 
 def _may_be_kept(question: Missed) -> bool:
@@ -217,12 +226,12 @@ def _condition(question: Missed, present: datetime) -> Q:
     condition = rows.kept(question.topic, present) & Q(offset__gt=since.offset)
     # One more than fits.
     condition &= Q(offset__lte=since.offset + _MAX_COUNT + 1)
-    if question.after is not None:
-        condition &= Q(created_at__gte=question.after)
     return condition & Q(topic__epoch=since.epoch)
 
 
-def _replay(question: Missed, present: Position, messages: list[Message]) -> Replay:
+def _replay(
+    question: Missed, present: Position, kept: Sequence[tuple[datetime, Message]]
+) -> Replay:
     since = question.since
     if since is None:
         return Replay(present)
@@ -232,11 +241,12 @@ def _replay(question: Missed, present: Position, messages: list[Message]) -> Rep
     if not since.epoch or since.epoch != present.epoch or since.offset > present.offset:
         return Replay(present, reason="epoch")
     missed = present.offset - since.offset
+    messages = [message for _, message in kept]
     if len(messages) != min(missed, _MAX_COUNT + 1):
         return Replay(present, reason="expired")
     if not _is_short(messages) or _size(messages) > MAX_REPLAY:
         return Replay(present, reason="limit")
-    return Replay(present, messages)
+    return Replay(present, messages, oldest=min((time for time, _ in kept), default=None))
 
 
 def _is_short(messages: Sequence[Message]) -> bool:

@@ -13,7 +13,7 @@ from ..live.state import OPEN
 from ..live.tasks import run_in_background
 from ..outages import is_outage, text_of
 from ..protocol import MessageError
-from .authorization import user_key_of
+from .authorization import Decision, user_key_of
 from .frames import replay_messages
 from .history import Missed
 from .subscription import ENDED, SUBSCRIBING
@@ -105,8 +105,10 @@ class _Subscribe:
     """
     One subscribe message in work.
 
-    Its subscriptions begin to keep messages before the user is authorized and the history is read.
-    The reply and the start of the delivery are one step, so no message is between them.
+    Its subscriptions begin to keep messages, then the history is read, and then the user is
+    authorized. In another order the history could contain a message that was published after the
+    user's permission was removed, and of which no event has arrived here. The reply and the start
+    of the delivery are one step, so no message is between them.
     """
 
     def __init__(
@@ -154,50 +156,57 @@ class _Subscribe:
 
     async def _decide(self, beginning: _Beginning) -> dict[BaseTopic, Replay]:
         """Return what was missed of each topic to which the user may subscribe."""
-        for _ in range(_ROUNDS):
-            for subscription in beginning.values():
-                subscription.is_doubtful = False
-            replays = await self._decide_once(beginning)
-            if not any(subscription.is_doubtful for subscription in beginning.values()):
-                return replays
-        self._errors.update((topic.name, "unavailable") for topic in beginning)
-        return {}
-
-    async def _decide_once(self, beginning: _Beginning) -> dict[BaseTopic, Replay]:
-        topics = list(beginning)
-        if not topics:
+        if not beginning:
             return {}
-        user_key = user_key_of(self._connection)
-        decision = await self._hub.authorization.decide(user_key, topics)
-        for topic in topics:
-            self._errors.pop(topic.name, None)
-            if topic in decision.unavailable:
-                self._errors[topic.name] = "unavailable"
-            elif topic not in decision.allowed:
-                is_anonymous = user_key is None and not topic.allow_anonymous
-                self._errors[topic.name] = (
-                    "unauthenticated" if is_anonymous else "permission_denied"
-                )
-        allowed = [topic for topic in topics if topic in decision.allowed]
-        return await self._recover(
-            [Missed(topic, self._since(topic), decision.allowed[topic]) for topic in allowed]
-        )
+        missed = await self._read(beginning)
+        decision = await self._authorize(beginning)
+        return self._join(beginning, missed, decision)
 
-    def _since(self, topic: BaseTopic) -> Position | None:
-        return self._request.topics[topic.name]
-
-    async def _recover(self, questions: list[Missed]) -> dict[BaseTopic, Replay]:
-        read = [each for each in questions if each.topic.history_size]
+    async def _read(self, beginning: _Beginning) -> dict[BaseTopic, Replay]:
+        """Return what was missed of each topic with history, nothing if the read has failed."""
+        questions = [Missed(topic, self._since(topic)) for topic in beginning if topic.history_size]
         try:
-            replays = await self._hub.recovery.recover(read) if read else []
+            replays = await self._hub.recovery.recover(questions) if questions else []
         except Exception as error:
             if is_outage(error):
                 logger.error("The history of topics could not be read: %s", text_of(error))
             else:
                 logger.exception("The history of topics could not be read")
-            self._errors.update((each.topic.name, "unavailable") for each in read)
             return {}
-        return {each.topic: replay for each, replay in zip(read, replays, strict=True)}
+        return {each.topic: replay for each, replay in zip(questions, replays, strict=True)}
+
+    async def _authorize(self, beginning: _Beginning) -> Decision:
+        """Ask about the user, again if an event has named the user meanwhile."""
+        topics = list(beginning)
+        for _ in range(_ROUNDS):
+            for subscription in beginning.values():
+                subscription.is_doubtful = False
+            decision = await self._hub.authorization.decide(user_key_of(self._connection), topics)
+            if not any(subscription.is_doubtful for subscription in beginning.values()):
+                return decision
+        return Decision(unavailable=set(topics))
+
+    def _join(
+        self, beginning: _Beginning, missed: dict[BaseTopic, Replay], decision: Decision
+    ) -> dict[BaseTopic, Replay]:
+        """Return what the user may read of ``missed``, and note the errors of the other topics."""
+        is_anonymous = user_key_of(self._connection) is None
+        replays: dict[BaseTopic, Replay] = {}
+        for topic, subscription in beginning.items():
+            name = topic.name
+            if topic in decision.unavailable or subscription.state is ENDED:
+                self._errors[name] = "unavailable"
+            elif topic not in decision.allowed:
+                is_unknown = is_anonymous and not topic.allow_anonymous
+                self._errors[name] = "unauthenticated" if is_unknown else "permission_denied"
+            elif topic in missed:
+                replays[topic] = missed[topic].not_before(decision.allowed[topic])
+            elif topic.history_size:
+                self._errors[name] = "unavailable"
+        return replays
+
+    def _since(self, topic: BaseTopic) -> Position | None:
+        return self._request.topics[topic.name]
 
     def _answer(self, beginning: _Beginning, replays: dict[BaseTopic, Replay]) -> None:
         live: list[tuple[Subscription, BaseTopic]] = []
@@ -206,7 +215,7 @@ class _Subscribe:
             subscription = None if topic is None else beginning.get(topic)
             if topic is None or subscription is None or name in self._errors:
                 answers.append({"topic": name, "error": {"code": self._errors[name]}})
-            elif subscription.state is not ENDED:
+            else:
                 answers.append(self._success(topic, subscription, replays.get(topic)))
                 live.append((subscription, topic))
         content = {"subscriptions": answers}

@@ -150,6 +150,9 @@ class TopicHub:
         for user, key in event["doubts"]:
             found = self._of_user(user, key)
             self._doubt_all(found)
+        if event["messages"]:
+            # The timer may be late, and then the event is the first that the process notices.
+            self._hold_late()
         for message in event["messages"]:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
@@ -160,10 +163,8 @@ class TopicHub:
 
     def _of_user(self, user: str | None, key: str | None) -> list[Subscription]:
         if user is None:
-            feeds = (
-                self._feeds.values() if key is None else [self._feeds[key]] * (key in self._feeds)
-            )
-            return [each for feed in feeds for each in feed.subscriptions.values()]
+            feeds = self._feeds.values() if key is None else [self._feeds.get(key)]
+            return [each for feed in feeds if feed for each in feed.subscriptions.values()]
         return [
             subscription
             for connection in self._hub.of_users(user_ids([user]))
@@ -232,24 +233,32 @@ class TopicHub:
         return {each for each, asked in found if asked.is_over(0.9 * PERIOD * _interval_of(each))}
 
     def _ask_classes(self, topic_classes: set[type[BaseTopic]]) -> None:
-        """
-        Ask again about all subscribers of these classes.
-
-        If the process was stopped, the last answers are too old, so messages wait for the new ones.
-        """
+        """Ask again about all subscribers of these classes."""
+        self._hold_late()
         for topic_class in topic_classes:
-            is_late = self._asked[topic_class].is_over(_interval_of(topic_class))
             self._asked[topic_class] = Age()
-            found = [
-                each
-                for feed in self._feeds.values()
-                if type(feed.topic) is topic_class
-                for each in feed.subscriptions.values()
-            ]
-            if is_late:
-                self._doubt_all(found)
-            else:
-                self._reauthorization.ask(each for each in found if each.state in (LIVE, HELD))
+            found = self._of_class(topic_class)
+            self._reauthorization.ask(each for each in found if each.state in (LIVE, HELD))
+
+    def _hold_late(self) -> None:
+        """
+        Let messages wait for new answers if the last ones are too old: the process was stopped.
+
+        Also those that wait in the queue of the deliveries.
+        """
+        for topic_class, asked in self._asked.items():
+            if asked.is_over(_interval_of(topic_class)):
+                self._asked[topic_class] = Age()
+                for each in self._of_class(topic_class):
+                    self._doubt(each)
+
+    def _of_class(self, topic_class: type[BaseTopic]) -> list[Subscription]:
+        return [
+            each
+            for feed in self._feeds.values()
+            if type(feed.topic) is topic_class
+            for each in feed.subscriptions.values()
+        ]
 
     def _call_later(self, seconds: float, function: Any) -> asyncio.TimerHandle:
         return self._hub.loop.call_later(seconds, function, context=Context())

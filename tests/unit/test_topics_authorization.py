@@ -11,11 +11,12 @@ from django.contrib.auth.models import Group
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connections, transaction
 
-from channels_websocket_utils.live import age
+from channels_websocket_utils.live import age, broadcast, events, topic_batch
 from channels_websocket_utils.live.hub import current_hubs
+from channels_websocket_utils.live.signatures import verify
 from channels_websocket_utils.topics import authorization, history, reauthorization
 from channels_websocket_utils.topics.reauthorization import Reauthorization
-from channels_websocket_utils.utils import adisconnect_user
+from channels_websocket_utils.utils import adisconnect_user, disconnect_user
 
 from ..support.consumers import AsyncManager
 from ..support.helpers import bare, ended, until
@@ -230,8 +231,8 @@ async def test_message_published_while_the_user_is_authorized_is_delivered_once(
     reply = (await socket.next_for("s"))["data"]["subscriptions"][0]
     await MemberTopic(slug="a").apublish({"n": 2})
 
-    assert (reply["offset"], reply["messages"]) == (1, [])
-    assert await socket.next() == message("members/a", 2, n=2)
+    assert (reply["offset"], reply["messages"]) == (0, [])
+    assert [await socket.next() for _ in range(2)] == [message("members/a", n, n=n) for n in (1, 2)]
 
 
 async def test_permission_lost_during_the_subscribe_repeats_the_question(
@@ -441,10 +442,10 @@ async def test_permission_that_is_taken_away_ends_the_subscription(open_page, pa
 
     await sync_to_async(take_away)()
 
-    assert await socket.next_for("websocket.unsubscribed") == DENIED
+    assert await socket.next() == DENIED
     await OrderTopic(pk=1).apublish({"n": 1})
     await NewsTopic(slug="all").apublish({"n": 2})
-    assert (await socket.next_for("websocket.topic"))["data"] == {"n": 2}
+    assert (await socket.next())["data"] == {"n": 2}
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
@@ -465,7 +466,7 @@ async def test_remove_then_publish_never_reaches_the_removed_user(
         await sync_to_async(user.user_permissions.add)(permission)
         await subscribe(socket, "orders/1")
         await publish(number)
-        assert await socket.next_for("websocket.unsubscribed") == DENIED
+        assert await socket.next() == DENIED
         assert await nothing_waits(socket)
 
 
@@ -515,7 +516,7 @@ async def test_changed_relation_of_the_site_ends_the_subscription(user, members,
 async def test_recheck_interval_of_the_class_ends_the_subscription(members, open_page, monkeypatch):
     monkeypatch.setattr(MemberTopic, "recheck_interval", 0.1)
     socket = await open_page()
-    # The timer of the hub waits for 22.5 s before the second subscribe.
+    # The timer of the hub waits for a day before the second subscribe.
     await subscribe(socket, "orders/1")
     await subscribe(socket, "members/a")
 
@@ -608,14 +609,112 @@ async def test_outage_leaves_a_subscription_as_it_is_until_the_grace_is_over(
     assert (await socket.next())["error"]["code"] == "unavailable"
 
 
-async def test_stopped_process_asks_before_it_delivers(members, open_page, monkeypatch):
+@pytest.mark.parametrize("is_first", ["timer", "event"])
+async def test_stopped_process_asks_before_it_delivers(
+    members, open_page, monkeypatch, answers, is_first
+):
+    answers.go.set()
     socket = await open_page()
     await subscribe(socket, "members/a")
     members.clear()
+    answers.go.clear()
+    answers.reached.clear()
 
-    clocks = SimpleNamespace(time=lambda: time.time() + 60, monotonic=time.monotonic)
+    clocks = SimpleNamespace(time=lambda: time.time() + 2 * 10**5, monotonic=time.monotonic)
     monkeypatch.setattr(age, "time", clocks)
-    hub_of_topics()._run()
+    if is_first == "timer":
+        hub_of_topics()._run()
     await MemberTopic(slug="a").apublish({"secret": 1})
+    await reached(answers)
+    (hub,) = current_hubs()
+    await hub.delivery.passed()
 
+    assert await nothing_waits(socket)
+    answers.go.set()
     assert (await socket.next())["key"] == "websocket.unsubscribed"
+
+
+async def test_reauthorization_of_a_topic_without_subscribers_changes_nothing(open_page):
+    socket = await open_page()
+    await subscribe(socket, "news/all")
+
+    @sync_to_async
+    def act():
+        with transaction.atomic():
+            MemberTopic(slug="a").reauthorize()
+            NewsTopic(slug="all").publish({"n": 1})
+
+    await act()
+
+    assert (await socket.next())["data"] == {"n": 1}
+
+
+# A revocation and a message in one transaction
+
+
+def transaction_of_another_process(user):
+    """Return what it publishes: pairs of a group and an event, in order."""
+    sent = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (events, topic_batch):
+            patch.setattr(module, "publish_here", lambda event: None)
+        patch.setattr(events.broadcast, "shared_layer", object)
+        patch.setattr(events, "send", lambda group, text: sent.append((group, verify(text))))
+        disconnect_and_publish(user)
+    return sent
+
+
+def disconnect_and_publish(user):
+    with transaction.atomic():
+        NewsTopic(slug="all").publish({"n": 1})
+        disconnect_user(user)
+        NewsTopic(slug="all").publish({"secret": 2})
+
+
+async def frames_until_the_end(socket):
+    found = []
+    while not found or not isinstance(found[-1], int):
+        found.append(await socket.next())
+    return found
+
+
+async def test_disconnect_then_publish_never_reaches_the_disconnected_user(user, open_page):
+    socket = await open_page()
+    await subscribe(socket, "news/all")
+
+    await sync_to_async(disconnect_and_publish)(user)
+
+    assert "secret" not in str(await frames_until_the_end(socket))
+
+
+async def test_disconnect_then_publish_of_another_process_needs_no_order_of_two_groups(
+    user, open_page
+):
+    socket = await open_page()
+    await subscribe(socket, "news/all")
+
+    sent = await sync_to_async(transaction_of_another_process)(user)
+    handle_topics(sent)
+
+    assert {group for group, _ in sent} == {broadcast.TOPICS, broadcast.REVOCATIONS}
+    assert "secret" not in str(await frames_until_the_end(socket))
+
+
+async def test_naive_groups_overtake_each_other(user, open_page):
+    """The naive code: the revocation is in the group of revocations alone."""
+    socket = await open_page()
+    await subscribe(socket, "news/all")
+
+    sent = await sync_to_async(transaction_of_another_process)(user)
+    handle_topics([(group, event) for group, event in sent if event["kind"] == "topics"])
+
+    assert [(await socket.next())["data"] for _ in range(2)] == [{"n": 1}, {"secret": 2}]
+
+
+def handle_topics(sent):
+    """Handle the events of the topics' group, whose channel is faster than that of revocations."""
+    (hub,) = current_hubs()
+    for group, event in sent:
+        if group == broadcast.TOPICS:
+            for each in event["events"] if event["kind"] == "batch" else [event]:
+                hub.handle_event(each)

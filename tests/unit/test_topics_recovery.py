@@ -1,6 +1,7 @@
 """What a page missed: the history and the live messages meet without a hole and without repeats."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -248,21 +249,20 @@ async def test_pages_that_missed_the_same_cost_one_read(open_page, since, monkey
     assert reads.count == len(taken) < 10
 
 
-async def test_one_client_does_not_make_the_answer_of_another_too_long(
-    open_page, since, monkeypatch
-):
+async def test_one_client_does_not_make_the_answer_of_another_too_long(since, monkeypatch):
     monkeypatch.setattr(history, "MAX_REPLAY", 2000)
     for number in range(10):
         await TOPIC.apublish({"n": number, "text": "x" * 300})
-    near, far = await open_page(), await open_page()
+    recovery, position = Recovery(), Position.from_dict(since)
 
+    # Both wait before the first read begins.
     (short,), (long,) = await asyncio.gather(
-        subscribe(near, TOPIC.name, epoch=since["epoch"], offset=9),
-        subscribe(far, TOPIC.name, **since),
+        recovery.recover([history.Missed(TOPIC, replace(position, offset=9))]),
+        recovery.recover([history.Missed(TOPIC, position)]),
     )
 
-    assert (short["recovered"], len(short["messages"])) == (True, 1)
-    assert (long["recovered"], long["reason"]) == (False, "limit")
+    assert (short.reason, len(short.messages)) == (None, 1)
+    assert (long.reason, long.messages) == ("limit", ())
 
 
 # Metrics
