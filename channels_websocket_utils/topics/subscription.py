@@ -26,8 +26,8 @@ class SubscriptionState(Enum):
     ===============  ==========================================================  ==================
     state            meaning                                                     next states
     ===============  ==========================================================  ==================
-    ``SUBSCRIBING``  The client has asked. The user is authorized and the        ``LIVE``, ``ENDED``
-                     history is read. Messages wait.
+    ``SUBSCRIBING``  The client has asked. The history is read and the user is   ``LIVE``, ``ENDED``
+                     authorized. Messages wait.
     ``LIVE``         Messages are delivered.                                     ``HELD``, ``ENDED``
     ``HELD``         An event has named the user, who is authorized again.       ``LIVE``, ``ENDED``
                      Messages wait.

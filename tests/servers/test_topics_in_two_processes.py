@@ -7,9 +7,10 @@ import pytest
 import websockets
 from asgiref.sync import sync_to_async
 from channels.layers import channel_layers
+from django.db import transaction
 
 from channels_websocket_utils.live import topic_batch
-from channels_websocket_utils.utils import aget_websocket_token
+from channels_websocket_utils.utils import aget_websocket_token, disconnect_user
 
 from ..support.servers import serving
 from ..support.settings import channel_layer
@@ -82,6 +83,30 @@ async def test_naive_order_of_events_sends_to_the_removed_user(
 
     with pytest.raises(AssertionError, match="secret"):
         await check_removals(user, permission, pages, 1)
+
+
+async def test_disconnect_then_publish_reaches_no_page_of_another_process(
+    user, pages, shared_layer
+):
+    for socket in pages:
+        await subscribe(socket)
+
+    @sync_to_async
+    def disconnect_and_publish():
+        with transaction.atomic():
+            OrderTopic(pk=1).publish({"n": 1})
+            disconnect_user(user)
+            OrderTopic(pk=1).publish({"secret": 2})
+
+    await disconnect_and_publish()
+
+    for socket in pages:
+        received = []
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                received.append(await socket.recv())
+        assert socket.close_code == 4410
+        assert "secret" not in "".join(received)
 
 
 async def check_removals(user, permission, pages, count):
