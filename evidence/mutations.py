@@ -1901,7 +1901,7 @@ WEAKNESSES = [
     (
         "publish revocations to the group of revocations only",
         "live/batch.py",
-        "        topic_batch.publish_revocations(found)\n",
+        "        topic_batch.publish_revocations(revocation_events)\n",
         "",
         "topics_authorization::test_disconnect_then_publish_of_another_process_needs_no_order_of_"
         "two_groups",

@@ -68,11 +68,12 @@ class _Batch:
         revoked = events.pop("revocation", None)
         # Without a query for the many transactions that revoke nothing.
         finished = revocations.finish(revoked) if revoked else []
-        found = [{"kind": "revocation", **each.as_event()} for each in finished]
-        topic_batch.publish_revocations(found)
+        revocation_events = [{"kind": "revocation", **each.as_event()} for each in finished]
+        found = [*revocation_events]
         for kind, users in events.items():
             found.append({"kind": kind, "users": None if users is None else list(users)})
         publish_all(found)
+        topic_batch.publish_revocations(revocation_events)
 
 
 def _add(using: str, kind: str, items: Iterable[Any] | None) -> None:

@@ -718,3 +718,13 @@ def handle_topics(sent):
         if group == broadcast.TOPICS:
             for each in event["events"] if event["kind"] == "batch" else [event]:
                 hub.handle_event(each)
+
+
+def test_many_revocations_are_several_events(monkeypatch):
+    sent = []
+    monkeypatch.setattr(topic_batch, "publish_to_others", lambda events, group: sent.extend(events))
+
+    topic_batch.publish_revocations([{"kind": "revocation", "id": n} for n in range(250)])
+
+    assert [len(each["events"]) for each in sent] == [100, 100, 50]
+    assert [each["id"] for event in sent for each in event["events"]] == list(range(250))
