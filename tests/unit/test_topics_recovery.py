@@ -256,10 +256,11 @@ async def test_one_client_does_not_make_the_answer_of_another_too_long(since, mo
     recovery, position = Recovery(), Position.from_dict(since)
 
     # Both wait before the first read begins.
-    (short,), (long,) = await asyncio.gather(
+    both = asyncio.gather(
         recovery.recover([history.Missed(TOPIC, replace(position, offset=9))]),
         recovery.recover([history.Missed(TOPIC, position)]),
     )
+    (short,), (long,) = await asyncio.wait_for(both, 20)
 
     assert (short.reason, len(short.messages)) == (None, 1)
     assert (long.reason, long.messages) == ("limit", ())
