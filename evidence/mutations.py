@@ -324,6 +324,20 @@ WEAKNESSES = [
         "            pass",
         "together::test_trips_that_hang_do_not_keep_the_others_waiting",
     ),
+    (
+        "refuse all connections of a batch that PostgreSQL has undone",
+        "tokens/database_store.py",
+        "            return set()\n",
+        "            raise\n",
+        "together::test_batch_that_the_database_undoes_redeems_each_token_alone",
+    ),
+    (
+        "refuse a token as unavailable that changes at REPEATABLE READ",
+        "tokens/database_store.py",
+        "_ATTEMPTS = 3",
+        "_ATTEMPTS = 1",
+        "together::test_batch_that_the_database_undoes_redeems_each_token_alone",
+    ),
     # The user after the connect
     (
         "trust the user that was read at the connect",

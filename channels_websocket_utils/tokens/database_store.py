@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import Case, CharField, Exists, OuterRef, Value, When
 from django.db.models.functions import NullIf
 
@@ -23,6 +23,7 @@ from ..compat import (
     router,
 )
 from ..models import WebSocketRevocation, WebSocketToken
+from ..outages import is_serialization_failure
 from .queries import CompiledQuery, compiled_for, parameter
 from .store import MAX_BATCH, TokenRow
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseTokenStore"]
 
+# Each failure is a change of the row by another transaction, and a token has two: it is redeemed,
+# and its row is deleted.
+_ATTEMPTS = 3
 _field_names = cache(field_names)
 
 
@@ -110,8 +114,8 @@ class DatabaseTokenStore:
         Mark up to 16 rows as used in one statement, and return the digests that this call was
         first for.
 
-        Leaves rows out that another transaction has locked: call ``redeem()`` for them, which
-        waits.
+        Leaves rows out that another transaction has locked, and all rows if it has changed one
+        while the statement ran: call ``redeem()`` for them, which waits.
         """
         connection = connections[router.db_for_write(WebSocketToken)]
         values: dict[str, Any] = {f"digest{number}": None for number in range(MAX_BATCH)}
@@ -119,7 +123,12 @@ class DatabaseTokenStore:
         compiled = compiled_for(connection)
         if _REDEEM_MANY not in compiled:
             compiled[_REDEEM_MANY] = _sql_of_many(connection)
-        return {digest for (digest,) in _change(compiled[_REDEEM_MANY], values, now).fetched}
+        try:
+            return {digest for (digest,) in _change(compiled[_REDEEM_MANY], values, now).fetched}
+        except OperationalError as error:
+            if not is_serialization_failure(error):
+                raise
+            return set()
 
     def revoke(self, **owner: Any) -> int:
         """
@@ -200,7 +209,15 @@ def _change_unused(statement: str, now: datetime | None = None, **owner: Any) ->
     if (statement, name) not in compiled:
         compiled[statement, name] = _sql(statement, name, connection)
     values = {"owner": _field(name).get_db_prep_save(value, connection)}
-    return _change(compiled[statement, name], values, now).changed
+    # Alone, the statement is a transaction, which PostgreSQL has undone if it fails.
+    attempts = _ATTEMPTS if transaction.get_autocommit(alias) else 1
+    while True:
+        attempts -= 1
+        try:
+            return _change(compiled[statement, name], values, now).changed
+        except OperationalError as error:
+            if not attempts or not is_serialization_failure(error):
+                raise
 
 
 class _Change(NamedTuple):
