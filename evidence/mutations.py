@@ -28,7 +28,7 @@ WEAKNESSES = [
     (
         "redeem a token more than once",
         "tokens/database_store.py",
-        " AND {used_at} IS NULL",
+        " AND {{used_at}} IS NULL",
         "",
         "tokens::test_token_is_redeemed_once",
     ),

@@ -653,9 +653,8 @@ def test_query_is_compiled_once_and_its_result_is_not_kept(user, monkeypatch):
 @pytest.mark.parametrize("change", ["redeem", "revoke"])
 def test_statement_that_fails_rolls_the_callers_transaction_back(user, monkeypatch, change):
     """As with the ORM. Otherwise PostgreSQL would refuse the next statements, and a commit."""
-    monkeypatch.setattr(database_store, "compiled_for", lambda connection: {})
-    monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
     row = redeeming.find(digest_of(issue(user)))
+    monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
     store = database_store.DatabaseTokenStore()
     calls = {
         "redeem": lambda: store.redeem(row, clock.now()),

@@ -687,15 +687,15 @@ class SerializationFailure(Exception):
     sqlstate = "40001"
 
 
-def failing(change, times):
-    """Return a ``_change()`` whose first calls fail as PostgreSQL's do above READ COMMITTED."""
+def failing(execute, times):
+    """Return an ``_execute()`` whose first calls fail as PostgreSQL's do above READ COMMITTED."""
     left = [times]
 
     def fail_first(*args):
         left[0] -= 1
         if left[0] >= 0:
             raise OperationalError from SerializationFailure
-        return change(*args)
+        return execute(*args)
 
     return fail_first
 
@@ -703,7 +703,7 @@ def failing(change, times):
 @pytest.mark.parametrize("times", [1, 3])
 def test_batch_that_the_database_undoes_redeems_each_token_alone(user, other, monkeypatch, times):
     requests = requests_for([user, other], 4)
-    monkeypatch.setattr(database_store, "_change", failing(database_store._change, times))
+    monkeypatch.setattr(database_store, "_execute", failing(database_store._execute, times))
 
     verdicts = in_batches(requests)
 
@@ -712,7 +712,7 @@ def test_batch_that_the_database_undoes_redeems_each_token_alone(user, other, mo
 
 def test_token_whose_update_fails_too_often_is_refused_as_unavailable(user, monkeypatch, caplog):
     requests = requests_for([user], 1)
-    monkeypatch.setattr(database_store, "_change", failing(database_store._change, 100))
+    monkeypatch.setattr(database_store, "_execute", failing(database_store._execute, 100))
 
     (verdict,) = decide(requests)
 
