@@ -338,6 +338,13 @@ WEAKNESSES = [
         "_ATTEMPTS = 1",
         "together::test_batch_that_the_database_undoes_redeems_each_token_alone",
     ),
+    (
+        "issue a token for the session of an inactive user",
+        "gate/sign_in.py",
+        "return user if user is not None and backend.user_can_authenticate(user) else None",
+        "return user",
+        "stores::test_session_of_an_inactive_or_deleted_user_requests_no_token",
+    ),
     # The user after the connect
     (
         "trust the user that was read at the connect",
