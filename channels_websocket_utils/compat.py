@@ -370,17 +370,15 @@ def is_own_connection(connection: BaseDatabaseWrapper) -> bool:
 
 def can_return_updated(connection: Any) -> bool:
     """
-    Return whether ``UPDATE ... RETURNING`` works on ``connection``, and one row fails alone.
+    Return whether ``UPDATE ... RETURNING`` works on ``connection``, beside ``SKIP LOCKED``.
 
-    Only for Django's own classes. With another isolation level than PostgreSQL's default, one row
-    that has changed meanwhile lets the statement fail.
+    Only for Django's own classes.
     """
     if not is_own_connection(connection):
         return False
     if connection.vendor == "sqlite":
         return bool(connection.Database.sqlite_version_info >= (3, 35))
-    is_default = "isolation_level" not in connection.settings_dict["OPTIONS"]
-    return connection.vendor == "postgresql" and is_default
+    return bool(connection.vendor == "postgresql")
 
 
 # Channels

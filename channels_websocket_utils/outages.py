@@ -8,6 +8,7 @@ from django import db
 
 __all__ = [
     "is_outage",
+    "is_serialization_failure",
     "is_unreadable_value",
     "lacks_migration",
     "outage_errors",
@@ -67,15 +68,29 @@ def is_unreadable_value(error: BaseException) -> bool:
     return isinstance(error, db.DataError) or "Could not decode to UTF-8" in str(error)
 
 
+def is_serialization_failure(error: Exception) -> bool:
+    """
+    Return whether PostgreSQL has undone a statement because of another transaction's change.
+
+    Above the isolation level ``READ COMMITTED``, this happens if a row has changed since the
+    transaction began. The same statement then works in a new transaction.
+    """
+    return isinstance(error, db.OperationalError) and "40001" in _codes_of(error)
+
+
 def lacks_migration(error: Exception) -> bool:
     """Return whether the database has answered that a table or a column does not exist."""
     if not isinstance(error, db.Error):
         return False
-    cause = error.__cause__
-    codes = [getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]]
-    return any(code in _MISSING_CODES for code in codes) or any(
+    return any(code in _MISSING_CODES for code in _codes_of(error)) or any(
         text in str(error) for text in _MISSING_TEXTS
     )
+
+
+def _codes_of(error: db.Error) -> list[object]:
+    """Return the SQLSTATE, by the name in each driver, and the number of MariaDB and MySQL."""
+    cause = error.__cause__
+    return [getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]]
 
 
 def text_of(error: BaseException) -> str:

@@ -28,7 +28,7 @@ WEAKNESSES = [
     (
         "redeem a token more than once",
         "tokens/database_store.py",
-        " AND {used_at} IS NULL",
+        " AND {{used_at}} IS NULL",
         "",
         "tokens::test_token_is_redeemed_once",
     ),
@@ -323,6 +323,27 @@ WEAKNESSES = [
         "            self._timer = loop.call_later(_PATIENCE, self._start_late)",
         "            pass",
         "together::test_trips_that_hang_do_not_keep_the_others_waiting",
+    ),
+    (
+        "refuse all connections of a batch that PostgreSQL has undone",
+        "tokens/database_store.py",
+        "            return set()\n",
+        "            raise\n",
+        "together::test_batch_that_the_database_undoes_redeems_each_token_alone",
+    ),
+    (
+        "refuse a token as unavailable that changes at REPEATABLE READ",
+        "tokens/database_store.py",
+        "_ATTEMPTS = 3",
+        "_ATTEMPTS = 1",
+        "together::test_batch_that_the_database_undoes_redeems_each_token_alone",
+    ),
+    (
+        "issue a token for the session of an inactive user",
+        "gate/sign_in.py",
+        "return user if user is not None and backend.user_can_authenticate(user) else None",
+        "return user",
+        "stores::test_session_of_an_inactive_or_deleted_user_requests_no_token",
     ),
     # The user after the connect
     (

@@ -23,6 +23,7 @@ from ..conf import TENANT, get_setting
 from ..models import WebSocketRevocation
 from ..outages import is_outage, is_unreadable_value
 from ..tokens import clock, redeeming
+from ..tokens.queries import CompiledQuery, parameter
 from . import database_clock
 from .isolation import batches, read_each
 
@@ -291,7 +292,16 @@ def with_ids(ids: Collection[int]) -> list[Revocation]:
 
 def is_session_ended(session_digest: str) -> bool:
     """Return whether the session with this digest was logged out within the window."""
-    return _rows().filter(session_digest=session_digest, is_final=True).exists()
+    alias = router.db_for_write(WebSocketRevocation)
+    return bool(_ended_session.all(alias, session_digest=session_digest))
+
+
+def _ended_session_query() -> QuerySet[WebSocketRevocation, Any]:
+    rows = WebSocketRevocation.objects.filter(tenant=TENANT, is_final=True)
+    return rows.filter(session_digest=parameter("session_digest")).values_list("pk")
+
+
+_ended_session = CompiledQuery(_ended_session_query)
 
 
 def ended_sessions(digests: Collection[str]) -> set[str]:

@@ -21,6 +21,7 @@ from ..compat import (
 )
 from ..tokens import digests
 from ..tokens.issuing import only_backend
+from ..tokens.users import read_users
 
 if TYPE_CHECKING:
     from typing import Any, TypeGuard
@@ -161,7 +162,11 @@ def user_of_session(sign_in: SignIn | None) -> AbstractBaseUser | None:
     if sign_in is None:
         return None
     path = backend_path(sign_in)
-    user = load_user(sign_in.user_id, path)
+    if path == MODEL_BACKEND and can_join_user():
+        # The same row that the get_user() of this backend would read, by a compiled query.
+        user = _authenticated(read_users([sign_in.user_id]).get(sign_in.user_id), path)
+    else:
+        user = load_user(sign_in.user_id, path)
     # An outer middleware has checked the hash already.
     has_hash = sign_in.session_hash is not None
     if user is None or (has_hash and not has_session_hash(user, sign_in.session_hash)):
@@ -177,10 +182,15 @@ def user_of_token(
     path = backend_path(sign_in, row)
     if path == MODEL_BACKEND and joins_user:
         # The join has read what the get_user() of this backend would read.
-        backend: Any = load_backend(path)
-        user = row.user if backend.user_can_authenticate(row.user) else None
+        user = _authenticated(row.user, path)
     else:
         user = load_user(row.user_id, path)
     if user is not None:
         user.backend = path
     return user
+
+
+def _authenticated(user: AbstractBaseUser | None, path: str) -> AbstractBaseUser | None:
+    """Return ``user``, as the ``get_user()`` of Django's backend does."""
+    backend: Any = load_backend(path)
+    return user if user is not None and backend.user_can_authenticate(user) else None

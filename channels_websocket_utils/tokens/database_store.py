@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import Case, CharField, Exists, OuterRef, Value, When
 from django.db.models.functions import NullIf
 
@@ -23,6 +23,7 @@ from ..compat import (
     router,
 )
 from ..models import WebSocketRevocation, WebSocketToken
+from ..outages import is_serialization_failure
 from .queries import CompiledQuery, compiled_for, parameter
 from .store import MAX_BATCH, TokenRow
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseTokenStore"]
 
+# Each failure is a change of the row by another transaction, and a token has two: it is redeemed,
+# and its row is deleted.
+_ATTEMPTS = 3
 _field_names = cache(field_names)
 
 
@@ -53,16 +57,15 @@ class DatabaseTokenStore:
         Deletes the user's expired rows, and the oldest unused ones beyond ``max_unused``.
         """
         alias = router.db_for_write(WebSocketToken)
-        rows = WebSocketToken.objects.using(alias).filter(user_id=fields["user_id"])
+        owner, rows = {"user_id": fields["user_id"]}, WebSocketToken.objects.using(alias)
         # One transaction that begins with a write. If it began with a read, SQLite would refuse
         # the later write at once while another process writes.
         with transaction.atomic(using=alias):
-            rows.filter(expires_at__lte=now).delete()
-            WebSocketToken.objects.using(alias).create(created_at=now, **fields)
-            unused = rows.filter(used_at=None).order_by("-created_at", "-digest")
-            surplus = list(unused.values_list("digest", flat=True)[max_unused:])
+            _run(_DELETE_EXPIRED, now, **owner)
+            rows.create(created_at=now, **fields)
+            surplus = [digest for (digest,) in _run(_SELECT_UNUSED, **owner).fetched[max_unused:]]
             if surplus:
-                rows.filter(digest__in=surplus).delete()
+                rows.filter(**owner, digest__in=surplus).delete()
 
     def get(self, digest: str, *, with_user: bool, session_digest: str = "") -> TokenRow | None:
         """
@@ -110,16 +113,19 @@ class DatabaseTokenStore:
         Mark up to 16 rows as used in one statement, and return the digests that this call was
         first for.
 
-        Leaves rows out that another transaction has locked: call ``redeem()`` for them, which
-        waits.
+        Leaves rows out that another transaction has locked, and all rows if it has changed one
+        while the statement ran: call ``redeem()`` for them, which waits.
         """
         connection = connections[router.db_for_write(WebSocketToken)]
         values: dict[str, Any] = {f"digest{number}": None for number in range(MAX_BATCH)}
         values.update((f"digest{number}", row.digest) for number, row in enumerate(rows))
-        compiled = compiled_for(connection)
-        if _REDEEM_MANY not in compiled:
-            compiled[_REDEEM_MANY] = _sql_of_many(connection)
-        return {digest for (digest,) in _change(compiled[_REDEEM_MANY], values, now).fetched}
+        sql = _sql(_redeem_many_of(connection), connection)
+        try:
+            return {digest for (digest,) in _execute(sql, values, now).fetched}
+        except OperationalError as error:
+            if not is_serialization_failure(error):
+                raise
+            return set()
 
     def revoke(self, **owner: Any) -> int:
         """
@@ -193,14 +199,18 @@ def _change_unused(statement: str, now: datetime | None = None, **owner: Any) ->
     a receiver of ``post_delete`` it reads the rows first, and deletes those that were redeemed
     meanwhile.
     """
-    alias = router.db_for_write(WebSocketToken)
-    connection = connections[alias]
-    ((name, value),) = owner.items()
-    compiled = compiled_for(connection)
-    if (statement, name) not in compiled:
-        compiled[statement, name] = _sql(statement, name, connection)
-    values = {"owner": _field(name).get_db_prep_save(value, connection)}
-    return _change(compiled[statement, name], values, now).changed
+    (name,) = owner
+    statement = f"{statement} WHERE {{{name}}} = %({name})s AND {{used_at}} IS NULL"
+    # Alone, the statement is a transaction, which PostgreSQL has undone if it fails.
+    is_alone = transaction.get_autocommit(router.db_for_write(WebSocketToken))
+    attempts = _ATTEMPTS if is_alone else 1
+    while True:
+        attempts -= 1
+        try:
+            return _run(statement, now, **owner).changed
+        except OperationalError as error:
+            if not attempts or not is_serialization_failure(error):
+                raise
 
 
 class _Change(NamedTuple):
@@ -208,8 +218,21 @@ class _Change(NamedTuple):
     fetched: list[Any]
 
 
-def _change(sql: str, values: dict[str, Any], now: datetime | None) -> _Change:
-    """Run ``sql``, and return how many rows it has changed, and what it returns of them."""
+def _run(statement: str, now: datetime | None = None, **values: Any) -> _Change:
+    """
+    Run ``statement``, and return how many rows it has changed, and what it returns of them.
+
+    It names the table and its columns as ``{table}`` and ``{digest}``, and ``values`` of columns as
+    ``%(digest)s``.
+    """
+    connection = connections[router.db_for_write(WebSocketToken)]
+    values = {
+        name: _field(name).get_db_prep_save(value, connection) for name, value in values.items()
+    }
+    return _execute(_sql(statement, connection), values, now)
+
+
+def _execute(sql: str, values: dict[str, Any], now: datetime | None) -> _Change:
     alias = router.db_for_write(WebSocketToken)
     connection = connections[alias]
     if now is not None:
@@ -223,19 +246,28 @@ def _change(sql: str, values: dict[str, Any], now: datetime | None) -> _Change:
         return _Change(cursor.rowcount, fetched)
 
 
-def _sql(statement: str, name: str, connection: BaseDatabaseWrapper) -> str:
-    return (statement + " WHERE {owner} = %(owner)s AND {used_at} IS NULL").format(
-        table=quoted_table(connection, WebSocketToken),
-        owner=quoted_column(connection, WebSocketToken, name),
-        used_at=quoted_column(connection, WebSocketToken, "used_at"),
-        session_seal=quoted_column(connection, WebSocketToken, "session_seal"),
-    )
+def _sql(statement: str, connection: BaseDatabaseWrapper) -> str:
+    """Return ``statement`` with the quoted names of the table and of its columns."""
+    compiled = compiled_for(connection)
+    if statement not in compiled:
+        names = {
+            name: quoted_column(connection, WebSocketToken, name)
+            for name in _field_names(WebSocketToken)
+        }
+        table = quoted_table(connection, WebSocketToken)
+        compiled[statement] = statement.format(table=table, **names)
+    sql: str = compiled[statement]
+    return sql
 
 
-_REDEEM_MANY = "redeem_many"
+_DELETE_EXPIRED = "DELETE FROM {table} WHERE {user_id} = %(user_id)s AND {expires_at} <= %(now)s"
+_SELECT_UNUSED = (
+    "SELECT {digest} FROM {table} WHERE {used_at} IS NULL AND {user_id} = %(user_id)s "
+    "ORDER BY {created_at} DESC, {digest} DESC"
+)
 
 
-def _sql_of_many(connection: BaseDatabaseWrapper) -> str:
+def _redeem_many_of(connection: BaseDatabaseWrapper) -> str:
     """
     Return the statement that redeems several tokens.
 
@@ -247,17 +279,11 @@ def _sql_of_many(connection: BaseDatabaseWrapper) -> str:
         "UPDATE {table} SET {used_at} = %(now)s, {session_seal} = '' "
         "WHERE {used_at} IS NULL AND {digest} IN ({free}) RETURNING {digest}"
     )
-    digests = ", ".join(f"%(digest{number})s" for number in range(MAX_BATCH))
+    free = ", ".join(f"%(digest{number})s" for number in range(MAX_BATCH))
     if can_skip_locked(connection):
         unlocked = "SELECT {digest} FROM {table} WHERE {digest} IN ({free}) FOR UPDATE SKIP LOCKED"
-        statement = statement.replace("{free}", unlocked)
-    return statement.format(
-        table=quoted_table(connection, WebSocketToken),
-        digest=quoted_column(connection, WebSocketToken, "digest"),
-        free=digests,
-        used_at=quoted_column(connection, WebSocketToken, "used_at"),
-        session_seal=quoted_column(connection, WebSocketToken, "session_seal"),
-    )
+        free = unlocked.replace("{free}", free)
+    return statement.replace("{free}", free)
 
 
 def _field(name: str) -> Any:

@@ -650,12 +650,41 @@ def test_query_is_compiled_once_and_its_result_is_not_kept(user, monkeypatch):
     assert compiled == []
 
 
+def test_token_request_compiles_no_query_but_its_insert(user, monkeypatch):
+    key = sign_in(user)
+
+    def request_token():
+        session = SessionStore(key)
+        verdict = decide_one(ConnectionRequest(None, session=session))
+        return issue(verdict.user, session=session)
+
+    request_token()
+    compiled = []
+    as_sql = SQLCompiler.as_sql
+    monkeypatch.setattr(
+        SQLCompiler, "as_sql", lambda self, *args: compiled.append(self) or as_sql(self, *args)
+    )
+    token = request_token()
+
+    assert compiled == []
+    assert redeeming.state_of(redeeming.find(digest_of(token))) == "unused"
+
+
+def test_session_of_an_inactive_or_deleted_user_requests_no_token(user):
+    key = sign_in(user)
+    type(user).objects.filter(pk=user.pk).update(is_active=False)
+    verdicts = [decide_one(ConnectionRequest(None, session=SessionStore(key)))]
+    user.delete()
+    verdicts.append(decide_one(ConnectionRequest(None, session=SessionStore(key))))
+
+    assert [each.user.is_authenticated for each in verdicts] == [False, False]
+
+
 @pytest.mark.parametrize("change", ["redeem", "revoke"])
 def test_statement_that_fails_rolls_the_callers_transaction_back(user, monkeypatch, change):
     """As with the ORM. Otherwise PostgreSQL would refuse the next statements, and a commit."""
-    monkeypatch.setattr(database_store, "compiled_for", lambda connection: {})
-    monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
     row = redeeming.find(digest_of(issue(user)))
+    monkeypatch.setattr(database_store, "_sql", lambda *args: "DELETE FROM nowhere")
     store = database_store.DatabaseTokenStore()
     calls = {
         "redeem": lambda: store.redeem(row, clock.now()),

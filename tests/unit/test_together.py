@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
@@ -680,3 +681,81 @@ def test_row_that_a_transaction_has_locked_keeps_nobody_else_waiting(user, other
 
     assert [each.token.reason for each in answers if isinstance(each, Verdict)] == [None] * 3
     assert answers[1]().token.reason == "redeemed"
+
+
+class SerializationFailure(Exception):
+    sqlstate = "40001"
+
+
+def failing(execute, times):
+    """Return an ``_execute()`` whose first calls fail as PostgreSQL's do above READ COMMITTED."""
+    left = [times]
+
+    def fail_first(*args):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OperationalError from SerializationFailure
+        return execute(*args)
+
+    return fail_first
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_batch_that_the_database_undoes_redeems_each_token_alone(user, other, monkeypatch, times):
+    requests = requests_for([user, other], 4)
+    monkeypatch.setattr(database_store, "_execute", failing(database_store._execute, times))
+
+    verdicts = in_batches(requests)
+
+    assert [each.token.reason for each in verdicts] == [None] * 4
+
+
+def test_token_whose_update_fails_too_often_is_refused_as_unavailable(user, monkeypatch, caplog):
+    requests = requests_for([user], 1)
+    monkeypatch.setattr(database_store, "_execute", failing(database_store._execute, 100))
+
+    (verdict,) = decide(requests)
+
+    assert verdict.token.reason == "unavailable"
+    assert "no answer came" in caplog.text
+
+
+def one_after_the_other(requests):
+    return [decide([each])[0] for each in requests]
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("decide_all", [in_batches, one_after_the_other])
+def test_token_that_changes_at_repeatable_read_refuses_no_other(user, other, decide_all):
+    requests = requests_for([user, other], 4)
+    verdicts = []
+
+    def decide_in_thread():
+        with connection.cursor() as cursor:
+            # As a default of the server, which is not in OPTIONS.
+            cursor.execute("SET default_transaction_isolation = 'repeatable read'")
+        verdicts.extend(decide_all(requests))
+        connections.close_all()
+
+    thread = threading.Thread(target=decide_in_thread)
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Others can read. An UPDATE waits, and its snapshot is older than this change.
+        cursor.execute(f"LOCK TABLE {WebSocketToken._meta.db_table} IN EXCLUSIVE MODE")
+        used = WebSocketToken.objects.filter(digest=requests[0].digest)
+        used.update(used_at=clock.now())
+        thread.start()
+        until_one_waits(cursor)
+    thread.join()
+
+    assert [each.token.reason for each in verdicts] == ["redeemed", None, None, None]
+
+
+def until_one_waits(cursor):
+    """Return when another connection waits for a lock of the cursor's transaction."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        if cursor.fetchone()[0]:
+            return
+        time.sleep(0.01)
+    raise AssertionError("No connection waits.")
