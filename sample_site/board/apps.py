@@ -3,3 +3,6 @@ from django.apps import AppConfig
 
 class BoardConfig(AppConfig):
     name = "board"
+
+    def ready(self):
+        from . import receivers  # noqa: F401

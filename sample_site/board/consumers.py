@@ -8,10 +8,12 @@ from django.utils import timezone
 
 from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.decorators import auto_route, require_perms
+from channels_websocket_utils.topics import topic_positions
 
 from .models import Announcement, Note, Presence
 from .report import HOURS, count_notes, handover_report
 from .sockets import live_sockets
+from .topics import ActivityTopic, BoardTopic, RightsTopic
 
 __all__ = ["BoardConsumer", "SocketsConsumer"]
 
@@ -24,19 +26,20 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
     """
     The consumer of the board's pages.
 
-    Pages call the decorated methods. The ``board_...`` handlers are not decorated, so only the
-    channel layer calls them.
+    Pages call the decorated methods. Notes and announcements arrive as messages of topics. The
+    handler ``board_people`` is not decorated, so only the channel layer calls it.
     """
 
     groups = ["board"]
+    topic_classes = [BoardTopic, ActivityTopic, RightsTopic]
 
     async def connect(self):
         await super().connect()
-        await self.send_to_board("people", await self.keep_presence())
+        await self.send_people(await self.keep_presence())
 
     async def disconnect(self, code):
         leave = database_sync_to_async(Presence.objects.leave)
-        await self.send_to_board("people", {"people": await leave(self.channel_name)})
+        await self.send_people({"people": await leave(self.channel_name)})
 
     @auto_route
     async def board(self):
@@ -47,23 +50,23 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
         return await self.keep_presence()
 
     @auto_route
+    @require_perms("board.publish_announcement")
+    async def activity(self):
+        return await database_sync_to_async(read_activity)()
+
+    @auto_route
     async def post_note(self, event):
-        note = await self.write(Note, event)
-        await self.send_to_board("note", note)
-        return note
+        return await self.write(Note, event)
 
     @auto_route
     async def mark_done(self, event):
-        note = await database_sync_to_async(mark_done)(event.get("id"), event.get("is_done"))
-        await self.send_to_board("note", note)
-        return note
+        mark = database_sync_to_async(mark_done)
+        return await mark(self.scope["user"], event.get("id"), event.get("is_done"))
 
     @auto_route
     @require_perms("board.publish_announcement")
     async def publish_announcement(self, event):
-        announcement = await self.write(Announcement, event)
-        await self.send_to_board("announcement", announcement)
-        return announcement
+        return await self.write(Announcement, event)
 
     @auto_route
     async def handover_report(self):
@@ -76,18 +79,12 @@ class BoardConsumer(AsyncWebSocketManagerConsumer):
             await asyncio.sleep(0.15)
         yield {"report": await database_sync_to_async(handover_report)(until)}
 
-    async def board_note(self, event):
-        await self.push("note", event["payload"])
-
-    async def board_announcement(self, event):
-        await self.push("announcement", event["payload"])
-
     async def board_people(self, event):
         await self.push("people", event["payload"])
 
-    async def send_to_board(self, what, payload):
-        """Send ``payload`` to every page, including this one."""
-        await self.channel_layer.group_send("board", {"type": f"board.{what}", "payload": payload})
+    async def send_people(self, payload):
+        """Send the present users to every page, including this one."""
+        await self.channel_layer.group_send("board", {"type": "board.people", "payload": payload})
 
     async def keep_presence(self):
         keep = database_sync_to_async(Presence.objects.keep)
@@ -129,22 +126,32 @@ def render_sockets(user):
 
 
 def read_board():
+    # Before the queries: the page then receives all messages after what it shows.
+    positions = topic_positions(BoardTopic())
     notes = Note.objects.select_related("author").order_by("-pk")[:SHOWN_NOTES]
     announcement = Announcement.objects.select_related("author").order_by("pk").last()
     return {
         "notes": [note.as_json() for note in notes],
         "announcement": announcement and announcement.as_json(),
         "people": Presence.objects.people(),
+        "position": positions["board"],
     }
 
 
-def mark_done(note_id, is_done):
+def read_activity():
+    positions = topic_positions(ActivityTopic())
+    return {
+        "entries": [message.data for message in ActivityTopic().history()],
+        "position": positions["activity"],
+    }
+
+
+def mark_done(user, note_id, is_done):
     # JSON's true is a bool, and in Python a bool is an int.
     note = None
     if type(note_id) is int:
         note = Note.objects.select_related("author").filter(pk=note_id).first()
     if note is None:
         raise ValidationError("There is no such note any more.")
-    note.done_at = timezone.now() if is_done is True else None
-    note.save(update_fields=["done_at"])
+    note.mark(user, is_done is True)
     return note.as_json()

@@ -3,10 +3,13 @@ from datetime import timedelta
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
-from django.db import models
+from django.db import models, transaction
 from django.utils import timezone
 
+from channels_websocket_utils.topics import publish_many
+
 from .sessions import Session
+from .topics import ActivityTopic, BoardTopic
 
 __all__ = ["Announcement", "Note", "Presence", "Session"]
 
@@ -41,12 +44,29 @@ class Message(models.Model):
 
     @classmethod
     def write(cls, author, text):
-        """Save and return a new message. Raises ``ValidationError`` for an invalid text."""
+        """Save, publish and return a new message. Raises ``ValidationError`` for a bad text."""
         text = text.strip() if isinstance(text, str) else ""
         message = cls(author=author, text=text)
         message.clean_fields(exclude={"author"})
-        message.save()
+        with transaction.atomic():
+            message.save()
+            message.publish(author, "wrote")
         return message
+
+    def publish(self, user, action):
+        """Publish this message to the pages, and the ``action`` of ``user`` to those of staff."""
+        activity = {
+            "name": public_fields(user)["name"],
+            "action": action,
+            "text": self.text[:60],
+            "at": timezone.now().isoformat(),
+        }
+        publish_many(
+            [
+                (BoardTopic(), {self._meta.model_name: self.as_json()}),
+                (ActivityTopic(), activity),
+            ]
+        )
 
     def as_json(self):
         # Text instead of a datetime, because channel layers must be able to send it.
@@ -65,6 +85,13 @@ class Note(Message):
 
     def as_json(self):
         return {**super().as_json(), "is_done": self.done_at is not None}
+
+    def mark(self, user, is_done):
+        """Mark the note as done or open again, for ``user``, and publish it."""
+        self.done_at = timezone.now() if is_done else None
+        with transaction.atomic():
+            self.save(update_fields=["done_at"])
+            self.publish(user, "finished" if is_done else "reopened")
 
 
 class Announcement(Message):

@@ -11,11 +11,13 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
+from channels_websocket_utils.topics import topic_positions
 from channels_websocket_utils.utils import disconnect_user
 
 from .demo_users import DEMO_USERS
 from .sessions import Session
 from .sockets import end_socket, end_sockets_of, live_sockets
+from .topics import RightsTopic
 
 __all__ = ["SignInView", "account", "board", "sign_out_everywhere", "sockets"]
 
@@ -37,7 +39,9 @@ def staff_only(view):
 @never_cache
 @login_required
 def board(request):
-    return render(request, "board/board.html")
+    rights = RightsTopic(pk=request.user.pk)
+    context = {"rights": rights.name, "positions": topic_positions(rights)}
+    return render(request, "board/board.html", context)
 
 
 @never_cache

@@ -488,10 +488,7 @@ def test_page_reconnects_after_a_restart(site, sign_in):
     site.stop(kill=True)
     expect_state(page, "Reconnecting")
     expect(page.locator("#countdown")).to_have_text(re.compile(r"in \d+ s"))
-    site.sql(
-        "INSERT INTO board_note (text, created_at, author_id) VALUES (?, datetime('now'), 2)",
-        "written meanwhile",
-    )
+    site.write_note("written meanwhile")
     site.start()
 
     expect_state(page, "Live")
@@ -499,6 +496,83 @@ def test_page_reconnects_after_a_restart(site, sign_in):
     post_note(page, "and back")
     expect(note(page, "and back")).to_have_count(1)
     assert len(tokens) == len(set(tokens)) >= 2
+
+
+def test_notes_posted_while_a_laptop_sleeps_appear_on_wake(site, ben, sign_in):
+    """The page requests the messages after its position, and not all notes again."""
+    laptop = sign_in("ada")
+    sent = []
+    laptop.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append(frame)))
+    post_note(ben, "Before the sleep")
+    expect(note(laptop, "Before the sleep")).to_have_count(1)
+    devtools = laptop.context.new_cdp_session(laptop)
+
+    devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+    Visitor(site).sign_in("ada").post("/sockets/", user="ada")
+    for number in range(3):
+        post_note(ben, f"While you slept {number}")
+        expect(note(ben, f"While you slept {number}")).to_have_count(1)
+    devtools.send("Page.setWebLifecycleState", {"state": "active"})
+
+    expect(note(laptop, "While you slept")).to_have_count(3)
+    texts = laptop.locator("#notes .text").all_text_contents()[:4]
+    assert texts == [*(f"While you slept {n}" for n in (2, 1, 0)), "Before the sleep"]
+    messages = [json.loads(frame) for frame in sent]
+    assert "board" not in [message["type"] for message in messages]
+    (since,) = [
+        each["since"]
+        for message in messages
+        for each in message.get("subscriptions", [])
+        if each["topic"] == "board"
+    ]
+    assert since["offset"] > 0
+
+
+def test_page_loads_all_notes_again_after_a_gap(site, sign_in):
+    """The history that the page needs is not kept any more."""
+    ben = sign_in("ben")
+    post_note(ben, "Seen before the gap")
+    expect(note(ben, "Seen before the gap")).to_have_count(1)
+
+    site.stop(kill=True)
+    expect_state(ben, "Reconnecting")
+    site.write_note("Lost with the history")
+    site.manage("shell", "--command", "from board.topics import *; BoardTopic().clear()")
+    site.start()
+
+    expect(note(ben, "Lost with the history")).to_have_count(1)
+    post_note(ben, "After the gap")
+    expect(note(ben, "After the gap")).to_have_count(1)
+
+
+def test_activity_disappears_with_the_permission_and_comes_back(site, ada, ben):
+    """Ada gives Ben the permission and takes it away, in the admin. His page keeps its socket."""
+    opened = note_new_sockets(ben)
+    activity = ben.get_by_role("region", name="Activity")
+    expect(ada.get_by_role("region", name="Activity")).to_be_visible()
+    expect(activity).to_have_count(0)
+
+    for number in range(2):
+        change_permission(site, ada, "from", "add")
+        expect(activity).to_be_visible()
+        post_note(ben, f"Fuse {number} replaced")
+        expect(activity).to_contain_text(f"Ben wrote “Fuse {number} replaced”")
+
+        change_permission(site, ada, "to", "remove")
+        expect(activity).to_have_count(0)
+        expect(ben.locator("#activity-list li")).to_have_count(0)
+    assert opened == []
+
+
+def change_permission(site, page, side, action):
+    """Move the permission to publish announcements in the form of the user Ben."""
+    page.goto(f"{site.url}/admin/auth/user/2/change/")
+    choices = page.locator(f"#id_user_permissions_{side}")
+    permission = choices.locator("option", has_text="Can publish an announcement")
+    choices.select_option(value=permission.get_attribute("value"))
+    page.locator(f"#id_user_permissions_{action}").click()
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("was changed successfully")).to_be_visible()
 
 
 def test_page_of_an_ended_session_shows_signed_out(site, sign_in):

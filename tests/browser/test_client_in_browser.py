@@ -2,14 +2,9 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pytest
 import websockets
@@ -18,6 +13,7 @@ from websockets.sync.client import connect
 
 from ..support.browser import OPTIONS
 from ..support.servers import COMMANDS, free_port, running, wait_until
+from ..support.site_process import Site
 
 pytestmark = pytest.mark.browser
 
@@ -33,53 +29,6 @@ document.addEventListener("securitypolicyviolation", ({ violatedDirective }) => 
 """
 
 
-class Site:
-    """``client_site`` as a process that can be stopped, killed, suspended and started again."""
-
-    def __init__(self, server, folder):
-        self.log_file = folder / "log"
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/client/"
-        self.environment = {
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "tests.support.settings",
-            "TEST_DATABASE": str(folder / "db.sqlite3"),
-        }
-        command = COMMANDS[server].format(port=self.port, application="tests.support.asgi:client")
-        self.command = [sys.executable, "-m", *command.split()]
-        self.process = None
-        self._stack = contextlib.ExitStack()
-        migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-        subprocess.run(migrate, env=self.environment, check=True, timeout=60)
-
-    def start(self):
-        if self.process is None:
-            runs = running(self.command, self.port, self.log_file, env=self.environment)
-            self.process = self._stack.enter_context(runs)
-
-    def stop(self, kill=False):
-        if kill:
-            self.process.kill()
-        self._stack.close()
-        self.process = None
-
-    def pause(self):
-        """Suspend the process: its connections stay open, but it sends nothing."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self):
-        self.process.send_signal(signal.SIGCONT)
-
-    def log(self, *begin):
-        """Return the lines of the server's log that begin with ``begin``."""
-        lines = json.loads(self.get("log/"))
-        return [line for line in lines if line[: len(begin)] == [*begin]]
-
-    def get(self, path):
-        with urllib.request.urlopen(self.url + path, timeout=LIMIT) as answer:
-            return answer.read()
-
-
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
     """A function that returns the ``Site`` on this server, running."""
@@ -87,7 +36,7 @@ def sites(tmp_path_factory):
 
     def site(server):
         if server not in made:
-            made[server] = Site(server, tmp_path_factory.mktemp(server))
+            made[server] = Site(tmp_path_factory.mktemp(server), "client", server)
         made[server].start()
         return made[server]
 

@@ -68,10 +68,11 @@ test("the tokenURL gets a same-origin POST with the path, CSRF token and JSON ty
   await settled()
 
   const [{ signal, ...request }] = requests
+  const { method, credentials } = request
+  assert.equal(new Request("https://example.com/", { method, credentials }).credentials, "same-origin")
   assert.deepEqual(request, {
     url: "/websocket/token/",
     method: "POST",
-    credentials: "same-origin",
     headers: { "Content-Type": "application/json", "X-CSRFToken": "csrf-1" },
     body: { path: "/ws/caf%C3%A9%201/", url: "/websocket/token/" },
     redirect: "manual",

@@ -31,6 +31,7 @@ def no_presence(site):
 def ada(visitors):
     with visitors["ada"].open_board() as socket:
         socket.next_push("people")
+        socket.subscribe("board")
         yield socket
 
 
@@ -38,6 +39,7 @@ def ada(visitors):
 def ben(visitors):
     with visitors["ben"].open_board() as socket:
         socket.next_push("people")
+        socket.subscribe("board")
         yield socket
 
 
@@ -133,7 +135,7 @@ def test_token_of_ada_is_refused_for_ben(visitors):
 def test_note_reaches_everyone(ada, ben):
     reply = ada.ask("post_note", text="  Gate 4 <b>sticks</b>  ")
 
-    push = ben.next_push("note")
+    push = ben.next_push("websocket.topic")["data"]["note"]
     assert push["text"] == reply["text"] == "Gate 4 <b>sticks</b>"
     assert push["author"] == {"username": "ada", "name": "Ada"}
     assert ben.ask("board")["notes"][0]["id"] == reply["id"]
@@ -165,7 +167,7 @@ def test_note_is_marked_done_for_everyone(ada, ben):
     note = ada.ask("post_note", text="Lamp in hall 2")
 
     assert ben.ask("mark_done", id=note["id"], is_done=True)["is_done"]
-    ada.next_push("note", lambda push: push["id"] == note["id"] and push["is_done"])
+    ada.next_push("websocket.topic", lambda push: push["data"]["note"]["is_done"])
     assert not ben.ask("mark_done", id=note["id"], is_done=False)["is_done"]
 
 
@@ -180,8 +182,31 @@ def test_announcement_needs_the_permission(site, ada, ben):
 
     ada.ask("publish_announcement", text="Fire drill at 03:00")
 
-    assert ben.next_push("announcement")["text"] == "Fire drill at 03:00"
+    push = ben.next_push("websocket.topic")["data"]["announcement"]
+    assert push["text"] == "Fire drill at 03:00"
     assert ben.ask("board")["announcement"]["text"] == "Fire drill at 03:00"
+
+
+def test_topic_of_the_activity_needs_the_permission(ada, ben):
+    assert ben.subscribe("activity")["error"]["code"] == "permission_denied"
+    assert ben.ask("activity")["error"]["code"] == "permission_denied"
+    assert "epoch" in ada.subscribe("activity")
+
+    note = ben.ask("post_note", text="Fuse 3")
+    ben.ask("mark_done", id=note["id"], is_done=True)
+
+    entries = [entry for entry in ada.ask("activity")["entries"] if entry["text"] == "Fuse 3"]
+    assert [(each["name"], each["action"]) for each in entries] == [
+        ("Ben", "wrote"),
+        ("Ben", "finished"),
+    ]
+
+
+def test_rights_of_another_user_cannot_be_followed(site, ada, ben):
+    ((ben_id,),) = site.sql("SELECT id FROM auth_user WHERE username = 'ben'")
+
+    assert ada.subscribe(f"rights/{ben_id}")["error"]["code"] == "permission_denied"
+    assert "epoch" in ben.subscribe(f"rights/{ben_id}")
 
 
 def test_removed_permission_denies_the_next_call(site, ada):
@@ -199,7 +224,7 @@ def test_removed_permission_denies_the_next_call(site, ada):
 
 
 @pytest.mark.parametrize(
-    "name", ["board_note", "board.note", "board_people", "push", "write", "send_to_board", "close"]
+    "name", ["board_people", "board.people", "push", "write", "send_people", "close"]
 )
 def test_methods_without_auto_route_cannot_be_called(ada, name):
     assert ada.ask(name, payload={"text": "forged"})["error"]["code"] == "unknown_type"

@@ -9,7 +9,7 @@ http = get_asgi_application()
 from channels_websocket_utils.asgi import get_application  # noqa: E402
 from channels_websocket_utils.middleware import WebSocketTokenAuthMiddlewareStack  # noqa: E402
 
-from . import client_site, consumers, topics  # noqa: E402
+from . import client_site, consumers, ticks_site, topics  # noqa: E402
 
 
 def gate(**options):
@@ -58,3 +58,6 @@ async def report_client(scope, receive, send):
 
 # The site of the tests in a browser, see client_site.
 client = ProtocolTypeRouter({"http": http, "websocket": client_site.websocket})
+
+# The site of the tests of topics in a browser, see ticks_site.
+ticks = ProtocolTypeRouter({"http": http, "websocket": ticks_site.websocket})

@@ -14,10 +14,18 @@ OPTIONS = [
 
 
 @contextlib.contextmanager
-def chromium(playwright):
-    """Start the system's Chromium, headless and with a fresh profile."""
+def chromium(playwright, keeps_pages=False):
+    """
+    Start the system's Chromium, headless and with a fresh profile.
+
+    ``keeps_pages`` enables the back/forward cache, which Playwright disables.
+    """
     path = shutil.which("chromium") or shutil.which("google-chrome")
-    browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+    browser = playwright.chromium.launch(
+        executable_path=path,
+        args=OPTIONS,
+        ignore_default_args=["--disable-back-forward-cache"] if keeps_pages else None,
+    )
     try:
         yield browser
     finally:

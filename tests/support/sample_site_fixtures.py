@@ -80,6 +80,15 @@ class Site:
                 self.process.wait()
             self.process = None
 
+    def write_note(self, text):
+        """Write a note of Ben in a process of its own, as a management command does."""
+        self.manage(
+            "shell",
+            "--command",
+            "from board.models import *; from django.contrib.auth.models import User;"
+            f" Note.write(User.objects.get(username='ben'), {text!r})",
+        )
+
     def sql(self, statement, *values):
         with contextlib.closing(sqlite3.connect(self.database, timeout=LIMIT)) as connection:
             rows = connection.execute(statement, values).fetchall()
@@ -162,6 +171,11 @@ class Socket:
         reply_key = f"ask.{self.count}"
         self.connection.send(json.dumps({"type": type, "reply_key": reply_key, **payload}))
         return self._until(lambda message: message["key"] == reply_key)
+
+    def subscribe(self, topic):
+        """Subscribe to one topic, and return the server's answer."""
+        reply = self.ask("websocket.subscribe", subscriptions=[{"topic": topic}])
+        return reply["data"]["subscriptions"][0]
 
     def ask_all(self, type, **payload):
         """Return all parts of a stream."""

@@ -31,5 +31,6 @@ urlpatterns = [
     path("password/", change_password),
     path("logout/", log_out),
     path("client/", include("tests.support.client_site")),
+    path("ticks/", include("tests.support.ticks_site")),
     path("static/<path:path>", serve, {"insecure": True}),
 ]

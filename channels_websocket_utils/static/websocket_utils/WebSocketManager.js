@@ -583,7 +583,6 @@
     const csrf = (manager.prefersOwn && own) || known || own
     const response = await fetch(tokenURL, {
       method: "POST",
-      credentials: "same-origin",
       headers: { "Content-Type": "application/json", ...(csrf && { [options.csrfHeader ?? csrfHeader]: csrf }) },
       body: JSON.stringify({ path: tokenPath ?? url.replace(/^[^/]*\/\/[^/]*|\?.*/g, ""), url: tokenURL }),
       redirect: "manual", // fetch() fails if a login is at another origin
@@ -740,7 +739,7 @@
     call.key = newKey(manager)
     call.text = JSON.stringify(call.answer ? { ...message, reply_key: call.key } : message)
     if (LONE_SURROGATE.test(call.text)) {
-      throw new WebSocketManagerError("bad_message", "A text of the message is not valid Unicode")
+      throw new WebSocketManagerError("bad_message", "The message is not valid Unicode")
     }
     if (manager.state === CLOSED) throw newError("closed")
     if (call.signal?.aborted) throw newError("aborted")
@@ -779,9 +778,8 @@
     try {
       message = JSON.parse(text)
     } catch {}
-    if (!message || typeof message !== "object" || Array.isArray(message)) {
-      return fail(manager, "bad_message")
-    }
+    // Of valid JSON, only an object begins so.
+    if (!message || !/^\s*{/.test(text)) return fail(manager, "bad_message")
     const { key } = message
     const isReady = key === "websocket.ready"
     if (isReady) {

@@ -8,10 +8,11 @@
 {
   const STILL_HERE_EVERY = 25000
   const SHOWN_NOTES = 50
+  const SHOWN_ACTIVITY = 20
   const MAX_LENGTH = 500
 
   const byId = (id) => document.getElementById(id)
-  const { username } = byId("board").dataset
+  const { username, rights } = byId("board").dataset
 
   // The script's tag contains the path and the URL of the token endpoint.
   const manager = new WebSocketManager()
@@ -34,7 +35,9 @@
     if (state === "waiting") countDown(Date.now() + delay)
     if (state === "open") {
       showState(state, "Live")
-      loadBoard()
+      // After a reconnect the topics bring what the page has missed.
+      if (!board) loadBoard()
+      if (!activity) loadActivity()
     }
     if (state === "closed") {
       const texts = {
@@ -90,27 +93,73 @@
 
   // Messages of the server
 
+  // The subscriptions, once their data is loaded.
+  let board, activity
+
+  /** Load all notes: at first, and after a gap in the topic. */
   async function loadBoard() {
+    board?.unsubscribe()
+    board = null
     try {
-      const board = await manager.request({ type: "board" })
-      byId("notes").replaceChildren(...board.notes.map(noteElement))
-      byId("no-notes").hidden = board.notes.length > 0
-      if (board.announcement) showAnnouncement(board.announcement)
-      showPeople(board)
+      const { notes, announcement, people, position } = await manager.request({ type: "board" })
+      board?.unsubscribe()
+      byId("notes").replaceChildren(...notes.map(noteElement))
+      byId("no-notes").hidden = notes.length > 0
+      if (announcement) showAnnouncement(announcement)
+      showPeople({ people })
       byId("board-error").textContent = ""
+      board = manager.subscribe("board", showMessage, { since: position })
+      board.on("gap", loadBoard)
     } catch (error) {
       byId("board-error").textContent = explain(error)
     }
   }
 
   manager.addMessageListener("people", showPeople)
-  manager.addMessageListener("announcement", showAnnouncement)
-  manager.addMessageListener("note", (note) => {
+
+  function showMessage({ note, announcement }) {
+    if (announcement) return showAnnouncement(announcement)
     const isNew = showNote(note)
     if (isNew && note.author.username !== username) {
       byId("announcer").textContent = `New note by ${note.author.name}: ${note.text}`
     }
-  })
+  }
+
+  /** Show what users do, if this user may see it now. */
+  async function loadActivity() {
+    activity?.unsubscribe()
+    activity = null
+    try {
+      const { entries, position } = await manager.request({ type: "activity" })
+      activity?.unsubscribe()
+      byId("activity-list").replaceChildren()
+      entries.forEach(showActivity)
+      byId("activity").hidden = false
+      activity = manager.subscribe("activity", showActivity, { since: position })
+      activity.on("gap", loadActivity)
+      activity.on("state", ({ state, reason }) => {
+        if (state === "ended" && reason !== "unsubscribed") hideActivity()
+      })
+    } catch (error) {
+      if (error.code === "permission_denied") hideActivity()
+    }
+  }
+
+  function hideActivity() {
+    activity = null
+    byId("activity").hidden = true
+    byId("activity-list").replaceChildren()
+  }
+
+  function showActivity({ name, action, text, at }) {
+    const list = byId("activity-list")
+    list.prepend(make("li", {}, make("strong", {}, name), ` ${action} “${text}” `, time(at)))
+    if (list.children.length > SHOWN_ACTIVITY) list.lastElementChild.remove()
+    byId("no-activity").hidden = true
+  }
+
+  // The server publishes each change of the user's permissions.
+  manager.subscribe(rights, loadActivity).on("gap", loadActivity)
 
   function showPeople({ people }) {
     const rows = people.map((person) => {
