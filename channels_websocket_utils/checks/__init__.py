@@ -8,7 +8,12 @@ from .settings import check_channel_layer, check_installed_apps, check_sessions,
 from .tables import check_tables
 from .tenants import check_tenants
 from .tokens import check_endpoint, check_token_age, check_token_cache
-from .topics import check_topic_database, check_topic_processes, check_topics
+from .topics import (
+    check_topic_consumers,
+    check_topic_database,
+    check_topic_processes,
+    check_topics,
+)
 
 __all__ = [
     "check_application",
@@ -27,6 +32,7 @@ __all__ = [
     "check_token_age",
     "check_token_cache",
     "check_token_routes",
+    "check_topic_consumers",
     "check_topic_database",
     "check_topic_processes",
     "check_topics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import django
@@ -15,7 +16,9 @@ from django.db import connections
 from .. import topics
 from ..compat import router
 from ..conf import get_setting
+from ..middleware import WebSocketTokenAuthMiddleware
 from ..topics import rows
+from .chains import site_chains
 from .deployment import layer_class
 
 if TYPE_CHECKING:
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
     from django.core.checks import CheckMessage
 
-__all__ = ["check_topic_database", "check_topic_processes", "check_topics"]
+__all__ = [
+    "check_topic_consumers",
+    "check_topic_database",
+    "check_topic_processes",
+    "check_topics",
+]
 
 
 def declared_topics() -> list[type[topics.Topic]]:
@@ -98,6 +106,42 @@ def _router_problems(kept: Sequence[type[topics.Topic]]) -> Iterator[CheckMessag
                 hint=f"Publish in transaction.atomic(using={using!r}), or keep both in one "
                 "database.",
                 id="channels_websocket_utils.W016",
+            )
+
+
+@register
+def check_topic_consumers(**kwargs: Any) -> list[CheckMessage]:
+    """Report consumers with topics without the gate (E014), and routes that overlap (W018)."""
+    # By consumer: whether the gate is in front of it on each way to it.
+    found: dict[Any, bool] = {}
+    for chain in site_chains():
+        # The last layer of a chain is what as_asgi() has returned.
+        consumer = getattr(chain[-1], "consumer_class", None)
+        if getattr(consumer, "topic_classes", ()):
+            is_gated = any(isinstance(layer, WebSocketTokenAuthMiddleware) for layer in chain)
+            found[consumer] = found.get(consumer, True) and is_gated
+    return [problem for each in found for problem in _consumer_problems(each, found[each])]
+
+
+def _consumer_problems(consumer: Any, is_gated: bool) -> Iterator[CheckMessage]:
+    if not is_gated:
+        yield Error(
+            f"{consumer.__qualname__} has topic_classes, and a route leads to it without the "
+            "gate: its connections fail.",
+            hint="Use websocket_application() of channels_websocket_utils.asgi, or put "
+            "WebSocketTokenAuthMiddlewareStack around the URLRouter.",
+            id="channels_websocket_utils.E014",
+        )
+    # A class that is listed twice is no problem.
+    for first, second in combinations(dict.fromkeys(consumer.topic_classes), 2):
+        name = first.common_name(second)
+        if name is not None:
+            yield Warning(
+                f"{consumer.__qualname__}.topic_classes: {name!r} is a topic of {first.label} and "
+                f"of {second.label}. A subscribe finds the one of {first.__name__}, and never "
+                f"receives what {second.__name__} publishes to it.",
+                hint="Begin each route with a text of its own.",
+                id="channels_websocket_utils.W018",
             )
 
 

@@ -153,6 +153,11 @@ class BaseTopic:
         return None if cls._route is None else cls._route.problem()
 
     @classmethod
+    def common_name(cls, other: type[BaseTopic]) -> str | None:
+        """Return a name that is one of this class and of ``other``, ``None`` if none is known."""
+        return cls._require_route().common_name(other._require_route())
+
+    @classmethod
     def with_subclasses(cls: type[T]) -> Iterator[type[T]]:
         """Yield this class, if it has a route, and all of its subclasses that have one."""
         if cls._route is not None:

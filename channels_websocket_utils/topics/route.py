@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice, product
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from django.urls import converters
 from ..compat import path_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 __all__ = ["MAX_NAME", "TopicRoute"]
@@ -21,6 +22,8 @@ __all__ = ["MAX_NAME", "TopicRoute"]
 MAX_NAME = 200
 _PARAMETER = re.compile(r"<(?:[^>:]+:)?([^>]+)>")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Names that common_name() tries for one route.
+_MAX_TRIED = 1000
 # A value of each converter, in which every part could be its own value too.
 _SAMPLES = {
     converters.IntConverter: 12,
@@ -108,6 +111,32 @@ class TopicRoute:
             except ValueError:
                 return "two parameters without a text between them that neither can contain"
         return None
+
+    def common_name(self, other: TopicRoute) -> str | None:
+        """
+        Return a name of both routes, ``None`` if none was found.
+
+        Values of Django's own converters are tried, and the texts of both routes. So a name that
+        only a converter of the site could make is not found.
+        """
+        texts = [*self._texts(), *other._texts()]
+        names = [*self._names(texts), *other._names(texts)]
+        both = (each for each in names if self.read(each) is not None)
+        return next((each for each in both if other.read(each) is not None), None)
+
+    def _texts(self) -> list[str]:
+        """Return what is between the parameters and the slashes."""
+        return [text for text in _PARAMETER.sub("/", self._route).split("/") if text]
+
+    def _names(self, texts: list[str]) -> Iterator[str]:
+        """Yield texts of the form of the route, with ``texts`` in the place of parameters too."""
+        values = [
+            [str(_SAMPLES[type(each)]), *texts] if type(each) in _SAMPLES else texts
+            for each in self._converters.values()
+        ]
+        for each in islice(product(*values), _MAX_TRIED):
+            chosen = dict(zip(self._converters, each, strict=True))
+            yield _PARAMETER.sub(lambda found, chosen=chosen: chosen[found[1]], self._route)  # type: ignore[misc]
 
     def _text(self, name: str, value: object) -> str:
         try:

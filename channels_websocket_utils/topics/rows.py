@@ -17,13 +17,14 @@ from django.db import connections, transaction
 from django.db.models import BigIntegerField, F, Q, Subquery, Value
 from django.db.models.functions import Coalesce, Greatest
 
-from ..compat import adapt_datetime, quoted_column, quoted_table, router
+from ..compat import adapt_datetime, compile_query, quoted_column, quoted_table, router
 from ..models import WebSocketTopic, WebSocketTopicMessage
 from ..tokens import clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
+    from typing import Any
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
@@ -147,7 +148,7 @@ def clear(topic: BaseTopic) -> tuple[str, int] | None:
     # This locks the row first, as append() does.
     if not topics().filter(key=topic.key).update(epoch=epoch, top=0, published_at=clock.now()):
         return None
-    messages().filter(topic_id=topic.key).delete()
+    _delete(WebSocketTopicMessage, [topic.key])
     return epoch, 0
 
 
@@ -161,6 +162,12 @@ def prune(key: str, top: int, size: int, before: datetime) -> int:
     rows = messages().filter(topic_id=key)
     # In the order of the offsets, so this reads no more than is deleted.
     young = rows.filter(created_at__gte=before).order_by("offset").values("offset")[:1]
+    connection = connections[alias()]
+    if connection.vendor == "mysql":
+        sql, values, _ = compile_query(young, connection)
+        more = _BEFORE.format(quoted_column(connection, WebSocketTopicMessage, "offset"), sql)
+        values = (top - size + 1, *values, top + 1)
+        return _delete(WebSocketTopicMessage, [key], more, values)
     first_young = Coalesce(Subquery(young), Value(top + 1), output_field=BigIntegerField())
     deleted, _ = rows.filter(offset__lt=Greatest(first_young, Value(top - size + 1))).delete()
     return deleted
@@ -183,12 +190,47 @@ def delete_idle(before: datetime, count: int) -> tuple[int, int]:
         return 0, 0
     with transaction.atomic(using=alias()):
         topics().filter(key=GENERATION).update(epoch=_new_epoch(_GIVEN), published_at=clock.now())
+        # By the primary key alone: MariaDB walks the index of another column that is in the
+        # condition, and a publish, which locks the row before that index, waits for us.
+        locked = topics().filter(key__in=sorted(keys)).order_by("key").select_for_update()
+        times = list(locked.values_list("key", "published_at"))
         # A topic that was published to in the meantime is not idle any more.
-        found = idle(before).filter(key__in=keys).order_by("key").select_for_update()
-        deleted = list(found.values_list("key", flat=True))
-        number, _ = messages().filter(topic_id__in=deleted).delete()
-        topics().filter(key__in=deleted).delete()
+        deleted = [key for key, published_at in times if published_at < before]
+        number = _delete(WebSocketTopicMessage, deleted)
+        _delete(WebSocketTopic, deleted)
     return len(deleted), number
+
+
+# The field that has the topic's key, and its index.
+_KEYS = {
+    WebSocketTopic: ("key", "PRIMARY"),
+    WebSocketTopicMessage: ("topic", "websocket_topic_offset"),
+}
+# MariaDB reads the table from which it deletes in a derived table only.
+_BEFORE = " AND {} < GREATEST(%s, COALESCE((SELECT * FROM ({}) AS young), %s))"
+
+
+def _delete(
+    model: type[WebSocketTopic | WebSocketTopicMessage],
+    keys: Sequence[str],
+    more: str = "",
+    values: Sequence[Any] = (),
+) -> int:
+    """Delete the rows of the topics ``keys``; ``more`` is SQL after the condition."""
+    if not keys:
+        return 0
+    connection = connections[alias()]
+    name, index = _KEYS[model]
+    table, column = quoted_table(connection, model), quoted_column(connection, model, name)
+    target = f"FROM {table}"
+    if connection.vendor == "mysql":
+        # MariaDB reads all rows of a small table, and locks them, also those that others have
+        # written: two transactions on different topics would wait for each other.
+        target = f"{table} FROM {table} FORCE INDEX ({index})"
+    sql = "DELETE {} WHERE {} IN ({})".format(target, column, ", ".join(["%s"] * len(keys)))
+    with connection.cursor() as cursor:
+        cursor.execute(sql + more, [*keys, *values])
+        return int(cursor.rowcount)
 
 
 def create_generation(using: str) -> None:

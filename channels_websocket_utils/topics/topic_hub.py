@@ -157,7 +157,9 @@ class TopicHub:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
                 feed.receive(message)
-                self.reports.count(feed.topic, len(feed.subscriptions))
+                # A topic that was cleared is at the offset 0, and delivers no message.
+                if message["offset"] != 0:
+                    self.reports.count(feed.topic, len(feed.subscriptions))
                 if message["offset"] is not None and self._tail is None:
                     self._tail = self._call_later(TAIL, self._look_at_tails)
 

@@ -367,6 +367,7 @@ def test_every_block_is_run():
         ("commands", "text"),
         # In this module.
         ("wire", "text"),
+        ("wire", "none"),
     }
     # test_howtos.py
     assert [name for name, _ in awaiting] == ["docs/native_clients.rst"]

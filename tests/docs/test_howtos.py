@@ -15,6 +15,7 @@ import websockets
 from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.core import signing
 from django.test import Client, override_settings
 from django.urls import path
@@ -22,9 +23,10 @@ from django.urls import path
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
 
 from ..support.asgi import report_client
-from ..support.helpers import OPEN, ended, stack
+from ..support.helpers import OPEN, bare, ended, stack
 from ..support.pages import PACKAGE, ROOT, TRUSTING, executed, of_kind, proxy
 from ..support.servers import ALL_COMMANDS, LIMIT, free_port, knock, running
+from ..support.topics import message, subscribe
 
 NGINX_PAGE = "docs/howto_behind_nginx.rst"
 SERVERS_PAGE = "docs/howto_several_servers.rst"
@@ -383,6 +385,42 @@ async def test_consumers_for_sites_with_0_1_answer(number, user, permission, ope
     assert (await socket.call("top_secret"))["error"]["code"] == "permission_denied"
     await user.user_permissions.aadd(permission)
     assert (await socket.call("top_secret"))["secret"] == 42
+
+
+async def test_groups_of_channels_become_topics(user, session, open_socket):
+    """Both deliver. The member who was removed is the control: a group keeps delivering."""
+    page, old = "docs/howto_from_channels_groups.rst", {}
+    exec(of_kind(page, "python")[0], old)
+    new = await sync_to_async(executed)(page)
+    board = await Group.objects.acreate(name="Board")
+    await user.groups.aadd(board)
+    name, token = f"boards/{board.pk}", await aget_websocket_token(user)
+
+    async def move(card):
+        for each in (old, new):
+            await sync_to_async(each["move"])(card, board.pk)
+
+    grouped = open_socket(
+        bare(old["BoardConsumer"], "ws/boards/<int:pk>"), f"/ws/{name}", session=session
+    )
+    subscribed = open_socket(stack(new["BoardConsumer"]), f"/ws/{token}", session=session)
+    for socket in (grouped, subscribed):
+        assert (await socket.connect())["type"] == "websocket.accept"
+    await subscribed.next_for("websocket.ready")
+    (answer,) = await subscribe(subscribed, name)
+    assert answer["offset"] == 0
+    await move("first")
+    assert await grouped.next() == {"type": "moved", "card": "first"}
+    assert await subscribed.next() == message(name, 1, type="moved", card="first")
+
+    await user.groups.aremove(board)
+    await move("second")
+
+    assert await grouped.next() == {"type": "moved", "card": "second"}
+    end = await subscribed.next()
+    assert (end["key"], end["error"]["code"]) == ("websocket.unsubscribed", "permission_denied")
+    (again,) = await subscribe(subscribed, name)
+    assert again["error"]["code"] == "permission_denied"
 
 
 async def test_old_and_new_tokens_are_accepted_during_the_migration(user, session, open_socket):

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from channels_websocket_utils import signals
-from channels_websocket_utils.testing import WebSocketCommunicator
+from channels_websocket_utils.testing import CallError, WebSocketCommunicator
 from channels_websocket_utils.utils import adisconnect_user, get_websocket_token
 
 from ..support.consumers import AsyncManager, Manager
@@ -21,8 +21,10 @@ from ..support.following import blocks, follow, runserver, type_in
 from ..support.helpers import LIMIT, ROOT, UNKNOWN_TOKEN, stack
 from ..support.pages import TRUSTING, of_kind, proxy
 from ..support.servers import COMMANDS, free_port, running, wait_until
+from ..support.topics import AsyncPage, OrderTopic
 
 PAGE = "docs/metrics.rst"
+TOPICS = ("websocket_subscriptions", "websocket_gaps", "websocket_messages")
 RECIPE = blocks(PAGE, "The recipe")[0].code
 
 
@@ -78,9 +80,10 @@ async def test_recipe_counts_tokens_and_connections(user, other, scrape, consume
         await adisconnect_user(user)
         await third.assert_closes(4410)
     text = scrape()
+    found = {name: each for name, each in read(text).items() if not name.startswith(TOPICS)}
 
     assert before["websocket_connections_live"] == 2
-    assert read(text) == {
+    assert found == {
         "websocket_tokens_issued_total": 4,
         "websocket_tokens_redeemed_total": 3,
         "websocket_tokens_refused_total wrong_user": 1,
@@ -98,6 +101,51 @@ async def test_recipe_counts_tokens_and_connections(user, other, scrape, consume
     assert "ada" not in text
 
 
+async def test_recipe_counts_topics(user, other, permission, scrape):
+    await user.user_permissions.aadd(permission)
+    application = stack(AsyncPage)
+    topic = OrderTopic(pk=42)
+    second = OrderTopic(pk=43)
+
+    async with (
+        WebSocketCommunicator(application, "/ws/{token}", user=user) as page,
+        WebSocketCommunicator(application, "/ws/{token}", user=other) as stranger,
+    ):
+        for each in (topic, second):
+            await page.subscribe(each.name)
+        with pytest.raises(CallError, match="permission_denied"):
+            await stranger.subscribe(topic.name)
+        position = await topic.aposition()
+        for number in range(3):
+            await topic.apublish({"n": number})
+            assert await page.receive_message(topic.name) == {"n": number}
+        await page.subscribe(topic.name, since=position)
+        await page.subscribe(second.name, since={"epoch": "", "offset": 0})
+        await topic.aclear()
+        assert (await page.receive_json())["key"] == "websocket.gap"
+        await user.user_permissions.aremove(permission)
+        for each in (topic, second):
+            await page.assert_unsubscribed("permission_denied", each.name)
+        counted = await sync_to_async(wait_for_topics)(scrape)
+
+    assert counted == {
+        "websocket_subscriptions_total subscribed": 2,
+        "websocket_subscriptions_total recovered": 1,
+        "websocket_subscriptions_total epoch": 1,
+        "websocket_subscriptions_total refused": 1,
+        "websocket_subscriptions_denied_total": 2,
+        "websocket_gaps_total epoch": 1,
+        "websocket_messages_published_total": 3,
+        "websocket_messages_delivered_total": 3,
+    }
+
+
+def wait_for_topics(scrape):
+    """Return the metrics of topics; a thread counts them after the client has its messages."""
+    wait_until(lambda: read(scrape())["websocket_subscriptions_denied_total"] == 2)
+    return {name: value for name, value in read(scrape()).items() if name.startswith(TOPICS)}
+
+
 def test_page_names_every_metric_of_the_recipe(scrape):
     page = (ROOT / PAGE).read_text()
 
@@ -107,7 +155,7 @@ def test_page_names_every_metric_of_the_recipe(scrape):
         if family.name.startswith("websocket_") and not family.name.endswith("_created")
     ]
 
-    assert len(families) == 8
+    assert len(families) == 13
     for name in families:
         assert f"``{name}" in page
 

@@ -27,7 +27,8 @@ PACKAGE = Path(channels_websocket_utils.__file__).parent
 # The pages of which the tests run every block.
 PARTS = (
     "admin checks client commands existing_consumers gate howto_behind_nginx howto_from_0_1 "
-    "howto_from_own_token howto_several_servers javascript live_sockets messages middleware "
+    "howto_from_channels_groups howto_from_own_token howto_several_servers javascript "
+    "live_sockets messages middleware "
     "native_clients performance permissions revocation sample_site security settings signals "
     "streams token_stores tokens topics wire"
 )

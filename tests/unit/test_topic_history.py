@@ -6,6 +6,7 @@ from itertools import count
 
 import pytest
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from channels_websocket_utils.models import WebSocketTopic, WebSocketTopicMessage
 from channels_websocket_utils.tokens import clock
@@ -231,6 +232,60 @@ def test_topic_that_was_published_to_meanwhile_is_not_deleted(topic, present):
 
     assert rows.delete_idle(clock.now() - timedelta(seconds=1), 10) == (0, 0)
     assert topic.position().offset == 3
+
+
+def test_topic_that_is_published_to_during_the_deletion_is_not_deleted(topic, present, monkeypatch):
+    publish(topic, 3)
+    before = present(1)
+    present(1)
+    new_epoch = rows._new_epoch
+
+    def publish_and_give(kind):
+        # delete_idle() has found the topic, and has not locked it.
+        monkeypatch.setattr(rows, "_new_epoch", new_epoch)
+        publish(topic, 1)
+        return new_epoch(kind)
+
+    monkeypatch.setattr(rows, "_new_epoch", publish_and_give)
+
+    assert rows.delete_idle(before, 10) == (0, 0)
+    assert topic.position().offset == 4
+
+
+def test_deletion_locks_topics_by_their_key_alone(topic, present):
+    """With another column MariaDB walks its index: a deadlock with each publish."""
+    publish(topic, 3)
+
+    with CaptureQueriesContext(connection) as captured:
+        assert rows.delete_idle(present(1), 10) == (1, 3)
+
+    *_, locking = [each["sql"] for each in captured if each["sql"].startswith("SELECT")]
+    assert "published_at" in locking
+    assert "published_at" not in locking.partition(" WHERE ")[2]
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB reads all rows")
+def test_deletion_reads_the_rows_of_its_topics_only(present):
+    """The optimizer prefers to read all rows of a small table, and would lock them."""
+    large = LargeTopic(pk=1)
+    publish(large, 60)
+    with CaptureQueriesContext(connection) as captured, transaction.atomic():
+        rows.prune(large.key, 60, 5, present(1))
+        rows.clear(large)
+        rows.delete_idle(present(1), 10)
+        transaction.set_rollback(True)
+    deletes = [each["sql"] for each in captured if each["sql"].startswith("DELETE")]
+    assert len(deletes) == 4
+
+    with connection.cursor() as cursor:
+        for model in (WebSocketTopic, WebSocketTopicMessage):
+            cursor.execute(f"ANALYZE TABLE {model._meta.db_table}")
+            cursor.fetchall()
+        for sql in deletes:
+            cursor.execute("EXPLAIN " + sql.replace("%", "%%"))
+            read = [(row[2], row[3]) for row in cursor.fetchall()]
+            # The derived table has one row.
+            assert "ALL" not in {kind for name, kind in read if "websocket" in str(name)}, sql
 
 
 # The limit

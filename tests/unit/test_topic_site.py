@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from io import StringIO
 
 import pytest
+from channels.routing import URLRouter
 from django.apps import apps
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
@@ -14,11 +15,15 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.template import Context, Template
 from django.test.utils import CaptureQueriesContext, modify_settings
+from django.urls import path
 
 from channels_websocket_utils.checks import topics as checks
+from channels_websocket_utils.consumers import AsyncWebSocketManagerConsumer
 from channels_websocket_utils.models import WebSocketTopic, WebSocketTopicMessage
 from channels_websocket_utils.tokens import clock
 from channels_websocket_utils.topics import Topic, rows, topic_positions
+
+from ..support.helpers import bare, stack
 
 REDIS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
 MEMORY = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
@@ -37,7 +42,7 @@ class SilentTopic(OrderTopic):
 
 def ids(**options):
     found = [each.id.split(".") for each in run_checks(**options)]
-    numbers = {"E011", "E012", "E013", "W015", "W016", "W017"}
+    numbers = {"E011", "E012", "E013", "E014", "W015", "W016", "W017", "W018"}
     return [
         number for app, number in found if app == "channels_websocket_utils" if number in numbers
     ]
@@ -200,6 +205,79 @@ def test_topics_that_other_processes_do_not_receive_are_found(
     found = checks.check_topic_processes()
     assert ids(include_deployment_checks=True) == ["W017"] * bool(text)
     assert [each.msg.endswith(text) for each in found] == [True] * bool(text)
+    assert ids() == []
+
+
+def consumer_of(*topic_classes):
+    attributes = {"topic_classes": topic_classes}
+    return type("TopicConsumer", (AsyncWebSocketManagerConsumer,), attributes)
+
+
+@pytest.mark.parametrize("way", [bare, lambda consumer: URLRouter([path("", bare(consumer))])])
+def test_consumer_with_topics_that_is_not_behind_the_gate_is_found(declare, serve, way):
+    consumer = consumer_of(OrderTopic)
+    serve(stack(consumer))
+    assert ids() == []
+    serve(bare(consumer_of()))
+    assert ids() == []
+
+    serve(way(consumer))
+
+    (found,) = checks.check_topic_consumers()
+    assert ids() == ["E014"]
+    assert "TopicConsumer" in found.msg
+    assert "WebSocketTokenAuthMiddlewareStack" in found.hint
+
+
+def test_one_way_without_the_gate_is_found(declare, serve):
+    consumer = consumer_of(OrderTopic)
+
+    serve(URLRouter([path("one/", stack(consumer)), path("two/", bare(consumer))]))
+
+    assert ids() == ["E014"]
+
+
+def topic_of(route):
+    return type("Named", (Topic,), {"route": route, "permissions": ()})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ("orders/<int:pk>", "orders/<int:number>", "orders/12"),
+        ("orders/<int:pk>", "orders/<str:title>", "orders/12"),
+        ("orders/<str:title>", "<str:kind>/12", "orders/12"),
+        ("orders", "<slug:any>", "orders"),
+        ("<path:all>", "orders/<uuid:id>/lines", None),
+        ("<slug:a>-lines", "orders-<slug:b>", None),
+    ],
+)
+def test_classes_with_a_name_in_common_are_found(declare, serve, first, second, name):
+    classes = [topic_of(first), topic_of(second)]
+    serve(stack(consumer_of(*classes)))
+
+    (found,) = checks.check_topic_consumers()
+
+    assert ids() == ["W018"]
+    common = classes[0].common_name(classes[1])
+    assert common == name or name is None
+    assert repr(common) in found.msg
+    assert all(each.from_name(common) is not None for each in classes)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("orders/<int:pk>", "teams/<int:pk>"),
+        ("orders/<int:pk>", "orders/<int:pk>/lines"),
+        ("orders/<int:pk>", "orders/<uuid:pk>"),
+        ("orders", "teams"),
+    ],
+)
+def test_classes_without_a_name_in_common_are_no_problem(declare, serve, first, second):
+    twice = topic_of(first)
+    serve(stack(consumer_of(twice, topic_of(second), twice)))
+
     assert ids() == []
 
 
