@@ -112,6 +112,8 @@ class TopicHub:
             feed = Feed(topic, self._hub.delivery, self.reports.add, self._doubt_all)
             self._feeds[topic.key] = feed
             self._asked.setdefault(type(topic), Age())
+        # Each client's message makes topics of its own. All subscriptions share that of the feed.
+        topic = feed.topic
         subscription = feed.subscriptions[connection] = Subscription(connection, topic)
         self._by_connection.setdefault(connection, {})[topic.key] = subscription
         # Also if the timer waits for longer than this class may.

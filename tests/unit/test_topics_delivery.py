@@ -13,6 +13,7 @@ from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live.age import Age
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.topics import publish_many, topic_hub
+from channels_websocket_utils.topics.feed import Feed
 
 from ..support.helpers import until
 from ..support.topics import (
@@ -27,6 +28,7 @@ from ..support.topics import (
 )
 
 PAGES = pytest.mark.parametrize("page", [Page, AsyncPage])
+EPOCH = "g" + 24 * "0"
 
 
 def hub_of_topics():
@@ -474,20 +476,53 @@ async def test_deliveries_wait_while_the_last_check_is_too_old(open_page, monkey
     assert checks
 
 
-async def test_subscription_takes_at_most_600_bytes():
-    """Also without the dictionaries that all subscriptions of a connection or topic share."""
-    hub = hub_module.Hub(asyncio.get_running_loop())
-    topics = topic_hub.TopicHub(hub)
-    shared = [OrderTopic(pk=number) for number in range(100)]
-    connections = [Connection({"type": "websocket"}, None, None) for _ in range(1000)]
+def bytes_of_a_subscription(topics, count=1000, each=10):
+    """Return the bytes of one of ``each`` subscriptions of ``count`` connections, all included."""
+    connections = [Connection({"type": "websocket"}, None, None) for _ in range(count)]
     tracemalloc.start()
     try:
         for number, connection in enumerate(connections):
-            for step in range(10):
-                topics.begin(connection, shared[(number + 7 * step) % 100])
+            for step in range(each):
+                # Each client's message makes topics of its own.
+                topic = OrderTopic.from_name(f"orders/{(number + 7 * step) % 100}")
+                subscription = topics.begin(connection, topic)
+                subscription.epoch, subscription.offset = EPOCH, 1000 + number
+                topics.go_live(subscription)
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    return size / count / each
+
+
+async def test_subscription_takes_at_most_600_bytes(monkeypatch):
+    """With the dictionaries that all subscriptions of a connection or topic share: see below."""
+    monkeypatch.setattr(Feed, "_expect", lambda feed, position: None)
+    monkeypatch.setattr(Feed, "repair", lambda feed: None)
+    hub = hub_module.Hub(asyncio.get_running_loop())
+    try:
+        size = bytes_of_a_subscription(topic_hub.TopicHub(hub))
+    finally:
         hub.stop()
 
-    assert size / 10_000 <= 600
+    # Half of it is left for the client of a real server.
+    assert size <= 300
+
+
+async def test_naive_subscription_with_its_own_topic_takes_more(monkeypatch):
+    monkeypatch.setattr(Feed, "_expect", lambda feed, position: None)
+    monkeypatch.setattr(Feed, "repair", lambda feed: None)
+    begin = topic_hub.TopicHub.begin
+
+    def naive(topics, connection, topic):
+        subscription = begin(topics, connection, topic)
+        subscription.topic = topic
+        return subscription
+
+    monkeypatch.setattr(topic_hub.TopicHub, "begin", naive)
+    hub = hub_module.Hub(asyncio.get_running_loop())
+    try:
+        size = bytes_of_a_subscription(topic_hub.TopicHub(hub))
+    finally:
+        hub.stop()
+
+    assert size > 600
