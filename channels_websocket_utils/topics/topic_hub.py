@@ -73,10 +73,10 @@ class TopicHub:
 
     def __init__(self, hub: Hub) -> None:
         self.authorization = Authorization()
-        self.recovery = Recovery()
+        self._feeds: dict[str, Feed] = {}
+        self.recovery = Recovery(self._feeds)
         self.reports = Reports()
         self._hub = hub
-        self._feeds: dict[str, Feed] = {}
         self._by_connection: dict[Connection, dict[str, Subscription]] = {}
         self._reauthorization = Reauthorization(self.authorization, self._release, self._deny)
         # When the subscribers of each class were last asked about, all of them.

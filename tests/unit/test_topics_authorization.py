@@ -182,7 +182,9 @@ async def test_answer_that_takes_too_long_is_a_refusal_and_blocks_nobody(
     assert "error" not in (await subscribe(sockets[0], "news/all"))[0]
 
 
-@pytest.mark.parametrize(("steps", "is_allowed"), [(10, True), (1, False)], ids=["", "naive"])
+@pytest.mark.parametrize(
+    ("steps", "is_allowed"), [(authorization._STEPS, True), (1, False)], ids=["steps", "naive"]
+)
 async def test_process_that_is_stopped_during_the_question_denies_nobody(
     open_page, monkeypatch, answers, steps, is_allowed
 ):
