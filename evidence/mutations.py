@@ -1942,9 +1942,23 @@ WEAKNESSES = [
     (
         "forget events that have overtaken another",
         "topics/feed.py",
-        "            self._early[offset] = event\n",
+        "            self._keep_early(offset, event)\n",
         "            pass\n",
         "topics_delivery::test_events_that_arrive_in_another_order_cost_no_read",
+    ),
+    (
+        "count the events that wait for an earlier one, and not their bytes",
+        "topics/feed.py",
+        "event if size <= EARLY_SIZE else ",
+        "event if event else ",
+        "topics_delivery::test_early_events_are_bounded_in_bytes",
+    ),
+    (
+        "let all topics read what they missed at the same time",
+        "topics/feed.py",
+        "        async with self._delivery.reading:\n",
+        "        if True:\n",
+        "topics_delivery::test_few_feeds_read_what_they_missed_at_the_same_time",
     ),
     (
         "skip a gap of a live client without a message",

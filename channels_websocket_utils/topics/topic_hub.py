@@ -44,6 +44,8 @@ logger = logging.getLogger("channels_websocket_utils")
 TAIL = 1.0
 # Topics in one query.
 BATCH = 500
+# Bytes that an item of a list takes.
+_POINTER = 8
 
 
 async def topic_hub_of(connection: Connection) -> TopicHub:
@@ -174,9 +176,13 @@ class TopicHub:
         ]
 
     def _doubt_all(self, subscriptions: list[Subscription]) -> None:
-        if subscriptions:
+        delivery = self._hub.delivery
+        if subscriptions and not delivery.is_full():
             # In the queue of the deliveries: so it comes after the messages before it.
-            self._hub.delivery.put(subscriptions, self._doubt)
+            delivery.put(subscriptions, self._doubt, _POINTER * len(subscriptions))
+            return
+        for each in subscriptions:
+            self._doubt(each)
 
     def _doubt(self, subscription: Subscription) -> None:
         """Deliver nothing to ``subscription`` until it is authorized again."""
