@@ -389,7 +389,7 @@ async def test_few_feeds_read_what_they_missed_at_the_same_time(open_page, monke
     socket = await open_page()
     await subscribe(socket, *(topic.name for topic in topics))
     monkeypatch.setattr(hub_of_topics()._hub.delivery, "reading", asyncio.Semaphore(2))
-    reading, most, after = set(), [], history.after
+    reading, most, after, go = set(), [], history.after, asyncio.Event()
 
     def read(topic, since):
         reading.add(topic)
@@ -399,16 +399,18 @@ async def test_few_feeds_read_what_they_missed_at_the_same_time(open_page, monke
     passed = delivery_module.Delivery.passed
 
     async def note(delivery):
+        await go.wait()
         await passed(delivery)
         # One of those that were read is delivered.
         reading.pop()
 
     monkeypatch.setattr(history, "after", read)
     monkeypatch.setattr(delivery_module.Delivery, "passed", note)
+    messages = [(await sync_to_async(publish_elsewhere)(each, {"n": 1}))[0] for each in topics]
 
-    for topic in topics:
-        (news,) = await sync_to_async(publish_elsewhere)(topic, {"n": 1})
-        await receive({**news, "data": None})
+    await receive(*({**each, "data": None} for each in messages))
+    await until(lambda: len(most) >= 2)
+    go.set()
 
     assert {(await socket.next())["topic"] for _ in topics} == {topic.name for topic in topics}
     assert len(most) == 20
