@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from channels_websocket_utils.topics.recovery import PAUSE
+from channels_websocket_utils.topics.recovery import KEPT as KEPT_FOR
 from tests.support.processes import PostgreSQL, cpu_seconds
 
 from .databases import MariaDB
@@ -190,5 +190,5 @@ def faults_of_restart(cells, is_control):
     for name in ("not complete", "twice", "gaps"):
         if cells[name]:
             yield f"{cells[name]} x {name}"
-    if reads > 2 + cells["complete s"] / PAUSE:
+    if reads > 2 + cells["complete s"] / KEPT_FOR:
         yield f"the history was read {reads} times"

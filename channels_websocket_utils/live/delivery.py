@@ -31,6 +31,8 @@ _STRIDE = 16
 # Messages that wait for their turn, or for a check of the users, and their characters, beyond which
 # more are dropped.
 MOST, SIZE = 1000, 4 * 1024 * 1024
+# Reads of the database whose messages have yet to be delivered.
+READS = 4
 
 
 class Delivery:
@@ -48,6 +50,8 @@ class Delivery:
         self._queue: deque[_Entry] = deque()
         self._size = 0
         self._task: asyncio.Future[None] | None = None
+        # Held from a read of messages in the database until they are delivered.
+        self.reading = asyncio.Semaphore(READS)
 
     def is_full(self) -> bool:
         """Return whether so many deliveries wait that a message must be dropped."""

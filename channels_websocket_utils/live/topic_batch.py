@@ -33,6 +33,9 @@ __all__ = [
 
 # Revocations of one event, about 20 KiB.
 _REVOCATIONS = 100
+# Characters of the messages of one transaction. The data of more messages with a history is read
+# from the database.
+MAX_KEPT = 4 * 1024 * 1024
 _has_topics = False
 
 
@@ -111,10 +114,14 @@ class _TopicBatch:
         self.savepoints = savepoints
         self._doubts: dict[_Doubt, None] = {}
         self._messages: list[_Message] = []
+        self._size = 0
 
     def add(self, doubts: Iterable[_Doubt], messages: Iterable[_Message]) -> None:
         self._doubts.update(dict.fromkeys(doubts))
-        self._messages.extend(messages)
+        for message in messages:
+            self._size += len(message["data"] or "")
+            is_read = self._size > MAX_KEPT and message["offset"] is not None
+            self._messages.append({**message, "data": None} if is_read else message)
 
     def publish(self) -> None:
         doubts, self._doubts = [*self._doubts], {}

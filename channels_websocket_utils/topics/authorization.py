@@ -37,6 +37,8 @@ logger = logging.getLogger("channels_websocket_utils")
 AT_ONCE = 4
 # Seconds that it may take for one user. After that the answer is no.
 LIMIT = 5.0
+# Parts of it. While the process is stopped, or its event loop is blocked, only one of them passes.
+_STEPS = 10
 # Most of the threads are for questions that never end: these keep their thread, and no turn.
 _THREADS = 64
 
@@ -64,7 +66,9 @@ class Authorization:
     """
     The questions of one event loop to the site's code: ``AT_ONCE`` at a time, ``LIMIT`` s each.
 
-    A thread whose question has taken too long cannot be stopped. It does not count any more.
+    The limit is for the time in which the event loop runs: a process that was stopped, or that has
+    no CPU, denies nobody. A thread whose question has taken too long cannot be stopped. It does not
+    count any more.
     """
 
     def __init__(self) -> None:
@@ -75,7 +79,10 @@ class Authorization:
         async with self._turns:
             asking = asyncio.ensure_future(in_pool(_decide, "topics", _THREADS)(user_key, topics))
             try:
-                await asyncio.wait({asking}, timeout=LIMIT)
+                for _ in range(_STEPS):
+                    done, _ = await asyncio.wait({asking}, timeout=LIMIT / _STEPS)
+                    if done:
+                        break
             finally:
                 # This ends an async can_subscribe().
                 asking.cancel()

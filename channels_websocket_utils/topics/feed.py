@@ -37,8 +37,9 @@ RETRY = 1.0
 # Seconds until an event is lost that another one, or the database, has shown. Events of several
 # processes overtake each other by a few milliseconds.
 PATIENCE = 0.25
-# Events that wait for an earlier one.
-MOST_EARLY = 100
+# Events that wait for an earlier one, and the characters of their messages. The data of more is
+# read from the database.
+MOST_EARLY, EARLY_SIZE = 100, 64 * 1024
 
 
 class Feed:
@@ -103,8 +104,12 @@ class Feed:
             self._arrive_early()
             return
         if self.position.epoch == position.epoch and len(self._early) < MOST_EARLY:
-            self._early[offset] = event
+            self._keep_early(offset, event)
         self._expect(position)
+
+    def _keep_early(self, offset: int, event: dict[str, Any]) -> None:
+        size = sum(len(each["data"] or "") for each in (event, *self._early.values()))
+        self._early[offset] = event if size <= EARLY_SIZE else {**event, "data": None}
 
     def _has(self, position: Position) -> bool:
         """Return whether all events until ``position`` have arrived."""
@@ -242,12 +247,14 @@ class Feed:
         self._doubt(list(self.subscriptions.values()))
 
     async def _catch_all_up(self) -> None:
-        live = [each for each in self.subscriptions.values() if each.state is LIVE]
-        since = self._lowest(live)
-        missed = await in_our_pool(history.after)(self.topic, since)
-        self._deliver_missed(live, since, missed)
-        # Otherwise the next read would begin before these messages are delivered.
-        await self._delivery.passed()
+        # What other feeds have read is in memory until it is delivered.
+        async with self._delivery.reading:
+            live = [each for each in self.subscriptions.values() if each.state is LIVE]
+            since = self._lowest(live)
+            missed = await in_our_pool(history.after)(self.topic, since)
+            self._deliver_missed(live, since, missed)
+            # Otherwise the next read would begin before these messages are delivered.
+            await self._delivery.passed()
 
     def _lowest(self, live: Sequence[Subscription]) -> Position:
         here = self.position or Position("", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -203,7 +204,8 @@ def _read(
         if message[0]:
             messages.setdefault(key, []).append((time, tuple(message)))
         else:
-            positions[key] = epoch, top
+            # All subscriptions of a topic keep this text.
+            positions[key] = sys.intern(epoch), top
     for each in messages.values():
         each.sort(key=lambda row: row[1][0])
     return positions, messages

@@ -17,6 +17,8 @@ __all__ = ["ENDED", "HELD", "LIVE", "SUBSCRIBING", "Subscription", "Subscription
 
 # Bytes of the messages that wait for a decision about the subscriber.
 MAX_WAITING = 64 * 1024
+# Those of a message beside its data.
+_FRAME = 100
 
 
 class SubscriptionState(Enum):
@@ -135,7 +137,7 @@ class Subscription:
             return
         if self.waiting is None:
             self.waiting = []
-        self._size += len(frame.data)
+        self._size += len(frame.data) + _FRAME
         if self._size <= MAX_WAITING:
             self.waiting.append(frame)
         elif frame.offset is None:

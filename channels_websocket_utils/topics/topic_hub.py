@@ -44,6 +44,8 @@ logger = logging.getLogger("channels_websocket_utils")
 TAIL = 1.0
 # Topics in one query.
 BATCH = 500
+# Bytes that an item of a list takes.
+_POINTER = 8
 
 
 async def topic_hub_of(connection: Connection) -> TopicHub:
@@ -73,10 +75,10 @@ class TopicHub:
 
     def __init__(self, hub: Hub) -> None:
         self.authorization = Authorization()
-        self.recovery = Recovery()
+        self._feeds: dict[str, Feed] = {}
+        self.recovery = Recovery(self._feeds)
         self.reports = Reports()
         self._hub = hub
-        self._feeds: dict[str, Feed] = {}
         self._by_connection: dict[Connection, dict[str, Subscription]] = {}
         self._reauthorization = Reauthorization(self.authorization, self._release, self._deny)
         # When the subscribers of each class were last asked about, all of them.
@@ -112,6 +114,8 @@ class TopicHub:
             feed = Feed(topic, self._hub.delivery, self.reports.add, self._doubt_all)
             self._feeds[topic.key] = feed
             self._asked.setdefault(type(topic), Age())
+        # Each client's message makes topics of its own. All subscriptions share that of the feed.
+        topic = feed.topic
         subscription = feed.subscriptions[connection] = Subscription(connection, topic)
         self._by_connection.setdefault(connection, {})[topic.key] = subscription
         # Also if the timer waits for longer than this class may.
@@ -175,9 +179,13 @@ class TopicHub:
         ]
 
     def _doubt_all(self, subscriptions: list[Subscription]) -> None:
-        if subscriptions:
+        delivery = self._hub.delivery
+        if subscriptions and not delivery.is_full():
             # In the queue of the deliveries: so it comes after the messages before it.
-            self._hub.delivery.put(subscriptions, self._doubt)
+            delivery.put(subscriptions, self._doubt, _POINTER * len(subscriptions))
+            return
+        for each in subscriptions:
+            self._doubt(each)
 
     def _doubt(self, subscription: Subscription) -> None:
         """Deliver nothing to ``subscription`` until it is authorized again."""

@@ -382,6 +382,14 @@ def test_one_topic_can_be_asked_for_twice(topic):
     assert [message[0] for message in second.messages] == [1, 2, 3]
 
 
+def test_subscriptions_share_the_text_of_the_epoch(topic):
+    publish(topic, 1)
+
+    first, second = (recover([Missed(topic)])[0].position.epoch for _ in range(2))
+
+    assert first is second
+
+
 def plan(sql, params):
     vendor = connection.vendor
     with connection.cursor() as cursor:

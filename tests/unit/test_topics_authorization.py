@@ -183,6 +183,27 @@ async def test_answer_that_takes_too_long_is_a_refusal_and_blocks_nobody(
     assert "error" not in (await subscribe(sockets[0], "news/all"))[0]
 
 
+@pytest.mark.parametrize(
+    ("steps", "is_allowed"), [(authorization._STEPS, True), (1, False)], ids=["steps", "naive"]
+)
+async def test_process_that_is_stopped_during_the_question_denies_nobody(
+    open_page, monkeypatch, answers, steps, is_allowed
+):
+    monkeypatch.setattr(authorization, "LIMIT", 1)
+    monkeypatch.setattr(authorization, "_STEPS", steps)
+    socket = await open_page()
+    await socket.send("websocket.subscribe", reply_key="s", subscriptions=[{"topic": "members/a"}])
+    await until(answers.reached.is_set)
+
+    # As after SIGSTOP: the thread is stopped too, and answers afterwards.
+    time.sleep(2)
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.01, answers.go.set)
+    (answer,) = (await socket.next())["data"]["subscriptions"]
+
+    assert ("error" not in answer) == is_allowed
+
+
 async def test_subscribe_takes_three_statements_for_the_user_and_one_for_the_histories(
     open_page, monkeypatch
 ):

@@ -8,15 +8,14 @@ from asgiref.sync import sync_to_async
 
 from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
-from channels_websocket_utils.topics import history
+from channels_websocket_utils.topics import history, recovery
 from channels_websocket_utils.topics.feed import Feed
-from channels_websocket_utils.topics.position import Position
 from channels_websocket_utils.topics.recovery import Recovery
 from channels_websocket_utils.topics.subscription import Subscription
 
 from ..support.helpers import until
 from ..support.topics import NewsTopic, OrderTopic, message, subscribe
-from .test_topics_delivery import nothing_waits, publish_elsewhere
+from .test_topics_delivery import hub_of_topics, nothing_waits, publish_elsewhere
 
 TOPIC = OrderTopic(pk=1)
 
@@ -56,6 +55,8 @@ class Reads:
 
 @pytest.fixture
 async def reads(monkeypatch):
+    """Each subscribe reads: no answer is kept for another page."""
+    monkeypatch.setattr(recovery, "SIZE", 0)
     return Reads(monkeypatch)
 
 
@@ -233,20 +234,12 @@ async def test_pages_that_missed_the_same_cost_one_read(open_page, since, monkey
     await publish(3)
     sockets = [await open_page() for _ in range(10)]
     reads = Reads(monkeypatch)
-    taken, read = [], Recovery._take
-
-    def take(recovery):
-        found = read(recovery)
-        taken.append(len(found[0]))
-        return found
-
-    monkeypatch.setattr(Recovery, "_take", take)
 
     answers = await asyncio.gather(*(subscribe(each, TOPIC.name, **since) for each in sockets))
 
     assert all(len(answer["messages"]) == 3 for (answer,) in answers)
-    assert sum(taken) == 10
-    assert reads.count == len(taken) < 10
+    # The second one is for those that came during the first.
+    assert reads.count <= 2
 
 
 async def test_one_client_does_not_make_the_answer_of_another_too_long(since, monkeypatch):
@@ -306,16 +299,62 @@ async def test_signals_report_what_happened_to_subscriptions(
     assert ("news/all", 1) in counts
 
 
-async def test_pages_that_come_back_one_after_the_other_share_a_read(since, monkeypatch):
+async def test_pages_that_come_back_one_after_the_other_share_a_read(open_page, since, monkeypatch):
+    await publish(3)
     reads = Reads(monkeypatch)
-    recovery = Recovery()
-    question = history.Missed(TOPIC, Position.from_dict(since))
+    sockets = [await open_page() for _ in range(3)]
 
-    await recovery.recover([question])
-    pages = []
-    for _ in range(5):
-        pages.append(asyncio.ensure_future(recovery.recover([question])))
-        await asyncio.sleep(0)
-    await asyncio.gather(*pages)
+    answers = [(await subscribe(each, TOPIC.name, **since))[0] for each in sockets]
+    await publish(1, 4)
 
+    assert all(len(answer["messages"]) == 3 for answer in answers)
+    assert all([(await each.next())["offset"] == 4 for each in sockets])
+    assert reads.count == 1
+
+
+async def test_answer_is_read_again_after_a_newer_message(open_page, since, monkeypatch):
+    await publish(3)
+    reads = Reads(monkeypatch)
+    first, second = await open_page(), await open_page()
+
+    await subscribe(first, TOPIC.name, **since)
+    await publish(1, 4)
+    await first.next()
+    (answer,) = await subscribe(second, TOPIC.name, **since)
+
+    assert [each["offset"] for each in answer["messages"]] == [1, 2, 3, 4]
     assert reads.count == 2
+
+
+async def test_answer_is_read_again_if_nobody_was_subscribed_meanwhile(
+    open_page, since, monkeypatch
+):
+    await publish(3)
+    reads = Reads(monkeypatch)
+    socket = await open_page()
+
+    await subscribe(socket, TOPIC.name, **since)
+    await socket.call("websocket.unsubscribe", topics=[TOPIC.name])
+    await publish(1, 4)
+    (answer,) = await subscribe(socket, TOPIC.name, **since)
+
+    assert [each["offset"] for each in answer["messages"]] == [1, 2, 3, 4]
+    assert reads.count == 2
+
+
+async def test_kept_answers_are_bounded_in_bytes_and_time(open_page, since, monkeypatch):
+    await TOPIC.apublish({"text": "x" * 2000})
+    socket, other = await open_page(), await open_page()
+    await subscribe(other, TOPIC.name)
+    kept = hub_of_topics().recovery._kept
+    kept.clear()
+
+    monkeypatch.setattr(recovery, "SIZE", 2000)
+    await subscribe(socket, TOPIC.name, **since)
+    assert not kept
+    monkeypatch.setattr(recovery, "SIZE", 3000)
+    monkeypatch.setattr(recovery, "KEPT", 0.05)
+    await subscribe(socket, TOPIC.name, **since)
+    assert kept
+
+    await until(lambda: not kept)
