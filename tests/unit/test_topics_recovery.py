@@ -10,6 +10,7 @@ from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
 from channels_websocket_utils.topics import history, recovery
 from channels_websocket_utils.topics.feed import Feed
+from channels_websocket_utils.topics.position import Position
 from channels_websocket_utils.topics.recovery import Recovery
 from channels_websocket_utils.topics.subscription import Subscription
 
@@ -246,7 +247,7 @@ async def test_one_client_does_not_make_the_answer_of_another_too_long(since, mo
     monkeypatch.setattr(history, "MAX_REPLAY", 2000)
     for number in range(10):
         await TOPIC.apublish({"n": number, "text": "x" * 300})
-    recovery, position = Recovery(), Position.from_dict(since)
+    recovery, position = Recovery({}), Position.from_dict(since)
 
     # Both wait before the first read begins.
     both = asyncio.gather(
