@@ -701,7 +701,7 @@ WEAKNESSES = [
     (
         "count the pushes that wait for a check, and not their size",
         "live/lateness.py",
-        " and self._pushes_size + size <= PUSHES_SIZE",
+        " or total > PUSHES_SIZE",
         "",
         "late::test_waiting_pushes_are_bounded_by_their_size",
     ),

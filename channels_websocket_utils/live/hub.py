@@ -218,9 +218,9 @@ class Hub:
             self._apply(partial(self._recheck_users, None))
             self.recheck.check_soon()
         elif kind == "push":
+            text = event["text"]
             for connection in self._of_users(_user_ids([event["user"]])):
                 # The connection may end meanwhile, and then it is sent nothing.
-                text = event["text"]
                 self.recheck.lateness.push_when_fresh(partial(connection.push, text), len(text))
 
     def _apply(self, apply: _Apply) -> None:

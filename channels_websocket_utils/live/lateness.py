@@ -86,20 +86,22 @@ class Lateness:
                 waiting.cancel()
 
     def push_when_fresh(self, push: Callable[[], object], size: int) -> None:
-        """Call ``push()``, of ``size`` characters, now, or after earlier ones after a check."""
+        """
+        Call ``push()`` now, or after earlier ones when a check has ended.
+
+        ``size`` is the number of characters that it sends.
+        """
         if not self._pushes and not self.is_stale():
             push()
-        elif not self._pushes:
-            self._hold(push, size)
-            run_in_background(self._push_all())
-        elif len(self._pushes) < MOST_PUSHES and self._pushes_size + size <= PUSHES_SIZE:
-            self._hold(push, size)
-        else:
-            logger.warning("A push was dropped: %s wait for a check", len(self._pushes))
-
-    def _hold(self, push: Callable[[], object], size: int) -> None:
+            return
+        count, total = len(self._pushes), self._pushes_size + size
+        if count and (count >= MOST_PUSHES or total > PUSHES_SIZE):
+            logger.warning("A push was dropped: %s wait for a check", count)
+            return
         self._pushes.append((push, size))
-        self._pushes_size += size
+        self._pushes_size = total
+        if not count:
+            run_in_background(self._push_all())
 
     async def _push_all(self) -> None:
         try:
