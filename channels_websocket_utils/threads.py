@@ -56,7 +56,7 @@ __all__ = [
 OUR_THREADS = 8
 # Seconds. A handler that blocks must not stop a test run.
 END_LIMIT = 5
-# Of the names of the threads.
+# The name of each thread of a pool begins with it.
 _PREFIX = "websocket-pool-"
 # The garbage collector may end a coroutine that waits, in a thread that has the lock.
 _lock = threading.RLock()

@@ -49,7 +49,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import tempfile
 from collections import Counter
 from datetime import timedelta
@@ -1115,11 +1114,7 @@ async def open_first_as_another(trial, kinds, drop=()):
             "attributes": [each for each in found if each[0] not in drop],
             "cookie": f"sessionid={other}; csrftoken={lab.CSRF_TOKEN}",
         }
-        client = await asyncio.create_subprocess_exec(
-            *(shutil.which("node"), "--experimental-websocket"),
-            *("--disable-warning=ExperimentalWarning", PAGE, json.dumps(options)),
-            stdout=asyncio.subprocess.PIPE,
-        )
+        client = await lab.start_node(PAGE, options)
         answer, _ = await client.communicate()
         trial.note(answer.decode().strip(), {"user_changed"})
 

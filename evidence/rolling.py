@@ -23,13 +23,12 @@ either forget the requests that they had sent, or send them again.
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 
-from tests.support.lab import CSRF_TOKEN
+from tests.support.lab import CSRF_TOKEN, start_node
 from tests.support.processes import Nginx
 
 from .fault_lab import ROOT, Site
@@ -179,14 +178,7 @@ async def start_clients(kind, port, sessions):
         "every": EVERY,
         "seconds": WORK,
     }
-    command = ["node", "--experimental-websocket", "--disable-warning=ExperimentalWarning"]
-    pipe = asyncio.subprocess.PIPE
-    clients = await asyncio.create_subprocess_exec(
-        *(shutil.which(command[0]), *command[1:], str(SCRIPT), json.dumps(options)),
-        stdin=pipe,
-        stdout=pipe,
-        limit=2**24,
-    )
+    clients = await start_node(SCRIPT, options)
     if await clients.stdout.readline() != b"open\n":
         raise RuntimeError("The clients did not open.")
     return clients

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -48,6 +49,18 @@ def database():
         yield
     finally:
         connection.creation.destroy_test_db(name, verbosity=0)
+
+
+async def start_node(script, options):
+    """Start ``script``, which reads ``options`` from its one argument, as JSON."""
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        *(shutil.which("node"), "--experimental-websocket"),
+        *("--disable-warning=ExperimentalWarning", str(script), json.dumps(options)),
+        stdin=pipe,
+        stdout=pipe,
+        limit=2**24,
+    )
 
 
 @contextlib.contextmanager

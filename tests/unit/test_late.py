@@ -820,19 +820,31 @@ async def test_naive_push_after_a_pause_is_delivered(user, open_as, pause):
     assert (await socket.next())["key"] == "secret"
 
 
+@pytest.fixture
+def push_while_late(user, pause, checks, caplog):
+    """Pushes messages that wait for a check, which runs when one of them was dropped."""
+
+    async def push(*sizes):
+        dropped = caplog.text.count("A push was dropped")
+        checks.reached.clear()
+        checks.go.clear()
+        pause()
+        for number, size in enumerate(sizes):
+            await apush_to_user(user, "news", {"n": number, "text": "x" * size})
+        await until(checks.reached.is_set)
+        await until(lambda: caplog.text.count("A push was dropped") == dropped + 1)
+        checks.go.set()
+
+    return push
+
+
 async def test_few_pushes_wait_for_one_check_and_keep_their_order(
-    user, open_as, pause, checks, monkeypatch, caplog
+    user, open_as, push_while_late, checks, monkeypatch
 ):
     monkeypatch.setattr(delivery, "MOST", 3)
     socket = await open_as()
-    checks.go.clear()
-    pause()
 
-    for number in range(4):
-        await apush_to_user(user, "news", {"n": number})
-    await until(checks.reached.is_set)
-    await until(lambda: "A push was dropped" in caplog.text)
-    checks.go.set()
+    await push_while_late(1, 1, 1, 1)
 
     assert [(await socket.next())["n"] for _ in range(3)] == [0, 1, 2]
     assert checks.count == 1
@@ -840,31 +852,15 @@ async def test_few_pushes_wait_for_one_check_and_keep_their_order(
     assert (await socket.next())["n"] == 4
 
 
-async def test_waiting_pushes_are_bounded_by_their_size(
-    user, open_as, pause, checks, monkeypatch, caplog
-):
+async def test_waiting_pushes_are_bounded_by_their_size(open_as, push_while_late, monkeypatch):
     monkeypatch.setattr(delivery, "SIZE", 10_000)
     socket = await open_as()
-    checks.go.clear()
-    pause()
 
     # One always waits, however long it is.
-    for number, size in enumerate([20_000, 1]):
-        await apush_to_user(user, "news", {"n": number, "text": "x" * size})
-    await until(checks.reached.is_set)
-    await until(lambda: "A push was dropped" in caplog.text)
-    checks.go.set()
+    await push_while_late(20_000, 1)
     assert (await socket.next())["n"] == 0
 
-    checks.reached.clear()
-    checks.go.clear()
-    pause()
-    for number, size in enumerate([6_000, 6_000, 6_000]):
-        await apush_to_user(user, "news", {"n": number, "text": "x" * size})
-    await until(checks.reached.is_set)
-    await until(lambda: caplog.text.count("A push was dropped") == 2)
-    checks.go.set()
-
+    await push_while_late(6_000, 6_000, 1)
     assert [(await socket.next())["n"] for _ in range(2)] == [0, 1]
 
 
