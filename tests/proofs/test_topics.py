@@ -136,7 +136,7 @@ def test_topics_cost_few_statements(prove):
             most = max(row["statements"], row["with positions"])
             assert most - row["own"] <= 4, name
             assert row["history"] == 1, name
-    assert len(rows) == 8
+    assert len(rows) == 6
 
 
 @pytest.mark.redis
