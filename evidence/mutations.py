@@ -1993,8 +1993,8 @@ WEAKNESSES = [
     ),
     (
         "do not look for the end of a burst",
-        "topics/topic_hub.py",
-        "            run_in_background(self._look(ended))\n",
+        "topics/tops.py",
+        "            run_in_background(self.look(ended))\n",
         "            pass\n",
         "topics_delivery::test_tail_of_a_burst_that_was_lost_is_read",
     ),
@@ -2064,14 +2064,14 @@ WEAKNESSES = [
     (
         "forget events that have overtaken another",
         "topics/feed.py",
-        "            self._keep_early(offset, event)\n",
+        "            self._early.put(event)\n",
         "            pass\n",
         "topics_delivery::test_events_that_arrive_in_another_order_cost_no_read",
     ),
     (
         "count the events that wait for an earlier one, and not their bytes",
-        "topics/feed.py",
-        "event if size <= EARLY_SIZE else ",
+        "topics/early_events.py",
+        "event if is_short else ",
         "event if event else ",
         "topics_delivery::test_early_events_are_bounded_in_bytes",
     ),
