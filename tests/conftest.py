@@ -264,7 +264,7 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=others)
     # So that no worker is idle at the end.
     long = {item.path for item in items if any(map(item.get_closest_marker, NEEDS))}
-    items.sort(key=lambda item: (item.path.name != "test_proofs.py", item.path not in long))
+    items.sort(key=lambda item: (item.path.parent.name != "proofs", item.path not in long))
 
 
 def is_for(vendor, item):
