@@ -263,7 +263,8 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in others]
     config.hook.pytest_deselected(items=others)
     # So that no worker is idle at the end.
-    long = {item.path for item in items if any(map(item.get_closest_marker, NEEDS))}
+    markers = [*NEEDS, "slow"]
+    long = {item.path for item in items if any(map(item.get_closest_marker, markers))}
     items.sort(key=lambda item: (item.path.parent.name != "proofs", item.path not in long))
 
 

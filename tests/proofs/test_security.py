@@ -72,6 +72,7 @@ def test_two_sites_on_one_redis_never_reach_each_other(prove):
     """The control, which verifies no signature, does."""
     rows = prove("sites")
 
+    assert len(rows) == 3
     for name, row in rows.items():
         acts, hostile = row["acts"]
         assert acts >= 50
