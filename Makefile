@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
-.PHONY: demo test test-all python-test js-test lint docs clean
+.PHONY: demo test test-all python-test js-test js-test-slow lint docs clean
 
 # The sample site on http://127.0.0.1:8000
 demo: .venv/demo
@@ -25,9 +25,11 @@ SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs
 js-test: node_modules
 	JS_TESTS="$(filter-out $(SLOW_JS),$(wildcard tests/js/*.test.mjs))" npm test --silent
 
-test-all: .venv/test node_modules programs
-	@.ci/install postgresql
+js-test-slow: node_modules
 	JS_TESTS="$(SLOW_JS)" npm test --silent
+
+test-all: js-test-slow .venv/test programs
+	@.ci/install postgresql
 	$(PYTEST) -m slow
 
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)

@@ -17,12 +17,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .client_mutations import CLIENT_WEAKNESSES
+
 PACKAGES = ["pytest"]
 ROOT = Path(__file__).parent.parent
 LIMIT = 300
 
 # The weakness, the module, the text that is replaced, its replacement, and the test as FILE::TEST,
-# the file without "test_". tests/unit/test_mutations.py checks that all of them exist.
+# the file without "test_", or one of tests/js. tests/unit/test_mutations.py checks that all of them
+# exist.
 WEAKNESSES = [
     # Tokens
     (
@@ -1993,8 +1996,8 @@ WEAKNESSES = [
     ),
     (
         "do not look for the end of a burst",
-        "topics/topic_hub.py",
-        "            run_in_background(self._look(ended))\n",
+        "topics/tops.py",
+        "            run_in_background(self.look(ended))\n",
         "            pass\n",
         "topics_delivery::test_tail_of_a_burst_that_was_lost_is_read",
     ),
@@ -2085,14 +2088,14 @@ WEAKNESSES = [
     (
         "forget events that have overtaken another",
         "topics/feed.py",
-        "            self._keep_early(offset, event)\n",
+        "            self._early.put(event)\n",
         "            pass\n",
         "topics_delivery::test_events_that_arrive_in_another_order_cost_no_read",
     ),
     (
         "count the events that wait for an earlier one, and not their bytes",
-        "topics/feed.py",
-        "event if size <= EARLY_SIZE else ",
+        "topics/early_events.py",
+        "event if is_short else ",
         "event if event else ",
         "topics_delivery::test_early_events_are_bounded_in_bytes",
     ),
@@ -2159,6 +2162,7 @@ WEAKNESSES = [
         "        if False:\n",
         "topics_authorization::test_messages_wait_in_a_queue_of_sixteen",
     ),
+    *CLIENT_WEAKNESSES,
 ]
 CONTROL = "nothing: the control"
 
@@ -2197,30 +2201,66 @@ async def measure(small, is_kept):
 
 async def first_failure(copy, tests):
     """Run ``tests``, each a FILE::TEST, in the copy; return the name of the first that fails."""
+    scripts = [test for test in tests if is_script(test)]
+    modules = [test for test in tests if not is_script(test)]
+    return (modules and await first_failure_of_pytest(copy, modules)) or (
+        scripts and await first_failure_of_node(copy, scripts)
+    )
+
+
+async def first_failure_of_pytest(copy, tests):
     # The tests' own settings; and the copy before the package that is installed.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += (f"{file_of(test, copy)}::{test.partition('::')[2]}" for test in tests)
+    code, output = await run(command, cwd=copy, env={**kept, "PYTHONPATH": str(copy)})
+    if code is None:
+        return "a test that hung"
+    found = re.search(r"^(?:FAILED|ERROR) tests/\S+?::(\w+)", output, re.M)
+    if code == 1 and found:
+        return found[1]
+    if code:
+        raise AssertionError(output)
+    return None
+
+
+async def first_failure_of_node(copy, tests):
+    names = [test.partition("::")[2] for test in tests]
+    command = ["node", "--test", "--test-reporter=tap"]
+    command += (f"--test-name-pattern=^{re.escape(name)}$" for name in names)
+    command += sorted({str(file_of(test, copy)) for test in tests})
+    code, output = await run(command, cwd=copy)
+    if code is None:
+        return "a test that hung"
+    found = re.search(r"^\s*not ok \d+ - (.+)$", output, re.M)
+    if code == 1 and found and found[1] in names:
+        return found[1]
+    if code or not all(
+        re.search(rf"^\s*ok \d+ - {re.escape(name)}$", output, re.M) for name in names
+    ):
+        raise AssertionError(output)
+    return None
+
+
+async def run(command, **options):
+    """Run ``command``; return its exit status, or ``None`` after the time limit, and its output."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
-        *(f"{file_of(test, copy)}::{test.partition('::')[2]}" for test in tests),
-        cwd=copy,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**kept, "PYTHONPATH": str(copy)},
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, **options
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), LIMIT)
     except asyncio.TimeoutError:
         process.kill()
-        return "a test that hung"
-    found = re.search(r"^(?:FAILED|ERROR) tests/\S+?::(\w+)", output.decode(), re.M)
-    if process.returncode == 1 and found:
-        return found[1]
-    if process.returncode:
-        raise AssertionError(output.decode())
-    return None
+        return None, ""
+    return process.returncode, output.decode()
+
+
+def is_script(test):
+    return test.partition("::")[0].endswith(".mjs")
 
 
 def file_of(test, root=ROOT):
     """Return the file of a FILE::TEST below ``root``."""
-    (file,) = root.glob(f"tests/*/test_{test.partition('::')[0]}.py")
+    name = test.partition("::")[0]
+    (file,) = root.glob(f"tests/js/{name}" if is_script(test) else f"tests/*/test_{name}.py")
     return file

@@ -340,7 +340,7 @@ def test_every_page_with_code_is_run_completely():
     assert "docs/howto_frameworks.rst" in (ROOT / "tests/js/frameworks.test.mjs").read_text()
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
-    # The two commands at the beginning; and the lines that test_proofs.py compares with a run.
+    # The two commands at the beginning; and the lines that tests/proofs compares with a run.
     assert with_literals == {"README", "troubleshooting"}
 
 

@@ -12,8 +12,7 @@ from channels_websocket_utils.live import delivery as delivery_module
 from channels_websocket_utils.live import hub as hub_module
 from channels_websocket_utils.live.age import Age
 from channels_websocket_utils.live.connection import Connection
-from channels_websocket_utils.topics import feed as feed_module
-from channels_websocket_utils.topics import history, publish_many, topic_hub
+from channels_websocket_utils.topics import early_events, history, publish_many, topic_hub, tops
 from channels_websocket_utils.topics.feed import Feed
 from channels_websocket_utils.topics.reauthorization import Reauthorization
 from channels_websocket_utils.topics.subscription import HELD, LIVE
@@ -247,7 +246,7 @@ async def test_naive_delivery_of_events_in_any_order_goes_backwards(open_page, m
 
 
 async def test_tail_of_a_burst_that_was_lost_is_read(open_page, monkeypatch):
-    monkeypatch.setattr(topic_hub, "TAIL", 0.05)
+    monkeypatch.setattr(tops, "TAIL", 0.05)
     socket = await open_page()
     topic = OrderTopic(pk=1)
     await subscribe(socket, topic.name)
@@ -290,7 +289,7 @@ async def test_missed_messages_are_read_once_for_all_subscribers(open_page, monk
 
 async def test_live_client_gets_one_gap_if_the_missed_messages_are_not_kept(open_page, monkeypatch):
     # On a busy machine the messages take longer to publish than that.
-    monkeypatch.setattr(topic_hub, "TAIL", 60)
+    monkeypatch.setattr(tops, "TAIL", 60)
     socket = await open_page()
     topic = OrderTopic(pk=1)
     (answer,) = await subscribe(socket, topic.name)
@@ -358,7 +357,7 @@ async def test_message_whose_event_is_lost_is_delivered_after_an_authorization(
     if is_found_by == "event":
         await receive(second)
     else:
-        await hub_of_topics()._look([feed_of(topic)])
+        await hub_of_topics()._tops.look([feed_of(topic)])
 
     assert (await socket.next())["key"] == "websocket.unsubscribed"
 
@@ -380,10 +379,11 @@ async def test_early_events_are_bounded_in_bytes(open_page, monkeypatch):
     await subscribe(socket, "orders/1")
     texts = [{"n": number, "text": "x" * 100} for number in range(10)]
     messages = await sync_to_async(publish_elsewhere)(OrderTopic(pk=1), *texts)
-    monkeypatch.setattr(feed_module, "EARLY_SIZE", 400)
+    monkeypatch.setattr(early_events, "SIZE", 400)
 
     await receive(*messages[1:])
-    kept = sum(len(each["data"] or "") for each in feed_of(OrderTopic(pk=1))._early.values())
+    early = feed_of(OrderTopic(pk=1))._early
+    kept = sum(len(each["data"] or "") for each in early._by_offset.values())
     await receive(messages[0])
 
     assert 0 < kept <= 400
