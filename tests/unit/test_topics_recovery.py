@@ -1,6 +1,9 @@
 """What a page missed: the history and the live messages meet without a hole and without repeats."""
 
 import asyncio
+import gc
+import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -33,15 +36,23 @@ async def publish(count, first=1):
 
 
 class Reads:
-    """The reads of histories: each waits for ``go`` after it has read. ``count`` of statements."""
+    """
+    The reads of histories: each waits for ``go`` after it has read.
+
+    ``count`` of statements that read messages, ``positions`` of those that read only positions.
+    """
 
     def __init__(self, monkeypatch):
-        self.count, self.go, self.reached = 0, asyncio.Event(), asyncio.Event()
+        self.count, self.positions = 0, 0
+        self.go, self.reached = asyncio.Event(), asyncio.Event()
         self.go.set()
         read, recover = history.recover, Recovery.recover
 
         def counted(questions):
-            self.count += 1
+            if any(each.since is not None for each in questions):
+                self.count += 1
+            else:
+                self.positions += 1
             return read(questions)
 
         async def held(recovery, questions):
@@ -310,7 +321,7 @@ async def test_pages_that_come_back_one_after_the_other_share_a_read(open_page, 
 
     assert all(len(answer["messages"]) == 3 for answer in answers)
     assert all([(await each.next())["offset"] == 4 for each in sockets])
-    assert reads.count == 1
+    assert (reads.count, reads.positions) == (1, 2)
 
 
 async def test_answer_is_read_again_after_a_newer_message(open_page, since, monkeypatch):
@@ -324,7 +335,8 @@ async def test_answer_is_read_again_after_a_newer_message(open_page, since, monk
     (answer,) = await subscribe(second, TOPIC.name, **since)
 
     assert [each["offset"] for each in answer["messages"]] == [1, 2, 3, 4]
-    assert reads.count == 2
+    # The process knows that the first answer is outdated.
+    assert (reads.count, reads.positions) == (2, 0)
 
 
 async def test_answer_is_read_again_if_nobody_was_subscribed_meanwhile(
@@ -343,19 +355,161 @@ async def test_answer_is_read_again_if_nobody_was_subscribed_meanwhile(
     assert reads.count == 2
 
 
+@pytest.fixture
+def trusts_events(monkeypatch):
+    """The naive code: a kept answer is outdated only if an event has arrived."""
+    read = Recovery._read
+
+    async def read_what_is_not_kept(self, questions):
+        kept = {each: self._kept_for(each) for each in questions}
+        found = await read(self, [each for each, known in kept.items() if known is None])
+        return {**found, **{each: known.replay for each, known in kept.items() if known}}
+
+    monkeypatch.setattr(Recovery, "_read", read_what_is_not_kept)
+
+
+def clear_elsewhere(topic):
+    """Clear ``topic`` as another process does. Its event is on its way, or lost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("channels_websocket_utils.live.topic_batch.publish_here", lambda event: None)
+        topic.clear()
+
+
+async def replayed_after_a_clear(open_page, since):
+    await publish(2)
+    first, second = await open_page(), await open_page()
+    await subscribe(first, TOPIC.name, **since)
+    await sync_to_async(clear_elsewhere)(TOPIC)
+    (answer,) = await subscribe(second, TOPIC.name, **since)
+    return answer
+
+
+async def test_messages_that_another_process_has_cleared_are_replayed_to_nobody(open_page, since):
+    answer = await replayed_after_a_clear(open_page, since)
+
+    assert (answer["reason"], answer["messages"]) == ("epoch", [])
+
+
+async def test_naive_process_replays_what_was_cleared(open_page, since, trusts_events):
+    answer = await replayed_after_a_clear(open_page, since)
+
+    assert len(answer["messages"]) == 2
+
+
+async def replayed_after_a_lost_event(open_page, since):
+    await publish(2)
+    first, second = await open_page(), await open_page()
+    await subscribe(first, TOPIC.name, **since)
+    await sync_to_async(publish_elsewhere)(TOPIC, {"n": 3})
+    (answer,) = await subscribe(second, TOPIC.name, **since)
+    return [each["offset"] for each in answer["messages"]]
+
+
+async def test_kept_answer_is_compared_with_the_database(open_page, since, monkeypatch):
+    """The channel layer has lost the event of a message that was published since."""
+    reads = Reads(monkeypatch)
+
+    assert await replayed_after_a_lost_event(open_page, since) == [1, 2, 3]
+    assert (reads.count, reads.positions) == (2, 1)
+
+
+async def test_naive_process_answers_with_what_it_has_kept(open_page, since, trusts_events):
+    assert await replayed_after_a_lost_event(open_page, since) == [1, 2]
+
+
+async def test_kept_answer_is_outdated_when_a_message_expires(open_page, since, monkeypatch):
+    await publish(2)
+    first, second = await open_page(), await open_page()
+    await subscribe(first, TOPIC.name, **since)
+
+    monkeypatch.setattr(OrderTopic, "history_age", 0)
+    (answer,) = await subscribe(second, TOPIC.name, **since)
+
+    assert (answer["reason"], answer["messages"]) == ("expired", [])
+
+
+async def test_kept_answer_that_is_outdated_delays_no_other_question(open_page, since):
+    await publish(1)
+    await OrderTopic(pk=2).apublish({"n": 2})
+    first, second = await open_page(), await open_page()
+    await subscribe(first, TOPIC.name, "orders/2", **since)
+    await sync_to_async(publish_elsewhere)(TOPIC, {"n": 2})
+
+    # Another page asks for the same two, and one page for the other topic alone.
+    one, two, other = await asyncio.gather(
+        subscribe(second, TOPIC.name, "orders/2", **since),
+        subscribe(await open_page(), TOPIC.name, **since),
+        subscribe(await open_page(), "orders/2", **since),
+    )
+
+    assert [each["offset"] for answer in (*one, *two, *other) for each in answer["messages"]] == [
+        *(1, 2, 1),
+        *(1, 2),
+        1,
+    ]
+
+
 async def test_kept_answers_are_bounded_in_bytes_and_time(open_page, since, monkeypatch):
     await TOPIC.apublish({"text": "x" * 2000})
     socket, other = await open_page(), await open_page()
     await subscribe(other, TOPIC.name)
-    kept = hub_of_topics().recovery._kept
-    kept.clear()
+    found = hub_of_topics().recovery
 
-    monkeypatch.setattr(recovery, "SIZE", 2000)
+    monkeypatch.setattr(recovery, "SIZE", 3600)
     await subscribe(socket, TOPIC.name, **since)
-    assert not kept
-    monkeypatch.setattr(recovery, "SIZE", 3000)
+    assert not found._kept
+    monkeypatch.setattr(recovery, "SIZE", 5000)
     monkeypatch.setattr(recovery, "KEPT", 0.05)
     await subscribe(socket, TOPIC.name, **since)
-    assert kept
+    assert found._kept
 
-    await until(lambda: not kept)
+    await until(lambda: not found._kept)
+    assert found._size == 0
+
+
+async def test_positions_that_a_client_has_invented_are_not_kept(open_page, since):
+    await publish(1)
+    socket = await open_page()
+
+    await subscribe(socket, TOPIC.name, epoch="g" * 10_000, offset=0)
+    await subscribe(socket, TOPIC.name, epoch=since["epoch"], offset=2)
+
+    assert not hub_of_topics().recovery._kept
+
+
+async def test_kept_answer_takes_no_more_bytes_than_are_counted(since):
+    found = Recovery({})
+    OrderTopic.from_name("orders/1")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            position = Position.from_dict(json.loads(json.dumps({**since, "offset": number})))
+            question = history.Missed(OrderTopic.from_name(f"orders/{number}"), position)
+            messages = [(10**6 + each, json.loads(f'"{number:0100}"'), "") for each in range(10)]
+            found._keep(question, history.Replay(position, messages))
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert found._size / 2 < taken <= found._size
+
+
+async def test_waiting_clients_are_compared_with_a_bounded_number_of_others():
+    compared = []
+
+    class Questions(list):
+        def __iter__(self):
+            compared.append(self)
+            return super().__iter__()
+
+    found = Recovery({})
+    found._waiting = [
+        (Questions([history.Missed(TOPIC, Position("g", number))]), None) for number in range(2000)
+    ]
+
+    taken, together = found._take()
+
+    assert (len(taken), len(together), len(found._waiting)) == (1, 1, 1999)
+    assert len(compared) <= recovery._COMPARED
