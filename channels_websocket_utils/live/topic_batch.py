@@ -135,8 +135,9 @@ def _shortened(event: dict[str, Any]) -> list[dict[str, Any]]:
     """
     Return ``event`` as events of at most ``MAX_SIZE`` characters, usually one.
 
-    If it is longer, a topic with history has only its last message in it, without the data: the
-    processes read the rest from the database. Very many doubts become one about everybody.
+    If it is longer, a topic with history has only its last message in it, without the data, and
+    with the offset of the ``first`` one: the processes read them from the database. Very many
+    doubts become one about everybody. Each event has the doubts, because another may be lost.
     """
     if len(json.dumps(event)) <= MAX_SIZE:
         return [event]
@@ -146,17 +147,21 @@ def _shortened(event: dict[str, Any]) -> list[dict[str, Any]]:
         if message["offset"] is None:
             others.append(message)
         else:
-            last[message["topic"]] = {**message, "data": None}
+            # The lock of a topic's row is held until the commit, so none is in between.
+            before = last.get(message["topic"], message)
+            is_same = before["epoch"] == message["epoch"]
+            first = before.get("first", before["offset"]) if is_same else message["offset"]
+            last[message["topic"]] = {**message, "data": None, "first": first}
     doubts = event["doubts"]
     if len(json.dumps(doubts)) > MAX_SIZE // 4:
         doubts = [(None, None)]
     events = [{"kind": "topics", "doubts": doubts, "messages": []}]
-    size = len(json.dumps(events[0]))
+    size = empty = len(json.dumps(events[0]))
     for message in [*last.values(), *others]:
         more = len(json.dumps(message)) + 2
         if size + more > MAX_SIZE:
-            events.append({"kind": "topics", "doubts": [], "messages": []})
-            size = 100
+            events.append({"kind": "topics", "doubts": doubts, "messages": []})
+            size = empty
         events[-1]["messages"].append(message)
         size += more
     return events

@@ -52,6 +52,16 @@ def publish_elsewhere(topic, *payloads):
     return [each for event in events for each in event["messages"]]
 
 
+async def events_to_others(function, *args):
+    """Call ``function`` as in another process, and return the events that it publishes."""
+    events, module = [], "channels_websocket_utils.live.topic_batch"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{module}.publish_here", lambda event: None)
+        patch.setattr(f"{module}.publish_to_others", lambda some, group: events.extend(some))
+        await sync_to_async(function)(*args)
+    return events
+
+
 async def repaired(topic):
     """Wait until the reads of ``topic`` that have begun are delivered."""
     if feed_of(topic)._repair is not None:
@@ -488,6 +498,65 @@ async def test_message_too_long_for_an_event_is_read(open_page):
     await receive({**found, "data": None})
 
     assert await socket.next() == message("orders/1", 1, n=0)
+
+
+@pytest.mark.parametrize("overtakes", [False, True])
+async def test_long_transaction_of_another_process_is_read_without_authorization(
+    open_page, monkeypatch, overtakes
+):
+    """Naive: the event has only the last offset, and the others seem to be lost."""
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    texts = [(topic, {"n": number, "text": "x" * 30_000}) for number in range(1, 4)]
+    (first,) = await events_to_others(topic.publish, {"n": 0})
+    (long,) = await events_to_others(publish_many, texts)
+    monkeypatch.setattr(Reauthorization, "ask", None)
+
+    for event in (long, first) if overtakes else (first, long):
+        hub_of_topics().handle_event(event)
+
+    assert [(await socket.next())["data"]["n"] for _ in range(4)] == [0, 1, 2, 3]
+    (found,) = long["messages"]
+    assert (found["first"], found["offset"], found["data"]) == (2, 4, None)
+
+
+async def test_long_transaction_that_clears_a_topic_announces_the_new_epoch_from_its_beginning(
+    open_page, monkeypatch
+):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await topic.apublish({"n": "old"})
+    await subscribe(socket, topic.name)
+
+    def publish():
+        with transaction.atomic():
+            topic.publish({"n": 0})
+            topic.clear()
+            publish_many([(topic, {"n": n, "text": "x" * 30_000}) for n in range(1, 4)])
+
+    (event,) = await events_to_others(publish)
+    monkeypatch.setattr(Reauthorization, "ask", None)
+    hub_of_topics().handle_event(event)
+
+    assert (await socket.next())["reason"] == "epoch"
+    (found,) = event["messages"]
+    assert (found["first"], found["offset"]) == (0, 3)
+
+
+async def test_each_event_of_a_long_transaction_has_the_doubts(user, open_page):
+    """Naive: if the layer drops the first event, the messages of the second reach everybody."""
+    topics = [NewsTopic(slug=f"n{number}") for number in range(3)]
+
+    def publish():
+        with transaction.atomic():
+            topics[0].reauthorize(user)
+            publish_many([(topic, {"text": "x" * 40_000}) for topic in topics])
+
+    events = await events_to_others(publish)
+
+    assert [len(event["messages"]) for event in events] == [1, 1, 1]
+    assert [event["doubts"] for event in events] == [[(str(user.pk), topics[0].key)]] * 3
 
 
 # Load
