@@ -10,6 +10,7 @@ from django.db import transaction
 
 from channels_websocket_utils.live import delivery as delivery_module
 from channels_websocket_utils.live import hub as hub_module
+from channels_websocket_utils.live import inbox
 from channels_websocket_utils.live.age import Age
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.topics import early_events, history, publish_many, topic_hub, tops
@@ -540,8 +541,7 @@ async def test_long_transaction_that_clears_a_topic_announces_the_new_epoch_from
     hub_of_topics().handle_event(event)
 
     assert (await socket.next())["reason"] == "epoch"
-    (found,) = event["messages"]
-    assert (found["first"], found["offset"]) == (0, 3)
+    assert [(each["first"], each["offset"]) for each in event["messages"]] == [(2, 2), (0, 3)]
 
 
 async def test_each_event_of_a_long_transaction_has_the_doubts(user, open_page):
@@ -580,6 +580,59 @@ async def test_delivery_to_many_lets_other_tasks_run(open_page, monkeypatch):
 
     assert delivered == list(range(20))
     assert len(turns) > 10
+
+
+async def test_first_delivery_precedes_those_that_wait(open_page, monkeypatch):
+    await subscribe(await open_page(), "orders/1")
+    (hub,) = hub_module.current_hubs()
+    monkeypatch.setattr(delivery_module, "SLICE", 0)
+    monkeypatch.setattr(delivery_module, "_STRIDE", 1)
+    delivered = []
+
+    hub.delivery.put(["a", "b"], delivered.append)
+    hub.delivery.put("c", delivered.append)
+    hub.delivery.put("12", delivered.append, is_first=True)
+    await hub.delivery.passed()
+
+    assert delivered == ["a", "1", "2", "b", "c"]
+
+
+async def test_subscribers_are_asked_about_in_slices(open_page, monkeypatch):
+    monkeypatch.setattr(topic_hub, "_STRIDE", 3)
+    sockets = [await open_page() for _ in range(4)]
+    for socket in sockets:
+        await subscribe(socket, "orders/1", "orders/2")
+    asked, ask = [], Reauthorization.ask
+
+    def note(reauthorization, subscriptions):
+        asked.append(list(subscriptions))
+        ask(reauthorization, asked[-1])
+
+    monkeypatch.setattr(Reauthorization, "ask", note)
+
+    hub_of_topics()._ask_classes({OrderTopic})
+    await until(lambda: asked[-1] == [])
+
+    assert [len(each) for each in asked] == [3, 3, 2, 0]
+    assert len({each for some in asked for each in some}) == 8
+
+
+async def test_messages_that_wait_for_a_blocked_event_loop_are_read(open_page, monkeypatch):
+    socket = await open_page()
+    await subscribe(socket, "orders/1")
+    messages = await sync_to_async(publish_elsewhere)(
+        OrderTopic(pk=1), *({"n": n} for n in range(10))
+    )
+    monkeypatch.setattr(inbox, "MOST", 3)
+    # No event is lost, so nobody is authorized again.
+    monkeypatch.setattr(Reauthorization, "ask", None)
+    (hub,) = hub_module.current_hubs()
+
+    for each in messages:
+        hub.receive_soon({"kind": "topics", "doubts": [], "messages": [each]})
+
+    assert [(await socket.next())["data"]["n"] for _ in range(10)] == [*range(10)]
+    assert await nothing_waits(socket)
 
 
 async def test_small_delivery_needs_no_task(open_page, monkeypatch):
