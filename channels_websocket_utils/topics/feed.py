@@ -93,14 +93,18 @@ class Feed:
         position = Position(event["epoch"], offset)
         if self._has(position):
             return
+        here = self.position
+        is_same = here is not None and here.epoch == position.epoch
+        # A long transaction is one event, with the offset of its last message.
+        first = event.get("first", offset)
         # Nothing is before the offset 0, with which a topic that was cleared begins again.
-        if self.position is None or self.position.is_before(position) or offset == 0:
-            if self.position is None:
-                self._first = Position(event["epoch"], offset - 1)
+        if here is None or (is_same and first <= here.offset + 1) or first == 0:
+            if here is None:
+                self._first = Position(event["epoch"], first - 1)
             self._arrive(position, event)
             self._arrive_early()
             return
-        if self.position.epoch == position.epoch:
+        if is_same:
             self._early.put(event)
         self._expect(position)
 
