@@ -212,3 +212,35 @@ def test_nothing_is_missed_between_the_query_of_the_view_and_the_subscription(si
     site.get("stop/")
     print(f"{LOADS} loads; without positions {missed} of them miss messages")
     assert missed > LOADS / 10
+
+
+WORKER = """
+importScripts(`${base}WebSocketManager.js`)
+const manager = new WebSocketManager(`${base.replace("http", "ws")}`, null, options)
+const subscription = manager.subscribe("ticks/1", ({ n }) => postMessage(n))
+subscription.on("state", ({ state }) => postMessage(state))
+"""
+
+START_WORKER = """(source) => {
+  const { tokenUrl, csrfToken } = document.querySelector("[data-socket-path]").dataset
+  const options = { tokenURL: new URL(tokenUrl, location.href).href, csrfToken }
+  const globals = JSON.stringify({ base: location.href, options })
+  const blob = new Blob([`const { base, options } = ${globals}\\n`, source])
+  window.fromWorker = []
+  window.worker = new Worker(URL.createObjectURL(blob))
+  worker.onmessage = ({ data }) => fromWorker.push(data)
+  worker.onerror = ({ message }) => fromWorker.push(message)
+}"""
+
+
+def test_worker_gets_what_was_published_while_its_connection_was_lost(site, page):
+    page.evaluate(START_WORKER, WORKER)
+    wait_until(page, "fromWorker.filter(Number).length > 3")
+    site.get("cut/")
+    wait_until(page, "fromWorker.lastIndexOf('live') > 0 && fromWorker.at(-1) > 0")
+    site.get("stop/")
+
+    received = page.evaluate("fromWorker")
+    numbers = [each for each in received if isinstance(each, int)]
+    assert [each for each in received if isinstance(each, str)] == ["live", "subscribing", "live"]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
