@@ -35,8 +35,8 @@ def site(tmp_path_factory):
         "NAME": str(folder / "db.sqlite3"),
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL"},
     }
-    settings = json.dumps({"DATABASES": {"default": database}})
-    site = Site(folder, "ticks", TEST_SETTINGS=settings)
+    settings = {"DATABASES": {"default": database}, "WEBSOCKET_UTILS": {"RATE_LIMIT": "20/s"}}
+    site = Site(folder, "ticks", TEST_SETTINGS=json.dumps(settings))
     site.start()
     yield site
     if site.process is not None:
@@ -244,3 +244,35 @@ def test_worker_gets_what_was_published_while_its_connection_was_lost(site, page
     numbers = [each for each in received if isinstance(each, int)]
     assert [each for each in received if isinstance(each, str)] == ["live", "subscribing", "live"]
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+SUBSCRIBE_TO_HUNDRED = """async () => {
+  window.many = []
+  window.reasons = []
+  // The page follows ticks/1.
+  for (let pk = 2; pk <= 100; pk++) {
+    const subscription = manager.subscribe(`ticks/${pk}`, () => {})
+    subscription.on("state", ({ reason }) => reason && reasons.push(reason))
+    many.push(subscription)
+    await null
+  }
+}"""
+
+REQUEST_THIRTY = """async () => {
+  const request = () => manager.request({ type: "unknown" }).catch(({ code }) => code)
+  return Promise.all(Array.from({ length: 30 }, request))
+}"""
+
+
+def test_hundred_topics_stay_below_the_rate_limit_also_after_a_reconnect(site, page):
+    wait_until(page, "calls.length")
+    page.evaluate(SUBSCRIBE_TO_HUNDRED)
+    wait_until(page, "many.every(({ state }) => state === 'live')")
+    site.get("cut/")
+    wait_until(page, "reasons.length && many.every(({ state }) => state === 'live')")
+    codes = page.evaluate(REQUEST_THIRTY)
+    site.get("stop/")
+
+    assert page.evaluate("reasons") == ["disconnected"] * 99
+    # Single messages are above the limit.
+    assert set(codes) == {"unknown_type", "rate_limited"}
