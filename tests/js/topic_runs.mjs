@@ -37,7 +37,11 @@ class Reader {
     this.calls = 0
     this.subscription = run.manager.subscribe(name, this.handle, { since })
     this.subscription.on("gap", this.handleGap)
+    let before = "subscribing"
     this.subscription.on("state", ({ state }) => {
+      assert.notEqual(before, "ended", "a state after ended")
+      run.turns.add(`${before} -> ${state}`)
+      before = state
       if (state === "live") this.expected ??= this.subscription.position
     })
   }
@@ -106,8 +110,9 @@ class Run {
   /** The last message that any handler of a topic got. */
   received = new Map()
 
-  constructor(page, WebSocketManager, seed) {
+  constructor(page, WebSocketManager, seed, turns) {
     this.page = page
+    this.turns = turns
     this.random = page.random = randomFrom(seed)
     FakeSocket.all.length = 0
     this.server = new TopicServer(SIZES)
@@ -227,9 +232,12 @@ class Run {
   }
 }
 
-/** Make one random run with the client. Returns how many messages its handlers got. */
-export async function run(page, WebSocketManager, seed) {
-  const made = new Run(page, WebSocketManager, seed)
+/**
+ * Make one random run with the client. Returns how many messages its handlers got, and adds the changes of
+ * the subscriptions' states to `turns`.
+ */
+export async function run(page, WebSocketManager, seed, turns = new Set()) {
+  const made = new Run(page, WebSocketManager, seed, turns)
   try {
     for (let step = 0; step < STEPS; step++) await made.step()
     await made.settle()
