@@ -7,8 +7,8 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
-from ..support.following import Block, blocks, follow, runserver, sign_in
-from ..support.helpers import LIMIT, ROOT
+from ..support.following import LIMIT, Block, blocks, follow, runserver, sign_in
+from ..support.helpers import ROOT
 
 TESTING = "docs/testing.rst"
 SECTIONS = ["With Django's TestCase", "With pytest"]
