@@ -26,11 +26,11 @@ from .servers import free_port, make_certificate, running
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 # The pages of which the tests run every block.
 PARTS = (
-    "admin checks client commands deployment existing_consumers gate howto_behind_nginx howto_from_0_1 "
-    "howto_from_channels_groups howto_from_own_token howto_several_servers javascript limits "
-    "live_sockets messages middleware "
-    "native_clients performance permissions revocation sample_site security settings signals "
-    "streams token_stores tokens topics wire"
+    "admin checks client commands deployment existing_consumers gate howto_behind_nginx "
+    "howto_from_0_1 howto_from_channels_groups howto_from_own_token howto_several_servers "
+    "javascript limits live_sockets messages middleware native_clients performance "
+    "permissions revocation sample_site security settings signals streams token_stores tokens "
+    "topics wire"
 )
 NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}
