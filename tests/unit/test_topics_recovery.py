@@ -4,22 +4,25 @@ import asyncio
 import gc
 import json
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import transaction
 
 from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
-from channels_websocket_utils.topics import history, recovery
+from channels_websocket_utils.topics import history, recovery, subscription
 from channels_websocket_utils.topics.feed import Feed
 from channels_websocket_utils.topics.position import Position
 from channels_websocket_utils.topics.recovery import Recovery
+from channels_websocket_utils.topics.reports import Reports
 from channels_websocket_utils.topics.subscription import Subscription
 
 from ..support.helpers import until
 from ..support.topics import NewsTopic, OrderTopic, message, subscribe
-from .test_topics_delivery import hub_of_topics, nothing_waits, publish_elsewhere
+from .test_topics_delivery import hub_of_topics, nothing_waits, publish_elsewhere, receive
 
 TOPIC = OrderTopic(pk=1)
 
@@ -302,13 +305,75 @@ async def test_signals_report_what_happened_to_subscriptions(
     await until(lambda: len(outcomes) == 5)
     await sync_to_async(user.user_permissions.remove)(permission)
     await until(lambda: len(outcomes) == 7)
+    # Nobody is sent this one.
+    await publish(1)
+    await NewsTopic(slug="all").apublish({})
+    await until(lambda: sum(count for _, count in counts) == 5)
 
     name = TOPIC.name
     assert outcomes[:3] == [(name, "recovered"), (name, "epoch"), ("news/all", "subscribed")]
     assert outcomes[3:5] == [(name, "gap_epoch")] * 2
     assert outcomes[5:] == [(name, "denied")] * 2
-    assert (name, 2) in counts
-    assert ("news/all", 1) in counts
+    # One that was replayed, and one that both were sent.
+    assert sum(count for topic, count in counts if topic == name) == 3
+    assert sum(count for topic, count in counts if topic == "news/all") == 2
+
+
+async def counted(user, permission, open_page, request):
+    """
+    Return how many messages of each topic are counted.
+
+    Two pages are sent one message of ``orders/2``, whose event comes twice. Another one excludes
+    the page that has published it. A message of ``orders/1`` follows a removal.
+    """
+    counts = Counter()
+
+    def count(sender, topic, count, **kwargs):
+        counts[topic.name] += count
+
+    signals.topic_delivered.connect(count)
+    request.addfinalizer(lambda: signals.topic_delivered.disconnect(count))
+    socket, other = await open_page(), await open_page()
+    await subscribe(socket, "orders/1", "orders/2")
+    await subscribe(other, "orders/2")
+    (event,) = await sync_to_async(publish_elsewhere)(OrderTopic(pk=2), {"n": 1})
+    await receive(event, event)
+    await socket.call("publish_excluded", pk=2, n=2)
+
+    @sync_to_async
+    def remove_then_publish():
+        with transaction.atomic():
+            user.user_permissions.remove(permission)
+            OrderTopic(pk=1).publish({"secret": 1})
+
+    await remove_then_publish()
+    await until(lambda: not hub_of_topics()._feeds)
+    await until(lambda: hub_of_topics().reports._task.done())
+    return dict(counts)
+
+
+async def test_only_messages_that_a_connection_was_sent_are_counted(
+    user, permission, open_page, request
+):
+    assert await counted(user, permission, open_page, request) == {"orders/2": 3}
+
+
+async def test_naive_count_contains_what_nobody_was_sent(
+    user, permission, open_page, request, monkeypatch
+):
+    """The naive code: each event counts once for each subscription."""
+    receive_event = Feed.receive
+
+    def count_subscriptions(self, event):
+        Reports.count(hub_of_topics().reports, self.topic, len(self.subscriptions))
+        return receive_event(self, event)
+
+    monkeypatch.setattr(Feed, "receive", count_subscriptions)
+    monkeypatch.setattr(subscription, "has_receivers", lambda signal: False)
+
+    found = await counted(user, permission, open_page, request)
+
+    assert found == {"orders/1": 1, "orders/2": 6}
 
 
 async def test_pages_that_come_back_one_after_the_other_share_a_read(open_page, since, monkeypatch):
