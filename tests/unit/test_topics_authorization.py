@@ -524,6 +524,7 @@ async def test_permission_that_is_taken_away_ends_the_subscription(open_page, pa
 async def test_remove_then_publish_never_reaches_the_removed_user(
     user, permission, open_page, count
 ):
+    """Action Cable: a member who was removed keeps listening."""
     socket = await open_page()
 
     @sync_to_async
@@ -564,6 +565,7 @@ async def test_message_of_an_earlier_savepoint_does_not_carry_a_later_one(
 
 
 async def test_naive_code_sends_to_the_removed_user(user, permission, open_page, never_asks_again):
+    """The naive code: Action Cable's, which asks once."""
     socket = await open_page()
     await subscribe(socket, "orders/1")
 

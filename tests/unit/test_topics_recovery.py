@@ -15,6 +15,7 @@ from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
 from channels_websocket_utils.topics import history, recovery, subscription
 from channels_websocket_utils.topics.feed import Feed
+from channels_websocket_utils.topics.history import Replay
 from channels_websocket_utils.topics.position import Position
 from channels_websocket_utils.topics.recovery import Recovery
 from channels_websocket_utils.topics.reports import Reports
@@ -98,6 +99,21 @@ async def test_page_that_was_away_gets_all_that_it_missed(open_page, since):
     assert answer["offset"] == 100
 
 
+async def test_naive_page_of_25_messages_misses_the_26th(open_page, since, monkeypatch):
+    recover = history.recover
+
+    def recover_one_page(questions):
+        return [replace(each, messages=each.messages[:25]) for each in recover(questions)]
+
+    monkeypatch.setattr(history, "recover", recover_one_page)
+    await publish(26)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, **since)
+
+    assert answer["recovered"]
+    assert (len(answer["messages"]), answer["offset"]) == (25, 26)
+
+
 async def test_page_at_the_top_recovers_though_all_messages_have_expired(
     open_page, since, monkeypatch
 ):
@@ -111,6 +127,20 @@ async def test_page_at_the_top_recovers_though_all_messages_have_expired(
 
     assert (at_top["recovered"], at_top["messages"]) == (True, [])
     assert (behind["recovered"], behind["reason"], behind["offset"]) == (False, "expired", 3)
+
+
+async def test_naive_code_refuses_a_page_for_which_nothing_is_kept(open_page, since, monkeypatch):
+    replay = history._replay
+
+    def refuse_empty(question, present, kept):
+        return replay(question, present, kept) if kept else Replay(present, reason="expired")
+
+    monkeypatch.setattr(history, "_replay", refuse_empty)
+    await publish(3)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, epoch=since["epoch"], offset=3)
+
+    assert (answer["recovered"], answer["reason"]) == (False, "expired")
 
 
 @pytest.mark.parametrize("epoch", ["", "g0", "c0"])
@@ -128,6 +158,28 @@ async def test_other_epoch_and_an_empty_one_never_recover(open_page, since, epoc
         "reason": "epoch",
         "messages": [],
     }
+
+
+async def test_naive_empty_epoch_replays_messages_of_another_one(open_page, since, monkeypatch):
+    """The naive code: an empty epoch is any. The client has read two messages that are erased."""
+    recover = history.recover
+
+    def recover_any(questions):
+        epoch = TOPIC.position().epoch
+        return recover(
+            [replace(each, since=replace(each.since, epoch=epoch)) for each in questions]
+        )
+
+    monkeypatch.setattr(history, "recover", recover_any)
+    await publish(2)
+    await TOPIC.aclear()
+    await publish(3, first=3)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, epoch="", offset=2)
+
+    assert answer["recovered"]
+    # It has never got two messages of the new epoch.
+    assert answer["messages"] == [{"offset": 3, "data": {"n": 5}}]
 
 
 async def test_topic_without_history_recovers_nothing(open_page):
