@@ -212,6 +212,7 @@ async def nothing_waits(socket):
     ids=["in order", "last first", "swapped", "repeated", "lost", "backwards"],
 )
 async def test_events_in_any_order_are_delivered_once_and_in_order(open_page, order):
+    """AnyCable: positions move backwards. socket.io: a message is delivered twice."""
     socket = await open_page()
     topic = OrderTopic(pk=1)
     await subscribe(socket, topic.name)

@@ -4,22 +4,26 @@ import asyncio
 import gc
 import json
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import transaction
 
 from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
-from channels_websocket_utils.topics import history, recovery
+from channels_websocket_utils.topics import history, recovery, subscription
 from channels_websocket_utils.topics.feed import Feed
+from channels_websocket_utils.topics.history import Replay
 from channels_websocket_utils.topics.position import Position
 from channels_websocket_utils.topics.recovery import Recovery
+from channels_websocket_utils.topics.reports import Reports
 from channels_websocket_utils.topics.subscription import Subscription
 
 from ..support.helpers import until
 from ..support.topics import NewsTopic, OrderTopic, message, subscribe
-from .test_topics_delivery import hub_of_topics, nothing_waits, publish_elsewhere
+from .test_topics_delivery import hub_of_topics, nothing_waits, publish_elsewhere, receive
 
 TOPIC = OrderTopic(pk=1)
 
@@ -95,6 +99,21 @@ async def test_page_that_was_away_gets_all_that_it_missed(open_page, since):
     assert answer["offset"] == 100
 
 
+async def test_naive_page_of_25_messages_misses_the_26th(open_page, since, monkeypatch):
+    recover = history.recover
+
+    def recover_one_page(questions):
+        return [replace(each, messages=each.messages[:25]) for each in recover(questions)]
+
+    monkeypatch.setattr(history, "recover", recover_one_page)
+    await publish(26)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, **since)
+
+    assert answer["recovered"]
+    assert (len(answer["messages"]), answer["offset"]) == (25, 26)
+
+
 async def test_page_at_the_top_recovers_though_all_messages_have_expired(
     open_page, since, monkeypatch
 ):
@@ -108,6 +127,20 @@ async def test_page_at_the_top_recovers_though_all_messages_have_expired(
 
     assert (at_top["recovered"], at_top["messages"]) == (True, [])
     assert (behind["recovered"], behind["reason"], behind["offset"]) == (False, "expired", 3)
+
+
+async def test_naive_code_refuses_a_page_for_which_nothing_is_kept(open_page, since, monkeypatch):
+    replay = history._replay
+
+    def refuse_empty(question, present, kept):
+        return replay(question, present, kept) if kept else Replay(present, reason="expired")
+
+    monkeypatch.setattr(history, "_replay", refuse_empty)
+    await publish(3)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, epoch=since["epoch"], offset=3)
+
+    assert (answer["recovered"], answer["reason"]) == (False, "expired")
 
 
 @pytest.mark.parametrize("epoch", ["", "g0", "c0"])
@@ -125,6 +158,28 @@ async def test_other_epoch_and_an_empty_one_never_recover(open_page, since, epoc
         "reason": "epoch",
         "messages": [],
     }
+
+
+async def test_naive_empty_epoch_replays_messages_of_another_one(open_page, since, monkeypatch):
+    """The naive code: an empty epoch is any. The client has read two messages that are erased."""
+    recover = history.recover
+
+    def recover_any(questions):
+        epoch = TOPIC.position().epoch
+        return recover(
+            [replace(each, since=replace(each.since, epoch=epoch)) for each in questions]
+        )
+
+    monkeypatch.setattr(history, "recover", recover_any)
+    await publish(2)
+    await TOPIC.aclear()
+    await publish(3, first=3)
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, epoch="", offset=2)
+
+    assert answer["recovered"]
+    # It has never got two messages of the new epoch.
+    assert answer["messages"] == [{"offset": 3, "data": {"n": 5}}]
 
 
 async def test_topic_without_history_recovers_nothing(open_page):
@@ -302,13 +357,75 @@ async def test_signals_report_what_happened_to_subscriptions(
     await until(lambda: len(outcomes) == 5)
     await sync_to_async(user.user_permissions.remove)(permission)
     await until(lambda: len(outcomes) == 7)
+    # Nobody is sent this one.
+    await publish(1)
+    await NewsTopic(slug="all").apublish({})
+    await until(lambda: sum(count for _, count in counts) == 5)
 
     name = TOPIC.name
     assert outcomes[:3] == [(name, "recovered"), (name, "epoch"), ("news/all", "subscribed")]
     assert outcomes[3:5] == [(name, "gap_epoch")] * 2
     assert outcomes[5:] == [(name, "denied")] * 2
-    assert (name, 2) in counts
-    assert ("news/all", 1) in counts
+    # One that was replayed, and one that both were sent.
+    assert sum(count for topic, count in counts if topic == name) == 3
+    assert sum(count for topic, count in counts if topic == "news/all") == 2
+
+
+async def counted(user, permission, open_page, request):
+    """
+    Return how many messages of each topic are counted.
+
+    Two pages are sent one message of ``orders/2``, whose event comes twice. Another one excludes
+    the page that has published it. A message of ``orders/1`` follows a removal.
+    """
+    counts = Counter()
+
+    def count(sender, topic, count, **kwargs):
+        counts[topic.name] += count
+
+    signals.topic_delivered.connect(count)
+    request.addfinalizer(lambda: signals.topic_delivered.disconnect(count))
+    socket, other = await open_page(), await open_page()
+    await subscribe(socket, "orders/1", "orders/2")
+    await subscribe(other, "orders/2")
+    (event,) = await sync_to_async(publish_elsewhere)(OrderTopic(pk=2), {"n": 1})
+    await receive(event, event)
+    await socket.call("publish_excluded", pk=2, n=2)
+
+    @sync_to_async
+    def remove_then_publish():
+        with transaction.atomic():
+            user.user_permissions.remove(permission)
+            OrderTopic(pk=1).publish({"secret": 1})
+
+    await remove_then_publish()
+    await until(lambda: not hub_of_topics()._feeds)
+    await until(lambda: hub_of_topics().reports._task.done())
+    return dict(counts)
+
+
+async def test_only_messages_that_a_connection_was_sent_are_counted(
+    user, permission, open_page, request
+):
+    assert await counted(user, permission, open_page, request) == {"orders/2": 3}
+
+
+async def test_naive_count_contains_what_nobody_was_sent(
+    user, permission, open_page, request, monkeypatch
+):
+    """The naive code: each event counts once for each subscription."""
+    receive_event = Feed.receive
+
+    def count_subscriptions(self, event):
+        Reports.count(hub_of_topics().reports, self.topic, len(self.subscriptions))
+        return receive_event(self, event)
+
+    monkeypatch.setattr(Feed, "receive", count_subscriptions)
+    monkeypatch.setattr(subscription, "has_receivers", lambda signal: False)
+
+    found = await counted(user, permission, open_page, request)
+
+    assert found == {"orders/1": 1, "orders/2": 6}
 
 
 async def test_pages_that_come_back_one_after_the_other_share_a_read(open_page, since, monkeypatch):
