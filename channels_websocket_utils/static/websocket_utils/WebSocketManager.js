@@ -1056,7 +1056,7 @@
       if (recovered && covers(position, asked)) {
         for (const message of messages) deliver(manager, topic, subscription, message)
       } else if (!position || (covers(position, asked) && covers(asked, position))) {
-        skip(manager, topic, subscription, reason)
+        skip(manager, topic, subscription, position && reason)
       } else continue
       goLive(manager, topic, subscription)
     }
