@@ -1074,7 +1074,7 @@
   function skip(manager, { position }, subscription, reason) {
     const { _lapse, _handlers } = subscription
     subscription.position = position
-    if (_lapse) dispatch(manager, _handlers, "gap", { reason: reason || _lapse, position })
+    if (_lapse) dispatch(manager, _handlers, "gap", { position, reason: reason || _lapse })
   }
 
   // Handles a message about a topic that is live.
