@@ -1047,7 +1047,7 @@
       if (recovered && covers(position, asked)) {
         for (const message of messages) deliver(manager, topic, subscription, message)
       } else if (!position || (covers(position, asked) && covers(asked, position))) {
-        skip(manager, topic, subscription, reason)
+        skip(manager, topic, subscription, position && reason)
       } else continue
       goLive(manager, topic, subscription)
     }
@@ -1065,7 +1065,7 @@
   function skip(manager, { position }, subscription, reason) {
     const { _lapse, _handlers } = subscription
     subscription.position = position
-    if (_lapse) dispatch(manager, _handlers, "gap", { reason: reason || _lapse, position })
+    if (_lapse) dispatch(manager, _handlers, "gap", { position, reason: reason || _lapse })
   }
 
   // Handles a message about a topic that is live.
