@@ -123,9 +123,8 @@ class Feed:
         if data is None or self._delivery.is_full():
             self.repair()
         else:
-            name = self.topic.name
-            excluded = event["excluded"]
-            self._send(TopicFrame(name, position.epoch, position.offset, data, excluded))
+            name, epoch, offset = self.topic.name, position.epoch, position.offset
+            self._send(TopicFrame(name, epoch, offset, data, event["excluded"]))
 
     def _arrive_early(self) -> None:
         """Deliver the events that have waited for the last one."""

@@ -12,6 +12,7 @@ from ..support.helpers import ROOT
 
 TESTING = "docs/testing.rst"
 SECTIONS = ["With Django's TestCase", "With pytest"]
+TOPICS = "Topics"
 FROM_0_1 = "docs/howto_from_0_1.rst"
 
 
@@ -124,7 +125,9 @@ def test_topic_of_the_readme_ends_with_the_permission(with_topic, two_pages):
 
 
 def test_sections_contain_all_blocks_of_the_page_about_tests():
-    assert [block for section in SECTIONS for block in blocks(TESTING, section)] == blocks(TESTING)
+    found = [block for section in [*SECTIONS, TOPICS] for block in blocks(TESTING, section)]
+
+    assert found == blocks(TESTING)
 
 
 @pytest.mark.slow
@@ -133,6 +136,14 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
     folder, _ = project
 
     follow(blocks(TESTING, section), folder, environment)
+
+
+@pytest.mark.slow
+def test_tests_of_the_docs_for_topics_pass_in_the_project_of_the_readme(with_topic):
+    folder, environment = with_topic
+    configuration = [block for block in blocks(TESTING, "With pytest") if block.kind == "ini"]
+
+    follow([*configuration, *blocks(TESTING, TOPICS)], folder, environment)
 
 
 IMPORTS_FIRST = """
