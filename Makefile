@@ -68,7 +68,8 @@ dist: .venv/test
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
 	$(BIN)/twine check --strict dist/*
 
-# Measure the tables of the clients in docs/client.rst (OPTIONS=--small for few pages).
+# Measure the tables of the clients in docs/client.rst (OPTIONS=--small for few pages, --resume for the
+# second table only).
 .PHONY: figures
 figures: benchmarks/client/node_modules
 	node benchmarks/client/run.mjs $(OPTIONS)

@@ -71,4 +71,12 @@ CLIENT_WEAKNESSES = [
         "topics.test.mjs::a refusal goes to the handlers of the subscription, else to on(error) "
         "of the manager",
     ),
+    (
+        "client: report the reason of another position for the gap of another user",
+        SCRIPT,
+        "position && reason)",
+        "reason)",
+        "topics.test.mjs::the gap of another user has its own reason, beside a position that "
+        "cannot be replayed",
+    ),
 ]

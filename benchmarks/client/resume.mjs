@@ -141,9 +141,9 @@ const CASES = {
   forgotten: restart(false),
 }
 
-/** Return what `client` loses, repeats and reports in each case: by case, or null if it cannot be simulated. */
+/** Return what `client` loses, repeats and reports, by case: null if it cannot be simulated. */
 export async function measureResume(client) {
-  const figures = {}
+  const figures = { bytes: client.bytes }
   for (const [name, act] of Object.entries(CASES)) {
     const found = []
     for (let seed = 1; seed <= RESUME_PAGES.count; seed++) {
@@ -179,6 +179,7 @@ const none = (key, name) => ({
 
 /** The rows, as those of figures.mjs. */
 export const RESUME_ROWS = [
+  { name: "Gzip bytes of the bundle", show: ({ bytes }) => whole(bytes) },
   lost("cuts", "Cuts while messages flow: lost"),
   lost("halfOpen", "Half-open link: lost"),
   lost("nap", "Sleep of a minute: lost"),

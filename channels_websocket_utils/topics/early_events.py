@@ -41,10 +41,10 @@ class EarlyEvents:
             offset = min(self._by_offset)
             event = self._by_offset[offset]
             is_same = event["epoch"] == position.epoch
-            if is_same and offset > position.offset + 1:
+            if is_same and event.get("first", offset) > position.offset + 1:
                 return None
             del self._by_offset[offset]
             self._size -= len(event["data"] or "")
-            if is_same and offset == position.offset + 1:
+            if is_same and offset > position.offset:
                 return event
         return None

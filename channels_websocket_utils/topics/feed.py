@@ -93,14 +93,18 @@ class Feed:
         position = Position(event["epoch"], offset)
         if self._has(position):
             return
+        here = self.position
+        is_same = here is not None and here.epoch == position.epoch
+        # A long transaction is one event, with the offset of its last message.
+        first = event.get("first", offset)
         # Nothing is before the offset 0, with which a topic that was cleared begins again.
-        if self.position is None or self.position.is_before(position) or offset == 0:
-            if self.position is None:
-                self._first = Position(event["epoch"], offset - 1)
+        if here is None or (is_same and first <= here.offset + 1) or first == 0:
+            if here is None:
+                self._first = Position(event["epoch"], first - 1)
             self._arrive(position, event)
             self._arrive_early()
             return
-        if self.position.epoch == position.epoch:
+        if is_same:
             self._early.put(event)
         self._expect(position)
 
@@ -111,14 +115,16 @@ class Feed:
         return is_same and here.offset >= position.offset  # type: ignore[union-attr]
 
     def _arrive(self, position: Position, event: dict[str, Any]) -> None:
-        self.position = position
+        here, self.position = self.position, position
+        if here is not None and here.epoch != position.epoch:
+            # The topic was cleared. The event of a denial before that may still be on its way.
+            self._doubt(list(self.subscriptions.values()))
         data = event["data"]
         if data is None or self._delivery.is_full():
             self.repair()
         else:
-            name = self.topic.name
-            excluded = event["excluded"]
-            self._send(TopicFrame(name, position.epoch, position.offset, data, excluded))
+            name, epoch, offset = self.topic.name, position.epoch, position.offset
+            self._send(TopicFrame(name, epoch, offset, data, event["excluded"]))
 
     def _arrive_early(self) -> None:
         """Deliver the events that have waited for the last one."""

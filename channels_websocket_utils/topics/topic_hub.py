@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import Context
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ..conf import get_setting
@@ -10,7 +11,7 @@ from ..live import broadcast
 from ..live.age import Age
 from ..live.hub import register, user_ids
 from ..live.knowledge import PERIOD
-from .authorization import Authorization
+from .authorization import Authorization, user_key_of
 from .feed import Feed
 from .frames import unsubscribed_text
 from .reauthorization import Reauthorization
@@ -21,11 +22,12 @@ from .tops import Tops
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from ..live.connection import Connection
     from ..live.hub import Hub
+    from .authorization import UserKey
     from .base import BaseTopic
 
 __all__ = ["TopicHub", "topic_hub_of"]
@@ -33,6 +35,8 @@ __all__ = ["TopicHub", "topic_hub_of"]
 
 # Bytes that an item of a list takes.
 _POINTER = 8
+# Subscriptions that are asked about before the event loop continues with others.
+_STRIDE = 500
 
 
 async def topic_hub_of(connection: Connection) -> TopicHub:
@@ -148,9 +152,6 @@ class TopicHub:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
                 feed.receive(message)
-                # A topic that was cleared is at the offset 0, and delivers no message.
-                if message["offset"] != 0:
-                    self.reports.count(feed.topic, len(feed.subscriptions))
                 if message["offset"] is not None:
                     self._tops.look_after_burst()
 
@@ -235,8 +236,13 @@ class TopicHub:
         self._hold_late()
         for topic_class in topic_classes:
             self._asked[topic_class] = Age()
-            found = self._of_class(topic_class)
-            self._reauthorization.ask(each for each in found if each.state in (LIVE, HELD))
+        self._ask_some(self._of_classes(topic_classes))
+
+    def _ask_some(self, subscriptions: Iterator[Subscription]) -> None:
+        some = list(islice(subscriptions, _STRIDE))
+        self._reauthorization.ask(each for each in some if each.state in (LIVE, HELD))
+        if some:
+            self._hub.loop.call_soon(self._ask_some, subscriptions, context=Context())
 
     def _hold_late(self) -> None:
         """
@@ -244,19 +250,20 @@ class TopicHub:
 
         Also those that wait in the queue of the deliveries.
         """
-        for topic_class, asked in self._asked.items():
-            if asked.is_over(_interval_of(topic_class)):
-                self._asked[topic_class] = Age()
-                for each in self._of_class(topic_class):
-                    self._doubt(each)
+        late = {each for each, asked in self._asked.items() if asked.is_over(_interval_of(each))}
+        if late:
+            self._asked.update((each, Age()) for each in late)
+            self._hub.delivery.put(self._of_classes(late), self._doubt, is_first=True)
 
-    def _of_class(self, topic_class: type[BaseTopic]) -> list[Subscription]:
-        return [
-            each
-            for feed in self._feeds.values()
-            if type(feed.topic) is topic_class
-            for each in feed.subscriptions.values()
-        ]
+    def _of_classes(self, topic_classes: set[type[BaseTopic]]) -> Iterator[Subscription]:
+        """Yield the subscriptions, those of one user together: each user is loaded once."""
+        users: dict[UserKey, list[Connection]] = {}
+        for connection in self._by_connection:
+            users.setdefault(user_key_of(connection), []).append(connection)
+        # In slices of the event loop's time: the dictionaries change meanwhile.
+        for connection in chain.from_iterable(users.values()):
+            found = list(self._by_connection.get(connection, {}).values())
+            yield from (each for each in found if type(each.topic) in topic_classes)
 
 
 def _interval_of(topic_class: type[BaseTopic]) -> float:

@@ -13,6 +13,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import ChannelLayerManager
 from django.core.checks import run_checks
+from django.core.management import call_command
 from django.db.utils import ConnectionHandler
 from django.template import engines
 from django.test import RequestFactory, override_settings
@@ -144,6 +145,23 @@ def test_nginx_accepts_the_configurations_of_the_docs(name, number, code, tmp_pa
     )
 
     assert done.returncode == 0, done.stderr
+
+
+# cron
+
+
+def test_cron_jobs_of_the_docs_are_two_commands_of_the_package(db):
+    (jobs,) = of_kind("docs/deployment.rst", "text")
+    commands = []
+    for line in jobs.splitlines():
+        *times, user, command = line.split(maxsplit=6)
+        assert all(re.fullmatch(r"\d+|\*", each) for each in times)
+        assert user == "mysite"
+        commands.append(command.partition("manage.py ")[2])
+
+    for command in commands:
+        call_command(command, verbosity=0)
+    assert commands == ["clear_websocket_tokens", "clear_websocket_topics"]
 
 
 # Explanations and reference
@@ -362,6 +380,8 @@ def test_every_block_is_run():
         ("client", "text"),
         # test_howtos.py
         ("howto_several_servers", "ini"),
+        # In this module.
+        ("deployment", "text"),
         # test_log_filters.py
         ("security", "json"),
         ("security", "bash"),
@@ -376,11 +396,11 @@ def test_every_block_is_run():
 
 
 def test_examples_of_the_readme_are_those_of_the_pages():
-    first = blocks("README.rst", "In your own project")
-    examples = {block.code for block in blocks("README.rst") if block not in first}
+    # test_readme.py follows the others.
+    examples = {block.code for block in blocks("README.rst") if block.code not in OWN_PROJECT}
     pages = {block.code for name in NAMES if name != "README.rst" for block in blocks(name)}
 
-    assert len(examples) == 5
+    assert len(examples) == 4
     assert examples - pages == set()
 
 
