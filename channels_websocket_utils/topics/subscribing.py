@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from .. import protocol, strict_json
@@ -87,17 +88,19 @@ class Subscriber:
             await _Subscribe(hub, self._connection, self._find(request), request).run()
 
     def _find(self, request: Request) -> dict[str, BaseTopic | None]:
-        """Return the topics by name, ``None`` for one that no class has."""
+        """
+        Return the topics by name, ``None`` for one that no class has.
+
+        Only the first ones: a message of 64 KiB names 4,000 topics, and they take 30 ms.
+        """
         found: dict[str, BaseTopic | None] = {}
-        for name in request.topics:
+        for name in islice(request.topics, get_setting("MAX_TOPICS_PER_CONNECTION")):
             topics = (topic_class.from_name(name) for topic_class in self._topic_classes)
             found[name] = next((topic for topic in topics if topic is not None), None)
         return found
 
     def _unsubscribe(self, hub: TopicHub, request: Request) -> None:
-        for topic in self._find(request).values():
-            if topic is not None:
-                hub.end(self._connection, topic.key)
+        hub.end_named(self._connection, request.topics.keys())
         self._connection.push(strict_json.encode(protocol.build_reply(request.reply_key, None)))
 
     def _refuse(self, request: Request, error: MessageError) -> None:
@@ -125,7 +128,7 @@ class _Subscribe:
         self._hub, self._connection = hub, connection
         self._topics, self._request = topics, request
         # The error of each name that cannot be subscribed to.
-        self._errors: dict[str, str] = {}
+        self._errors = {name: "too_many_topics" for name in request.topics if name not in topics}
 
     async def run(self) -> None:
         beginning: _Beginning = {}
@@ -218,7 +221,8 @@ class _Subscribe:
     def _answer(self, beginning: _Beginning, replays: dict[BaseTopic, Replay]) -> None:
         live: list[tuple[Subscription, BaseTopic]] = []
         answers: list[JSONObject] = []
-        for name, topic in self._topics.items():
+        for name in self._request.topics:
+            topic = self._topics.get(name)
             subscription = None if topic is None else beginning.get(topic)
             if topic is None or subscription is None or name in self._errors:
                 answers.append({"topic": name, "error": {"code": self._errors[name]}})

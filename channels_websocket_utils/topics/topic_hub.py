@@ -22,7 +22,7 @@ from .tops import Tops
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from typing import Any
 
     from ..live.connection import Connection
@@ -128,6 +128,12 @@ class TopicHub:
         del feed.subscriptions[connection]
         if not feed.subscriptions:
             del self._feeds[key]
+
+    def end_named(self, connection: Connection, names: Collection[str]) -> None:
+        """End the subscriptions of ``connection`` to the topics with these names."""
+        for key, subscription in list(self._by_connection.get(connection, {}).items()):
+            if subscription.topic.name in names:
+                self.end(connection, key)
 
     def remove(self, connection: Connection) -> None:
         """End all subscriptions of ``connection``, which has ended."""

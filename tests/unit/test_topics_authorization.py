@@ -439,6 +439,27 @@ async def test_too_many_topics_are_refused_one_by_one(open_page, settings):
     assert "error" not in (await subscribe(socket, "orders/3"))[0]
 
 
+async def test_message_with_thousands_of_names_costs_no_more_than_the_limit(
+    open_page, settings, monkeypatch
+):
+    settings.WEBSOCKET_UTILS = {"MAX_TOPICS_PER_CONNECTION": 3}
+    asked = []
+    monkeypatch.setattr(NewsTopic, "from_name", classmethod(lambda cls, name: asked.append(name)))
+    socket = await open_page()
+
+    answers = await subscribe(socket, "orders/1", *(f"what/{n}" for n in range(2000)))
+    await socket.call("websocket.unsubscribe", topics=[f"what/{n}" for n in range(2000)])
+    await OrderTopic(pk=1).apublish({"n": 1})
+
+    assert ["error" in each for each in answers] == [False] + [True] * 2000
+    assert [each["error"]["code"] for each in answers[1:]] == [
+        *["unknown_topic"] * 2,
+        *["too_many_topics"] * 1998,
+    ]
+    assert len(asked) == 2
+    assert (await socket.next())["data"] == {"n": 1}
+
+
 async def test_subscribe_counts_once_by_the_rate_limit(open_page, settings):
     settings.WEBSOCKET_UTILS = {"RATE_LIMIT": "2/h"}
     socket = await open_page()
