@@ -17,6 +17,8 @@ from .topic_pages import Follower, Page, Record, until
 
 DATABASES = {"SQLite WAL": "sqlite", "PostgreSQL": "postgresql"}
 LAYERS = {"no layer": None, "Redis": "layer"}
+# The rows that a small run leaves out. Its other rows have both databases and both layers.
+FULL_ROWS = ["publish: SQLite WAL, Redis", "publish: PostgreSQL, no layer"]
 KEPT = 1000
 # Messages that one process publishes.
 COUNT, SMALL = 5_000, 200
@@ -32,7 +34,7 @@ SECONDS, SMALL_SECONDS = 20, 2
 async def measure(small, is_kept):
     for database, layer in itertools.product(DATABASES, LAYERS):
         name = f"publish: {database}, {layer}"
-        if not is_kept(name):
+        if not is_kept(name) and not (small and name in FULL_ROWS):
             count = SMALL if small else COUNT
             yield name, *await publish(DATABASES[database], LAYERS[layer], count)
     names = [

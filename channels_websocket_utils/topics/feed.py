@@ -115,14 +115,16 @@ class Feed:
         return is_same and here.offset >= position.offset  # type: ignore[union-attr]
 
     def _arrive(self, position: Position, event: dict[str, Any]) -> None:
-        self.position = position
+        here, self.position = self.position, position
+        if here is not None and here.epoch != position.epoch:
+            # The topic was cleared. The event of a denial before that may still be on its way.
+            self._doubt(list(self.subscriptions.values()))
         data = event["data"]
         if data is None or self._delivery.is_full():
             self.repair()
         else:
-            name = self.topic.name
-            excluded = event["excluded"]
-            self._send(TopicFrame(name, position.epoch, position.offset, data, excluded))
+            name, epoch, offset = self.topic.name, position.epoch, position.offset
+            self._send(TopicFrame(name, epoch, offset, data, event["excluded"]))
 
     def _arrive_early(self) -> None:
         """Deliver the events that have waited for the last one."""

@@ -146,9 +146,14 @@ class _Subscribe:
     def _begin(self) -> _Beginning:
         found: _Beginning = {}
         left = get_setting("MAX_TOPICS_PER_CONNECTION") - self._hub.count(self._connection)
+        is_anonymous = user_key_of(self._connection) is None
         for name, topic in self._topics.items():
             if topic is None:
                 self._errors[name] = "unknown_topic"
+                continue
+            # Before its history is read for nothing.
+            if is_anonymous and not topic.allow_anonymous:
+                self._errors[name] = "unauthenticated"
                 continue
             left -= not self._hub.has(self._connection, topic)
             if left < 0:
@@ -194,15 +199,13 @@ class _Subscribe:
         self, beginning: _Beginning, missed: dict[BaseTopic, Replay], decision: Decision
     ) -> dict[BaseTopic, Replay]:
         """Return what the user may read of ``missed``, and note the errors of the other topics."""
-        is_anonymous = user_key_of(self._connection) is None
         replays: dict[BaseTopic, Replay] = {}
         for topic, subscription in beginning.items():
             name = topic.name
             if topic in decision.unavailable or subscription.state is ENDED:
                 self._errors[name] = "unavailable"
             elif topic not in decision.allowed:
-                is_unknown = is_anonymous and not topic.allow_anonymous
-                self._errors[name] = "unauthenticated" if is_unknown else "permission_denied"
+                self._errors[name] = "permission_denied"
             elif topic in missed:
                 replays[topic] = missed[topic].not_before(decision.allowed[topic])
             elif topic.history_size:
@@ -237,6 +240,10 @@ class _Subscribe:
         if self._since(topic) is not None:
             outcome = "none_kept" if replay is None else replay.reason or "recovered"
         self._hub.reports.add(subscription, outcome)
+        if replay is not None and replay.messages:
+            own = self._connection.global_id
+            count = sum(excluded != own for _, _, excluded in replay.messages)
+            self._hub.reports.count(topic, count)
 
     def _success(
         self, topic: BaseTopic, subscription: Subscription, replay: Replay | None

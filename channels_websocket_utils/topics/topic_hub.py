@@ -152,9 +152,6 @@ class TopicHub:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
                 feed.receive(message)
-                # A topic that was cleared is at the offset 0, and delivers no message.
-                if message["offset"] != 0:
-                    self.reports.count(feed.topic, len(feed.subscriptions))
                 if message["offset"] is not None:
                     self._tops.look_after_burst()
 
