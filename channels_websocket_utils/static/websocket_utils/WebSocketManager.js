@@ -34,6 +34,8 @@
   const CREDIT_STEP = 32
   const LONGEST_TIMER = 2.1e9 // setTimeout() fires at once if the delay is 2**31 or more
 
+  const STOPS = { 1000: "ended", 4400: "bad_message", 4403: "refused", 4409: "replaced" }
+
   // The states of a manager, beside the three of "connecting". docs/client_internals.rst has the table of what
   // may follow what, and the tests check each transition. `state` of the class is the part before the dot.
   const OPEN = "open" // messages are sent at once
@@ -497,9 +499,7 @@
   // The only function that decides what a close code means.
   function handleCloseCode(manager, code, wish) {
     const needsToken = code === 4401 || code === 4410
-    let reason =
-      { 1000: "ended", 4400: "bad_message", 4403: "refused", 4409: "replaced" }[code] ||
-      (/^10(0[2379]|10)$/.test(code) && "protocol_error")
+    let reason = STOPS[code] || (/^10(0[2379]|10)$/.test(code) && "protocol_error")
     if (code === 4401 && ++manager.refusals > 2) reason = "token_refused"
     if (wish === false) reason = reason || "declined"
     if (wish === true) reason = undefined
@@ -621,11 +621,10 @@
   }
 
   function deathAt(manager) {
-    const { attempt } = manager
-    let last = attempt.calledAt
+    let last = manager.attempt.calledAt
     for (const { calledAt } of manager.calls.values()) last = Math.max(last, calledAt)
     // The second limit ends a dead connection on which calls are sent again and again.
-    return Math.max(attempt.until, Math.min(last, attempt.pingedAt + CALL_LIMIT) + CALL_LIMIT)
+    return Math.max(manager.attempt.until, Math.min(last, manager.attempt.pingedAt + CALL_LIMIT) + CALL_LIMIT)
   }
 
   function checkConnection(manager, isLate) {
@@ -933,7 +932,7 @@
     // A handler may have closed the manager.
     if (attempt !== manager.attempt) return
     const subscriptions = wanted.map((topic) => ({ topic: topic.name, since: (topic.asked = oldest(topic)) }))
-    if (left.length) ask(manager, "unsubscribe", left, { topics: left.map(({ name }) => name) })
+    if (left.length) ask(manager, "unsubscribe", left, { topics: left.map((topic) => topic.name) })
     if (wanted.length) ask(manager, "subscribe", wanted, { subscriptions })
   }
 
@@ -942,18 +941,18 @@
   function handleAnswer(manager, topic, data) {
     const answer = data?.subscriptions?.find?.((each) => each?.topic === topic.name)
     if (!answer || answer.error) return refuse(manager, topic, answer?.error || { code: "unavailable" })
-    const { epoch, offset, recovered, reason, messages = [] } = answer
+    const { epoch, offset, messages = [] } = answer
     topic.ready = true
     topic.position = epoch ? { epoch, offset } : null
     topic.failures = 0
     for (const subscription of [...topic.members]) {
-      if (recovered && covers(subscription.position, topic.asked)) {
+      if (answer.recovered && covers(subscription.position, topic.asked)) {
         for (const message of messages) deliver(manager, topic, subscription, message)
       } else if (
         !subscription.position ||
         (covers(subscription.position, topic.asked) && covers(topic.asked, subscription.position))
       ) {
-        skip(manager, topic, subscription, reason)
+        skip(manager, topic, subscription, answer)
       }
     }
     join(manager, topic)
@@ -1026,7 +1025,7 @@
     if (data) guard(manager, () => subscription._handler(data, { offset, topic: topic.name }))
   }
 
-  function skip(manager, topic, subscription, reason) {
+  function skip(manager, topic, subscription, { reason }) {
     const position = (subscription.position = topic.position)
     if (subscription._lapse) {
       dispatch(manager, subscription._handlers, "gap", { reason: reason || subscription._lapse, position })
@@ -1042,7 +1041,7 @@
     for (const subscription of [...topic.members]) {
       if (subscription.state !== LIVE) continue
       if (message.key !== "websocket.gap") deliver(manager, topic, subscription, message)
-      else if (!covers(subscription.position, topic.position)) skip(manager, topic, subscription, message.reason)
+      else if (!covers(subscription.position, topic.position)) skip(manager, topic, subscription, message)
     }
   }
 
