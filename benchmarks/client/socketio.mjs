@@ -2,7 +2,7 @@ import { EventEmitter } from "node:events"
 import { createRequire } from "node:module"
 import { createContext, Script } from "node:vm"
 
-import { build } from "esbuild"
+import { buildSync } from "esbuild"
 
 const here = new URL(".", import.meta.url)
 const require = createRequire(import.meta.url)
@@ -11,15 +11,20 @@ const PING_INTERVAL = 25_000 // the defaults of the server
 const PING_TIMEOUT = 20_000
 const OPEN = { upgrades: [], pingInterval: PING_INTERVAL, pingTimeout: PING_TIMEOUT, maxPayload: 1_000_000 }
 
-const { outputFiles } = await build({
-  stdin: { contents: 'export { Server } from "socket.io"', resolveDir: here.pathname },
-  bundle: true,
-  write: false,
-  platform: "node",
-  format: "cjs",
-  logLevel: "silent",
-})
-const script = new Script(outputFiles[0].text)
+// When it is used: the tests of the other clients need no installed socket.io.
+function compile() {
+  const { outputFiles } = buildSync({
+    stdin: { contents: 'export { Server } from "socket.io"', resolveDir: here.pathname },
+    bundle: true,
+    write: false,
+    platform: "node",
+    format: "cjs",
+    logLevel: "silent",
+  })
+  return new Script(outputFiles[0].text)
+}
+
+let compiled
 
 /** One connection of the server's engine, over the simulated network. */
 class Connection extends EventEmitter {
@@ -99,7 +104,8 @@ export function startSocketIO(clock) {
     const common = { URL, Buffer, TextDecoder, TextEncoder, process, queueMicrotask, console, require, module }
     const context = createContext({ ...common, exports: module.exports, ...globalsOf(clock) })
     context.globalThis = context.global = context
-    script.runInContext(context)
+    compiled ??= compile()
+    compiled.runInContext(context)
     server = new module.exports.Server(undefined, { connectionStateRecovery: {} })
     engine = new EventEmitter()
     server.bind(engine)

@@ -1,3 +1,5 @@
+import assert from "node:assert/strict"
+import { readFile } from "node:fs/promises"
 import { createRequire } from "node:module"
 
 export const root = new URL("../../", import.meta.url)
@@ -6,6 +8,39 @@ export const WebSocketManager = createRequire(import.meta.url)(script.pathname)
 
 /** The original Math.random(). */
 export const { random } = Math
+
+/** The transitions of a manager that its documentation allows, as "from -> to". */
+export const TRANSITIONS = await (async () => {
+  const page = await readFile(new URL("docs/client_internals.rst", root), "utf8")
+  const [, rows] = /^state +meaning.*\n=+[ =]+\n([\s\S]*?)^=/m.exec(page)
+  const transitions = []
+  let from
+  for (const line of rows.trimEnd().split("\n")) {
+    from = /^``([\w.]+)``/.exec(line)?.[1] ?? from
+    const last = line.split(/ {2,}/).at(-1)
+    if (/^(``[\w.]+``,? ?)+$/.test(last)) {
+      transitions.push(...[...last.matchAll(/``([\w.]+)``/g)].map(([, to]) => `${from} -> ${to}`))
+    }
+  }
+  return transitions
+})()
+
+/** A list that receives the next transitions of `manager`. One that is not documented throws and changes nothing. */
+export function watchStates({ _manager: inside }) {
+  const made = []
+  let { state } = inside
+  Object.defineProperty(inside, "state", {
+    configurable: true,
+    get: () => state,
+    set(next) {
+      const transition = `${state} -> ${next}`
+      assert.ok(TRANSITIONS.includes(transition), transition)
+      made.push(transition)
+      state = next
+    },
+  })
+  return made
+}
 
 /** A WebSocket without a network. The test is its server. */
 export class FakeSocket {
@@ -76,8 +111,8 @@ export const settled = () => new Promise((done) => setImmediate(done))
 /**
  * A page with a virtual clock. Its random() is 0.5, so the waits are 1,700 ms, 2,300 ms, 3,140 ms...
  *
- * `timers` contains the pending timers. `connect()` returns a manager with its states and errors. With the
- * `document` null it is a worker.
+ * `timers` contains the pending timers. `connect()` returns a manager with its states and errors, and checks each
+ * transition of its state. With the `document` null it is a worker.
  */
 export function openPage(t, { href = "https://example.com/app/page?x=1", document = {} } = {}) {
   FakeSocket.all = []
@@ -159,6 +194,7 @@ export function openPage(t, { href = "https://example.com/app/page?x=1", documen
     },
     connect(path = "/ws/chat/", token = null, options = {}) {
       const manager = new WebSocketManager(path, token, options)
+      watchStates(manager)
       const states = []
       const errors = []
       manager.on("state", (event) => states.push(event))

@@ -614,6 +614,44 @@ test("a page that does at a gap what the documentation says shows the data of th
   assert.deepEqual(shown, [1, 2, 3, 4, 5, 6])
 })
 
+test("a handler of a state that closes the manager prevents the request for other topics", async (t) => {
+  const { manager, flow, page, sent } = open(t, { sizes: { "orders/1": 100, "orders/2": 100 } })
+  manager.subscribe("orders/1", () => {})
+  await flow()
+  const before = sent().length
+  manager.subscribe("orders/1", () => {}).on("state", () => manager.close())
+  manager.subscribe("orders/2", () => {})
+  await flow()
+
+  assert.equal(manager.state, "closed")
+  assert.equal(sent().length, before)
+  assert.equal(page.timers.size, 0)
+})
+
+test("a subscription that ends with its whole request reports the text of the server's error", async (t) => {
+  const { manager, flow, page, sent, errors } = open(t)
+  await flow()
+  manager.subscribe("orders/1", () => {})
+  await settled()
+  page.socket.push({ key: sent()[0].reply_key, error: { code: "bad_message", message: "Too long" } })
+
+  assert.deepEqual(errors.map(({ code, message, topic }) => [code, message, topic]), [["bad_message", "Too long", "orders/1"]])
+})
+
+test("__proto__ and constructor are ordinary topics, with and without a position of the page", async (t) => {
+  const names = ["__proto__", "constructor"]
+  const document = holding({ positions: '{"__proto__": {"epoch": "e1", "offset": 7}}' })
+  const { manager, flow, sent } = open(t, { document })
+  await flow()
+  for (const name of names) manager.subscribe(name, () => {})
+  await settled()
+
+  assert.deepEqual(sent()[0].subscriptions.map(({ topic, since }) => [topic, since]), [
+    ["__proto__", at(7)],
+    ["constructor", undefined],
+  ])
+})
+
 test("the drawing of the documentation has the states and the reasons of a subscription", async () => {
   const [drawing] = blocksOf("text")
   const source = await readFile(script, "utf8")

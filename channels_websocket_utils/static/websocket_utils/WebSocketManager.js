@@ -36,47 +36,18 @@
 
   const STOPS = { 1000: "ended", 4400: "bad_message", 4403: "refused", 4409: "replaced" }
 
-  // The states of a manager. `state` of the class is the part before the dot.
-  const ASKING = "connecting.token" // the manager requests a token
-  const DIALING = "connecting.socket" // the socket is opening
-  const PROVING = "connecting.proof" // the socket is open, but the server may still refuse the token
+  // The states of a manager, beside the three of "connecting". docs/client_internals.rst has the table of what
+  // may follow what, and the tests check each transition. `state` of the class is the part before the dot.
   const OPEN = "open" // messages are sent at once
   const WAITING = "waiting" // for the next dial
   const CLOSED = "closed" // until the constructor or reconnect() dials
-
-  // Each of these ends the attempt. ASKING begins a new one.
-  const ENDS = [ASKING, WAITING, CLOSED]
-
-  // The states that may follow each state. enter() throws at any other.
-  const FOLLOWERS = {
-    [ASKING]: [DIALING, ...ENDS],
-    [DIALING]: [PROVING, OPEN, ...ENDS],
-    [PROVING]: [OPEN, ...ENDS],
-    [OPEN]: ENDS,
-    [WAITING]: ENDS,
-    [CLOSED]: [ASKING, CLOSED],
-  }
 
   // The states of a subscription. docs/client.rst draws them.
   const SUBSCRIBING = "subscribing" // messages of the topic are ignored, until the server has answered
   const LIVE = "live" // each message goes to the handler
   const ENDED = "ended" // for good
 
-  // The keys of messages about topics.
-  const UNSUBSCRIBED = "websocket.unsubscribed"
-  const GAP = "websocket.gap"
-  const TOPIC_KEYS = [UNSUBSCRIBED, GAP, "websocket.topic"]
-
-  // After these errors the manager asks for a topic again.
-  const PASSING = ["unavailable", "rate_limited", "timeout"]
-
-  // JSON.stringify() escapes no other character so. An even number of backslashes before it is text.
-  const LONE_SURROGATE = /[^\\](\\\\)*\\ud/
-
   const NO_FAILURES = { failures: 0, refusals: 0, ended: 0, urgent: true }
-
-  // Of the document or of the window. A visible page is reported twice, by both, and the second time is harmless.
-  const PAGE_EVENTS = ["visibilitychange", "resume", "freeze", "online", "offline", "pageshow", "pagehide"]
 
   // Shared by all managers of the page, so that no two of them use the same key.
   let count = 0
@@ -102,8 +73,6 @@
     }
   }
 
-  const newError = (code, cause) => new WebSocketManagerError(code, code, cause && { cause })
-
   function newServerError(error) {
     const { code = "internal", message, ...more } = error || {}
     return new WebSocketManagerError(code, message, more)
@@ -111,7 +80,7 @@
 
   function check(fact, claim, value) {
     if (fact) return
-    throw new TypeError(`WebSocketManager: ${claim}, not ${value === null ? value : typeof value}`)
+    throw new TypeError(`WebSocketManager: ${claim}, not ${value && typeof value}`)
   }
 
   const durationOr = (value, usual) => (typeof value === "number" && value >= 0 ? value : usual)
@@ -124,13 +93,13 @@
    * @property {object} options Those of the class.
    * @property {function|undefined} ask Returns the token for one dial.
    * @property {string|undefined} token The string, until a dial uses it.
-   * @property {string|undefined} usedToken That of the last dial.
-   * @property {boolean} canRedial False if the string is the only token.
+   * @property {string|undefined} used The token of the last dial.
+   * @property {boolean} asks Can dial again: false if the string is the only token.
    *
    * @property {string} state Only enter() changes it.
    * @property {object} event The last "state" event.
    * @property {Attempt|null} attempt Null between two attempts.
-   * @property {boolean} wasOpen A connection was open before.
+   * @property {boolean} opened A connection was open before.
    *
    * @property {number} timer There is only one, and tick() is its function.
    * @property {number} timerAt When it fires.
@@ -143,23 +112,29 @@
    * @property {boolean} urgent After 4401 and 4410 one dial needs no wait; the next one does.
    * @property {number} notBefore The server has asked for no dial before this time.
    *
-   * @property {boolean|undefined} prefersOwn The endpoint refused the CSRF token of the cookie.
-   * @property {string|undefined} lastIdentity The last one that was known, at first that of the page.
+   * @property {boolean|undefined} usesOwn The endpoint refused the CSRF token of the cookie.
+   * @property {string|undefined} identity The last one that was known, at first that of the page.
    * @property {string|undefined} queueIdentity Of the last connection, whose user filled the queue.
    *
-   * @property {string} prefix Of all reply keys.
+   * @property {string} id Of all reply keys.
    * @property {Map<string, Call>} queue Calls that are not sent yet.
    * @property {Map<string, Call>} calls Calls that are sent and wait for a reply.
    * @property {Map<string, Map>} listeners Of pushed messages.
    * @property {Map<string, Map>} handlers Of "state" and "error".
    * @property {Map<string, Topic>} topics Those with subscriptions, and those that the manager leaves.
-   * @property {Map<string, Position>} positions Of the page, by topic.
-   * @property {function(Event)} handlePageEvent
+   * @property {Object<string, Position>|null} positions Of the page, by topic. Null for another user.
+   * @property {function(Event)} listener Of events of the page.
    */
-  function createManager(path, token, options, lastIdentity) {
-    const url = resolve(path)
+  function createManager(path, token, options, identity) {
+    check(typeof path === "string", "path must be a string", path)
+    let url
+    try {
+      // As a text, because the URL of React Native has no setters.
+      url = new URL(path, globalThis.location?.href).href.replace(/^http/, "ws").replace(/#.*/, "")
+    } catch {}
+    if (!/^wss?:/.test(url)) throw new TypeError("WebSocketManager: path must be a full wss: URL without a page")
     const isFunction = typeof token === "function"
-    const isValid = isFunction || token == null || typeof token === "string"
+    const isValid = isFunction || typeof (token ?? "") === "string"
     check(isValid, "token must be a string, a function or null", token)
     const requestToken = ({ signal }) => requestFromEndpoint(manager, signal)
     const ask = isFunction ? token : options.tokenURL && requestToken
@@ -168,21 +143,21 @@
       options,
       ask,
       token: !isFunction && token,
-      canRedial: ask || !token,
+      asks: ask || !token,
       state: CLOSED,
       timerAt: Infinity,
       due: Infinity,
       ...NO_FAILURES,
       notBefore: 0,
-      lastIdentity,
-      prefix: Date.now() + `${Math.random()}`.slice(2),
+      identity,
+      id: Date.now() + `${Math.random()}`.slice(2),
       queue: new Map(),
       calls: new Map(),
       listeners: new Map(),
       handlers: new Map(),
       topics: new Map(),
-      positions: new Map(Object.entries(JSON.parse(readPage("positions").positions || "{}"))),
-      handlePageEvent: ({ type }) => handlePageEvent(manager, type),
+      positions: { __proto__: null, ...JSON.parse(readPage("positions").positions ?? null) },
+      listener: ({ type }) => handlePageEvent(manager, type),
     }
     return manager
   }
@@ -197,13 +172,14 @@
    * @property {string|undefined} identity As the answer with the token, or websocket.ready, names it.
    * @property {boolean} unproven Messages may be lost: the server refuses a token after the handshake.
    * @property {boolean} ready The server has sent websocket.ready, so it answers pings.
-   * @property {boolean} hasTopics As websocket.ready says.
+   * @property {boolean} topics The server has topics, as websocket.ready says.
+   * @property {number} asks Requests about topics that wait for their reply.
    *
    * @property {number} receivedAt When the last message came. The next four count from there.
    * @property {number} calledAt When the last call was sent.
    * @property {number} pings
    * @property {number} pingedAt The first of these pings.
-   * @property {number} pongBy
+   * @property {number} until The limit for the answer.
    */
 
   /**
@@ -221,11 +197,11 @@
    * @property {string} text The message as JSON.
    * @property {number} size Its bytes, if it was queued.
    * @property {number} until The limit for the reply, or for the next part.
-   * @property {number} staleAt The limit for the queue.
+   * @property {number} due The limit for the queue.
    * @property {function()} abort The listener of the signal.
    *
    * @property {Attempt} attempt That sent it.
-   * @property {number} sentAt
+   * @property {number} calledAt When it was sent. 0 if it delays no pong.
    * @property {boolean} paced The server waits for credit.
    * @property {number} taken How many parts the reader has taken.
    *
@@ -234,17 +210,6 @@
    * @property {Error} error Of stream(): thrown after the last part.
    * @property {function()|null} wake Of stream(): resumes a reader that waits.
    */
-
-  function resolve(path) {
-    check(typeof path === "string", "path must be a string", path)
-    let url
-    try {
-      // As a text, because the URL of React Native has no setters.
-      url = new URL(path, globalThis.location?.href).href.replace(/^http/, "ws").replace(/#.*/, "")
-    } catch {}
-    if (/^wss?:/.test(url)) return url
-    throw new TypeError("WebSocketManager: path must be a full wss: URL without a page")
-  }
 
   // Handlers
 
@@ -257,17 +222,16 @@
   }
 
   function log(manager, level, detail) {
-    const write = () => {
+    try {
       // A forgotten auto_route() or error handler is then visible in the browser.
       const logger = manager.options.logger ?? (level === "error" && !manager.handlers.has(level) && console)
       logger?.[level]?.("WebSocketManager", detail)
-    }
-    guard(manager, write, null, true)
+    } catch {}
   }
 
   function dispatch(manager, map, key, detail, isSilent) {
     // A copy: handlers may be added and removed meanwhile, and a removed one is not called.
-    for (const [handler, undo] of [...(map.get(key) || [])]) {
+    for (const [handler, undo] of new Map(map.get(key))) {
       if (map.get(key)?.get(handler) !== undo) continue
       // An earlier handler has changed the state, and the newer event is dispatched already.
       if (key === "state" && map === manager.handlers && detail !== manager.event) return
@@ -282,7 +246,7 @@
   }
 
   function fail(manager, code, cause) {
-    emit(manager, "error", newError(code, cause))
+    emit(manager, "error", new WebSocketManagerError(code, code, cause && { cause }))
   }
 
   function checkHandler(key, handler) {
@@ -290,18 +254,18 @@
     check(typeof handler === "function", "handler must be a function", handler)
   }
 
-  function listen(map, key, handler, { once, signal } = {}) {
+  function listen(map, key, handler, options) {
     checkHandler(key, handler)
     const handlers = map.get(key) || new Map()
     if (handlers.has(handler)) return handlers.get(handler)
     const undo = () => {
-      signal?.removeEventListener("abort", undo)
+      options?.signal?.removeEventListener("abort", undo)
       if (handlers.get(handler) === undo) handlers.delete(handler)
       if (!handlers.size && map.get(key) === handlers) map.delete(key)
     }
-    undo.once = once
-    if (signal?.aborted) return undo
-    signal?.addEventListener("abort", undo)
+    undo.once = options?.once
+    if (options?.signal?.aborted) return undo
+    options?.signal?.addEventListener("abort", undo)
     map.set(key, handlers.set(handler, undo))
     return undo
   }
@@ -321,11 +285,6 @@
     manager.timer = setTimeout(() => tick(manager), Math.min(at - clock(), LONGEST_TIMER))
   }
 
-  function stopTimer(manager) {
-    clearTimeout(manager.timer)
-    manager.timerAt = Infinity
-  }
-
   // What the state does next. There is one plan at a time.
   function plan(manager, delay, act) {
     manager.due = clock() + delay
@@ -333,10 +292,11 @@
     wakeAt(manager, manager.due)
   }
 
-  const deadline = (call) => Math.min(call.until, call.staleAt)
+  const deadline = (call) => Math.min(call.until, call.due)
 
   function tick(manager) {
-    stopTimer(manager)
+    clearTimeout(manager.timer)
+    manager.timerAt = Infinity
     rejectCalls(manager, takeCalls(manager, (call) => deadline(call) <= clock()), "timeout")
     const lateness = clock() - manager.due
     if (lateness >= 0) {
@@ -353,27 +313,27 @@
 
   // The only function that changes the state. It calls no handler: announce() does that.
   function enter(manager, next) {
-    if (!FOLLOWERS[manager.state].includes(next)) {
-      throw new Error(`WebSocketManager: ${manager.state} -> ${next}`)
-    }
-    if (ENDS.includes(next)) endAttempt(manager)
+    if (["connecting.token", WAITING, CLOSED].includes(next)) endAttempt(manager)
     manager.state = next
   }
 
   function announce(manager, reason = null, delay = 0) {
-    manager.event = { state: publicState(manager), reason, attempt: manager.failures + 1, delay }
-    emit(manager, "state", manager.event)
+    emit(
+      manager,
+      "state",
+      (manager.event = { state: publicState(manager), reason, attempt: manager.failures + 1, delay }),
+    )
     // The connection of the topics is lost, or it has just opened and has none.
     for (const topic of manager.topics.values()) suspend(manager, topic, "disconnected")
   }
 
-  const publicState = ({ state }) => state.split(".")[0]
+  const publicState = (manager) => manager.state.split(".")[0]
 
   async function endAttempt(manager) {
-    const { attempt, state } = manager
+    const { attempt } = manager
     manager.attempt = null
     manager.due = Infinity
-    if (state === OPEN) manager.queueIdentity = attempt.identity || manager.options.identity
+    if (manager.state === OPEN) manager.queueIdentity = attempt.identity || manager.options.identity
     attempt?.socket?.close()
     // Later, because a listener of the signal may call close() or reconnect().
     await null
@@ -396,7 +356,8 @@
     const rest = takeCalls(manager)
     enter(manager, CLOSED)
     watchPage(manager, "removeEventListener")
-    stopTimer(manager)
+    clearTimeout(manager.timer)
+    manager.timerAt = Infinity
     announce(manager, reason)
     rejectCalls(manager, rest, code)
     if (reason !== "closed" && reason !== "ended") fail(manager, reason, cause)
@@ -405,15 +366,15 @@
   // Dialling
 
   // The only function that decides when the manager dials.
-  function dialIn(manager, delay, reason) {
-    if (!manager.canRedial && !manager.token) stop(manager, "no_token")
-    else if (delay) wait(manager, delay, reason)
+  function dialIn(manager, reason, delay) {
+    if (!manager.asks && !manager.token) stop(manager, "no_token")
+    else if (delay) wait(manager, reason, delay)
     else dial(manager, reason)
   }
 
-  function wait(manager, delay, reason) {
+  function wait(manager, reason, delay) {
     enter(manager, WAITING)
-    plan(manager, delay, () => (isHidden() ? wait(manager, Infinity, "hidden") : dial(manager, reason)))
+    plan(manager, delay, () => (isHidden() ? wait(manager, "hidden", Infinity) : dial(manager, reason)))
     announce(manager, reason, delay)
   }
 
@@ -423,18 +384,17 @@
     const own = guard(manager, manager.options.backoff, failures)
     if (attempt !== manager.attempt) return
     const pause = durationOr(own, randomPause(failures))
-    const rest = durationOr(least, 0)
     manager.failures++
-    manager.notBefore = clock() + rest
+    manager.notBefore = clock() + durationOr(least, 0)
     // A pause of 0 becomes 1, because a hidden page does not dial after a pause.
-    dialIn(manager, isUrgent ? 0 : pause + rest || 1, reason)
+    dialIn(manager, reason, isUrgent ? 0 : pause + durationOr(least, 0) || 1)
   }
 
   const randomPause = (failures) => 200 + Math.random() * Math.min(15000, 3000 * 1.4 ** failures)
 
   function dial(manager, reason) {
-    enter(manager, ASKING)
-    const attempt = (manager.attempt = { aborter: new AbortController(), calledAt: 0, pings: 0 })
+    enter(manager, "connecting.token")
+    const attempt = (manager.attempt = { aborter: new AbortController(), calledAt: 0, pings: 0, asks: 0 })
     plan(manager, ATTEMPT_LIMIT, () => retry(manager, "timeout"))
     announce(manager, reason)
     if (attempt !== manager.attempt) return
@@ -451,7 +411,7 @@
     try {
       answer = await ask({ attempt: manager.failures + 1, signal: attempt.aborter.signal })
       token = answer?.token ?? answer
-      if (!token || typeof token !== "string" || token === manager.usedToken) throw new Error("No token")
+      if (!token || typeof token !== "string" || token === manager.used) throw new Error("No token")
     } catch (error) {
       // An error that is thrown at once is then handled when on("error") has listeners.
       await null
@@ -465,13 +425,12 @@
 
   async function connect(manager, token) {
     const { attempt, url } = manager
-    enter(manager, DIALING)
-    manager.usedToken = token
+    enter(manager, "connecting.socket") // it is opening
+    manager.used = token
     let socket
     try {
       const isOffered = token && manager.options.tokenSource === "subprotocol"
-      const end = /\/*(?=\?|$)/
-      const target = token && !isOffered ? url.replace(end, `/${encodeURIComponent(token)}`) : url
+      const target = token && !isOffered ? url.replace(/\/*(?=\?|$)/, "/" + encodeURIComponent(token)) : url
       socket = attempt.socket = new WebSocket(target, isOffered ? ["websocket.token", token] : [])
     } catch (cause) {
       await null
@@ -484,29 +443,28 @@
     socket.onmessage = (event) => attempt === manager.attempt && receive(manager, event.data)
     socket.onclose = (event) => attempt === manager.attempt && handleClose(manager, event)
     // Node 20 and 22 report a refused connection as an error, without a close.
-    const close = () => handleClose(manager, { code: 1006, reason: "", wasClean: false })
-    socket.onerror = () => attempt === manager.attempt && plan(manager, CLOSE_LIMIT, close)
+    socket.onerror = () =>
+      attempt === manager.attempt &&
+      plan(manager, CLOSE_LIMIT, () => handleClose(manager, { code: 1006, reason: "", wasClean: false }))
   }
-
 
   function handleOpen(manager) {
     const { attempt } = manager
     attempt.openedAt = clock()
-    const known = manager.wasOpen ? manager.queueIdentity : manager.lastIdentity
-    const needsIdentity = !attempt.identity && known
-    attempt.unproven ||= manager.usedToken && manager.queue.size
+    const needsIdentity = !attempt.identity && (manager.opened ? manager.queueIdentity : manager.identity)
+    attempt.unproven ||= manager.used && manager.queue.size
     if (!attempt.unproven && !needsIdentity) return open(manager)
-    enter(manager, PROVING)
+    enter(manager, "connecting.proof") // the server may still refuse the token
     plan(manager, needsIdentity ? READY_LIMIT : PROOF_LIMIT, open)
   }
 
   // Sends the queue if its user is the user of this connection. From now on messages are sent at once.
   function open(manager) {
     const user = manager.attempt.identity || manager.options.identity
-    const isSame = !manager.wasOpen || (user && user === manager.queueIdentity)
+    const isSame = !manager.opened || (user && user === manager.queueIdentity)
     const dropped = isSame ? [] : takeCalls(manager)
     enter(manager, OPEN)
-    manager.wasOpen = true
+    manager.opened = true
     manager.due = Infinity
     flush(manager)
     announce(manager)
@@ -515,12 +473,18 @@
   }
 
   function learnIdentity(manager, identity) {
-    const { attempt, lastIdentity } = manager
-    if (!identity || attempt.identity) return
-    attempt.identity = manager.lastIdentity = identity
-    if (!lastIdentity || lastIdentity === identity) return
+    if (!identity || manager.attempt.identity) return
+    const isKnown = (manager.identity || identity) === identity
+    manager.attempt.identity = manager.identity = identity
+    if (isKnown) return
     manager.queueIdentity = identity
-    forgetPositions(manager)
+    manager.positions = null
+    for (const { members } of manager.topics.values()) {
+      for (const subscription of members) {
+        subscription.position = null
+        if (subscription._lapse) subscription._lapse = "identity"
+      }
+    }
     if (!manager.options.allowUserChange) return stop(manager, "user_changed")
     rejectCalls(manager, takeCalls(manager), "user_changed")
     fail(manager, "user_changed")
@@ -557,45 +521,52 @@
     }
     manager.ended = 2
     manager.notBefore = clock() + ASK_AGAIN
-    dialIn(manager, ASK_AGAIN, "signed_out")
+    dialIn(manager, "signed_out", ASK_AGAIN)
   }
 
   async function requestFromEndpoint(manager, signal, isSecond) {
-    const { options, url } = manager
-    const { csrfToken, tokenPath, tokenURL } = options
+    const { tokenURL } = manager.options
     // A tag that is rendered without a request has no CSRF token, but the names of cookie and header.
     const page = { ...readPage("socket-path"), ...readPage("csrf-token") }
-    const { csrfToken: own, csrfCookie = "csrftoken", csrfHeader = "X-CSRFToken" } = page
+    const own = page.csrfToken
     // Django reads the last of several cookies with one name.
-    const [, ...cookies] = `; ${globalThis.document?.cookie}`.split(`; ${csrfCookie}=`)
-    const known = (typeof csrfToken === "function" ? csrfToken() : csrfToken) || cookies.pop()?.split(";")[0]
+    const [, ...cookies] = ("; " + globalThis.document?.cookie).split("; " + (page.csrfCookie ?? "csrftoken") + "=")
+    const known =
+      (typeof manager.options.csrfToken === "function" ? manager.options.csrfToken() : manager.options.csrfToken) ||
+      cookies.pop()?.split(";")[0]
     // The page's own token is old after a sign-in in another tab.
-    const csrf = (manager.prefersOwn && own) || known || own
+    const csrf = (manager.usesOwn && own) || known || own
     const response = await fetch(tokenURL, {
       method: "POST",
-      headers: { "Content-Type": "application/json", ...(csrf && { [options.csrfHeader ?? csrfHeader]: csrf }) },
-      body: JSON.stringify({ path: tokenPath ?? url.replace(/^[^/]*\/\/[^/]*|\?.*/g, ""), url: tokenURL }),
+      headers: {
+        "Content-Type": "application/json",
+        ...(csrf && { [manager.options.csrfHeader ?? page.csrfHeader ?? "X-CSRFToken"]: csrf }),
+      },
+      body: JSON.stringify({
+        path: manager.options.tokenPath ?? manager.url.replace(/^[^/]*\/\/[^/]*|\?.*/g, ""),
+        url: tokenURL,
+      }),
       redirect: "manual", // fetch() fails if a login is at another origin
       signal,
     })
-    const { ok, status, headers } = response
-    if (status === 403 && known && own && !isSecond) {
-      manager.prefersOwn = !manager.prefersOwn
+    if (response.status === 403 && known && own && !isSecond) {
+      manager.usesOwn = !manager.usesOwn
       return requestFromEndpoint(manager, signal, true)
     }
     // The fetch() of React Native follows redirects and does not mention them. Its tokenURL is a full URL.
     const isMoved = response.redirected ?? (response.url && !response.url.startsWith(tokenURL))
     // In browsers a redirect has the status 0.
-    const isPage = status < 400 && (!ok || /html/i.test(headers?.get("Content-Type")))
-    const isLogin = isMoved ? status < 500 : isPage
+    const isLogin = isMoved
+      ? response.status < 500
+      : response.status < 400 && (!response.ok || /html/i.test(response.headers?.get("Content-Type")))
     // A JSON error is dropped: it quotes the body, which may hold a token.
-    const answer = status <= 400 && (await response.json().catch(() => null))
-    if (ok && (answer?.token || !isLogin)) return answer
-    throw Object.assign(new Error(`tokenURL answered ${status}`), {
-      status: isLogin ? 401 : status,
+    const answer = response.status <= 400 && (await response.json().catch(() => null))
+    if (response.ok && (answer?.token || !isLogin)) return answer
+    throw Object.assign(new Error(`tokenURL answered ${response.status}`), {
+      status: isLogin ? 401 : response.status,
       // Another 400 is that of a proxy, which may be gone at the next request.
       fatal: answer?.error?.code === "bad_message",
-      retryAfter: headers?.get("Retry-After"),
+      retryAfter: response.headers?.get("Retry-After"),
     })
   }
 
@@ -610,62 +581,95 @@
     return globalThis.document?.querySelector?.(`script[data-${name}],body[data-${name}]`)?.dataset ?? {}
   }
 
-  function watchPage({ handlePageEvent }, method) {
-    for (const name of PAGE_EVENTS) {
-      globalThis.document?.[method]?.(name, handlePageEvent)
-      globalThis[method]?.(name, handlePageEvent)
+  function watchPage(manager, method) {
+    // A page that becomes visible is reported twice, by document and window. The second time is harmless.
+    for (const name of ["visibilitychange", "resume", "freeze", "online", "offline", "pageshow", "pagehide"]) {
+      globalThis.document?.[method]?.(name, manager.listener)
+      globalThis[method]?.(name, manager.listener)
     }
   }
 
   function handlePageEvent(manager, type) {
-    if (type === "pagehide" || type === "freeze") return leavePage(manager)
+    if (type === "pagehide" || type === "freeze") {
+      // Without a source of new tokens the connection stays, because no other could replace it.
+      const canLeave = manager.asks && (manager.attempt || manager.due < Infinity)
+      if (canLeave) loseConnection(manager, () => dialIn(manager, "hidden", Infinity))
+      return
+    }
     if (type === "visibilitychange" && isHidden()) return
     if (type === "online") manager.failures = 0
     ping(manager, WAKE_LIMIT)
     tick(manager)
     if (manager.state !== WAITING || isHidden() || type === "offline") return
-    dialIn(manager, Math.max(0, manager.notBefore - clock()), "wake")
-  }
-
-  // Without a source of new tokens the connection stays, because no other could replace it.
-  function leavePage(manager) {
-    const isActive = manager.attempt || manager.due < Infinity
-    if (manager.canRedial && isActive) loseConnection(manager, () => dialIn(manager, Infinity, "hidden"))
+    dialIn(manager, "wake", Math.max(0, manager.notBefore - clock()))
   }
 
   // Liveness
 
   function ping(manager, limit) {
     const { attempt } = manager
-    if (!attempt?.ready) return
     const now = clock()
-    if (attempt.pings && now < attempt.pongBy) {
-      attempt.pongBy = Math.min(attempt.pongBy, now + limit)
+    if (!attempt?.ready) return
+    if (attempt.pings && now < attempt.until) {
+      attempt.until = Math.min(attempt.until, now + limit)
     } else {
       if (!attempt.pings++) attempt.pingedAt = now
-      attempt.pongBy = now + limit
+      attempt.until = now + limit
       control(manager, "ping")
     }
     plan(manager, deathAt(manager) - now, checkConnection)
   }
 
-  function deathAt({ attempt, calls }) {
-    let last = attempt.calledAt
-    for (const { sentAt } of calls.values()) last = Math.max(last, sentAt)
+  function deathAt(manager) {
+    let last = manager.attempt.calledAt
+    for (const { calledAt } of manager.calls.values()) last = Math.max(last, calledAt)
     // The second limit ends a dead connection on which calls are sent again and again.
-    return Math.max(attempt.pongBy, Math.min(last, attempt.pingedAt + CALL_LIMIT) + CALL_LIMIT)
+    return Math.max(manager.attempt.until, Math.min(last, manager.attempt.pingedAt + CALL_LIMIT) + CALL_LIMIT)
   }
 
   function checkConnection(manager, isLate) {
-    const { pings, receivedAt } = manager.attempt
-    const delay = (pings ? deathAt(manager) : receivedAt + SILENCE_LIMIT) - clock()
+    const delay = (manager.attempt.pings ? deathAt(manager) : manager.attempt.receivedAt + SILENCE_LIMIT) - clock()
     if (delay > 0) plan(manager, delay, checkConnection)
     // After a sleep the timer is late, and the pong may wait in the event queue behind it.
-    else if (!pings || (isLate && pings < 2)) ping(manager, isLate ? WAKE_LIMIT : PONG_LIMIT)
-    else loseConnection(manager, () => retry(manager, "timeout"))
+    else if (!manager.attempt.pings || (isLate && manager.attempt.pings < 2)) {
+      ping(manager, isLate ? WAKE_LIMIT : PONG_LIMIT)
+    } else loseConnection(manager, () => retry(manager, "timeout"))
   }
 
   // Calls
+
+  function receive(manager, text) {
+    const { attempt } = manager
+    manager.refusals = attempt.pings = attempt.calledAt = 0
+    attempt.receivedAt = clock()
+    let message
+    try {
+      message = JSON.parse(text)
+    } catch {}
+    // Of valid JSON, only an object begins so.
+    if (!message || !/^\s*{/.test(text)) return fail(manager, "bad_message")
+    const isReady = message.key === "websocket.ready"
+    if (isReady) {
+      attempt.ready = true
+      attempt.topics = message.topics
+      learnIdentity(manager, message.identity)
+    }
+    if (attempt !== manager.attempt) return
+    if (manager.state !== OPEN && (isReady || attempt.unproven)) open(manager)
+    if (attempt !== manager.attempt) return
+    if (isReady) {
+      plan(manager, SILENCE_LIMIT, checkConnection)
+      flush(manager)
+      updateTopics(manager)
+    }
+    const call = manager.calls.get(message.key)
+    const topic = manager.topics.get(message.topic)
+    if (message.key === "websocket.error") emit(manager, "error", newServerError(message.error))
+    else if (call) handleReply(manager, call, message)
+    else if (topic?.ready && /^websocket\.(topic|gap|unsubscribed)$/.test(message.key)) {
+      handleTopic(manager, topic, message)
+    } else dispatch(manager, manager.listeners, message.key, message)
+  }
 
   // A message of the package's protocol. One about a call goes only to the socket that sent the call.
   function control({ attempt }, type, call, more) {
@@ -673,11 +677,39 @@
     attempt.socket.send(JSON.stringify({ type: `websocket.${type}`, reply_key: call?.key, ...more }))
   }
 
-  const allCalls = ({ queue, calls }) => [...queue.values(), ...calls.values()]
+  function submit(manager, message, call) {
+    message = message?.toJSON?.() ?? message
+    check(typeof message?.type === "string", "type of the message must be a string", message?.type)
+    call.key = newKey(manager)
+    call.text = JSON.stringify(call.answer ? { ...message, reply_key: call.key } : message)
+    // JSON.stringify() escapes only a lone surrogate so. An even number of backslashes before it is text.
+    if (/[^\\](\\\\)*\\ud/.test(call.text)) {
+      throw new WebSocketManagerError("bad_message", "message must be valid Unicode")
+    }
+    if (manager.state === CLOSED) throw new WebSocketManagerError("closed")
+    if (call.signal?.aborted) throw new WebSocketManagerError("aborted")
+    flush(manager)
+    if (manager.queue.size || !canSend(manager, call)) {
+      let bytes = (call.size = new TextEncoder().encode(call.text).length)
+      for (const each of manager.queue.values()) bytes += each.size || 0
+      if (manager.queue.size >= QUEUE_MESSAGES || bytes > QUEUE_BYTES) throw new WebSocketManagerError("overflow")
+    }
+    call.until = call.answer ? clock() + durationOr(call.timeout, REPLY_LIMIT) : Infinity
+    call.due = clock() + QUEUE_LIMIT
+    call.taken = 0
+    call.abort = () => release(manager, call) && rejectCalls(manager, [call], "aborted")
+    call.signal?.addEventListener("abort", call.abort)
+    manager.queue.set(call.key, call)
+    flush(manager)
+    wakeAt(manager, deadline(call))
+    return call
+  }
 
-  function release({ queue, calls }, { abort, key, signal }) {
-    signal?.removeEventListener("abort", abort)
-    return queue.delete(key) || calls.delete(key)
+  const allCalls = (manager) => [...manager.queue.values(), ...manager.calls.values()]
+
+  function release(manager, call) {
+    call.signal?.removeEventListener("abort", call.abort)
+    return manager.queue.delete(call.key) || manager.calls.delete(call.key)
   }
 
   function takeCalls(manager, test = () => true) {
@@ -687,16 +719,16 @@
   function rejectCalls(manager, calls, code) {
     for (const call of calls) {
       control(manager, "cancel", call)
-      call.reject(newError(code))
+      call.reject(new WebSocketManagerError(code))
     }
   }
 
   // A closing socket drops messages without an error, and the buffer of a slow one grows without limit.
-  function canSend(manager, { parts }) {
+  function canSend(manager, call) {
     const { attempt } = manager
     if (manager.state !== OPEN || attempt.socket.readyState > 1) return false
     if (attempt.socket.bufferedAmount > BUFFERED_BYTES) return false
-    return !parts || attempt.ready || clock() >= attempt.openedAt + READY_LIMIT
+    return !call.parts || attempt.ready || clock() >= attempt.openedAt + READY_LIMIT
   }
 
   function flush(manager) {
@@ -714,83 +746,20 @@
     const { attempt } = manager
     manager.queue.delete(call.key)
     call.attempt = attempt
-    call.staleAt = Infinity
-    call.sentAt = attempt.calledAt = clock()
+    call.due = Infinity
+    call.calledAt = attempt.calledAt = clock()
     if (call.answer) manager.calls.set(call.key, call)
     call.paced = attempt.ready && call.streams
     // The text was made in submit(), so later changes of the message object have no effect.
     attempt.socket.send(call.paced ? `${call.text.slice(0, -1)},"credit":${CREDIT}}` : call.text)
   }
 
-  const newKey = ({ prefix }) => `${prefix}.${++count}`
-
-  function submit(manager, message, call) {
-    message = message?.toJSON?.() ?? message
-    check(typeof message?.type === "string", "type of the message must be a string", message?.type)
-    call.key = newKey(manager)
-    call.text = JSON.stringify(call.answer ? { ...message, reply_key: call.key } : message)
-    if (LONE_SURROGATE.test(call.text)) {
-      throw new WebSocketManagerError("bad_message", "The message is not valid Unicode")
-    }
-    if (manager.state === CLOSED) throw newError("closed")
-    if (call.signal?.aborted) throw newError("aborted")
-    flush(manager)
-    if (manager.queue.size || !canSend(manager, call)) checkQueue(manager.queue, call)
-    const now = clock()
-    call.until = call.answer ? now + durationOr(call.timeout, REPLY_LIMIT) : Infinity
-    call.staleAt = now + QUEUE_LIMIT
-    call.taken = 0
-    call.abort = () => release(manager, call) && rejectCalls(manager, [call], "aborted")
-    call.signal?.addEventListener("abort", call.abort)
-    manager.queue.set(call.key, call)
-    flush(manager)
-    wakeAt(manager, deadline(call))
-    return call
-  }
-
-  function checkQueue(queue, call) {
-    let bytes = (call.size = new TextEncoder().encode(call.text).length)
-    for (const { size = 0 } of queue.values()) bytes += size
-    if (queue.size >= QUEUE_MESSAGES || bytes > QUEUE_BYTES) throw newError("overflow")
-  }
+  const newKey = (manager) => `${manager.id}.${++count}`
 
   // Called for each part that the reader takes. The credit goes to the server in steps.
   function addCredit(manager, call) {
     if (++call.taken % CREDIT_STEP || !call.paced || !manager.calls.has(call.key)) return
     control(manager, "more", call, { parts: CREDIT_STEP })
-  }
-
-  function receive(manager, text) {
-    const { attempt } = manager
-    manager.refusals = attempt.pings = attempt.calledAt = 0
-    attempt.receivedAt = clock()
-    let message
-    try {
-      message = JSON.parse(text)
-    } catch {}
-    // Of valid JSON, only an object begins so.
-    if (!message || !/^\s*{/.test(text)) return fail(manager, "bad_message")
-    const { key } = message
-    const isReady = key === "websocket.ready"
-    if (isReady) {
-      attempt.ready = true
-      attempt.hasTopics = message.topics
-      learnIdentity(manager, message.identity)
-    }
-    if (attempt !== manager.attempt) return
-    if (manager.state !== OPEN && (isReady || attempt.unproven)) open(manager)
-    if (attempt !== manager.attempt) return
-    if (isReady) {
-      plan(manager, SILENCE_LIMIT, checkConnection)
-      flush(manager)
-      updateTopics(manager)
-    }
-    const call = manager.calls.get(key)
-    const topic = manager.topics.get(message.topic)
-    if (key === "websocket.error") emit(manager, "error", newServerError(message.error))
-    else if (call) handleReply(manager, call, message)
-    else if (topic?.isLive && TOPIC_KEYS.includes(key)) handleTopic(manager, topic, message)
-    else dispatch(manager, manager.listeners, key, message)
   }
 
   function handleReply(manager, call, { key, ...rest }) {
@@ -804,22 +773,22 @@
       return call.reject(new WebSocketManagerError("stream", "This method streams: use stream()"))
     }
     call.until = Infinity
-    call.sentAt = 0 // a stream runs beside other calls and delays no pong
+    call.calledAt = 0 // a stream runs beside other calls and delays no pong
     call.answer(Object.keys(rest).join() === "data" ? rest.data : rest, more)
   }
 
   // Streams
 
-  function createStream(manager, message, { timeout, signal }) {
+  function createStream(manager, message, options) {
     const call = {
       answer(value, more) {
         if (more !== false) call.parts.push(value)
         updateStream(manager, call, !more)
       },
       reject: (error) => updateStream(manager, call, true, error),
-      signal,
+      signal: options.signal,
       timeout: Infinity,
-      limit: durationOr(timeout, Infinity),
+      limit: durationOr(options.timeout, Infinity),
       parts: [],
       streams: true,
     }
@@ -832,7 +801,7 @@
     // The generator cannot notice return() and throw() while it waits, or before its first next().
     for (const method of ["return", "throw"]) {
       const leave = reader[method]
-      reader[method] = function (value) {
+      reader[method] = (value) => {
         if (!call.done && release(manager, call)) control(manager, "cancel", call)
         updateStream(manager, call, true)
         return leave.call(reader, value)
@@ -884,7 +853,7 @@
    * @property {Set<Subscription>} members Those that have not ended. Without one, the manager unsubscribes.
    * @property {Attempt|null} attempt On which the server was asked for the topic.
    * @property {Position} [asked] After which the server was asked to replay.
-   * @property {boolean} isLive The server has agreed, and sends the message after `position` next.
+   * @property {boolean} ready The server has agreed, and sends the message after `position` next.
    * @property {Position|null} position Null if the topic has no history.
    * @property {number} failures How often in a row the server has refused it for a while.
    * @property {number} askAt After such a refusal: when to ask again.
@@ -896,50 +865,39 @@
    * @property {number} offset
    */
 
-  class Subscription {
-    constructor(manager, topic, handler, since) {
-      checkHandler(topic, handler)
-      // The server refuses the whole message if one `since` has another form.
-      check(!since || (typeof since.epoch === "string" && since.offset >= 0), "since must be a position", since)
-      this.topic = topic
-      this.state = SUBSCRIBING // only turn() changes it
-      this.position = since || null
-      this._manager = manager
-      this._handler = handler
-      this._handlers = new Map() // of "gap" and "state"
-      this._lapse = since && "none_kept" // the reason of a gap for which the server gives none
-    }
-
-    on(event, handler, options) {
-      return listen(this._handlers, event, handler, options)
-    }
-
-    unsubscribe() {
-      endSubscription(this._manager, this, "unsubscribed")
-    }
-  }
-
   // True if a page at the position `one` has all messages up to the position `other`.
   const covers = (one, other) => one?.epoch === other?.epoch && one?.offset >= other?.offset
 
-  function createSubscription(manager, name, handler, { signal, since = manager.positions.get(name) }) {
-    const subscription = new Subscription(manager, name, handler, since)
-    const abort = () => endSubscription(manager, subscription, "aborted")
+  function createSubscription(manager, name, handler, { signal, since = manager.positions?.[name] }) {
+    checkHandler(name, handler)
+    // The server refuses the whole message if one `since` has another form.
+    check(!since || (typeof since.epoch === "string" && since.offset >= 0), "since must be a position", since)
     const topic = manager.topics.get(name) || { name, members: new Set(), failures: 0 }
+    const handlers = new Map() // of "gap" and "state"
+    const end = (reason) => {
+      signal?.removeEventListener("abort", abort)
+      topic.members.delete(subscription)
+      turn(manager, subscription, ENDED, reason)
+      updateTopicsSoon(manager)
+    }
+    const abort = () => end("aborted")
+    const subscription = {
+      topic: name,
+      state: SUBSCRIBING, // only turn() changes it
+      position: since || null,
+      on: (event, handler, options) => listen(handlers, event, handler, options),
+      unsubscribe: () => end("unsubscribed"),
+      _handler: handler,
+      _handlers: handlers,
+      _end: end,
+      _lapse: since && "none_kept", // the reason of a gap for which the server gives none
+    }
     manager.topics.set(name, topic)
     topic.members.add(subscription)
-    subscription._release = () => signal?.removeEventListener("abort", abort)
     signal?.addEventListener("abort", abort)
     if (signal?.aborted) abort()
     updateTopicsSoon(manager)
     return subscription
-  }
-
-  function endSubscription(manager, subscription, reason) {
-    subscription._release()
-    manager.topics.get(subscription.topic)?.members.delete(subscription)
-    turn(manager, subscription, ENDED, reason)
-    updateTopicsSoon(manager)
   }
 
   // The only function that changes the state of a subscription.
@@ -957,58 +915,80 @@
 
   // The only function that decides what the server is asked for. It does so again after each answer.
   function updateTopics(manager) {
-    const { attempt, topics } = manager
-    if (!attempt?.ready) return
-    if (!attempt.hasTopics) for (const topic of [...topics.values()]) refuse(manager, topic, { code: "unsupported" })
-    if (allCalls(manager).some(({ isAboutTopics }) => isAboutTopics)) return
+    const { attempt } = manager
+    if (!attempt?.ready || attempt.asks) return
     const left = []
     const wanted = []
-    for (const topic of [...topics.values()]) {
+    for (const topic of [...manager.topics.values()]) {
       const isAsked = topic.attempt === attempt
-      if (isAsked && topic.askAt > clock()) wakeAt(manager, topic.askAt)
-      else if (topic.members.size) join(manager, topic) || wanted.push(topic)
-      else if (isAsked) left.push(topic)
-      else topics.delete(topic.name)
+      if (!attempt.topics) refuse(manager, topic, { code: "unsupported" })
+      else if (isAsked && topic.askAt > clock()) wakeAt(manager, topic.askAt)
+      else if (topic.members.size) {
+        join(manager, topic)
+        if ([...topic.members].some((each) => each.state !== LIVE)) wanted.push(topic)
+      } else if (isAsked) left.push(topic)
+      else manager.topics.delete(topic.name)
     }
+    // A handler may have closed the manager.
+    if (attempt !== manager.attempt) return
     const subscriptions = wanted.map((topic) => ({ topic: topic.name, since: (topic.asked = oldest(topic)) }))
-    if (left.length) ask(manager, "unsubscribe", left, { topics: left.map(({ name }) => name) })
+    if (left.length) ask(manager, "unsubscribe", left, { topics: left.map((topic) => topic.name) })
     if (wanted.length) ask(manager, "subscribe", wanted, { subscriptions })
   }
 
-  // Makes all subscriptions live, and returns true, if the server need not be asked for a replay.
+  // The answer is about the position `asked`. A subscription with another one may stay as it is: join() refuses
+  // it, and the manager asks again.
+  function handleAnswer(manager, topic, data) {
+    const answer = data?.subscriptions?.find?.((each) => each?.topic === topic.name)
+    if (!answer || answer.error) return refuse(manager, topic, answer?.error || { code: "unavailable" })
+    const { epoch, offset, messages = [] } = answer
+    topic.ready = true
+    topic.position = epoch ? { epoch, offset } : null
+    topic.failures = 0
+    for (const subscription of [...topic.members]) {
+      if (answer.recovered && covers(subscription.position, topic.asked)) {
+        for (const message of messages) deliver(manager, topic, subscription, message)
+      } else if (
+        !subscription.position ||
+        (covers(subscription.position, topic.asked) && covers(topic.asked, subscription.position))
+      ) {
+        skip(manager, topic, subscription, answer)
+      }
+    }
+    join(manager, topic)
+  }
+
+  // Makes those subscriptions live that need no replay.
   function join(manager, topic) {
-    const joining = [...topic.members].filter(({ state }) => state !== LIVE)
-    const canJoin = topic.isLive && joining.every(({ position }) => !position || covers(position, topic.position))
-    if (canJoin) for (const subscription of joining) goLive(manager, topic, subscription)
-    return canJoin
+    for (const subscription of [...topic.members]) {
+      // The position may be ahead of the topic's: deliver() then skips what the subscription does not miss.
+      if (topic.ready && (!subscription.position || covers(subscription.position, topic.position))) {
+        subscription.position = subscription.position || topic.position
+        subscription._lapse = "none_kept" // from now on messages can be missed
+        turn(manager, subscription, LIVE)
+      }
+    }
   }
 
-  // The position may be ahead of the topic's: deliver() then skips what the subscription does not miss.
-  function goLive(manager, topic, subscription) {
-    if (!topic.isLive) return
-    if (!covers(subscription.position, topic.position)) subscription.position = topic.position
-    subscription._lapse = "none_kept" // from now on messages can be missed
-    turn(manager, subscription, LIVE)
-  }
-
-  // Returns the position of the first subscription that is not live, or the oldest of the same epoch.
-  function oldest({ members }) {
+  // Returns the oldest position of the subscriptions that are not live, in the epoch of the first one.
+  function oldest(topic) {
     let found
-    for (const { position, state } of members) if (position && state !== LIVE) found = found || position
-    for (const { position } of members) if (covers(found, position)) found = position
+    for (const { position, state } of topic.members) {
+      if (position && state !== LIVE && (!found || covers(found, position))) found = position
+    }
     return found
   }
 
   function ask(manager, verb, topics, content) {
     const { attempt } = manager
     const call = {
-      isAboutTopics: true,
       key: newKey(manager),
       attempt,
-      sentAt: 0, // it runs beside other calls and delays no pong
+      calledAt: 0, // it runs beside other calls and delays no pong
       until: clock() + CALL_LIMIT,
-      staleAt: Infinity,
+      due: Infinity,
       answer(data) {
+        attempt.asks--
         for (const topic of topics) {
           if (attempt !== manager.attempt) return
           if (verb === "unsubscribe") topic.attempt = null
@@ -1017,9 +997,11 @@
         updateTopics(manager)
       },
       reject(error) {
+        attempt.asks--
         for (const topic of topics) if (attempt === manager.attempt) refuse(manager, topic, error)
       },
     }
+    attempt.asks++
     manager.calls.set(call.key, call)
     control(manager, verb, call, content)
     wakeAt(manager, call.until)
@@ -1030,82 +1012,56 @@
   }
 
   function suspend(manager, topic, reason) {
-    topic.isLive = false
+    topic.ready = false
     for (const subscription of [...topic.members]) turn(manager, subscription, SUBSCRIBING, reason)
-  }
-
-  // The answer is about the position `asked`. A subscription with another one may stay as it is: join() refuses
-  // it, and the manager asks again.
-  function handleAnswer(manager, topic, data) {
-    const answer = data?.subscriptions?.find?.((each) => each?.topic === topic.name)
-    const { error, epoch, offset, recovered, reason, messages = [] } = answer || { error: { code: "unavailable" } }
-    if (error) return refuse(manager, topic, error)
-    const { asked } = topic
-    Object.assign(topic, { isLive: true, position: epoch ? { epoch, offset } : null, failures: 0 })
-    for (const subscription of [...topic.members]) {
-      const { position } = subscription
-      if (recovered && covers(position, asked)) {
-        for (const message of messages) deliver(manager, topic, subscription, message)
-      } else if (!position || (covers(position, asked) && covers(asked, position))) {
-        skip(manager, topic, subscription, position && reason)
-      } else continue
-      goLive(manager, topic, subscription)
-    }
   }
 
   // The position moves first, so that a handler that throws is not called again.
   function deliver(manager, topic, subscription, { offset, data }) {
     // An earlier handler may have ended the subscription or the connection.
-    if (!topic.isLive || subscription.state === ENDED || offset <= subscription.position?.offset) return
-    if (topic.position) subscription.position = { epoch: topic.position.epoch, offset }
+    if (!topic.ready || subscription.state === ENDED || offset <= subscription.position?.offset) return
+    if (topic.position) subscription.position = { ...topic.position, offset }
     // The server sends no data to the connection that `exclude` names.
     if (data) guard(manager, () => subscription._handler(data, { offset, topic: topic.name }))
   }
 
-  function skip(manager, { position }, subscription, reason) {
-    const { _lapse, _handlers } = subscription
-    subscription.position = position
-    if (_lapse) dispatch(manager, _handlers, "gap", { position, reason: reason || _lapse })
+  function skip(manager, topic, subscription, { reason }) {
+    // The reason of an answer is about a position. After a change of the user there is none.
+    const lapse = (subscription.position && reason) || subscription._lapse
+    const position = (subscription.position = topic.position)
+    if (subscription._lapse) {
+      dispatch(manager, subscription._handlers, "gap", { reason: lapse, position })
+    }
   }
 
   // Handles a message about a topic that is live.
   function handleTopic(manager, topic, message) {
-    const { key, epoch, offset, reason, error } = message
-    if (key === UNSUBSCRIBED) return refuse(manager, topic, error || {})
-    const isGap = key === GAP
-    // The server leaves out no message.
-    if (topic.position) topic.position = { epoch: isGap ? epoch : topic.position.epoch, offset }
+    if (message.key === "websocket.unsubscribed") return refuse(manager, topic, message.error)
+    // The server leaves out no message. Only a gap names an epoch.
+    const { offset } = message
+    if (topic.position) topic.position = { epoch: message.epoch || topic.position.epoch, offset }
     for (const subscription of [...topic.members]) {
       if (subscription.state !== LIVE) continue
-      if (!isGap) deliver(manager, topic, subscription, message)
-      else if (!covers(subscription.position, topic.position)) skip(manager, topic, subscription, reason)
+      if (message.key !== "websocket.gap") deliver(manager, topic, subscription, message)
+      else if (!covers(subscription.position, topic.position)) skip(manager, topic, subscription, message)
     }
   }
 
-  function refuse(manager, topic, { code = "internal", message }) {
-    const error = new WebSocketManagerError(code, message, { topic: topic.name })
-    if (PASSING.includes(code)) {
+  function refuse(manager, topic, refusal) {
+    const error = newServerError(refusal)
+    error.topic = topic.name
+    // After these errors the manager asks again.
+    if (["unavailable", "rate_limited", "timeout"].includes(error.code)) {
       log(manager, "warn", error)
       topic.askAt = clock() + randomPause(topic.failures++)
-      suspend(manager, topic, code)
+      suspend(manager, topic, error.code)
       return updateTopicsSoon(manager)
     }
     manager.topics.delete(topic.name)
     for (const subscription of [...topic.members]) {
       const isHeard = subscription._handlers.has("state")
-      endSubscription(manager, subscription, code)
+      subscription._end(error.code)
       if (!isHeard) emit(manager, "error", error)
-    }
-  }
-
-  // A position says what the page of the earlier user has shown.
-  function forgetPositions({ positions, topics }) {
-    positions.clear()
-    for (const { members } of topics.values()) {
-      for (const subscription of members) {
-        subscription.position = null
-        subscription._lapse = subscription._lapse && "identity"
-      }
     }
   }
 
@@ -1186,8 +1142,7 @@
      */
     sendJSON(message, replyHandler) {
       const manager = this._manager
-      const isValid = !replyHandler || typeof replyHandler === "function"
-      check(isValid, "replyHandler must be a function", replyHandler)
+      check(!replyHandler || typeof replyHandler === "function", "replyHandler must be a function", replyHandler)
       const answer = (value, more) => {
         if (more !== false) guard(manager, replyHandler, value)
         if (more) addCredit(manager, call)
@@ -1208,9 +1163,9 @@
      * @param {{timeout?: number, signal?: AbortSignal}} [options] The time limit is 10 s by default.
      * @returns {Promise<*>}
      */
-    request(message, { timeout, signal } = {}) {
+    request(message, options) {
       return new Promise((answer, reject) => {
-        submit(this._manager, message, { answer, reject, timeout, signal })
+        submit(this._manager, message, { ...options, answer, reject })
       })
     },
 
@@ -1297,18 +1252,17 @@
     /** Dial at once, from any state. */
     reconnect() {
       const manager = this._manager
-      if (manager.state === CLOSED) watchPage(manager, "addEventListener")
+      watchPage(manager, "addEventListener")
       loseConnection(manager, () => {
         Object.assign(manager, NO_FAILURES)
-        dialIn(manager, 0, "reconnect")
+        dialIn(manager, "reconnect")
       })
     },
   }
 
   WebSocketManager.WebSocketManagerError = WebSocketManagerError
 
-  const isCommonJS = typeof module === "object" && module.exports
-  if (isCommonJS) module.exports = WebSocketManager.default = WebSocketManager
+  const isCommonJS = typeof module === "object" && (module.exports = WebSocketManager.default = WebSocketManager)
   // In a page of Electron with node integration, `module` is a global, and other scripts need the class.
   if (!isCommonJS || globalThis.module) globalThis.WebSocketManager = WebSocketManager
 })()
