@@ -2055,7 +2055,7 @@ WEAKNESSES = [
         "topics_subscribing::test_message_of_the_reply_is_not_delivered_again",
     ),
     (
-        "take an event that comes twice for a sign of a lost one",
+        "go back when an event comes twice",
         "topics/feed.py",
         "        if self._has(position):\n            return\n        here",
         "        here",
