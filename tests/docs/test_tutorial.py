@@ -235,23 +235,6 @@ def test_page_shows_a_lost_connection_and_the_missed_note_after_it(reader, sign_
         assert ada.evaluate("isSamePage")
 
 
-def test_page_with_a_gap_loads_everything_again(reader, sign_in):
-    """More notes than the topic keeps are posted while the page is away."""
-    reader.read("When the link breaks")
-    code = "for n in range(101): Note.objects.create(author_id=2, text=f'Number {n}')"
-    command = ["python", "manage.py", "shell", "-c", code]
-    with reader.runserver() as url:
-        ada = sign_in(url, "ada")
-        expect_state(ada, "Live")
-        ada.evaluate("window.isSamePage = true")
-    subprocess.run(command, cwd=reader.folder, env=reader.environment, check=True, timeout=LIMIT)
-
-    with reader.runserver(url.rpartition(":")[2]):
-        expect(note(ada, "Number 100")).to_have_count(1, timeout=LIMIT * 1000)
-        expect(ada.locator("#notes li")).to_have_count(20)
-        assert not ada.evaluate("window.isSamePage")
-
-
 def test_sign_out_everywhere_ends_the_page_in_the_other_browser(reader, sign_in):
     reader.read("Signed out, everywhere")
     with reader.runserver() as url:
@@ -271,6 +254,23 @@ def test_sign_out_everywhere_ends_the_page_in_the_other_browser(reader, sign_in)
         expect_state(hall, "You are signed out")
         picture(hall, "signed_out")
         expect_state(ben, "Live")
+
+
+def test_page_with_a_gap_loads_everything_again(reader, sign_in):
+    """More notes than the topic keeps are posted while the page is away."""
+    reader.read("Signed out, everywhere")
+    code = "for n in range(101): Note.objects.create(author_id=2, text=f'Number {n}')"
+    command = ["python", "manage.py", "shell", "-c", code]
+    with reader.runserver() as url:
+        ada = sign_in(url, "ada")
+        expect_state(ada, "Live")
+        ada.evaluate("window.isSamePage = true")
+    subprocess.run(command, cwd=reader.folder, env=reader.environment, check=True, timeout=LIMIT)
+
+    with reader.runserver(url.rpartition(":")[2]):
+        expect(note(ada, "Number 100")).to_have_count(1, timeout=LIMIT * 1000)
+        expect(ada.locator("#notes li")).to_have_count(20)
+        assert not ada.evaluate("window.isSamePage")
 
 
 def test_tests_of_the_tutorial_pass(reader):
