@@ -84,14 +84,13 @@ ROWS = {
     "SQLite, processes: 2": Row("SQLite", 2),
     "PostgreSQL, processes: 1": Row("PostgreSQL", 1),
     "PostgreSQL, processes: 2": Row("PostgreSQL", 2),
-    "PostgreSQL with a pool, processes: 1": Row("PostgreSQL", 1, is_pooled=True),
     "PostgreSQL with a pool, processes: 2": Row("PostgreSQL", 2, is_pooled=True),
     "control: no limit, SQLite, processes: 1": Row("SQLite", 1, is_limited=False),
     "control: a dial each second, SQLite, processes: 1": Row("SQLite", 1, fixed=1),
     "control: nginx's max_fails, SQLite, processes: 2": Row("SQLite", 2, is_ignored=True),
 }
 # Pages and rounds.
-FULL, SMALL = (5000, 3), (200, 1)
+FULL, SMALL = (5000, 2), (200, 1)
 
 
 def facts():
