@@ -141,8 +141,9 @@ async def measured(row, count, rounds):
 
 def limit_token_requests(text):
     """Return a configuration of nginx with the documented limit of the token requests."""
-    # As ``text``, whose port Nginx puts in.
-    found = recipe("nginx", 2, DOCS).replace("{", "{{").replace("}", "}}")
+    found = recipe("nginx", 2, DOCS).replace("http://127.0.0.1:8000", "http://site")
+    # As in ``text``, where Nginx puts in its port.
+    found = found.replace("{", "{{").replace("}", "}}")
     zone, location = found.strip().removesuffix("}}").split("server {{\n")
     text = text.replace("upstream site", f"{zone}upstream site")
     return text.replace("server {{\n", f"server {{{{\n{location}")
