@@ -21,6 +21,7 @@ from ..messaging.methods import find_routes, perms_of
 from ..middleware import WebSocketTokenAuthMiddleware
 from ..models import WebSocketToken
 from ..tokens.cache_store import cache_alias
+from ..topics import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def _describe_layer(alias: str) -> str:
 
 
 def describe_routes(application: Application) -> Iterator[str]:
-    """Yield the lines about each route of ``application``, from its middleware to its methods."""
+    """Yield the lines about each route of ``application``, from its middleware to its topics."""
     chains = websocket_chains(application)
     if not any(route_of(chain) for chain in chains):
         yield "No routes: the application has no URLRouter that this command can find."
@@ -118,6 +119,7 @@ def describe_routes(application: Application) -> Iterator[str]:
             yield f"    Around it: {', '.join(others)}"
         yield f"    Consumer:  {name_of(consumer_of(chain))}"
         yield from _describe_calls(consumer_of(chain))
+        yield from _describe_topics(consumer_of(chain))
 
 
 def _describe_gate(gate: WebSocketTokenAuthMiddleware) -> str:
@@ -146,6 +148,27 @@ def _describe_calls(consumer: Any) -> Iterator[str]:
     yield f"    Calls:     {calls[0] if calls else 'none: no method has auto_route'}"
     for line in calls[1:]:
         yield f"               {line}"
+
+
+def _describe_topics(consumer: Any) -> Iterator[str]:
+    label = "Topics:"
+    for topic in getattr(consumer, "topic_classes", ()):
+        kept = f"keeps {topic.history_size} messages" if topic.history_size else "keeps none"
+        yield f"    {label:<10} {topic.route} ({_who_may_subscribe(topic)}; {kept})"
+        label = ""
+
+
+def _who_may_subscribe(topic: type[Topic]) -> str:
+    if not topic.is_restricted():
+        return "nobody, see E011"
+    perms = list(topic.permissions or ())
+    if not perms:
+        perms = ["anybody" if topic.allow_anonymous else "any user"]
+    if topic.can_subscribe is not Topic.can_subscribe:
+        perms.append("can_subscribe()")
+    if topic.answers_for_many():
+        perms.append("filter_allowed()")
+    return ", ".join(perms)
 
 
 def origins_of(chain: Chain) -> list[list[str]]:

@@ -13,6 +13,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.layers import ChannelLayerManager
 from django.core.checks import run_checks
+from django.core.management import call_command
 from django.db.utils import ConnectionHandler
 from django.template import engines
 from django.test import RequestFactory, override_settings
@@ -144,6 +145,23 @@ def test_nginx_accepts_the_configurations_of_the_docs(name, number, code, tmp_pa
     )
 
     assert done.returncode == 0, done.stderr
+
+
+# cron
+
+
+def test_cron_jobs_of_the_docs_are_two_commands_of_the_package(db):
+    (jobs,) = of_kind("docs/deployment.rst", "text")
+    commands = []
+    for line in jobs.splitlines():
+        *times, user, command = line.split(maxsplit=6)
+        assert all(re.fullmatch(r"\d+|\*", each) for each in times)
+        assert user == "mysite"
+        commands.append(command.partition("manage.py ")[2])
+
+    for command in commands:
+        call_command(command, verbosity=0)
+    assert commands == ["clear_websocket_tokens", "clear_websocket_topics"]
 
 
 # Explanations and reference
@@ -289,20 +307,22 @@ def test_table_of_contributing_lists_every_module_and_no_other():
 
 def test_every_make_target_is_run_before_a_merge():
     """Also the targets that documentation and measurements need, which no test runs."""
-    rules = re.findall(r"^([a-z][a-z-]*):(.*)", (ROOT / "Makefile").read_text(), re.M)
+    text = (ROOT / "Makefile").read_text()
+    found = re.findall(r"^([a-z][a-z-]*):(.*)\n(\t?)", text, re.M)
+    needs = {
+        target: set(re.findall(r"(?<![\w./-])[a-z-]+(?![\w./-])", rest))
+        for target, rest, _ in found
+    }
     scripts = "".join((ROOT / f".ci/{name}").read_text() for name in ("run", "targets"))
 
-    command = r"^(?:\S+=\S+ |setsid )*(?:make|run) (?:--\S+ )*([a-z][a-z-]+)"
-    run = set(re.findall(command, scripts, re.M))
-    needed = {
-        name
-        for target, rest in rules
-        if target in run
-        for name in re.findall(r"(?<![\w./-])[a-z-]+(?![\w./-])", rest)
-    }
+    command = r"^ *(?:\S+=\S+ |setsid )*(?:make|run) (?:--\S+ )*((?:[a-z][a-z-]+ ?)+)"
+    run = {target for line in re.findall(command, scripts, re.M) for target in line.split()}
+    run |= {name for target in run for name in needs[target]}
+    # A target without commands is run if all that it needs is.
+    run |= {target for target, _, tab in found if not tab and needs[target] <= run}
 
-    assert {"demo", "docs", "matrix", "screenshots", "test"} <= {target for target, _ in rules}
-    assert {target for target, _ in rules} - run - needed == set()
+    assert {"demo", "docs", "matrix", "screenshots", "test"} <= {*needs}
+    assert {*needs} - run == set()
 
 
 def test_drawing_of_the_package_is_current():
@@ -340,7 +360,7 @@ def test_every_page_with_code_is_run_completely():
     assert "docs/howto_frameworks.rst" in (ROOT / "tests/js/frameworks.test.mjs").read_text()
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
-    # The two commands at the beginning; and the lines that test_proofs.py compares with a run.
+    # The two commands at the beginning; and the lines that tests/proofs compares with a run.
     assert with_literals == {"README", "troubleshooting"}
 
 
@@ -360,6 +380,8 @@ def test_every_block_is_run():
         ("client", "text"),
         # test_howtos.py
         ("howto_several_servers", "ini"),
+        # In this module.
+        ("deployment", "text"),
         # test_log_filters.py
         ("security", "json"),
         ("security", "bash"),
@@ -374,11 +396,11 @@ def test_every_block_is_run():
 
 
 def test_examples_of_the_readme_are_those_of_the_pages():
-    first = blocks("README.rst", "In your own project")
-    examples = {block.code for block in blocks("README.rst") if block not in first}
+    # test_readme.py follows the others.
+    examples = {block.code for block in blocks("README.rst") if block.code not in OWN_PROJECT}
     pages = {block.code for name in NAMES if name != "README.rst" for block in blocks(name)}
 
-    assert len(examples) == 5
+    assert len(examples) == 4
     assert examples - pages == set()
 
 

@@ -1,15 +1,18 @@
 """The README leads from an empty folder to the first authenticated reply in a browser."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from playwright.sync_api import expect
 
-from ..support.following import Block, blocks, follow, runserver, sign_in
+from ..support.following import LIMIT, Block, blocks, follow, runserver, sign_in
 from ..support.helpers import ROOT
 
 TESTING = "docs/testing.rst"
 SECTIONS = ["With Django's TestCase", "With pytest"]
+TOPICS = "Topics"
 FROM_0_1 = "docs/howto_from_0_1.rst"
 
 
@@ -37,8 +40,94 @@ def test_steps_of_the_readme_lead_to_the_first_reply(project, environment, brows
     assert 20 < lines <= 30
 
 
+SECOND_USER = """
+from django.contrib.auth.models import Permission, User
+
+ben = User.objects.create_user("ben", password="a long password", is_staff=True)
+ben.user_permissions.add(Permission.objects.get(codename="view_user"))
+"""
+
+
+@pytest.fixture(scope="module")
+def with_topic(readers_project):
+    """The project after the README's section about topics; ben may view users, as ada may."""
+    folder, environment = readers_project
+    follow(blocks("README.rst", "Topics"), folder, environment)
+    with (folder / "mysite/settings.py").open("a") as settings:
+        # Another process takes a permission away, and there is no channel layer.
+        settings.write('WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 2}\n')
+    in_shell((folder, environment), SECOND_USER)
+    return folder, environment
+
+
+def in_shell(project, code):
+    folder, environment = project
+    command = [sys.executable, "manage.py", "shell", "--command", code]
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def url(with_topic, tmp_path_factory):
+    with runserver(*with_topic, tmp_path_factory.mktemp("topics") / "log") as url:
+        yield url
+
+
+@pytest.fixture
+def two_pages(url, browser):
+    """The pages of ada and ben in the reader's project, each in its own browser."""
+    with browser.new_context() as hers, browser.new_context() as his:
+        pages = [hers.new_page(), his.new_page()]
+        for page, username in zip(pages, ("ada", "ben"), strict=True):
+            sign_in(page, url, username)
+            expect(page.locator("#reply")).to_have_text(f"Hello {username}, how are you?")
+        yield pages
+
+
+def say(page, text):
+    page.evaluate("(text) => manager.request({ type: 'say', text })", text)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_topic_of_the_readme_reaches_a_page_that_was_away(two_pages):
+    ada, ben = two_pages
+    hers, his = (page.locator("#reply") for page in two_pages)
+
+    say(ada, "Hi")
+    expect(hers).to_have_text("Hi")
+    expect(his).to_have_text("Hi")
+    ben.context.set_offline(True)
+    ben.evaluate("manager.reconnect()")
+    say(ada, "Anybody there?")
+    expect(hers).to_have_text("Anybody there?")
+    assert his.text_content() == "Hi"
+    ben.context.set_offline(False)
+    ben.evaluate("manager.reconnect()")
+
+    expect(his).to_have_text("Anybody there?")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_topic_of_the_readme_ends_with_the_permission(with_topic, two_pages):
+    ada, ben = two_pages
+    say(ada, "Hi")
+    expect(ben.locator("#reply")).to_have_text("Hi")
+
+    with ben.expect_console_message(lambda message: "permission_denied" in message.text):
+        in_shell(with_topic, "User.objects.get(username='ben').user_permissions.clear()")
+    say(ada, "He has left")
+
+    expect(ada.locator("#reply")).to_have_text("He has left")
+    # The answer comes after all messages that the server has sent before.
+    ben.evaluate("manager.request({ type: 'greet', how: '' })")
+    assert ben.locator("#reply").text_content() == "Hi"
+
+
 def test_sections_contain_all_blocks_of_the_page_about_tests():
-    assert [block for section in SECTIONS for block in blocks(TESTING, section)] == blocks(TESTING)
+    found = [block for section in [*SECTIONS, TOPICS] for block in blocks(TESTING, section)]
+
+    assert found == blocks(TESTING)
 
 
 @pytest.mark.slow
@@ -47,6 +136,14 @@ def test_tests_of_the_docs_pass_in_the_project_of_the_readme(project, environmen
     folder, _ = project
 
     follow(blocks(TESTING, section), folder, environment)
+
+
+@pytest.mark.slow
+def test_tests_of_the_docs_for_topics_pass_in_the_project_of_the_readme(with_topic):
+    folder, environment = with_topic
+    configuration = [block for block in blocks(TESTING, "With pytest") if block.kind == "ini"]
+
+    follow([*configuration, *blocks(TESTING, TOPICS)], folder, environment)
 
 
 IMPORTS_FIRST = """

@@ -16,7 +16,7 @@ import { FakeSocket, root, settled } from "./support.mjs"
 const page = await readFile(new URL("docs/howto_frameworks.rst", root), "utf8")
 const files = [...page.matchAll(/``(src\/[\w.]+)``[^`]*?:\n\n\.\. code-block:: (?:\w+)\n\n((?: {4}.*\n|\n)+)/g)]
   .map(([, name, code]) => [name, code.replaceAll(/^ {4}/gm, "")])
-const [connection, reactHooks, reactComponent, vueHooks, vueComponent, ownManager] = files
+const [connection, reactHooks, reactComponent, topicHook, topicComponent, vueHooks, vueComponent, ownManager] = files
 
 const REACT = `
 import { StrictMode } from "react"
@@ -156,11 +156,49 @@ async function works() {
   return socket
 }
 
+const items = () => [...document.querySelectorAll("li")].map((item) => item.textContent)
+
+/** Answer each subscribe and unsubscribe that the client has sent and that has no answer. */
+async function answerTopics(socket) {
+  for (const { type, reply_key: key, subscriptions } of socket.sent.splice(0)) {
+    if (type === "websocket.unsubscribe") socket.push({ key, data: null })
+    if (type !== "websocket.subscribe") continue
+    const answers = subscriptions.map(({ topic }) => (
+      { topic, epoch: "e1", offset: 0, recovered: false, messages: [] }
+    ))
+    socket.push({ key, data: { subscriptions: answers } })
+  }
+  await settled()
+}
+
+/** Open the connection, and deliver messages of the lobby: each is shown once, and none after a gap. */
+async function showsLobby() {
+  await answered()
+  const [socket] = FakeSocket.all
+  socket.accept()
+  socket.push({ key: "websocket.ready", identity: "ada", topics: true })
+  await settled()
+  await answerTopics(socket)
+  await answerTopics(socket)
+  const message = (offset, text) => ({ key: "websocket.topic", topic: "rooms/lobby", offset, data: { text } })
+
+  socket.push(message(1, "Hi"))
+  socket.push(message(2, "Ho"))
+  await shows(() => items().length === 2)
+  assert.deepEqual(items(), ["Hi", "Ho"])
+
+  socket.push({ key: "websocket.gap", topic: "rooms/lobby", epoch: "e2", offset: 5, reason: "epoch" })
+  await shows(() => items().length === 0)
+  return socket
+}
+
 test("the page's files are those that the tests run", () => {
   assert.deepEqual(files.map(([name]) => name), [
     "src/connection.js",
     "src/useConnection.js",
     "src/News.jsx",
+    "src/useTopic.js",
+    "src/Lobby.jsx",
     "src/useConnection.js",
     "src/News.vue",
     "src/useManager.js",
@@ -169,7 +207,7 @@ test("the page's files are those that the tests run", () => {
 })
 
 test("the modules with hooks and composables have about 20 lines", () => {
-  for (const [name, code] of [connection, reactHooks, vueHooks, ownManager]) {
+  for (const [name, code] of [connection, reactHooks, topicHook, vueHooks, ownManager]) {
     assert.ok(code.split("\n").filter((line) => line.trim()).length <= 20, name)
   }
 })
@@ -179,6 +217,25 @@ test("a component of React opens one connection in StrictMode, receives pushes a
   await open("react", entry, [connection, reactHooks, reactComponent])
 
   await works()
+})
+
+test("a component of React in StrictMode gets each message of a topic once, and unsubscribes", async () => {
+  const entry = REACT.replaceAll("SHOWN", "Lobby").replace("FROM", "./Lobby.jsx")
+  await open("lobby", entry, [connection, topicHook, topicComponent])
+
+  const socket = await showsLobby()
+  unmount()
+  unmount = undefined
+  await shows(() => socket.sent.some(({ type }) => type === "websocket.unsubscribe"))
+})
+
+test("a component of Vue gets each message of a topic once, and unsubscribes", async () => {
+  await open("vue_lobby", VUE, [connection, vueHooks, vueComponent])
+
+  const socket = await showsLobby()
+  unmount()
+  unmount = undefined
+  await shows(() => socket.sent.some(({ type }) => type === "websocket.unsubscribe"))
 })
 
 test("a naive component of React opens two connections in StrictMode", async () => {

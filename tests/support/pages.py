@@ -26,11 +26,11 @@ from .servers import free_port, make_certificate, running
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 # The pages of which the tests run every block.
 PARTS = (
-    "admin checks client commands existing_consumers gate howto_behind_nginx howto_from_0_1 "
-    "howto_from_channels_groups howto_from_own_token howto_several_servers javascript "
-    "live_sockets messages middleware "
-    "native_clients performance permissions revocation sample_site security settings signals "
-    "streams token_stores tokens topics wire"
+    "admin checks client commands deployment existing_consumers gate howto_behind_nginx "
+    "howto_from_0_1 howto_from_channels_groups howto_from_own_token howto_several_servers "
+    "javascript limits live_sockets messages middleware native_clients performance "
+    "permissions revocation sample_site security settings signals streams token_stores tokens "
+    "topics wire"
 )
 NAMES = ["README.rst", *(f"docs/{name}.rst" for name in PARTS.split())]
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}
@@ -38,7 +38,8 @@ PAGES = {name: (ROOT / name).read_text() for name in NAMES}
 
 # The reader's project, and its test, see test_readme.
 FIRST = blocks("README.rst", "In your own project")
-OWN_PROJECT = [block.code for block in [*FIRST, *blocks("docs/revocation.rst", "Test it")]]
+FOLLOWED = [*FIRST, *blocks("README.rst", "Topics"), *blocks("docs/revocation.rst", "Test it")]
+OWN_PROJECT = [block.code for block in FOLLOWED]
 # The Python of these pages continues that project.
 CONTINUED = {"README.rst", *(f"docs/{name}.rst" for name in ("messages", "permissions", "streams"))}
 

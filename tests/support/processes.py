@@ -60,10 +60,6 @@ class Process:
     def pid(self):
         return self._process.pid
 
-    @property
-    def is_running(self):
-        return self._process.poll() is None
-
     def command(self):
         raise NotImplementedError
 

@@ -264,7 +264,7 @@ def test_deletion_locks_topics_by_their_key_alone(topic, present):
     assert "published_at" not in locking.partition(" WHERE ")[2]
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB reads all rows")
+@pytest.mark.only_on("mysql")
 def test_deletion_reads_the_rows_of_its_topics_only(present):
     """The optimizer prefers to read all rows of a small table, and would lock them."""
     large = LargeTopic(pk=1)

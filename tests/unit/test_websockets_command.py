@@ -21,6 +21,7 @@ from channels_websocket_utils.middleware import (
     WebSocketTokenAuthMiddlewareStack,
 )
 from channels_websocket_utils.models import WebSocketToken
+from channels_websocket_utils.topics import Topic
 
 from ..support.consumers import AsyncManager, AsyncPlainJson, Manager, PlainJson
 from ..support.helpers import documented, routed, stack
@@ -42,6 +43,34 @@ class Shop(AsyncWebSocketManagerConsumer):
 
 class Empty(AsyncWebSocketManagerConsumer):
     """Without a method for clients."""
+
+
+class FreeTopic(Topic):
+    route = "free/<slug:name_of_it>"
+    permissions = ()
+    history_size = 5
+
+
+class TeamTopic(Topic):
+    route = "teams/<int:pk>"
+    permissions = ["auth.view_user"]
+
+    def can_subscribe(self, user):
+        return True
+
+
+class OpenTopic(Topic):
+    route = "open"
+    permissions = ()
+    allow_anonymous = True
+
+    @classmethod
+    def filter_allowed(cls, user, topics):
+        return topics
+
+
+class WithTopics(AsyncWebSocketManagerConsumer):
+    topic_classes = [FreeTopic, TeamTopic, OpenTopic]
 
 
 class Wrapper:
@@ -87,6 +116,25 @@ def test_overview_names_routes_gates_consumers_and_permissions(serve):
         "               rename (auth.change_user, auth.view_user)",
     ]
     assert "    Calls:     none: no method has auto_route" in second.splitlines()
+
+
+def test_overview_names_topics_and_who_may_subscribe(serve):
+    serve(websocket_application([path("ws/<str:token>", WithTopics.as_asgi())]))
+
+    lines = websockets().splitlines()
+
+    assert lines[-3:] == [
+        "    Topics:    free/<slug:name_of_it> (any user; keeps 5 messages)",
+        "               teams/<int:pk> (auth.view_user, can_subscribe(); keeps none)",
+        "               open (anybody, filter_allowed(); keeps none)",
+    ]
+
+
+def test_overview_names_a_topic_to_which_nobody_may_subscribe(serve, monkeypatch):
+    monkeypatch.setattr(FreeTopic, "permissions", None)
+    serve(websocket_application([path("ws/<str:token>", WithTopics.as_asgi())]))
+
+    assert "free/<slug:name_of_it> (nobody, see E011; keeps 5 messages)" in websockets()
 
 
 def test_overview_names_the_hosts_that_the_application_of_one_call_allows(serve, settings):
