@@ -5,6 +5,7 @@ import json
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,8 @@ from evidence.dialling import (
     pause,
 )
 from evidence.machines import configuration
+from evidence.storm import limit_token_requests
+from evidence.storm_pages import TOKEN_URL
 from tests.support.processes import Nginx
 from tests.support.servers import LIMIT, free_port
 
@@ -40,9 +43,9 @@ class Page(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(port):
+def serving(port, handler=Page):
     """Answer each request on ``port`` with 200."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), Page)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -53,10 +56,10 @@ def serving(port):
         server.server_close()
 
 
-def status(port):
+def status(port, method="GET", path="/"):
     client = HTTPConnection("127.0.0.1", port, timeout=LIMIT)
     with contextlib.closing(client):
-        client.request("GET", "/")
+        client.request(method, path)
         return client.getresponse().status
 
 
@@ -73,6 +76,37 @@ def test_documented_nginx_uses_processes_as_soon_as_they_answer(removed, answer)
 
     assert while_down == [502, 502]
     assert after == answer
+
+
+@pytest.mark.nginx
+def test_documented_nginx_refuses_the_seventeenth_token_request_at_once():
+    arrived, end = threading.Semaphore(0), threading.Event()
+
+    class Slow(Page):
+        def do_POST(self):
+            arrived.release()
+            end.wait(LIMIT)
+            self.do_GET()
+
+    port = free_port()
+    text = limit_token_requests(configuration([port]))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(serving(port, Slow))
+        nginx = stack.enter_context(Nginx(Path(folder, "nginx"), text))
+        pool = stack.enter_context(ThreadPoolExecutor(16))
+        stack.callback(end.set)
+        request = (nginx.port, "POST", TOKEN_URL)
+        passed_on = [pool.submit(status, *request) for _ in range(16)]
+        have_arrived = [arrived.acquire(timeout=LIMIT) for _ in passed_on]
+        seventeenth, other_page = status(*request), status(nginx.port)
+        end.set()
+        answers = [each.result() for each in passed_on]
+        after = status(*request)
+
+    assert all(have_arrived)
+    assert (seventeenth, other_page) == (503, 200)
+    assert (answers, after) == ([200] * 16, 200)
 
 
 @pytest.fixture(scope="module")
