@@ -14,7 +14,7 @@ const MOST_RUNS = 10_000
 /** Weaknesses of a client: a text of the script, and its replacement. */
 const WEAKNESSES = {
   "a message is delivered again": ["|| offset <= subscription.position?.offset) return", ") return"],
-  "a position stays behind the messages": ["if (topic.position) subscription.position = {", "void {"],
+  "a position stays behind the messages": ["    subscription.position = topic.position && {", "    void {"],
   "a message goes to a subscription that has ended": ["|| subscription.state === ENDED ||", "||"],
   "a subscription that has ended begins again": ["state || subscription.state === ENDED) return", "state) return"],
   "a lost connection leaves topics live": ['suspend(manager, topic, "disconnected")', "topic"],

@@ -1053,6 +1053,8 @@
     Object.assign(topic, { isLive: true, position: epoch ? { epoch, offset } : null, failures: 0 })
     for (const subscription of [...topic.members]) {
       const { position } = subscription
+      // A handler has ended the connection: the manager asks again.
+      if (!topic.isLive) return
       if (recovered && covers(position, asked)) {
         for (const message of messages) deliver(manager, topic, subscription, message)
       } else if (!position || (covers(position, asked) && covers(asked, position))) {
@@ -1066,7 +1068,7 @@
   function deliver(manager, topic, subscription, { offset, data }) {
     // An earlier handler may have ended the subscription or the connection.
     if (!topic.isLive || subscription.state === ENDED || offset <= subscription.position?.offset) return
-    if (topic.position) subscription.position = { epoch: topic.position.epoch, offset }
+    subscription.position = topic.position && { epoch: topic.position.epoch, offset }
     // The server sends no data to the connection that `exclude` names.
     if (data) guard(manager, () => subscription._handler(data, { offset, topic: topic.name }))
   }
@@ -1083,7 +1085,7 @@
     if (key === UNSUBSCRIBED) return refuse(manager, topic, error || {})
     const isGap = key === GAP
     // The server leaves out no message.
-    if (topic.position) topic.position = { epoch: isGap ? epoch : topic.position.epoch, offset }
+    topic.position = topic.position && { epoch: isGap ? epoch : topic.position.epoch, offset }
     for (const subscription of [...topic.members]) {
       if (subscription.state !== LIVE) continue
       if (!isGap) deliver(manager, topic, subscription, message)
