@@ -411,6 +411,32 @@ test("a handler that closes the manager gets no further message of a replay", as
   assert.deepEqual(calls, [1])
 })
 
+test("an answer that a handler interrupts leaves the other subscriptions as they were", async (t) => {
+  const { manager, flow, server, page } = open(t)
+  for (let n = 0; n < 3; n++) server.publish("orders/1")
+  const calls = []
+  const first = manager.subscribe("orders/1", (data, { offset }) => {
+    calls.push(offset)
+    if (offset === 1) manager.reconnect()
+  }, { since: at(0) })
+  const second = follow(manager, "orders/1")
+  const third = follow(manager, "orders/1", { since: at(2) })
+  server.accept(page.socket)
+  for (let n = 0; n < 3; n++) {
+    server.connection.receive()
+    server.connection.answer()
+    server.connection.send()
+    await settled()
+  }
+
+  assert.deepEqual(calls, [1])
+  assert.deepEqual([first, second.subscription, third.subscription].map(({ position }) => position), [at(1), null, at(2)])
+  await flow()
+  assert.deepEqual(calls, [1, 2, 3])
+  assert.deepEqual(second.log, ["live"])
+  assert.deepEqual(third.log, ["orders/1 3", "live"])
+})
+
 test("subscribe() after close() waits for reconnect(), without a timer", async (t) => {
   const { manager, flow, server, page } = open(t)
   const before = follow(manager, "orders/1")

@@ -254,18 +254,18 @@
     check(typeof handler === "function", "handler must be a function", handler)
   }
 
-  function listen(map, key, handler, options) {
+  function listen(map, key, handler, settings) {
     checkHandler(key, handler)
     const handlers = map.get(key) || new Map()
     if (handlers.has(handler)) return handlers.get(handler)
     const undo = () => {
-      options?.signal?.removeEventListener("abort", undo)
+      settings?.signal?.removeEventListener("abort", undo)
       if (handlers.get(handler) === undo) handlers.delete(handler)
       if (!handlers.size && map.get(key) === handlers) map.delete(key)
     }
-    undo.once = options?.once
-    if (options?.signal?.aborted) return undo
-    options?.signal?.addEventListener("abort", undo)
+    undo.once = settings?.once
+    if (settings?.signal?.aborted) return undo
+    settings?.signal?.addEventListener("abort", undo)
     map.set(key, handlers.set(handler, undo))
     return undo
   }
@@ -779,16 +779,16 @@
 
   // Streams
 
-  function createStream(manager, message, options) {
+  function createStream(manager, message, settings) {
     const call = {
       answer(value, more) {
         if (more !== false) call.parts.push(value)
         updateStream(manager, call, !more)
       },
       reject: (error) => updateStream(manager, call, true, error),
-      signal: options.signal,
+      signal: settings.signal,
       timeout: Infinity,
-      limit: durationOr(options.timeout, Infinity),
+      limit: durationOr(settings.timeout, Infinity),
       parts: [],
       streams: true,
     }
@@ -946,12 +946,14 @@
     topic.position = epoch ? { epoch, offset } : null
     topic.failures = 0
     for (const subscription of [...topic.members]) {
+      // A handler has ended the connection: the manager asks again.
+      if (!topic.ready) return
       if (answer.recovered && covers(subscription.position, topic.asked)) {
         for (const message of messages) deliver(manager, topic, subscription, message)
-      } else if (
-        !subscription.position ||
-        (covers(subscription.position, topic.asked) && covers(topic.asked, subscription.position))
-      ) {
+      } else if (!subscription.position) {
+        // Of another user. Without a gap join() gives it the position, together with its state.
+        if (subscription._lapse) skip(manager, topic, subscription, {})
+      } else if (covers(subscription.position, topic.asked) && covers(topic.asked, subscription.position)) {
         skip(manager, topic, subscription, answer)
       }
     }
@@ -1026,11 +1028,9 @@
   }
 
   function skip(manager, topic, subscription, { reason }) {
-    // The reason of an answer is about a position. After a change of the user there is none.
-    const lapse = (subscription.position && reason) || subscription._lapse
     const position = (subscription.position = topic.position)
     if (subscription._lapse) {
-      dispatch(manager, subscription._handlers, "gap", { reason: lapse, position })
+      dispatch(manager, subscription._handlers, "gap", { reason: reason || subscription._lapse, position })
     }
   }
 
