@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
 
-.PHONY: demo test test-all python-test js-test lint docs clean
+.PHONY: demo test test-all python-test python-test-slow js-test js-test-slow lint docs clean
 
 # The sample site on http://127.0.0.1:8000
 demo: .venv/demo
@@ -16,19 +16,22 @@ demo: .venv/demo
 # end the tests that need a program that is not installed. Two files run at a time.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: js-test python-test
+test-all: js-test-slow python-test-slow
 
 python-test: .venv/test node_modules programs
 	$(PYTEST) $(or $(TESTS),-m "not slow")
+
+python-test-slow: .venv/test node_modules programs
+	@.ci/install postgresql
+	$(PYTEST) -m slow
 
 # Tests with compilers, bundlers, and the package as npm installs it.
 SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs
 js-test: node_modules
 	JS_TESTS="$(filter-out $(SLOW_JS),$(wildcard tests/js/*.test.mjs))" npm test --silent
 
-test-all: .venv/test node_modules programs
-	@.ci/install postgresql
+js-test-slow: node_modules
 	JS_TESTS="$(SLOW_JS)" npm test --silent
-	$(PYTEST) -m slow
 
 # Measure one table of docs/proofs: make proof TABLE=revocation (OPTIONS=--small for few samples)
 .PHONY: proof
@@ -65,7 +68,8 @@ dist: .venv/test
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python .ci/package build/source dist
 	$(BIN)/twine check --strict dist/*
 
-# Measure the tables of the clients in docs/client.rst (OPTIONS=--small for few pages).
+# Measure the tables of the clients in docs/client.rst (OPTIONS=--small for few pages, --resume for the
+# second table only).
 .PHONY: figures
 figures: benchmarks/client/node_modules
 	node benchmarks/client/run.mjs $(OPTIONS)

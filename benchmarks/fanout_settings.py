@@ -3,9 +3,8 @@
 import os
 
 from .speed_settings import *  # noqa: F403
-from .speed_settings import DATABASES, INSTALLED_APPS
+from .speed_settings import DATABASES
 
-INSTALLED_APPS = [*INSTALLED_APPS, "django_socket"]
 ROOT_URLCONF = "benchmarks.fanout_site"
 REDIS = os.environ.get("FANOUT_REDIS", "")
 BACKENDS = {

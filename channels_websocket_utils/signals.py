@@ -23,8 +23,9 @@ Its sender is the class of the topic. Sent after the commit, in the process that
 ``epoch``, ``limit`` or ``none_kept`` if it could not be; ``refused``, if it may not subscribe;
 ``denied`` for a subscription that has ended because its user may not receive the topic any more;
 ``gap_epoch``, ``gap_expired`` or ``gap_limit`` for a live one that has lost messages.
-``topic_delivered``: ``topic`` and ``count``, the deliveries of its messages to connections of this
-process since the last signal.
+``topic_delivered``: ``topic`` and ``count``, the messages that were sent to connections of this
+process since the last signal, live and replayed: one for each connection and message. A message
+that waits for a slow client counts, and the offset alone, for an excluded connection, does not.
 """
 
 from django.dispatch import Signal

@@ -30,5 +30,7 @@ if TYPE_CHECKING:
     # Type checkers accept a TypedDict as a Mapping, but not as a dict.
     Payload: TypeAlias = Mapping[str, object]
 
-    # By permissions: the code of a denial or None, the user's primary key, the time of the query.
-    PermissionCache: TypeAlias = dict[tuple[str, ...], tuple[str | None, Any, Any]]
+    # The code of a denial or None, the user's primary key, the time of the query.
+    PermissionAnswer: TypeAlias = tuple[str | None, Any, Any]
+    # By permissions.
+    PermissionCache: TypeAlias = dict[tuple[str, ...], PermissionAnswer]

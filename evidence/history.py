@@ -232,7 +232,11 @@ class Trial:
 
     async def _at_once(self, publishing):
         while not publishing.done():
-            await asyncio.sleep(random.uniform(0.2, 0.6))  # noqa: S311
+            # A server that is slow is not cut off again before it has answered some of them.
+            count = random.randrange(len(self._pages))  # noqa: S311
+            while sum(page.is_live for page in self._pages) < count and not publishing.done():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(random.uniform(0, 0.4))  # noqa: S311
             for page in self._pages:
                 page.cut(random.choice([0, 0, 0.01, 0.05]))  # noqa: S311
 
@@ -302,6 +306,8 @@ class Trial:
         for name in faults:
             yield f"{cells[name]} messages were {name}"
         yield from (f"{count} x {name}" for name, count in wrong.items() if count)
+        if not cells["received"]:
+            yield "no page has received a message"
         if cells["needless"]:
             yield f"gaps although the messages are kept: {self._record.needless[:3]}"
         if complete_late(cells["complete s"]):

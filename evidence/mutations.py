@@ -17,12 +17,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .client_mutations import CLIENT_WEAKNESSES
+
 PACKAGES = ["pytest"]
 ROOT = Path(__file__).parent.parent
 LIMIT = 300
 
 # The weakness, the module, the text that is replaced, its replacement, and the test as FILE::TEST,
-# the file without "test_". tests/unit/test_mutations.py checks that all of them exist.
+# the file without "test_", or one of tests/js. tests/unit/test_mutations.py checks that all of them
+# exist.
 WEAKNESSES = [
     # Tokens
     (
@@ -1153,6 +1156,34 @@ WEAKNESSES = [
         "decorators::test_body_of_a_denied_call_does_not_run",
     ),
     (
+        "run a call whose denial is cached",
+        "messaging/calls.py",
+        "    if code is not None:\n        return False\n    call.add_cached_guard(",
+        "    call.add_cached_guard(",
+        "permissions::test_denial_is_cached_too",
+    ),
+    (
+        "use a cached permission after the end of the socket",
+        "messaging/calls.py",
+        "    if answer is None or lateness_of(consumer) is not None or has_ended(consumer):\n",
+        "    if answer is None:\n",
+        "permissions::test_cached_answer_runs_nothing_after_the_end_of_the_socket",
+    ),
+    (
+        "forget the permissions of a method that auto_route decorates again",
+        "messaging/methods.py",
+        "        perms = own.perms if perms is None else perms\n",
+        "",
+        "decorators::test_body_of_a_denied_call_does_not_run",
+    ),
+    (
+        "leave the awaitable of a method with both decorators to its caller",
+        "messaging/methods.py",
+        "perms=perms, has_result=True, leaves_awaitable=False)",
+        "perms=perms, has_result=True)",
+        "decorators::test_sync_consumer_gets_the_value_of_an_async_method_with_both_decorators",
+    ),
+    (
         "do not check the end of a socket again after the wait for a thread",
         "messaging/calls.py",
         "    if has_ended_in_thread(consumer):\n        return _drop(consumer)\n    return _run(",
@@ -1920,11 +1951,8 @@ WEAKNESSES = [
     (
         "deliver after a stop of the process before the users are asked about again",
         "topics/topic_hub.py",
-        (
-            "                for each in self._of_class(topic_class):\n"
-            "                    self._doubt(each)\n"
-        ),
-        "                self._reauthorization.ask(self._of_class(topic_class))\n",
+        "            self._hub.delivery.put(self._of_classes(late), self._doubt, is_first=True)\n",
+        "            self._reauthorization.ask(self._of_classes(late))\n",
         "topics_authorization::test_stopped_process_asks_before_it_delivers",
     ),
     (
@@ -2007,30 +2035,30 @@ WEAKNESSES = [
     ),
     (
         "do not look for the end of a burst",
-        "topics/topic_hub.py",
-        "            run_in_background(self._look(ended))\n",
+        "topics/tops.py",
+        "            run_in_background(self.look(ended))\n",
         "            pass\n",
         "topics_delivery::test_tail_of_a_burst_that_was_lost_is_read",
     ),
     (
         "deliver messages whose events were lost to users who are not authorized again",
         "topics/feed.py",
-        "        self._doubt(list(self.subscriptions.values()))\n",
-        "        self.repair()\n",
+        "was denied.\n        self._doubt(list(self.subscriptions.values()))\n",
+        "was denied.\n        self.repair()\n",
         "topics_delivery::test_message_whose_event_is_lost_is_delivered_after_an_authorization",
     ),
     (
         "deliver over a hole, so that the database overtakes an event with a denial",
         "topics/feed.py",
-        " or offset == 0:",
-        " or offset >= 0:",
+        " or first == 0:",
+        " or first >= 0:",
         "topics_delivery::test_event_that_overtakes_a_denial_brings_no_earlier_message",
     ),
     (
         "read the history for each page that comes back",
         "topics/recovery.py",
-        "        kept = self._kept[question] = _Kept(replay, feed, size)\n",
-        "        kept = _Kept(replay, feed, size)\n",
+        "        kept = self._kept[question] = _Kept(replay, size)\n",
+        "        kept = _Kept(replay, size)\n",
         "topics_recovery::test_pages_that_come_back_one_after_the_other_share_a_read",
     ),
     (
@@ -2043,23 +2071,80 @@ WEAKNESSES = [
     (
         "take an event that comes twice for a sign of a lost one",
         "topics/feed.py",
-        "        if self._has(position):\n            return\n        # Nothing",
-        "        # Nothing",
+        "        if self._has(position):\n            return\n        here",
+        "        here",
         "topics_delivery::test_event_that_comes_twice_costs_no_read",
     ),
     (
-        "answer a page that comes back as the page before a newer message",
+        "compare a kept answer with the database although an event has outdated it",
         "topics/recovery.py",
-        "here.epoch == present.epoch and here.offset <= present.offset",
-        "here.epoch == present.epoch",
+        " and here.offset <= present.offset",
+        "",
         "topics_recovery::test_answer_is_read_again_after_a_newer_message",
     ),
     (
-        "answer a page as one from before the last subscriber has left",
+        "answer from memory what the database does not contain any more",
         "topics/recovery.py",
-        "        if kept is None or kept.feed is not feed:\n",
-        "        if kept is None or feed is None:\n",
-        "topics_recovery::test_answer_is_read_again_if_nobody_was_subscribed_meanwhile",
+        "            elif known.replay.position == replay.position:\n",
+        "            elif replay.position:\n",
+        "topics_recovery::test_messages_that_another_process_has_cleared_are_replayed_to_nobody",
+    ),
+    (
+        "replay from memory what has expired meanwhile",
+        "topics/recovery.py",
+        "        if is_current and is_young:\n",
+        "        if is_current:\n",
+        "topics_recovery::test_kept_answer_is_outdated_when_a_message_expires",
+    ),
+    (
+        "keep texts of any length that clients have sent",
+        "topics/recovery.py",
+        ' or replay.reason == "epoch":',
+        ":",
+        "topics_recovery::test_positions_that_a_client_has_invented_are_not_kept",
+    ),
+    (
+        "let a router that raises end the checks of topics",
+        "checks/topics.py",
+        "    except Exception:\n        # E010 reports",
+        "    except KeyError:\n        # E010 reports",
+        "tenants::test_router_that_raises_does_not_end_the_checks_of_topics",
+    ),
+    (
+        "let the clear of a topic overtake a denial",
+        "topics/feed.py",
+        "        if here is not None and here.epoch != position.epoch:\n",
+        "        if False:\n",
+        "topics_subscribing::test_clear_does_not_overtake_a_denial",
+    ),
+    (
+        "read histories for clients without a user",
+        "topics/subscribing.py",
+        "            if is_anonymous and not topic.allow_anonymous:\n",
+        "            if False:\n",
+        "topics_authorization::test_history_is_not_read_for_a_client_without_a_user",
+    ),
+    (
+        "ignore the restriction of a class that is derived from one with filter_allowed()",
+        "topics/base.py",
+        'return owner is not BaseTopic and "filter_allowed" in vars(owner)',
+        'return owner is not BaseTopic and hasattr(owner, "filter_allowed")',
+        "topics_authorization::test_derived_class_restricts_what_its_base_allows",
+    ),
+    (
+        "extend the grace of a topic by the answers about another one",
+        "topics/reauthorization.py",
+        "            self._outages.pop(pair, None)\n",
+        "            self._outages.clear()\n",
+        "topics_authorization::"
+        "test_grace_of_one_topic_is_not_extended_by_the_answers_about_another",
+    ),
+    (
+        "count the offsets of excluded connections as deliveries",
+        "topics/subscription.py",
+        "int(not is_excluded)",
+        "1",
+        "topics_recovery::test_only_messages_that_a_connection_was_sent_are_counted",
     ),
     (
         "deny those about whom is asked while the process is stopped",
@@ -2076,16 +2161,65 @@ WEAKNESSES = [
         "topics_delivery::test_subscription_takes_at_most_600_bytes",
     ),
     (
+        "take a long transaction for a sign of lost events",
+        "topics/feed.py",
+        'first = event.get("first", offset)',
+        "first = offset",
+        "topics_delivery::test_long_transaction_of_another_process_is_read_without_authorization",
+    ),
+    (
+        "publish what a long transaction has removed only in the first of its events",
+        "live/topic_batch.py",
+        """            events.append({"kind": "topics", "doubts": doubts, "messages": []})\n""",
+        """            events.append({"kind": "topics", "doubts": [], "messages": []})\n""",
+        "topics_delivery::test_each_event_of_a_long_transaction_has_the_doubts",
+    ),
+    (
+        "let any number of events wait for a blocked event loop",
+        "live/inbox.py",
+        "is_full = len(self._queue) >= MOST or self._size + size > SIZE",
+        "is_full = False",
+        "inbox::test_events_beyond_the_limit_become_ranges_of_offsets",
+    ),
+    (
+        "drop the doubts of events that do not fit",
+        "live/inbox.py",
+        'self._doubts.update(dict.fromkeys((user, key) for user, key in event["doubts"]))\n',
+        "pass\n",
+        "inbox::test_message_without_history_is_dropped_and_its_doubt_is_not",
+    ),
+    (
+        "let a message that does not fit overtake a revocation",
+        "live/inbox.py",
+        "        self._size += size\n        self._shortened = None\n",
+        "        self._size += size\n",
+        "inbox::test_shortened_message_does_not_overtake_a_revocation",
+    ),
+    (
+        "announce messages of which no event was received",
+        "live/short_messages.py",
+        ' and first == last["offset"] + 1:',
+        ":",
+        "inbox::test_range_contains_only_messages_that_were_received",
+    ),
+    (
+        "hold subscriptions behind the messages that wait",
+        "live/delivery.py",
+        "        if is_first:\n",
+        "        if False:\n",
+        "topics_delivery::test_first_delivery_precedes_those_that_wait",
+    ),
+    (
         "forget events that have overtaken another",
         "topics/feed.py",
-        "            self._keep_early(offset, event)\n",
+        "            self._early.put(event)\n",
         "            pass\n",
         "topics_delivery::test_events_that_arrive_in_another_order_cost_no_read",
     ),
     (
         "count the events that wait for an earlier one, and not their bytes",
-        "topics/feed.py",
-        "event if size <= EARLY_SIZE else ",
+        "topics/early_events.py",
+        "event if is_short else ",
         "event if event else ",
         "topics_delivery::test_early_events_are_bounded_in_bytes",
     ),
@@ -2152,6 +2286,7 @@ WEAKNESSES = [
         "        if False:\n",
         "topics_authorization::test_messages_wait_in_a_queue_of_sixteen",
     ),
+    *CLIENT_WEAKNESSES,
 ]
 CONTROL = "nothing: the control"
 
@@ -2190,30 +2325,66 @@ async def measure(small, is_kept):
 
 async def first_failure(copy, tests):
     """Run ``tests``, each a FILE::TEST, in the copy; return the name of the first that fails."""
+    scripts = [test for test in tests if is_script(test)]
+    modules = [test for test in tests if not is_script(test)]
+    return (modules and await first_failure_of_pytest(copy, modules)) or (
+        scripts and await first_failure_of_node(copy, scripts)
+    )
+
+
+async def first_failure_of_pytest(copy, tests):
     # The tests' own settings; and the copy before the package that is installed.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += (f"{file_of(test, copy)}::{test.partition('::')[2]}" for test in tests)
+    code, output = await run(command, cwd=copy, env={**kept, "PYTHONPATH": str(copy)})
+    if code is None:
+        return "a test that hung"
+    found = re.search(r"^(?:FAILED|ERROR) tests/\S+?::(\w+)", output, re.M)
+    if code == 1 and found:
+        return found[1]
+    if code:
+        raise AssertionError(output)
+    return None
+
+
+async def first_failure_of_node(copy, tests):
+    names = [test.partition("::")[2] for test in tests]
+    command = ["node", "--test", "--test-reporter=tap"]
+    command += (f"--test-name-pattern=^{re.escape(name)}$" for name in names)
+    command += sorted({str(file_of(test, copy)) for test in tests})
+    code, output = await run(command, cwd=copy)
+    if code is None:
+        return "a test that hung"
+    found = re.search(r"^\s*not ok \d+ - (.+)$", output, re.M)
+    if code == 1 and found and found[1] in names:
+        return found[1]
+    if code or not all(
+        re.search(rf"^\s*ok \d+ - {re.escape(name)}$", output, re.M) for name in names
+    ):
+        raise AssertionError(output)
+    return None
+
+
+async def run(command, **options):
+    """Run ``command``; return its exit status, or ``None`` after the time limit, and its output."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
-        *(f"{file_of(test, copy)}::{test.partition('::')[2]}" for test in tests),
-        cwd=copy,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**kept, "PYTHONPATH": str(copy)},
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, **options
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), LIMIT)
     except asyncio.TimeoutError:
         process.kill()
-        return "a test that hung"
-    found = re.search(r"^(?:FAILED|ERROR) tests/\S+?::(\w+)", output.decode(), re.M)
-    if process.returncode == 1 and found:
-        return found[1]
-    if process.returncode:
-        raise AssertionError(output.decode())
-    return None
+        return None, ""
+    return process.returncode, output.decode()
+
+
+def is_script(test):
+    return test.partition("::")[0].endswith(".mjs")
 
 
 def file_of(test, root=ROOT):
     """Return the file of a FILE::TEST below ``root``."""
-    (file,) = root.glob(f"tests/*/test_{test.partition('::')[0]}.py")
+    name = test.partition("::")[0]
+    (file,) = root.glob(f"tests/js/{name}" if is_script(test) else f"tests/*/test_{name}.py")
     return file

@@ -59,15 +59,18 @@ class PoolSite(Site):
 
 
 async def measure(small, is_kept):
-    rows = {name: (*call, SOCKETS) for name, call in CALLS.items()}
-    for name, row in {**rows, **CONTROLS}.items():
-        if not is_kept(name):
-            timeout = SHORT if small else TIMEOUT
+    timeout = SHORT if small else TIMEOUT
+    calls = {name: (*call, SOCKETS) for name, call in CALLS.items()}
+    # A control keeps its connections, so each has a site of its own.
+    for rows in (calls, *({name: row} for name, row in CONTROLS.items())):
+        left = {name: row for name, row in rows.items() if not is_kept(name)}
+        if left:
             with contextlib.ExitStack() as stack:
-                site = PoolSite(timeout, keeps=name in CONTROLS)
+                site = PoolSite(timeout, keeps=rows is not calls)
                 await asyncio.to_thread(site.start, stack)
-                cells = await take(site, *row)
-            yield name, cells, broken(cells, name in CONTROLS)
+                for name, row in left.items():
+                    cells = await take(site, *row)
+                    yield name, cells, broken(cells, name in CONTROLS)
 
 
 def broken(cells, is_control):

@@ -157,10 +157,10 @@ class Page:
         if self._client is not None:
             self._client.transport.abort()
 
-    def subscribe(self):
-        """Subscribe to all topics."""
+    def subscribe(self, topics=None):
+        """Subscribe to these topics, or to all."""
         self._waits = False
-        self._subscribe(self._client, [*self.followers.values()])
+        self._subscribe(self._client, [self.followers[each] for each in topics or self.followers])
 
     async def is_alive(self):
         """Return whether the connection answers a call."""

@@ -263,8 +263,9 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in others]
     config.hook.pytest_deselected(items=others)
     # So that no worker is idle at the end.
-    long = {item.path for item in items if any(map(item.get_closest_marker, NEEDS))}
-    items.sort(key=lambda item: (item.path.name != "test_proofs.py", item.path not in long))
+    markers = [*NEEDS, "slow"]
+    long = {item.path for item in items if any(map(item.get_closest_marker, markers))}
+    items.sort(key=lambda item: (item.path.parent.name != "proofs", item.path not in long))
 
 
 def is_for(vendor, item):

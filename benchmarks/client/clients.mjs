@@ -157,7 +157,7 @@ export async function load(client) {
   const folder = client.folder ?? here
   const [{ text: source }] = await bundle(client, { format: "iife", globalName: "client" })
   const [{ contents }] = await bundle(client, { format: "esm", minify: true })
-  const manifest = client === ours ? "package.json" : `node_modules/${client.name}/package.json`
+  const manifest = client.folder ? "package.json" : `node_modules/${client.name}/package.json`
   const { version } = JSON.parse(await readFile(new URL(manifest, folder), "utf8"))
   return { ...client, script: new Script(source), bytes: gzipSync(contents, { level: 9 }).length, version }
 }

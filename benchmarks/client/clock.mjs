@@ -9,6 +9,7 @@ export class Clock {
   /** Milliseconds since the page was opened, like performance.now(). */
   now = 0
   #slept = 0
+  #isAsleep = false
   #timers = new Map()
   #count = 0
 
@@ -58,12 +59,19 @@ export class Clock {
     else this.#slept += ms
   }
 
-  /** The globals for the time on a page. `guard` runs the callbacks. */
-  globals(guard) {
+  /** Let the machine of the page sleep while the server works. Its timers are overdue afterwards. */
+  async sleepBeside(ms) {
+    this.#isAsleep = true
+    await this.pass(ms)
+    this.#isAsleep = false
+  }
+
+  /** The globals for the time on a page, or, if `client` is false, in a server. `guard` runs the callbacks. */
+  globals(guard, { client = true } = {}) {
     const clock = this
     const set = (every) => (callback, delay, ...rest) => {
       const wait = delay > LONGEST_TIMER ? 1 : Math.max(1, Math.trunc(delay) || 0)
-      return clock.after(wait, () => guard(callback, ...rest), { every: every && wait, client: true })
+      return clock.after(wait, () => guard(callback, ...rest), { every: every && wait, client })
     }
     const clear = (id) => clock.cancel(id)
     return {
@@ -88,6 +96,7 @@ export class Clock {
   #next() {
     let first = []
     for (const entry of this.#timers) {
+      if (this.#isAsleep && entry[1].client) continue
       if (!first.length || entry[1].at < first[1].at) first = entry
     }
     return first

@@ -110,12 +110,16 @@ export class Network {
     const timers = []
     const after = (ms, callback, options) => timers.push(this.#clock.after(ms, whileOpen(callback), options))
     socket.release = () => timers.forEach((timer) => this.#clock.cancel(timer))
-    socket.handle = this.#serve({
+    socket.connection = {
+      url: socket.url,
       say: (data) => after(TRIP, () => socket.emit("message", { data })),
       after,
       every: (ms, callback) => after(ms, callback, { every: ms }),
       close: () => this.#end(socket),
-    })
+      /** The server may replace it: the connection is closed, and the server can notice. */
+      closed() {},
+    }
+    socket.handle = this.#serve(socket.connection)
   }
 
   #handle(socket, text) {
@@ -141,6 +145,7 @@ export class Network {
   #end(socket, { failed, code = 1006 } = {}) {
     if (socket.readyState === CLOSED) return
     socket.release?.()
+    if (!socket.isCut) socket.connection?.closed()
     socket.readyState = CLOSED
     socket.endedAt = this.#clock.now
     if (failed) socket.emit("error")

@@ -116,8 +116,8 @@ function guard(callback, ...args) {
   } catch {}
 }
 
-// mulberry32
-function random(seed) {
+/** Return a random number generator that repeats its numbers for the same seed (mulberry32). */
+export function random(seed) {
   let state = Math.imul(seed, 0x9e3779b9)
   return () => {
     state = (state + 0x6d2b79f5) | 0

@@ -1,55 +1,76 @@
-// Measure the package's client and others, print the table and write it to docs/client.rst: `make figures`.
-// The exit status is 1 if the package's client does not keep a promise.
+// Measure the package's client and others, print the tables and write them to docs/client.rst: `make figures`.
+// With --resume only the second table. The exit status is 1 if the package's client does not keep a promise.
 
 import { execFileSync } from "node:child_process"
 import { readFile, writeFile } from "node:fs/promises"
 
 import { graphqlWSWithPings, load, ours, peers } from "./clients.mjs"
 import { liveness, measure, PAGES, ROWS, seconds } from "./figures.mjs"
+import { measureResume, RESUME_PAGES, RESUME_ROWS } from "./resume.mjs"
+import { resuming } from "./resuming.mjs"
 
 const root = new URL("../../", import.meta.url)
 const page = new URL("docs/client.rst", root)
 const MEASURED = ["benchmarks/client", "channels_websocket_utils/static/websocket_utils"]
-const [BEGIN, END] = [".. The figures begin; ``make figures`` writes them.", ".. The figures end."]
 
 // Few pages: the figures are real, but not those of the worst page. The docs stay as they are. The crowd keeps
 // its size, because the promise is a share of it.
 const isSmall = process.argv.includes("--small")
-if (isSmall) Object.assign(PAGES, { few: 2, outage: 3 })
+if (isSmall) {
+  Object.assign(PAGES, { few: 2, outage: 3 })
+  RESUME_PAGES.count = 2
+}
 
 // An unhandled rejection in another client must not end the run.
 process.on("unhandledRejection", () => {})
 
-const clients = []
-for (const client of [ours, ...peers]) {
-  const loaded = await load(client)
-  console.error(`${loaded.name} ${loaded.version}`)
-  clients.push({ ...loaded, figures: await measure(loaded) })
+if (!process.argv.includes("--resume")) {
+  const pinging = await liveness(await load(graphqlWSWithPings))
+  await print("figures", await measured([ours, ...peers], measure), ROWS, "make figures", [
+    "``graphql-ws`` with the pings of its documentation notices a half-open link after",
+    `${seconds(pinging.halfOpen)} s, and after a wake within ${seconds(pinging.wake)} s.`,
+    "",
+  ])
 }
-const broken = ROWS.filter(({ holds }) => holds && !holds(clients[0].figures))
-const text = report(await liveness(await load(graphqlWSWithPings)))
+await print("resume figures", await measured(resuming, measureResume), RESUME_ROWS, "make figures OPTIONS=--resume")
 
-console.log(text)
-if (!isSmall) {
-  const [before, , after] = (await readFile(page, "utf8")).split(new RegExp(`(?<=${BEGIN}\\n)|(?=${END})`))
+/** Return the clients with their figures. */
+async function measured(clients, measure) {
+  const found = []
+  for (const client of clients) {
+    const loaded = await load(client)
+    console.error(`${loaded.name} ${loaded.version}`)
+    found.push({ ...loaded, figures: await measure(loaded) })
+  }
+  return found
+}
+
+/** Print the table of this name, and write it to the page. */
+async function print(name, clients, rows, command, notes = []) {
+  const broken = rows.filter(({ holds }) => holds && !holds(clients[0].figures))
+  const text = report(clients, rows, broken, command, notes)
+  console.log(text)
+  if (broken.length) process.exitCode = 1
+  if (isSmall) return
+  const begin = `.. The ${name} begin; \`\`make figures\`\` writes them.`
+  const [before, , after] = (await readFile(page, "utf8")).split(
+    new RegExp(`(?<=${begin}\\n)|(?=\\.\\. The ${name} end\\.)`),
+  )
   await writeFile(page, `${before}\n${text}\n${after}`)
 }
-process.exitCode = broken.length ? 1 : 0
 
-function report(pinging) {
+function report(clients, rows, broken, command, notes) {
   const lines = [
     ["\\", "promised", ...clients.map(({ name }) => name)],
-    ...ROWS.map(({ name, bar, show }) => [name, bar ?? "\\-", ...clients.map(({ figures }) => show(figures))]),
+    ...rows.map(({ name, bar, show }) => [name, bar ?? "\\-", ...clients.map(({ figures }) => show(figures))]),
   ]
   const versions = clients.map(({ name, version }) => `${name} ${version}`).join(", ")
   return [
     ...table(lines),
     "",
-    "``graphql-ws`` with the pings of its documentation notices a half-open link after",
-    `${seconds(pinging.halfOpen)} s, and after a wake within ${seconds(pinging.wake)} s.`,
-    "",
+    ...notes,
     ...(broken.length ? ["Not as promised:", "", ...broken.map(({ name }) => `* ${name}`), ""] : []),
-    ":Command: ``make figures``",
+    `:Command: \`\`${command}\`\``,
     `:Date: ${new Date().toISOString().slice(0, 10)}`,
     `:Commit: ${commit()}`,
     `:With: ${versions}, Node ${process.versions.node}`,

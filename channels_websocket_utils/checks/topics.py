@@ -17,6 +17,7 @@ from .. import topics
 from ..compat import router
 from ..conf import get_setting
 from ..middleware import WebSocketTokenAuthMiddleware
+from ..models import WebSocketTopic
 from ..topics import rows
 from .chains import site_chains
 from .deployment import layer_class
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from django.core.checks import CheckMessage
+    from django.db.models import Model
 
 __all__ = [
     "check_topic_consumers",
@@ -51,7 +53,10 @@ def check_topics(**kwargs: Any) -> list[CheckMessage]:
     declared = declared_topics()
     problems = [problem for each in declared for problem in _declaration_problems(each)]
     kept = [each for each in declared if each.history_size]
-    return [*problems, *_mode_problems(), *_router_problems(kept)] if kept else problems
+    using = _alias_of(WebSocketTopic) if kept else None
+    if using is None:
+        return problems
+    return [*problems, *_mode_problems(using), *_router_problems(kept, using)]
 
 
 def _declaration_problems(topic: type[topics.Topic]) -> Iterator[CheckMessage]:
@@ -79,13 +84,23 @@ def _history_problem(topic: type[topics.Topic]) -> str | None:
     return None
 
 
-def _mode_problems() -> Iterator[CheckMessage]:
-    database = settings.DATABASES.get(rows.alias(), {})
+def _alias_of(model: type[Model]) -> str | None:
+    """Return the alias of the database of ``model``, ``None`` if the site's router raises."""
+    try:
+        found: str = router.db_for_write(model)
+    except Exception:
+        # E010 reports such a router. The code of the site can raise any exception.
+        return None
+    return found
+
+
+def _mode_problems(using: str) -> Iterator[CheckMessage]:
+    database = settings.DATABASES.get(using, {})
     mode = str(database.get("OPTIONS", {}).get("transaction_mode", "")).upper()
     is_sqlite = database.get("ENGINE", "").endswith("sqlite3")
     if is_sqlite and django.VERSION >= (5, 1) and mode not in ("IMMEDIATE", "EXCLUSIVE"):
         yield Warning(
-            f"Topics have a history in the SQLite database {rows.alias()!r}. A transaction that "
+            f"Topics have a history in the SQLite database {using!r}. A transaction that "
             "reads and then publishes fails with 'database is locked' if another one has written "
             "meanwhile.",
             hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE"} in DATABASES.',
@@ -93,15 +108,14 @@ def _mode_problems() -> Iterator[CheckMessage]:
         )
 
 
-def _router_problems(kept: Sequence[type[topics.Topic]]) -> Iterator[CheckMessage]:
-    using = rows.alias()
+def _router_problems(kept: Sequence[type[topics.Topic]], using: str) -> Iterator[CheckMessage]:
     for topic in kept:
         app = apps.get_containing_app_config(topic.__module__)
-        models = [] if app is None else list(app.get_models())
-        others = {router.db_for_write(model) for model in models} - {using}
-        if others and len(others) == len({router.db_for_write(model) for model in models}):
+        found = {_alias_of(model) for model in (() if app is None else app.get_models())}
+        others = sorted(each for each in found if each not in (None, using))
+        if others and using not in found:
             yield Warning(
-                f"DATABASE_ROUTERS puts the models of {topic.label}'s app into {sorted(others)} "
+                f"DATABASE_ROUTERS puts the models of {topic.label}'s app into {others} "
                 f"and topics into {using!r}: a message is no part of their transactions.",
                 hint=f"Publish in transaction.atomic(using={using!r}), or keep both in one "
                 "database.",
@@ -150,9 +164,9 @@ def check_topic_database(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Report a database that cannot keep the history of topics (E013)."""
-    using = rows.alias()
     kept = any(each.history_size for each in declared_topics())
-    if not kept or using not in (databases or ()) or rows.can_keep(connections[using]):
+    using = _alias_of(WebSocketTopic) if kept and databases else None
+    if using is None or using not in (databases or ()) or rows.can_keep(connections[using]):
         return []
     return [
         Error(

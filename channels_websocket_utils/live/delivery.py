@@ -57,15 +57,27 @@ class Delivery:
         """Return whether so many deliveries wait that a message must be dropped."""
         return len(self._queue) >= MOST or self._size >= SIZE
 
-    def put(self, receivers: Iterable[T], deliver: Callable[[T], object], size: int = 0) -> None:
+    def put(
+        self,
+        receivers: Iterable[T],
+        deliver: Callable[[T], object],
+        size: int = 0,
+        *,
+        is_first: bool = False,
+    ) -> None:
         """
         Call ``deliver()`` with each of ``receivers``, at once as far as a slice lasts.
 
-        ``size`` is the number of characters that it delivers, for ``is_full()``.
+        ``size`` is the number of characters that it delivers, for ``is_full()``. ``is_first``: this
+        is done before the deliveries that wait, and before the rest of one that has begun.
         ``deliver()`` must not wait. It looks at the state of its receiver, which may have changed
         since ``put()``. An exception is logged.
         """
-        self._queue.append((iter(receivers), deliver, size))
+        entry = iter(receivers), deliver, size
+        if is_first:
+            self._queue.appendleft(entry)
+        else:
+            self._queue.append(entry)
         self._size += size
         # Code of the site may have cancelled the task.
         is_running = self._task is not None and not self._task.done()

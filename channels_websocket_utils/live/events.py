@@ -99,7 +99,7 @@ def publish_here(event: broadcast.Event) -> None:
     """Publish ``event`` to the hubs of this process."""
     for hub in current_hubs():
         try:
-            hub.call_soon(hub.handle_event, event)
+            hub.receive_soon(event)
         except RuntimeError:
             logger.debug("An event loop was closed together with its connections")
 

@@ -19,6 +19,7 @@ from ..gate.revocations import Revocation
 from . import broadcast
 from .age import Age
 from .delivery import Delivery
+from .inbox import Inbox
 from .index import ConnectionIndex
 from .recheck import Recheck
 from .tasks import run_in_background
@@ -108,12 +109,13 @@ class Hub:
     """
     The live connections of one event loop.
 
-    All methods except ``call_soon()`` belong to the thread of that loop. Tasks, timers and events
-    run in empty contexts, because they are not part of the request that has started them.
+    All methods but ``call_soon()`` and ``receive_soon()`` belong to the thread of that loop. Tasks,
+    timers and events run in empty contexts: they are not part of the request that starts them.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._inbox = Inbox(loop)
         # For each pending connection, its registration, and the events to apply when activate()
         # sets its user.
         self.pending: dict[Connection, tuple[Age, list[_Apply]]] = {}
@@ -137,7 +139,11 @@ class Hub:
 
     def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
         """Let the event loop call ``function(*arguments)`` in an empty context; for any thread."""
-        self.loop.call_soon_threadsafe(function, *arguments, context=Context())
+        self._inbox.put(partial(function, *arguments))
+
+    def receive_soon(self, event: Mapping[str, Any]) -> None:
+        """Let the event loop call ``handle_event(event)`` after earlier calls; for any thread."""
+        self._inbox.put_event(self.handle_event, event)
 
     async def ready(self) -> None:
         """Wait until events of other processes are received, 1 s at most."""

@@ -110,7 +110,9 @@ class Recheck:
 
     def is_unavailable_for(self, principal: Principal | None) -> bool:
         """Return whether the last check could not find out about this user."""
-        return self.is_database_unavailable or principal in self._unavailable
+        # Each guarded call asks this, and the hash of a principal takes long.
+        is_named = bool(self._unavailable) and principal in self._unavailable
+        return self.is_database_unavailable or is_named
 
     def check_soon(self) -> None:
         """Check all connections soon: events may have been lost."""

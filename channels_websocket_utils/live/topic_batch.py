@@ -10,6 +10,7 @@ from django.db import connections, transaction
 from ..compat import open_savepoints, runs_at_commit
 from .broadcast import TOPICS
 from .events import MAX_SIZE, publish_here, publish_to_others
+from .short_messages import ShortMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -135,28 +136,30 @@ def _shortened(event: dict[str, Any]) -> list[dict[str, Any]]:
     """
     Return ``event`` as events of at most ``MAX_SIZE`` characters, usually one.
 
-    If it is longer, a topic with history has only its last message in it, without the data: the
-    processes read the rest from the database. Very many doubts become one about everybody.
+    If it is longer, the messages of topics with history are in it without their data, as ranges of
+    offsets: the processes read them from the database. Very many doubts become one about everybody.
+    Each event has the doubts, because another may be lost.
     """
     if len(json.dumps(event)) <= MAX_SIZE:
         return [event]
-    last: dict[str, _Message] = {}
+    # The lock of a topic's row is held until the commit, so there is one range for each topic.
+    short = ShortMessages()
     others: list[_Message] = []
     for message in event["messages"]:
         if message["offset"] is None:
             others.append(message)
         else:
-            last[message["topic"]] = {**message, "data": None}
+            short.add(message)
     doubts = event["doubts"]
     if len(json.dumps(doubts)) > MAX_SIZE // 4:
         doubts = [(None, None)]
     events = [{"kind": "topics", "doubts": doubts, "messages": []}]
-    size = len(json.dumps(events[0]))
-    for message in [*last.values(), *others]:
+    size = empty = len(json.dumps(events[0]))
+    for message in [*short.found, *others]:
         more = len(json.dumps(message)) + 2
         if size + more > MAX_SIZE:
-            events.append({"kind": "topics", "doubts": [], "messages": []})
-            size = 100
+            events.append({"kind": "topics", "doubts": doubts, "messages": []})
+            size = empty
         events[-1]["messages"].append(message)
         size += more
     return events

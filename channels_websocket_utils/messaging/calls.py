@@ -74,7 +74,7 @@ async def run_method(
     result = await adapter.run(call, method, consumer, args, kwargs)
     if method.has_result:
         # Only the result of a guarded method on a sync consumer has not been awaited yet.
-        is_pending = method.perms is not None and inspect.isawaitable(result)
+        is_pending = method.leaves_awaitable and inspect.isawaitable(result)
         call.result, call.is_routed = _RETURNED if is_pending else result, True
     return result
 
@@ -143,7 +143,7 @@ class _OnLoop:
 
     @staticmethod
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
-        if method.perms is not None:
+        if method.perms is not None and not _passes_at_once(call, method, consumer):
             await _check_on_loop(call, consumer, method.perms, method.is_async)
             # The check may have taken long.
             late = lateness_of(consumer)
@@ -161,6 +161,20 @@ class _OnLoop:
     @staticmethod
     def wait_for(result: Awaitable[T]) -> Awaitable[T]:
         return result
+
+
+def _passes_at_once(call: Call, method: Method, consumer: Consumer) -> bool:
+    """Return whether a cached answer allows an async method, and nothing has to be waited for."""
+    if method.perms is None or not method.is_async or call.denial is not None:
+        return False
+    answer = permissions.cached_answer(consumer, method.perms)
+    if answer is None or lateness_of(consumer) is not None or has_ended(consumer):
+        return False
+    code, _, asked_at = answer
+    if code is not None:
+        return False
+    call.add_cached_guard(method.perms, asked_at)
+    return True
 
 
 async def _check_on_loop(
@@ -196,9 +210,7 @@ class _InThread:
     @staticmethod
     async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
         result = _run(call, method, consumer, args, kwargs)
-        # The awaitable of a guarded method is returned unchanged: a decorator of another package
-        # between require_perms and auto_route may await it.
-        if method.perms is None and inspect.isawaitable(result):
+        if not method.leaves_awaitable and inspect.isawaitable(result):
             return await _InThread.wait_for(result)
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class Method:
 
     ``is_async`` means that it runs on the event loop of an async consumer. ``is_routed`` is false
     for a handler of the channel layer only. ``has_result`` means that what it returns is the result
-    of the call, and not what a decorator further in has returned.
+    of the call, and not what a decorator further in has returned. ``leaves_awaitable`` means that a
+    sync consumer returns an awaitable unchanged.
     """
 
     function: Any
@@ -29,6 +30,7 @@ class Method:
     is_async: bool
     is_routed: bool
     has_result: bool
+    leaves_awaitable: bool
 
 
 def describe(
@@ -45,9 +47,16 @@ def describe(
             f"{function.__name__}() has a require_perms() with route=False, and another decorator "
             "that allows clients to call it. Remove one of them."
         )
+    own = _method_of(function)
+    if own is not None and is_routed and (perms is None or own.perms is None):
+        # One wrapper does the work of both decorators: a call through two takes longer.
+        perms = own.perms if perms is None else perms
+        return replace(own, perms=perms, has_result=True, leaves_awaitable=False)
     has_result = is_routed and (perms is None or inner is None)
-    takes_event = _takes_event(function)
-    return Method(function, perms, takes_event, _is_async(function), is_routed, has_result)
+    # A decorator of another package between require_perms and auto_route may await it.
+    leaves_awaitable = perms is not None
+    takes_event, is_async = _takes_event(function), _is_async(function)
+    return Method(function, perms, takes_event, is_async, is_routed, has_result, leaves_awaitable)
 
 
 def mark(wrapper: Any, method: Method) -> None:
@@ -56,15 +65,20 @@ def mark(wrapper: Any, method: Method) -> None:
     perms = method.perms
     if perms is not None:
         wrapper._websocket_perms = perms
-    # functools.wraps() copies this attribute to wrappers of other packages. There its value is
-    # another function, so _is_async() recognizes only a wrapper of this package.
-    wrapper._websocket_wrapper = wrapper
+    # functools.wraps() copies this attribute to wrappers of other packages. There it names another
+    # function, so _method_of() recognizes only a wrapper of this package.
+    wrapper._websocket_method = wrapper, method
+
+
+def _method_of(function: object) -> Method | None:
+    """Return what a wrapper of this package does, ``None`` for any other function."""
+    wrapper, method = getattr(function, "_websocket_method", (None, None))
+    return method if wrapper is function else None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    is_decorated = getattr(function, "_websocket_wrapper", None) is function
     return (
-        is_decorated
+        _method_of(function) is not None
         or inspect.iscoroutinefunction(function)
         # To call a generator function runs nothing of its body.
         or inspect.isasyncgenfunction(function)

@@ -29,7 +29,8 @@ class Call:
     ``is_from_wire`` is false for a channel-layer event, which expects no answer. The code of the
     call runs in ``with call:``; an exception that ends the block is kept in ``error`` for the
     answer. ``guards`` are the permissions that the values of a stream need too. ``asked_at`` is
-    the time before the first permission check, and ``permission_cache`` the cache of that time.
+    the time before the first permission check, or that of the cached answer, and
+    ``permission_cache`` the cache of the time of the check.
     """
 
     __slots__ = (
@@ -97,6 +98,14 @@ class Call:
 
     def add_guard(self, perms: tuple[str, ...]) -> None:
         """Check ``perms`` again during the stream; not those of methods that the stream calls."""
+        if not self.is_stream:
+            self.guards += (perms,)
+
+    def add_cached_guard(self, perms: tuple[str, ...], asked_at: Age) -> None:
+        """See ``note_check()`` and ``add_guard()``, for an answer that was cached."""
+        if self.asked_at is None:
+            self.asked_at = asked_at
+            self.permission_cache = permission_cache_of(self.consumer)
         if not self.is_stream:
             self.guards += (perms,)
 

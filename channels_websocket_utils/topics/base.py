@@ -128,14 +128,19 @@ class BaseTopic:
         Return those of ``topics``, all of this class, that ``user`` may subscribe to.
 
         Override it where one query can answer for many, as ``def`` or ``async def``.
-        ``can_subscribe()`` is then not called.
+        ``can_subscribe()`` is then not called, unless a class that is derived from this one
+        overrides that.
         """
         return [each for each in topics if each.can_subscribe(user)]
 
     @classmethod
     def answers_for_many(cls) -> bool:
-        """Return whether the class has a ``filter_allowed()`` of its own."""
-        return cls.filter_allowed.__func__ is not BaseTopic.filter_allowed.__func__  # type: ignore[attr-defined]
+        """Return whether ``filter_allowed()`` decides, and not ``can_subscribe()``."""
+        # The most derived class that has one of them: a class may restrict what its base allows.
+        owner = next(
+            each for each in cls.__mro__ if {"can_subscribe", "filter_allowed"} & {*vars(each)}
+        )
+        return owner is not BaseTopic and "filter_allowed" in vars(owner)
 
     @classmethod
     def is_restricted(cls) -> bool:

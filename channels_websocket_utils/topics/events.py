@@ -42,8 +42,9 @@ def publish_on_commit(messages: Iterable[PublishedMessage], using: str) -> None:
     Deliver ``messages`` in their order when the transaction of the alias ``using`` is committed.
 
     Outside a transaction they are delivered at once. All of one transaction are one event of the
-    channel layer. An event of more than 64 KiB contains no data of topics with history: the other
-    processes read it from the database. An error of the channel layer is logged and not raised.
+    channel layer. An event of more than 64 KiB contains no data of topics with history, but the
+    first and the last offset: the other processes read them from the database. An error of the
+    channel layer is logged and not raised.
     """
     publish_at_commit([], [asdict(message) for message in messages], using)
 

@@ -13,6 +13,7 @@ from ..live.tasks import run_in_background
 from ..outages import is_outage, text_of
 from ..threads import in_our_pool
 from . import history
+from .early_events import EarlyEvents
 from .frames import TopicFrame, gap_text
 from .position import Position
 from .subscription import LIVE, SUBSCRIBING
@@ -37,9 +38,6 @@ RETRY = 1.0
 # Seconds until an event is lost that another one, or the database, has shown. Events of several
 # processes overtake each other by a few milliseconds.
 PATIENCE = 0.25
-# Events that wait for an earlier one, and the characters of their messages. The data of more is
-# read from the database.
-MOST_EARLY, EARLY_SIZE = 100, 64 * 1024
 
 
 class Feed:
@@ -78,8 +76,7 @@ class Feed:
         self._delivery, self._report, self._doubt = delivery, report, doubt
         self._repair: asyncio.Future[None] | None = None
         self._is_behind = False
-        # By offset: the events that have arrived before an earlier one.
-        self._early: dict[int, dict[str, Any]] = {}
+        self._early = EarlyEvents()
         # The position that the running timer waits for, and one that was shown since.
         self._expected: Position | None = None
         self._expected_next: Position | None = None
@@ -96,20 +93,20 @@ class Feed:
         position = Position(event["epoch"], offset)
         if self._has(position):
             return
+        here = self.position
+        is_same = here is not None and here.epoch == position.epoch
+        # A long transaction is one event, with the offset of its last message.
+        first = event.get("first", offset)
         # Nothing is before the offset 0, with which a topic that was cleared begins again.
-        if self.position is None or self.position.is_before(position) or offset == 0:
-            if self.position is None:
-                self._first = Position(event["epoch"], offset - 1)
+        if here is None or (is_same and first <= here.offset + 1) or first == 0:
+            if here is None:
+                self._first = Position(event["epoch"], first - 1)
             self._arrive(position, event)
             self._arrive_early()
             return
-        if self.position.epoch == position.epoch and len(self._early) < MOST_EARLY:
-            self._keep_early(offset, event)
+        if is_same:
+            self._early.put(event)
         self._expect(position)
-
-    def _keep_early(self, offset: int, event: dict[str, Any]) -> None:
-        size = sum(len(each["data"] or "") for each in (event, *self._early.values()))
-        self._early[offset] = event if size <= EARLY_SIZE else {**event, "data": None}
 
     def _has(self, position: Position) -> bool:
         """Return whether all events until ``position`` have arrived."""
@@ -118,26 +115,23 @@ class Feed:
         return is_same and here.offset >= position.offset  # type: ignore[union-attr]
 
     def _arrive(self, position: Position, event: dict[str, Any]) -> None:
-        self.position = position
+        here, self.position = self.position, position
+        if here is not None and here.epoch != position.epoch:
+            # The topic was cleared. The event of a denial before that may still be on its way.
+            self._doubt(list(self.subscriptions.values()))
         data = event["data"]
         if data is None or self._delivery.is_full():
             self.repair()
         else:
-            name = self.topic.name
-            excluded = event["excluded"]
-            self._send(TopicFrame(name, position.epoch, position.offset, data, excluded))
+            name, epoch, offset = self.topic.name, position.epoch, position.offset
+            self._send(TopicFrame(name, epoch, offset, data, event["excluded"]))
 
     def _arrive_early(self) -> None:
-        """Deliver the events that have waited for the last one, and forget older ones."""
-        while self._early and self.position is not None:
-            offset = min(self._early)
-            event = self._early[offset]
-            position = Position(event["epoch"], offset)
-            if not self._has(position) and event["epoch"] == self.position.epoch:
-                if not self.position.is_before(position):
-                    return
-                self._arrive(position, event)
-            del self._early[offset]
+        """Deliver the events that have waited for the last one."""
+        here = self.position
+        while here is not None and (event := self._early.take_next(here)) is not None:
+            here = Position(event["epoch"], event["offset"])
+            self._arrive(here, event)
 
     def _expect(self, position: Position) -> None:
         """Give the events until ``position`` a moment to arrive."""

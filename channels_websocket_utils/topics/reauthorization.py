@@ -52,7 +52,8 @@ class Reauthorization:
         self._waiting: dict[UserKey, _Pairs] = {}
         # An older answer about a user must not come after a younger one.
         self._asking: set[UserKey] = set()
-        self._outages: dict[UserKey, Age] = {}
+        # Since when the database has not answered about a user and a topic.
+        self._outages: dict[tuple[UserKey, BaseTopic], Age] = {}
         self._tasks: set[asyncio.Future[None]] = set()
 
     def ask(self, subscriptions: Iterable[Subscription]) -> None:
@@ -79,9 +80,9 @@ class Reauthorization:
                 self._asking.discard(user_key)
 
     async def _apply(self, user_key: UserKey, pairs: _Pairs, decision: Decision) -> None:
-        is_grace_over = self._note_outage(user_key, decision.unavailable)
         number = 0
         for topic, subscriptions in pairs.items():
+            is_grace_over = self._note_outage(user_key, topic, topic in decision.unavailable)
             for each in subscriptions:
                 number += 1
                 if number % _STRIDE == 0:
@@ -99,13 +100,14 @@ class Reauthorization:
                 else:
                     asyncio.get_running_loop().call_later(RETRY, self.ask, [each])
 
-    def _note_outage(self, user_key: UserKey, topics: set[BaseTopic]) -> bool:
-        """Return whether the database has not answered about the user for too long."""
-        if not topics:
-            self._outages.pop(user_key, None)
+    def _note_outage(self, user_key: UserKey, topic: BaseTopic, is_outage: bool) -> bool:
+        """Return whether the database has not answered about the pair for too long."""
+        pair = user_key, topic
+        if not is_outage:
+            self._outages.pop(pair, None)
             return False
         grace = get_setting("RECHECK_INTERVAL") * get_setting("RECHECK_GRACE")
-        is_over = self._outages.setdefault(user_key, Age()).is_over(grace)
+        is_over = self._outages.setdefault(pair, Age()).is_over(grace)
         if is_over:
-            del self._outages[user_key]
+            del self._outages[pair]
         return is_over

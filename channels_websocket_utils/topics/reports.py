@@ -39,8 +39,8 @@ class Reports:
             self._start()
 
     def count(self, topic: BaseTopic, count: int) -> None:
-        """Send ``topic_delivered`` soon: one more message for ``count`` connections."""
-        if has_receivers(topic_delivered):
+        """Send ``topic_delivered`` soon: a connection was sent ``count`` messages of ``topic``."""
+        if count and has_receivers(topic_delivered):
             self._counts[topic] = self._counts.get(topic, 0) + count
             self._start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING
 
 from .. import protocol, strict_json
@@ -56,7 +55,8 @@ class Subscriber:
     def __init__(self, connection: Connection, topic_classes: Sequence[type[BaseTopic]]) -> None:
         self._connection = connection
         self._topic_classes = topic_classes
-        self._waiting: deque[Request] = deque()
+        # An empty deque takes 760 bytes.
+        self._waiting: list[Request] = []
         self._task: asyncio.Future[None] | None = None
 
     def put(self, request: Request) -> None:
@@ -71,16 +71,20 @@ class Subscriber:
             self._task = run_in_background(self._run())
 
     async def _run(self) -> None:
-        while self._waiting:
-            request = self._waiting.popleft()
+        try:
             # A connection that has ended is in no hub any more.
-            if self._connection.state is not OPEN:
-                return
-            hub = await topic_hub_of(self._connection)
-            if request.type == protocol.UNSUBSCRIBE:
-                self._unsubscribe(hub, request)
-            else:
-                await _Subscribe(hub, self._connection, self._find(request), request).run()
+            while self._waiting and self._connection.state is OPEN:
+                await self._work_on(self._waiting.pop(0))
+        finally:
+            # A task that has ended takes 630 bytes.
+            self._task = None
+
+    async def _work_on(self, request: Request) -> None:
+        hub = await topic_hub_of(self._connection)
+        if request.type == protocol.UNSUBSCRIBE:
+            self._unsubscribe(hub, request)
+        else:
+            await _Subscribe(hub, self._connection, self._find(request), request).run()
 
     def _find(self, request: Request) -> dict[str, BaseTopic | None]:
         """Return the topics by name, ``None`` for one that no class has."""
@@ -142,9 +146,14 @@ class _Subscribe:
     def _begin(self) -> _Beginning:
         found: _Beginning = {}
         left = get_setting("MAX_TOPICS_PER_CONNECTION") - self._hub.count(self._connection)
+        is_anonymous = user_key_of(self._connection) is None
         for name, topic in self._topics.items():
             if topic is None:
                 self._errors[name] = "unknown_topic"
+                continue
+            # Before its history is read for nothing.
+            if is_anonymous and not topic.allow_anonymous:
+                self._errors[name] = "unauthenticated"
                 continue
             left -= not self._hub.has(self._connection, topic)
             if left < 0:
@@ -190,15 +199,13 @@ class _Subscribe:
         self, beginning: _Beginning, missed: dict[BaseTopic, Replay], decision: Decision
     ) -> dict[BaseTopic, Replay]:
         """Return what the user may read of ``missed``, and note the errors of the other topics."""
-        is_anonymous = user_key_of(self._connection) is None
         replays: dict[BaseTopic, Replay] = {}
         for topic, subscription in beginning.items():
             name = topic.name
             if topic in decision.unavailable or subscription.state is ENDED:
                 self._errors[name] = "unavailable"
             elif topic not in decision.allowed:
-                is_unknown = is_anonymous and not topic.allow_anonymous
-                self._errors[name] = "unauthenticated" if is_unknown else "permission_denied"
+                self._errors[name] = "permission_denied"
             elif topic in missed:
                 replays[topic] = missed[topic].not_before(decision.allowed[topic])
             elif topic.history_size:
@@ -233,6 +240,10 @@ class _Subscribe:
         if self._since(topic) is not None:
             outcome = "none_kept" if replay is None else replay.reason or "recovered"
         self._hub.reports.add(subscription, outcome)
+        if replay is not None and replay.messages:
+            own = self._connection.global_id
+            count = sum(excluded != own for _, _, excluded in replay.messages)
+            self._hub.reports.count(topic, count)
 
     def _success(
         self, topic: BaseTopic, subscription: Subscription, replay: Replay | None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from ..compat import has_receivers
+from ..live.state import OPEN
+from ..signals import topic_delivered
 from .position import Position
 
 if TYPE_CHECKING:
@@ -127,9 +130,14 @@ class Subscription:
         return True
 
     def _push(self, frame: TopicFrame) -> None:
-        text = frame.text_for(self.connection)
-        if text is not None:
-            self.connection.push(text, self)
+        connection = self.connection
+        text = frame.text_for(connection)
+        if text is None:
+            return
+        connection.push(text, self)
+        if has_receivers(topic_delivered) and connection.state is OPEN:
+            is_excluded = frame.excluded == connection.global_id
+            connection.hub.topics.reports.count(self.topic, int(not is_excluded))
 
     def _keep(self, frame: TopicFrame) -> None:
         # While HELD, a topic with history keeps nothing: the messages are read afterwards.

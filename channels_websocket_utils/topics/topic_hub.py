@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
 from contextvars import Context
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ..conf import get_setting
@@ -13,39 +11,32 @@ from ..live import broadcast
 from ..live.age import Age
 from ..live.hub import register, user_ids
 from ..live.knowledge import PERIOD
-from ..live.tasks import run_in_background
-from ..outages import is_outage, text_of
-from ..threads import in_our_pool
-from . import rows
-from .authorization import Authorization
+from .authorization import Authorization, user_key_of
 from .feed import Feed
 from .frames import unsubscribed_text
-from .position import Position
 from .reauthorization import Reauthorization
 from .recovery import Recovery
 from .reports import Reports
 from .subscription import ENDED, HELD, LIVE, SUBSCRIBING, Subscription
+from .tops import Tops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    import asyncio
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from ..live.connection import Connection
     from ..live.hub import Hub
+    from .authorization import UserKey
     from .base import BaseTopic
 
 __all__ = ["TopicHub", "topic_hub_of"]
 
 
-logger = logging.getLogger("channels_websocket_utils")
-
-# Seconds after the last event of a topic until its top is read once: the channel layer may have
-# dropped the end of a burst.
-TAIL = 1.0
-# Topics in one query.
-BATCH = 500
 # Bytes that an item of a list takes.
 _POINTER = 8
+# Subscriptions that are asked about before the event loop continues with others.
+_STRIDE = 500
 
 
 async def topic_hub_of(connection: Connection) -> TopicHub:
@@ -83,11 +74,11 @@ class TopicHub:
         self._reauthorization = Reauthorization(self.authorization, self._release, self._deny)
         # When the subscribers of each class were last asked about, all of them.
         self._asked: dict[type[BaseTopic], Age] = {}
+        self._tops = Tops(self._feeds, hub.loop)
         self._looked = Age()
         self._timer: asyncio.TimerHandle | None = None
         # The shortest interval when the timer was armed.
         self._interval = 0.0
-        self._tail: asyncio.TimerHandle | None = None
         hub.listen(broadcast.TOPICS, self._check_all)
 
     async def listen(self) -> None:
@@ -161,11 +152,8 @@ class TopicHub:
             feed = self._feeds.get(message["topic"])
             if feed is not None:
                 feed.receive(message)
-                # A topic that was cleared is at the offset 0, and delivers no message.
-                if message["offset"] != 0:
-                    self.reports.count(feed.topic, len(feed.subscriptions))
-                if message["offset"] is not None and self._tail is None:
-                    self._tail = self._call_later(TAIL, self._look_at_tails)
+                if message["offset"] is not None:
+                    self._tops.look_after_burst()
 
     def _of_user(self, user: str | None, key: str | None) -> list[Subscription]:
         if user is None:
@@ -213,14 +201,15 @@ class TopicHub:
     def _check_all(self) -> None:
         """Authorize all subscriptions again and look for messages: events may have been lost."""
         self._ask_classes(set(self._asked))
-        run_in_background(self._look(list(self._feeds.values())))
+        self._tops.look_at_all()
 
     def _arm(self) -> None:
         # A timer and not a task: no code can cancel it, or raise an exception in it.
         if self._timer is not None:
             self._timer.cancel()
         self._interval = min([get_setting("RECHECK_INTERVAL"), *map(_interval_of, self._asked)])
-        self._timer = self._call_later(PERIOD * self._interval, self._run)
+        delay = PERIOD * self._interval
+        self._timer = self._hub.loop.call_later(delay, self._run, context=Context())
 
     def _run(self) -> None:
         self._timer = None
@@ -234,7 +223,7 @@ class TopicHub:
         self._ask_classes(self._due())
         if self._looked.is_over(0.9 * PERIOD * get_setting("RECHECK_INTERVAL")):
             self._looked = Age()
-            run_in_background(self._look(list(self._feeds.values())))
+            self._tops.look_at_all()
 
     def _due(self) -> set[type[BaseTopic]]:
         """Return the classes whose subscribers must be asked about now."""
@@ -247,8 +236,13 @@ class TopicHub:
         self._hold_late()
         for topic_class in topic_classes:
             self._asked[topic_class] = Age()
-            found = self._of_class(topic_class)
-            self._reauthorization.ask(each for each in found if each.state in (LIVE, HELD))
+        self._ask_some(self._of_classes(topic_classes))
+
+    def _ask_some(self, subscriptions: Iterator[Subscription]) -> None:
+        some = list(islice(subscriptions, _STRIDE))
+        self._reauthorization.ask(each for each in some if each.state in (LIVE, HELD))
+        if some:
+            self._hub.loop.call_soon(self._ask_some, subscriptions, context=Context())
 
     def _hold_late(self) -> None:
         """
@@ -256,52 +250,20 @@ class TopicHub:
 
         Also those that wait in the queue of the deliveries.
         """
-        for topic_class, asked in self._asked.items():
-            if asked.is_over(_interval_of(topic_class)):
-                self._asked[topic_class] = Age()
-                for each in self._of_class(topic_class):
-                    self._doubt(each)
+        late = {each for each, asked in self._asked.items() if asked.is_over(_interval_of(each))}
+        if late:
+            self._asked.update((each, Age()) for each in late)
+            self._hub.delivery.put(self._of_classes(late), self._doubt, is_first=True)
 
-    def _of_class(self, topic_class: type[BaseTopic]) -> list[Subscription]:
-        return [
-            each
-            for feed in self._feeds.values()
-            if type(feed.topic) is topic_class
-            for each in feed.subscriptions.values()
-        ]
-
-    def _call_later(self, seconds: float, function: Any) -> asyncio.TimerHandle:
-        return self._hub.loop.call_later(seconds, function, context=Context())
-
-    def _look_at_tails(self) -> None:
-        self._tail = None
-        since = time.monotonic() - TAIL
-        recent = [each for each in self._feeds.values() if each.last_event is not None]
-        ended = [
-            each for each in recent if each.last_event is not None and each.last_event <= since
-        ]
-        for each in ended:
-            each.last_event = None
-        if len(ended) < len(recent):
-            self._tail = self._call_later(TAIL / 4, self._look_at_tails)
-        if ended:
-            run_in_background(self._look(ended))
-
-    async def _look(self, feeds: Iterable[Feed]) -> None:
-        """Compare the tops in the database with those from before the query."""
-        feeds = [each for each in feeds if each.topic.history_size]
-        for start in range(0, len(feeds), BATCH):
-            some = feeds[start : start + BATCH]
-            before = [each.position for each in some]
-            try:
-                found = await in_our_pool(rows.positions)([each.topic.key for each in some])
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.error("The tops of topics could not be read: %s", text_of(error))
-                return
-            for each, position in zip(some, before, strict=True):
-                each.look(Position(*found[each.topic.key]), position)
+    def _of_classes(self, topic_classes: set[type[BaseTopic]]) -> Iterator[Subscription]:
+        """Yield the subscriptions, those of one user together: each user is loaded once."""
+        users: dict[UserKey, list[Connection]] = {}
+        for connection in self._by_connection:
+            users.setdefault(user_key_of(connection), []).append(connection)
+        # In slices of the event loop's time: the dictionaries change meanwhile.
+        for connection in chain.from_iterable(users.values()):
+            found = list(self._by_connection.get(connection, {}).values())
+            yield from (each for each in found if type(each.topic) in topic_classes)
 
 
 def _interval_of(topic_class: type[BaseTopic]) -> float:

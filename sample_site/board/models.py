@@ -5,6 +5,7 @@ from django.contrib.auth import get_user_model
 from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
 from django.db import models, transaction
 from django.utils import timezone
+from django.utils.text import Truncator
 
 from channels_websocket_utils.topics import publish_many
 
@@ -58,7 +59,7 @@ class Message(models.Model):
         activity = {
             "name": public_fields(user)["name"],
             "action": action,
-            "text": self.text[:60],
+            "text": Truncator(self.text).chars(60),
             "at": timezone.now().isoformat(),
         }
         publish_many(

@@ -1,8 +1,9 @@
 """
 Topics in Chromium, while a real server publishes a number every 20 ms.
 
-The environment variables ``TOPIC_CUTS`` and ``TOPIC_LOADS`` shorten the tests, for example to 30
-and 50.
+The environment variables ``TOPIC_CUTS`` and ``TOPIC_LOADS`` are the numbers of disturbances and of
+page loads. ``make test-all`` uses few. The full test has 200 and 1,000:
+``TOPIC_CUTS=200 TOPIC_LOADS=1000 make python-test TESTS=tests/browser/test_topics_in_browser.py``
 """
 
 import contextlib
@@ -13,16 +14,17 @@ import random
 import time
 
 import pytest
+from playwright.sync_api import TimeoutError as PageTimeout
 
 from ..support.browser import chromium
 from ..support.site_process import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-CUTS = int(os.environ.get("TOPIC_CUTS", 200))
-LOADS = int(os.environ.get("TOPIC_LOADS", 1000))
+CUTS = int(os.environ.get("TOPIC_CUTS", 30))
+LOADS = int(os.environ.get("TOPIC_LOADS", 50))
 # A page of a busy machine waits for its turn.
-PATIENCE = 60
+PATIENCE = 180
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,8 @@ def site(tmp_path_factory):
         "NAME": str(folder / "db.sqlite3"),
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL"},
     }
-    settings = json.dumps({"DATABASES": {"default": database}})
-    site = Site(folder, "ticks", TEST_SETTINGS=settings)
+    settings = {"DATABASES": {"default": database}, "WEBSOCKET_UTILS": {"RATE_LIMIT": "20/s"}}
+    site = Site(folder, "ticks", TEST_SETTINGS=json.dumps(settings))
     site.start()
     yield site
     if site.process is not None:
@@ -140,6 +142,15 @@ class Disturbances:
         self.page.evaluate(f"followOlder('older {self.counts['follow_older']}')")
 
 
+def wait_until(page, is_done):
+    """Wait until the expression ``is_done`` is true on the page."""
+    try:
+        page.wait_for_function(is_done, timeout=PATIENCE * 1000)
+    except PageTimeout:
+        report = "[main.state, main.position, manager.state, calls.at(-1), states]"
+        pytest.fail(f"Not in {PATIENCE} s: {is_done}. The page: {page.evaluate(report)}")
+
+
 def faults(calls, start):
     """Return the calls of one handler that follow neither the number before them nor a gap."""
     found, last = [], start
@@ -166,8 +177,7 @@ def test_each_message_is_handled_once_and_in_order_or_there_is_one_gap(site, pag
     for _ in range(CUTS):
         disturbances.next()
     top = int(site.get("stop/"))
-    is_done = f"main.state === 'live' && main.position.offset === {top}"
-    page.wait_for_function(is_done, timeout=PATIENCE * 1000)
+    wait_until(page, f"main.state === 'live' && main.position.offset === {top}")
 
     handlers = by_name(page.evaluate("calls"))
     wrong = {name: faults(own, start if name == "main" else None) for name, own in handlers.items()}
@@ -191,10 +201,8 @@ def test_nothing_is_missed_between_the_query_of_the_view_and_the_subscription(si
     missed = 0
     for _ in range(LOADS):
         page.goto(site.url)
-        page.wait_for_function(
-            "['main', 'unplaced'].every((each) => calls.some(([name]) => name === each))",
-            timeout=PATIENCE * 1000,
-        )
+        both = "['main', 'unplaced']"
+        wait_until(page, f"{both}.every((each) => calls.some(([name]) => name === each))")
         start, calls = page.evaluate("[start, calls]")
         handlers = by_name(calls)
 
@@ -204,3 +212,67 @@ def test_nothing_is_missed_between_the_query_of_the_view_and_the_subscription(si
     site.get("stop/")
     print(f"{LOADS} loads; without positions {missed} of them miss messages")
     assert missed > LOADS / 10
+
+
+WORKER = """
+importScripts(`${base}WebSocketManager.js`)
+const manager = new WebSocketManager(`${base.replace("http", "ws")}`, null, options)
+const subscription = manager.subscribe("ticks/1", ({ n }) => postMessage(n))
+subscription.on("state", ({ state }) => postMessage(state))
+"""
+
+START_WORKER = """(source) => {
+  const { tokenUrl, csrfToken } = document.querySelector("[data-socket-path]").dataset
+  const options = { tokenURL: new URL(tokenUrl, location.href).href, csrfToken }
+  const globals = JSON.stringify({ base: location.href, options })
+  const blob = new Blob([`const { base, options } = ${globals}\\n`, source])
+  window.fromWorker = []
+  window.worker = new Worker(URL.createObjectURL(blob))
+  worker.onmessage = ({ data }) => fromWorker.push(data)
+  worker.onerror = ({ message }) => fromWorker.push(message)
+}"""
+
+
+def test_worker_gets_what_was_published_while_its_connection_was_lost(site, page):
+    page.evaluate(START_WORKER, WORKER)
+    wait_until(page, "fromWorker.filter(Number).length > 3")
+    site.get("cut/")
+    wait_until(page, "fromWorker.lastIndexOf('live') > 0 && fromWorker.at(-1) > 0")
+    site.get("stop/")
+
+    received = page.evaluate("fromWorker")
+    numbers = [each for each in received if isinstance(each, int)]
+    assert [each for each in received if isinstance(each, str)] == ["live", "subscribing", "live"]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+SUBSCRIBE_TO_HUNDRED = """async () => {
+  window.many = []
+  window.reasons = []
+  // The page follows ticks/1.
+  for (let pk = 2; pk <= 100; pk++) {
+    const subscription = manager.subscribe(`ticks/${pk}`, () => {})
+    subscription.on("state", ({ reason }) => reason && reasons.push(reason))
+    many.push(subscription)
+    await null
+  }
+}"""
+
+REQUEST_THIRTY = """async () => {
+  const request = () => manager.request({ type: "unknown" }).catch(({ code }) => code)
+  return Promise.all(Array.from({ length: 30 }, request))
+}"""
+
+
+def test_hundred_topics_stay_below_the_rate_limit_also_after_a_reconnect(site, page):
+    wait_until(page, "calls.length")
+    page.evaluate(SUBSCRIBE_TO_HUNDRED)
+    wait_until(page, "many.every(({ state }) => state === 'live')")
+    site.get("cut/")
+    wait_until(page, "reasons.length && many.every(({ state }) => state === 'live')")
+    codes = page.evaluate(REQUEST_THIRTY)
+    site.get("stop/")
+
+    assert page.evaluate("reasons") == ["disconnected"] * 99
+    # Single messages are above the limit.
+    assert set(codes) == {"unknown_type", "rate_limited"}

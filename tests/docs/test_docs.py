@@ -307,20 +307,22 @@ def test_table_of_contributing_lists_every_module_and_no_other():
 
 def test_every_make_target_is_run_before_a_merge():
     """Also the targets that documentation and measurements need, which no test runs."""
-    rules = re.findall(r"^([a-z][a-z-]*):(.*)", (ROOT / "Makefile").read_text(), re.M)
+    text = (ROOT / "Makefile").read_text()
+    found = re.findall(r"^([a-z][a-z-]*):(.*)\n(\t?)", text, re.M)
+    needs = {
+        target: set(re.findall(r"(?<![\w./-])[a-z-]+(?![\w./-])", rest))
+        for target, rest, _ in found
+    }
     scripts = "".join((ROOT / f".ci/{name}").read_text() for name in ("run", "targets"))
 
-    command = r"^(?:\S+=\S+ |setsid )*(?:make|run) (?:--\S+ )*([a-z][a-z-]+)"
-    run = set(re.findall(command, scripts, re.M))
-    needed = {
-        name
-        for target, rest in rules
-        if target in run
-        for name in re.findall(r"(?<![\w./-])[a-z-]+(?![\w./-])", rest)
-    }
+    command = r"^ *(?:\S+=\S+ |setsid )*(?:make|run) (?:--\S+ )*((?:[a-z][a-z-]+ ?)+)"
+    run = {target for line in re.findall(command, scripts, re.M) for target in line.split()}
+    run |= {name for target in run for name in needs[target]}
+    # A target without commands is run if all that it needs is.
+    run |= {target for target, _, tab in found if not tab and needs[target] <= run}
 
-    assert {"demo", "docs", "matrix", "screenshots", "test"} <= {target for target, _ in rules}
-    assert {target for target, _ in rules} - run - needed == set()
+    assert {"demo", "docs", "matrix", "screenshots", "test"} <= {*needs}
+    assert {*needs} - run == set()
 
 
 def test_drawing_of_the_package_is_current():
@@ -358,7 +360,7 @@ def test_every_page_with_code_is_run_completely():
     assert "docs/howto_frameworks.rst" in (ROOT / "tests/js/frameworks.test.mjs").read_text()
     for name in FOLLOWED:
         assert f'"docs/{name}.rst"' in (ROOT / f"tests/docs/test_{name}.py").read_text()
-    # The two commands at the beginning; and the lines that test_proofs.py compares with a run.
+    # The two commands at the beginning; and the lines that tests/proofs compares with a run.
     assert with_literals == {"README", "troubleshooting"}
 
 

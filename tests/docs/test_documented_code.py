@@ -8,6 +8,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.admin import AdminSite
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.models import Group
 from django.core.cache import caches
 from django.test import Client
 
@@ -183,6 +184,28 @@ async def test_live_connections_are_listed(user, capsys):
     _, pk, path, _ = capsys.readouterr().out.split()
     assert pk == str(user.pk)
     assert path.startswith("/ws/wst_0")
+
+
+# Topics
+
+
+@pytest.mark.parametrize("name", ["TeamTopic", "ManyTeamsTopic"])
+async def test_topic_of_the_docs_is_for_the_members_of_the_group(user, name):
+    names = await sync_to_async(executed)("docs/topics.rst")
+    topic_class = names[name]
+    own, other = [await Group.objects.acreate(name=each) for each in ("Own", "Other")]
+    await user.groups.aadd(own)
+
+    class Consumer(names["TeamConsumer"]):
+        topic_classes = [topic_class]
+
+    async with opened(user, consumer=Consumer) as socket:
+        await socket.subscribe(f"teams/{own.pk}")
+        with pytest.raises(CallError, match="permission_denied"):
+            await socket.subscribe(f"teams/{other.pk}")
+        await topic_class.from_name(f"teams/{own.pk}").apublish({"text": "Deployed."})
+
+        assert await socket.receive_message(f"teams/{own.pk}") == {"text": "Deployed."}
 
 
 # Admin

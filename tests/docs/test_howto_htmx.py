@@ -1,5 +1,6 @@
 """The how-to for htmx, with htmx 4 and with htmx 2."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -41,11 +42,8 @@ def pages(request, project, browser, tmp_path):
     subprocess.run(user, cwd=folder, env=environment, check=True, timeout=LIMIT)
     with runserver(folder, environment, tmp_path / "log") as url, browser.new_context() as context:
         first, second = context.new_page(), context.new_page()
-        # A page is ready when it has loaded its list.
-        with first.expect_response("**/items/"):
-            sign_in(first, url)
-        with second.expect_response("**/items/"):
-            second.goto(url)
+        sign_in(first, url)
+        second.goto(url)
         assert first.evaluate("htmx.version").startswith(request.param)
         yield first, second
 
@@ -56,8 +54,15 @@ def add(page, text):
         page.get_by_role("button", name="Add").click()
 
 
-def shown(page):
-    return page.locator("#items li").all_text_contents()
+def run(project, code):
+    """Run ``code`` in the shell of the project. The message arrives after the next reconnect."""
+    folder, environment = project
+    command = [sys.executable, "manage.py", "shell", "-c", code]
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=LIMIT)
+
+
+def items(page):
+    return page.locator("#items li")
 
 
 def until(page, condition):
@@ -68,57 +73,123 @@ def until(page, condition):
         page.evaluate("0")
 
 
-def test_pushed_fragment_is_swapped_in_once_and_escaped(pages):
+@contextlib.contextmanager
+def connection_lost(page, is_live):
+    """Reload the ``page``. After ``is_live(page)`` and in this block it has no connection."""
+    sockets, refused = [], []
+    page.route_web_socket(
+        "**/ws/chat/*", lambda socket: sockets.append((socket, socket.connect_to_server()))
+    )
+    page.reload()
+    is_live(page)
+    page.evaluate("window.isSamePage = true")
+
+    def refuse(route):
+        refused.append(route)
+        route.fulfill(status=503, headers={"Retry-After": "1"})
+
+    page.route("**/websocket/token/", refuse)
+    sockets[0][0].close(code=1012)
+    until(page, lambda: refused)
+    yield
+    page.unroute("**/websocket/token/")
+
+
+def test_published_fragment_is_swapped_in_once_and_escaped(pages):
     first, _ = pages
 
-    add(first, "<b>Milk</b>")
+    for text in ("<b>Milk</b>", "Tea", "Rice"):
+        add(first, text)
 
     for page in pages:
-        expect(page.locator("#items li").last).to_have_text("<b>Milk</b>")
-        expect(page.locator("#items li")).to_have_count(1)
+        expect(items(page)).to_have_text(["<b>Milk</b>", "Tea", "Rice"])
         assert page.locator("#items b").count() == 0
+    first.reload()
+    expect(items(first)).to_have_text(["<b>Milk</b>", "Tea", "Rice"])
 
 
 def test_page_shows_what_it_missed_after_the_reconnect(pages):
     first, second = pages
-    sockets, held = [], []
-    second.route_web_socket(
-        "**/ws/chat/*", lambda socket: sockets.append((socket, socket.connect_to_server()))
-    )
-    second.reload()
-    add(first, "Before")
-    expect(second.locator("#items li").last).to_have_text("Before")
-    second.evaluate("window.isSamePage = true")
+    before = [f"Item {n}" for n in range(3)]
 
-    # The connection is lost, and the next token comes only after the item.
-    second.route("**/websocket/token/", lambda route: held.append(route))
-    sockets[0][0].close(code=1012)
-    until(second, lambda: held)
-    add(first, "Missed")
-    expect(first.locator("#items li").last).to_have_text("Missed")
-    assert "Missed" not in shown(second)
-    held[0].continue_()
+    def is_live(page):
+        add(first, "Before")
+        expect(items(page)).to_have_text(["Before"])
 
-    expect(second.locator("#items li").last).to_have_text("Missed")
-    assert shown(first) == shown(second)
+    with connection_lost(second, is_live):
+        for text in before:
+            add(first, text)
+        expect(items(first)).to_have_text(["Before", *before])
+        assert items(second).count() == 1
+
+    expect(items(second)).to_have_text(["Before", *before])
     assert second.evaluate("isSamePage")
 
 
-def test_push_that_arrives_while_the_list_is_loaded_waits_for_it(pages):
-    """The list that was read before the item does not remove it, and nothing is shown twice."""
+def test_changed_item_is_replaced_and_a_removed_one_disappears(project, pages):
+    first, second = pages
+
+    def is_live(page):
+        add(first, "Milk")
+        add(first, "Tea")
+        expect(items(page)).to_have_text(["Milk", "Tea"])
+
+    with connection_lost(second, is_live):
+        run(
+            project,
+            "from chat.topics import ItemsTopic\n"
+            "milk, tea = Item.objects.order_by('pk')\n"
+            "topic = ItemsTopic(pk=milk.user_id)\n"
+            "topic.publish({'id': f'item-{milk.pk}', 'html': ''})\n"
+            "html = f'<li id=\"item-{tea.pk}\">Black tea</li>'\n"
+            "topic.publish({'id': f'item-{tea.pk}', 'html': html})\n",
+        )
+
+    expect(items(second)).to_have_text(["Black tea"])
+
+
+def test_item_that_is_saved_while_the_page_loads_is_shown_once(pages):
+    """Its message comes after the position that the view has read."""
     first, second = pages
     held = []
-    second.route("**/items/", lambda route: held.append((route, route.fetch())))
-    with second.expect_websocket():
-        second.reload()
-    # The server has answered, and the page does not have the answer yet.
+    second.route("**/topic.js", lambda route: held.append(route))
+    second.reload(wait_until="commit")
     until(second, lambda: held)
     add(first, "Meanwhile")
-    expect(first.locator("#items li").last).to_have_text("Meanwhile")
-    assert "Meanwhile" not in held[0][1].text()
+    assert items(second).count() == 0
+    held[0].continue_()
 
-    route, answer = held[0]
-    route.fulfill(response=answer)
+    expect(items(second)).to_have_text(["Meanwhile"])
 
-    expect(second.locator("#items li").last).to_have_text("Meanwhile")
-    assert shown(first) == shown(second)
+
+def test_page_with_a_gap_loads_itself_again(project, pages):
+    first, second = pages
+
+    def is_live(page):
+        add(first, "Milk")
+        expect(items(page)).to_have_text(["Milk"])
+
+    with connection_lost(second, is_live):
+        run(project, "for n in range(101): Item.objects.create(user_id=1, text=n)")
+        run(
+            project,
+            "from chat.topics import ItemsTopic\n"
+            "for n in range(101): ItemsTopic(pk=1).publish({'id': f'item-{n}', 'html': ''})",
+        )
+
+    expect(items(second)).to_have_count(102)
+    assert not second.evaluate("window.isSamePage")
+
+
+def test_another_user_cannot_subscribe(pages):
+    first, _ = pages
+
+    reason = first.evaluate(
+        """() => new Promise((resolve) => {
+          const own = Number(document.getElementById("items").dataset.topic.split("/")[1])
+          const foreign = new WebSocketManager().subscribe(`items/${own + 1}`, () => {})
+          foreign.on("state", ({ state, reason }) => state === "ended" && resolve(reason))
+        })"""
+    )
+
+    assert reason == "permission_denied"

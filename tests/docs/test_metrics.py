@@ -136,7 +136,8 @@ async def test_recipe_counts_topics(user, other, permission, scrape):
         "websocket_subscriptions_denied_total": 2,
         "websocket_gaps_total epoch": 1,
         "websocket_messages_published_total": 3,
-        "websocket_messages_delivered_total": 3,
+        # Three live, and three replayed.
+        "websocket_messages_delivered_total": 6,
     }
 
 

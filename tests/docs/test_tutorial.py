@@ -45,8 +45,15 @@ class Reader:
     def read(self, chapter):
         """Follow all chapters up to ``chapter`` that were not followed before."""
         while chapter in self._left:
-            found = blocks(PAGE, self._left.pop(0))
-            self.folder, _ = follow(found, self.folder, self.environment)
+            self.follow(blocks(PAGE, self._left.pop(0)))
+
+    def follow(self, found):
+        self.folder, _ = follow(found, self.folder, self.environment)
+
+    def skip(self, chapter):
+        """Return the blocks of the next ``chapter``, which the test follows itself."""
+        assert self._left.pop(0) == chapter
+        return blocks(PAGE, chapter)
 
     def runserver(self, port=None):
         return runserver(self.folder, self.environment, self.log, port)
@@ -115,28 +122,30 @@ def picture(page, name):
         page.screenshot(path=ROOT / f"docs/images/{name}.png", animations="disabled")
 
 
-def test_page_posts_a_note_and_shows_why_another_is_refused(reader, sign_in):
-    reader.read("The page")
-    with reader.runserver() as url:
-        ada = sign_in(url, "ada")
-        post(ada, "Fresh coffee")
-        expect_note(ada, text="ada: Fresh coffee")
-        ada.reload()
-        expect_note(ada, text="ada: Fresh coffee")
-        post(ada, "")
-
-        expect(ada.locator("#error")).to_have_text("This field cannot be blank.")
+def set_permission(admin, url, label, *, is_granted):
+    """Give ben a permission, or take it away, in Django's admin, as the signed-in user."""
+    admin.goto(f"{url}/admin/auth/user/")
+    admin.get_by_role("link", name="ben").click()
+    source, button = ("from", "add") if is_granted else ("to", "remove")
+    admin.select_option(f"#id_user_permissions_{source}", label=label)
+    admin.locator(f"#id_user_permissions_{button}").click()
+    admin.click("[name=_continue]")
+    expect(admin.locator(".messagelist")).to_contain_text("changed successfully")
 
 
 def test_note_appears_on_every_page_at_once_and_once(reader, sign_in):
-    reader.read("Everybody's page, at once")
+    reader.read("The page")
     with reader.runserver() as url:
         ada, ben = sign_in(url, "ada"), sign_in(url, "ben")
-        post(ada, "The printer is out of paper")
-        expect_note(ada, ben, text="ada: The printer is out of paper")
-        post(ben, "Not any more")
+        post(ada, "Fresh coffee")
+        expect_note(ada, ben, text="ada: Fresh coffee")
+        post(ben, "All gone")
+        expect_note(ada, ben, text="ben: All gone")
+        ada.reload()
+        expect(ada.locator("#notes li")).to_have_text(["ben: All gone", "ada: Fresh coffee"])
+        post(ada, "")
 
-        expect_note(ada, ben, text="ben: Not any more")
+        expect(ada.locator("#error")).to_have_text("This field cannot be blank.")
 
 
 def test_granted_and_removed_permission_applies_at_the_next_click(reader, sign_in):
@@ -148,23 +157,40 @@ def test_granted_and_removed_permission_applies_at_the_next_click(reader, sign_i
         post(ben, "Lunch is at two", "Announce")
         expect(ben.locator("#error")).to_have_text("You may not do this.")
 
-        admin = ada.context.new_page()
-        admin.goto(f"{url}/admin/auth/user/")
-        admin.get_by_role("link", name="ben").click()
-        admin.select_option("#id_user_permissions_from", label="Board | note | Can announce")
-        admin.locator("#id_user_permissions_add").click()
-        admin.click("[name=_continue]")
-        expect(admin.locator(".messagelist")).to_contain_text("changed successfully")
+        admin, announce = ada.context.new_page(), "Board | note | Can announce"
+        set_permission(admin, url, announce, is_granted=True)
         ben.get_by_role("button", name="Announce").click()
         expect_note(ada, ben, text="Lunch is at two")
 
-        admin.select_option("#id_user_permissions_to", label="Board | note | Can announce")
-        admin.locator("#id_user_permissions_remove").click()
-        admin.click("[name=_continue]")
-        expect(admin.locator(".messagelist")).to_contain_text("changed successfully")
+        set_permission(admin, url, announce, is_granted=False)
         post(ben, "Lunch is at three", "Announce")
         expect(ben.locator("#error")).to_have_text("You may not do this.")
         expect(note(ada, "Lunch is at three")).to_have_count(0)
+
+
+def test_visitors_disappear_from_the_page_when_the_permission_is_removed(reader, sign_in):
+    reader.read("Who may see the visitors")
+    with reader.runserver() as url:
+        ada = sign_in(url, "ada")
+        expect(ada.get_by_role("heading", name="Visitors")).to_be_visible()
+        ben = sign_in(url, "ben")
+        expect(ada.locator("#visitors li")).to_have_text(["ben has connected"])
+        expect(ben.locator("#staff")).to_have_count(0)
+
+        admin, view = (
+            ada.context.new_page(),
+            "Authentication and Authorization | user | Can view user",
+        )
+        set_permission(admin, url, view, is_granted=True)
+        ben.reload()
+        expect(ben.get_by_role("heading", name="Visitors")).to_be_visible()
+        ada.reload()
+        expect(ben.locator("#visitors li")).to_have_text(["ada has connected"])
+        picture(ben, "visitors")
+        set_permission(admin, url, view, is_granted=False)
+
+        expect(ben.locator("#staff")).to_have_count(0)
+        expect(ada.get_by_role("heading", name="Visitors")).to_be_visible()
 
 
 def test_report_shows_its_progress_and_ends_on_the_server_when_cancelled(reader, sign_in):
@@ -192,19 +218,38 @@ def test_report_shows_its_progress_and_ends_on_the_server_when_cancelled(reader,
 
 
 def test_page_shows_a_lost_connection_and_the_missed_note_after_it(reader, sign_in):
-    reader.read("When the link breaks")
+    reader.read("A long job")
+    *changes, save_note = reader.skip("When the link breaks")
+    reader.follow(changes)
     with reader.runserver() as url:
         ada = sign_in(url, "ada")
         expect_state(ada, "Live")
+        ada.evaluate("window.isSamePage = true")
     expect_state(ada, re.compile(r"No connection\. Next try in \d+ s"))
-    missed = "from board.models import Note; Note.objects.create(author_id=2, text='Missed me?')"
-    command = ["python", "manage.py", "shell", "-c", missed]
-    subprocess.run(command, cwd=reader.folder, env=reader.environment, check=True, timeout=LIMIT)
+    reader.follow([save_note])
 
     with reader.runserver(url.rpartition(":")[2]):
         ada.get_by_role("button", name="Try now").click(timeout=5_000, no_wait_after=True)
         expect_state(ada, "Live")
         expect_note(ada, text="ben: Missed me?")
+        assert ada.evaluate("isSamePage")
+
+
+def test_page_with_a_gap_loads_everything_again(reader, sign_in):
+    """More notes than the topic keeps are posted while the page is away."""
+    reader.read("When the link breaks")
+    code = "for n in range(101): Note.objects.create(author_id=2, text=f'Number {n}')"
+    command = ["python", "manage.py", "shell", "-c", code]
+    with reader.runserver() as url:
+        ada = sign_in(url, "ada")
+        expect_state(ada, "Live")
+        ada.evaluate("window.isSamePage = true")
+    subprocess.run(command, cwd=reader.folder, env=reader.environment, check=True, timeout=LIMIT)
+
+    with reader.runserver(url.rpartition(":")[2]):
+        expect(note(ada, "Number 100")).to_have_count(1, timeout=LIMIT * 1000)
+        expect(ada.locator("#notes li")).to_have_count(20)
+        assert not ada.evaluate("window.isSamePage")
 
 
 def test_sign_out_everywhere_ends_the_page_in_the_other_browser(reader, sign_in):

@@ -18,8 +18,8 @@ import { installPackage } from "./packed.mjs"
 import { FakeSocket, root, script } from "./support.mjs"
 
 // Bytes, minified for ES2020 and gzipped. If you raise a limit, explain the gain in docs/decisions.rst.
-const SCRIPT_LIMIT = 7250
-const BUNDLE_LIMIT = 7570
+const SCRIPT_LIMIT = 7175
+const BUNDLE_LIMIT = 7485
 
 const STATIC = "channels_websocket_utils/static/websocket_utils"
 const IMPORT = 'import byDefault, { WebSocketManager } from "channels-websocket-utils"'

@@ -6,7 +6,10 @@ import { test } from "node:test"
 import { promisify } from "node:util"
 import { runInNewContext } from "node:vm"
 
+import { WebSocketServer } from "ws"
+
 import { FakeSocket, fakeEndpoint, openPage, script, settled, tokens, WebSocketManager } from "./support.mjs"
+import { TopicServer } from "./topic_server.mjs"
 
 const run = promisify(execFile)
 
@@ -75,6 +78,41 @@ test("with Node's own fetch, a redirect to a login page stops the manager as sig
 
   assert.deepEqual(state, ["closed", "signed_out"])
   assert.deepEqual(asked, [["POST", "/token/"]])
+})
+
+test("with Node's own WebSocket, a subscription gets what was published while the connection was lost", async (t) => {
+  const { server, url } = await listen(t)
+  const asked = []
+  new WebSocketServer({ server }).on("connection", (socket) => {
+    const send = (message) => socket.send(JSON.stringify(message))
+    send({ key: "websocket.ready", identity: "u-1", topics: true })
+    socket.on("message", (text) => {
+      const { reply_key: key, subscriptions } = JSON.parse(text)
+      asked.push(subscriptions)
+      const isFirst = asked.length === 1
+      const messages = isFirst ? [] : [{ offset: 8, data: { n: 8 } }]
+      const answer = { topic: "orders/1", epoch: "e1", offset: isFirst ? 6 : 8, recovered: !isFirst, messages }
+      send({ key, data: { subscriptions: [answer] } })
+      send({ key: "websocket.topic", topic: "orders/1", offset: answer.offset + 1, data: { n: answer.offset + 1 } })
+      if (isFirst) socket.close(4000)
+    })
+  })
+  const log = await runInNode(`
+    const manager = new WebSocketManager(${JSON.stringify(url)}, null, { backoff: () => 10 })
+    const log = []
+    const subscription = manager.subscribe("orders/1", ({ n }, { offset }) => {
+      log.push([n, offset])
+      if (n < 9) return
+      console.log(JSON.stringify(log))
+      manager.close()
+    })
+    subscription.on("state", ({ state, reason }) => log.push([state, reason]))`)
+
+  assert.deepEqual(log, [["live", null], [7, 7], ["subscribing", "disconnected"], [8, 8], ["live", null], [9, 9]])
+  assert.deepEqual(asked, [
+    [{ topic: "orders/1" }],
+    [{ topic: "orders/1", since: { epoch: "e1", offset: 7 } }],
+  ])
 })
 
 // A runtime without a WebSocket
@@ -184,6 +222,41 @@ test("in React Native the endpoint gets the path of the URL", async (t) => {
   assert.deepEqual(requests.map(({ body }) => body), [{ path: "/ws//chat/", url: "https://example.com/token/" }])
   assert.equal(page.socket.url, "wss://example.com/ws//chat/wst_a?next=//other/a")
 })
+
+for (const [name, open] of [
+  ["React Native", openReactNative],
+  ["a worker", (t) => openPage(t, { document: null })],
+]) {
+  test(`in ${name}, a subscription gets what was published while the connection was lost`, async (t) => {
+    const page = open(t)
+    const server = new TopicServer({ "orders/1": 100 })
+    const { manager } = page.connect("wss://example.com/ws/")
+    const log = []
+    const subscription = manager.subscribe("orders/1", (data, { offset }) => log.push(offset))
+    subscription.on("state", ({ state, reason }) => log.push(reason ?? state))
+    const flow = async () => {
+      for (let n = 0; n < 4; n++) {
+        server.accept(page.socket)
+        server.connection.receive()
+        server.connection.answer()
+        while (server.connection.outbox.length) server.connection.send()
+        await settled()
+      }
+    }
+    await flow()
+    server.publish("orders/1")
+    await flow()
+    page.socket.drop()
+    server.publish("orders/1")
+    await page.pass(20000)
+    await flow()
+    manager.close()
+
+    assert.deepEqual(log, ["live", 1, "disconnected", 2, "live", "disconnected"])
+    assert.equal(page.timers.size, 0)
+    assert.equal(page.listening, 0)
+  })
+}
 
 // Its fetch() follows redirects, and its answers have no `redirected`.
 const tokenURL = "https://example.com/token/"

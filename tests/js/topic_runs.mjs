@@ -9,7 +9,7 @@ import { TopicServer } from "./topic_server.mjs"
 
 const SIZES = { "orders/1": 100, "orders/2": 4, scores: 0 }
 const NAMES = Object.keys(SIZES)
-const STEPS = 60
+const STEPS = 300
 
 /** A random number generator that repeats its numbers for the same seed (mulberry32). */
 function randomFrom(seed) {
@@ -34,11 +34,19 @@ class Reader {
     this.feed = run.server.feeds.get(name)
     this.expected = since
     this.begun = run.received.get(name)
+    /** To whom the position belongs. */
+    this.user = run.server.shown
     this.calls = 0
     this.subscription = run.manager.subscribe(name, this.handle, { since })
     this.subscription.on("gap", this.handleGap)
+    let before = "subscribing"
     this.subscription.on("state", ({ state }) => {
-      if (state === "live") this.expected ??= this.subscription.position
+      assert.notEqual(before, "ended", "a state after ended")
+      run.turns.add(`${before} -> ${state}`)
+      before = state
+      if (state !== "live" || this.expected) return
+      this.expected = this.subscription.position
+      this.user = run.server.shown
     })
   }
 
@@ -47,6 +55,7 @@ class Reader {
     assert.equal(this.isEnded, false, "a handler is called after unsubscribe()")
     assert.equal(topic, this.name)
     if (feed.size) {
+      assert.equal(this.user, run.server.shown, "a replay after the position of another user")
       assert.deepEqual(this.subscription.position, { epoch: data.epoch, offset })
       assert.equal(data.offset, offset)
     }
@@ -82,6 +91,12 @@ class Reader {
       this.isNew = true
       return
     }
+    if (reason === "identity") {
+      assert.ok(this.run.hasOtherUser, "a gap without another user")
+      this.user = server.shown
+      this.expected = position
+      return
+    }
     const { epoch, offset } = this.expected
     // Excluded messages have moved the position without a call.
     let last = offset
@@ -89,7 +104,7 @@ class Reader {
     while (!isRefusedAt() && this.run.excluded.has(`${this.name} ${epoch} ${last + 1}`)) last++
     const isRefused = isRefusedAt()
     const isGap = server.gaps.has(`${this.name} ${position.epoch} ${position.offset}`)
-    assert.ok(isRefused || isGap, `a gap after ${epoch} ${offset}, from which the server can replay`)
+    assert.ok(isRefused || isGap, `a gap (${reason}) after ${epoch} ${offset}, from which the server can replay`)
     assert.ok(epoch !== position.epoch || offset !== position.offset, "a gap that skips nothing")
     this.expected = position
   }
@@ -102,20 +117,22 @@ class Reader {
 
 class Run {
   readers = []
+  hasOtherUser = false
   excluded = new Set()
   /** The last message that any handler of a topic got. */
   received = new Map()
 
-  constructor(page, WebSocketManager, seed) {
+  constructor(page, WebSocketManager, seed, turns) {
     this.page = page
+    this.turns = turns
     this.random = page.random = randomFrom(seed)
     FakeSocket.all.length = 0
     this.server = new TopicServer(SIZES)
-    this.manager = new WebSocketManager("/ws/", null, { identity: "u-1" })
+    this.manager = new WebSocketManager("/ws/", null, { identity: "u-1", allowUserChange: true })
     // The client reports what a handler throws, also an assertion.
     this.errors = []
-    this.manager.on("error", ({ cause, message }) => {
-      if (cause?.message !== "thrown by a handler") this.errors.push(cause ?? new Error(message))
+    this.manager.on("error", ({ code, cause, message }) => {
+      if (code !== "user_changed" && cause?.message !== "thrown by a handler") this.errors.push(cause ?? new Error(message))
     })
   }
 
@@ -134,6 +151,7 @@ class Run {
     [4, () => this.pick(this.readers)?.end()],
     [4, () => this.page.tick(this.below(4000))],
     [2, () => this.restart()],
+    [1, () => this.changeUser()],
     [1, () => this.freeze()],
     [1, () => this.page.sleep(this.below(60000))],
     [1, () => this.server.skip(this.pick(NAMES.slice(0, 2)), 1 + this.below(3))],
@@ -176,6 +194,14 @@ class Run {
   /** The server ends: all connections are lost, with what is on its way. */
   restart() {
     for (const { socket } of this.server.connections.splice(0)) if (socket.readyState < 3) socket.drop()
+  }
+
+  /** A user signs in: another one, or the same again. */
+  changeUser() {
+    const { user } = this.server
+    this.server.user = `u-${1 + this.below(3)}`
+    this.hasOtherUser ||= user !== this.server.user
+    this.restart()
   }
 
   freeze() {
@@ -227,9 +253,12 @@ class Run {
   }
 }
 
-/** Make one random run with the client. Returns how many messages its handlers got. */
-export async function run(page, WebSocketManager, seed) {
-  const made = new Run(page, WebSocketManager, seed)
+/**
+ * Make one random run with the client. Returns how many messages its handlers got, and adds the changes of
+ * the subscriptions' states to `turns`.
+ */
+export async function run(page, WebSocketManager, seed, turns = new Set()) {
+  const made = new Run(page, WebSocketManager, seed, turns)
   try {
     for (let step = 0; step < STEPS; step++) await made.step()
     await made.settle()

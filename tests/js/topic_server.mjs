@@ -52,7 +52,7 @@ class Connection {
     this.server = server
     this.socket = socket
     socket.accept()
-    this.outbox.push({ key: "websocket.ready", identity: "u-1", topics: true })
+    this.outbox.push({ key: "websocket.ready", identity: server.user, topics: true })
   }
 
   get isOpen() {
@@ -135,11 +135,17 @@ class Connection {
   /** Let the client receive the next message. */
   send() {
     const message = this.outbox.shift()
-    if (message && this.isOpen) this.socket.push(message)
+    if (!message || !this.isOpen) return
+    if (message.key === "websocket.ready") this.server.shown = message.identity
+    this.socket.push(message)
   }
 }
 
 export class TopicServer {
+  /** The identity of the user who is signed in. */
+  user = "u-1"
+  /** The last identity that the client has received. */
+  shown = "u-1"
   feeds = new Map()
   connections = []
   /** The positions after which the server could not replay, and those to which a gap moves. */

@@ -452,13 +452,28 @@ test("another user begins without the positions of the first one", async (t) => 
   page.socket.drop()
   server.publish("orders/1")
   await page.pass(20000)
-  server.accept(page.socket)
-  server.connection.outbox[0].identity = "u-2"
+  server.user = "u-2"
   await flow()
 
   assert.deepEqual(codes(), ["user_changed"])
   assert.deepEqual(sent()[0].subscriptions, [{ topic: "orders/1" }])
   assert.deepEqual(log, ["live", "subscribing: disconnected", "gap: identity 1", "live"])
+})
+
+test("the gap of another user has its own reason, beside a position that cannot be replayed", async (t) => {
+  const { manager, flow, server, page } = open(t, { options: { allowUserChange: true } })
+  const first = follow(manager, "orders/1")
+  await flow()
+  page.socket.drop()
+  server.user = "u-2"
+  await page.pass(20000)
+  await flow(() => "unavailable")
+  const second = follow(manager, "orders/1", { since: at(1, "e0") })
+  await page.pass(20000)
+  await flow()
+
+  assert.deepEqual(first.log, ["live", "subscribing: disconnected", "gap: identity 0", "live"])
+  assert.deepEqual(second.log, ["gap: epoch 0", "live"])
 })
 
 test("the positions of the page are those of its subscriptions, and not those of another user", async (t) => {

@@ -202,6 +202,15 @@ def test_topic_of_the_activity_needs_the_permission(ada, ben):
     ]
 
 
+def test_activity_shortens_a_long_note(ada):
+    ada.ask("post_note", text="Fuse " * 40)
+
+    text = ada.ask("activity")["entries"][-1]["text"]
+    assert text.startswith("Fuse Fuse")
+    assert text.endswith("…")
+    assert len(text) == 60
+
+
 def test_rights_of_another_user_cannot_be_followed(site, ada, ben):
     ((ben_id,),) = site.sql("SELECT id FROM auth_user WHERE username = 'ben'")
 

@@ -23,6 +23,20 @@ NOTES = [
     ("ben", 41, True, "Smoke detector in corridor B: dust, no fire. Reset, and cleaned."),
     ("ada", 6, False, "Pump 1 sounds rough again.\nPlease listen to it once an hour."),
 ]
+# Who has done what, and the note, oldest first.
+ACTIVITY = [("Ben", "wrote", 4), ("Ben", "finished", 4), ("Ada", "wrote", 5)]
+PUBLISH_ACTIVITY = """
+from board.topics import ActivityTopic
+from django.utils import timezone
+from django.utils.text import Truncator
+
+topic = ActivityTopic()
+topic.clear()
+for name, action, text in {activity!r}:
+    at = timezone.now().isoformat()
+    short = Truncator(text).chars(60)
+    topic.publish({{"name": name, "action": action, "text": short, "at": at}})
+"""
 ANNOUNCEMENT = "Fire drill at 03:00. Nobody has to leave the cold store."
 
 
@@ -92,6 +106,8 @@ class Stage:
             ANNOUNCEMENT,
             "ada",
         )
+        activity = [(name, action, NOTES[number][3]) for name, action, number in ACTIVITY]
+        self.site.manage("shell", "--command", PUBLISH_ACTIVITY.format(activity=activity))
 
 
 def expect_state(page, text):
@@ -134,6 +150,7 @@ def full_board(stage):
     page = stage.board("ada")
     expect(page.locator("#people .person")).to_have_count(2)
     expect(page.locator("#notes .note")).to_have_count(len(NOTES))
+    expect(page.locator("#activity-list li")).to_have_count(len(ACTIVITY))
     return page
 
 

@@ -54,7 +54,13 @@
   // The handlers of the errors that the handlers throw: they would be written to the console.
   const failures = []
   manager.on("error", ({ code }) => failures.push(code))
+  // The last states, for the report of a test that fails.
+  const states = []
+  manager.on("state", ({ state, reason, delay }) => {
+    states.push(`${new Date().toISOString()} ${state} ${reason} ${delay}`)
+    if (states.length > 20) states.shift()
+  })
   const main = follow("main")
   const unplaced = follow("unplaced", { since: null })
-  Object.assign(window, { manager, calls, naive, failures, start, main, unplaced, followOlder, followShortly })
+  Object.assign(window, { manager, calls, naive, failures, states, start, main, unplaced, followOlder, followShortly })
 }

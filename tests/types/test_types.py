@@ -20,11 +20,6 @@ LIMIT = 120
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder with an environment in which the package is installed, without its source tree."""
     folder = tmp_path_factory.mktemp("project")
@@ -43,7 +38,11 @@ def project(tmp_path_factory):
 
 
 def mypy(*arguments, cwd=PACKAGE.parent):
-    """Return the errors of mypy as (file name, line, text), and the last line of its output."""
+    """
+    Return the errors of mypy as (file name, line, text), and the last line of its output.
+
+    In ``cwd`` is its cache. That of the source tree is the cache of ``make lint``.
+    """
     command = [sys.executable, "-m", "mypy", "--no-pretty", *map(str, arguments)]
     run = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LIMIT)
     *lines, last = run.stdout.splitlines() or [run.stderr]
@@ -52,15 +51,15 @@ def mypy(*arguments, cwd=PACKAGE.parent):
     return [(each[1], int(each[2]), each[3]) for each in found], last
 
 
-def test_package_passes_strict_and_the_examples_are_right(cache):
+def test_package_passes_strict_and_the_examples_are_right():
     """mypy reports an unused ignore if it does not reject a wrong line for the named error."""
-    found, last = mypy("--cache-dir", cache, PACKAGE, RIGHT, WRONG)
+    found, last = mypy(PACKAGE, RIGHT, WRONG)
 
     assert found == []
     assert last.startswith("Success: no issues found in ")
 
 
-def test_wrong_marks_in_the_examples_are_found(cache, tmp_path):
+def test_wrong_marks_in_the_examples_are_found(tmp_path):
     """mypy reports a correct line that is marked as wrong, and a wrong line without a mark."""
     source = WRONG.read_text()
     corrected = source.replace("require_perms(7)", 'require_perms("notes.add_note")')
@@ -68,7 +67,7 @@ def test_wrong_marks_in_the_examples_are_found(cache, tmp_path):
     (tmp_path / "corrected.py").write_text(corrected)
     (tmp_path / "unmarked.py").write_text(unmarked)
 
-    found, _ = mypy("--cache-dir", cache, tmp_path / "corrected.py", tmp_path / "unmarked.py")
+    found, _ = mypy(tmp_path / "corrected.py", tmp_path / "unmarked.py")
 
     line = source[: source.index("require_perms(7)")].count("\n") + 1
     assert {(file, at) for file, at, _ in found} == {("corrected.py", line), ("unmarked.py", line)}
@@ -79,7 +78,7 @@ def test_wrong_marks_in_the_examples_are_found(cache, tmp_path):
 
 def test_installed_package_contains_its_types(project):
     found, last = mypy(
-        *("--strict", "--cache-dir", project / "cache"),
+        "--strict",
         *("--python-executable", project / "env" / "bin" / "python", RIGHT.name, WRONG.name),
         cwd=project,
     )
@@ -96,7 +95,7 @@ def test_without_stubs_of_channels_only_types_of_channels_are_unknown(project):
     )
 
     found, _ = mypy(
-        *("--config-file", "mypy.ini", "--cache-dir", project / "other_cache"),
+        *("--config-file", "mypy.ini"),
         *("--python-executable", project / "env" / "bin" / "python", RIGHT.name, WRONG.name),
         cwd=project,
     )

@@ -176,7 +176,13 @@ def test_filter_and_column_agree_with_the_gate(root, user, settings, monkeypatch
     """To the microsecond, also after the clock was set back."""
     settings.USE_TZ = use_tz
     present = clock.now()
-    monkeypatch.setattr(clock, "now", lambda: present)
+    # The end of the test writes to the database, with its own USE_TZ.
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "now", lambda: present)
+        check_states(root, user, present)
+
+
+def check_states(root, user, present):
     tick = timedelta(microseconds=1)
     earliest = -clock.TOLERANCE
     times = (earliest - tick, earliest, -tick, timedelta(0), tick)

@@ -796,3 +796,24 @@ async def test_body_of_a_denied_call_does_not_run(opened, permission, user, cons
 
     assert refused["error"]["code"] == "permission_denied"
     assert ran == ["with"]
+
+
+@pytest.mark.parametrize("order", ["guard outside", "guard inside"])
+async def test_sync_consumer_gets_the_value_of_an_async_method_with_both_decorators(
+    opened, user, permission, order
+):
+    async def name(self, event):
+        return "Ada"
+
+    guard = require_perms(PERM)
+    method = guard(auto_route(name)) if order == "guard outside" else auto_route(guard(name))
+
+    @auto_route
+    def kind(self, event):
+        return type(self.name(event)).__name__
+
+    await user.user_permissions.aadd(permission)
+    socket = await opened(type("Consumer", (MANAGED[0],), {"name": method, "kind": kind}))
+
+    assert (await socket.call("kind"))["data"] == "str"
+    assert (await socket.call("name"))["data"] == "Ada"

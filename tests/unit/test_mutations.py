@@ -1,11 +1,13 @@
 """The seeded weaknesses of evidence/mutations.py fit the code. The table itself takes minutes."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import channels_websocket_utils
-from evidence.mutations import CONTROL, WEAKNESSES, file_of
+from evidence.mutations import CONTROL, WEAKNESSES, file_of, is_script
 
 PACKAGE = Path(channels_websocket_utils.__file__).parent
 
@@ -17,9 +19,17 @@ def test_text_of_a_weakness_is_in_its_module_once_and_its_test_exists(weakness):
     _, _, name = test.partition("::")
 
     assert source.count(old) == 1
-    # A syntax error would be no weakness.
-    compile(source.replace(old, new), module, "exec")
-    assert f"def {name}(" in file_of(test).read_text()
+    assert_compiles(source.replace(old, new), module)
+    declaration = f'test("{name}"' if is_script(test) else f"def {name}("
+    assert declaration in file_of(test).read_text()
+
+
+def assert_compiles(source, module):
+    """A syntax error would be no weakness."""
+    if module.endswith(".py"):
+        compile(source, module, "exec")
+    elif shutil.which("node"):
+        subprocess.run(["node", "--check", "-"], input=source, text=True, check=True, timeout=60)
 
 
 def test_each_weakness_has_a_name_of_its_own():

@@ -14,9 +14,10 @@ from channels_websocket_utils.decorators import auto_route, require_perms
 from channels_websocket_utils.gate import freshness
 from channels_websocket_utils.live import age, hub
 from channels_websocket_utils.messaging import permissions
+from channels_websocket_utils.protocol import CLOSE_SESSION_ENDED
 
 from ..support.consumers import MANAGED, PERM, AsyncPlainJson, PlainJson
-from ..support.helpers import FAST
+from ..support.helpers import FAST, ended
 
 ALL = pytest.mark.parametrize("consumer", [PlainJson, AsyncPlainJson, *MANAGED])
 
@@ -169,6 +170,46 @@ async def test_answer_from_before_the_change_is_not_cached(opened, user, permiss
     await type(user).user_permissions.through.objects.all().adelete()
 
     assert not await allowed(socket)
+
+
+@ALL
+@pytest.mark.usefixtures("cached")
+async def test_denial_is_cached_too(opened, user, consumer, questions):
+    socket = await opened(consumer)
+
+    assert [await allowed(socket) for _ in range(3)] == [False] * 3
+    assert len(questions) == 1
+
+
+@pytest.mark.usefixtures("cached")
+async def test_cached_answer_runs_nothing_after_the_end_of_the_socket(opened, user, permission):
+    ran = []
+
+    def ends_the_socket(method):
+        async def wrapper(self, event):
+            connection = self.scope["websocket_connection"]
+            if event["is_last"]:
+                connection.hub.end({connection}, CLOSE_SESSION_ENDED)
+            await method(self, event)
+            ran.append("after")
+
+        return wrapper
+
+    class Ends(MANAGED[1]):
+        @auto_route
+        @ends_the_socket
+        @require_perms(PERM)
+        async def change(self, event):
+            ran.append(event["is_last"])
+
+    await user.user_permissions.aadd(permission)
+    socket = await opened(Ends)
+    await socket.call("change", is_last=False)
+
+    await socket.send("change", is_last=True)
+
+    assert await ended(socket) == CLOSE_SESSION_ENDED
+    assert ran == [False, "after", "after"]
 
 
 @pytest.mark.usefixtures("cached")

@@ -14,12 +14,14 @@ from django.db import connection
 from django.db.backends.sqlite3 import base as sqlite3
 
 from channels_websocket_utils import conf
+from channels_websocket_utils.checks import topics as topic_checks
 from channels_websocket_utils.gate import revocations
 from channels_websocket_utils.live import signatures
 from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
 from channels_websocket_utils.stores.cache import CacheTokenStore
 from channels_websocket_utils.tokens import redeeming
 from channels_websocket_utils.tokens.digests import digest_of
+from channels_websocket_utils.topics import Topic
 from channels_websocket_utils.utils import (
     aget_websocket_token,
     disconnect_user,
@@ -140,6 +142,30 @@ def test_router_that_names_no_certain_database_is_an_error(settings, kind, why):
     assert why in error.msg
     assert error.level >= 40
     assert not found("W014")
+
+
+class RequiredForSite(Router):
+    """Names a database for the models of this package, and none for those of the site."""
+
+    def db_for_write(self, model, **hints):
+        return None if model._meta.app_label == "channels_websocket_utils" else required.get()
+
+
+@pytest.fixture
+def kept_topic(monkeypatch):
+    """The app of Django's admin, which has a model, declares a topic with a history."""
+    attributes = {"route": "x", "permissions": (), "history_size": 1}
+    declared = type("Kept", (Topic,), {"__module__": "django.contrib.admin.topics", **attributes})
+    monkeypatch.setattr(Topic, "with_subclasses", lambda: iter([declared]))
+
+
+@pytest.mark.parametrize("kind", [Required, RequiredForSite])
+def test_router_that_raises_does_not_end_the_checks_of_topics(settings, kind, kept_topic):
+    route_by(settings, kind)
+
+    assert len(found("E010")) == 1
+    assert not found("W016")
+    assert topic_checks.check_topic_database(databases=["default"]) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from django.db import OperationalError, connections, transaction
 from channels_websocket_utils.live import age, broadcast, events, topic_batch
 from channels_websocket_utils.live.hub import current_hubs
 from channels_websocket_utils.live.signatures import verify
-from channels_websocket_utils.topics import authorization, history, reauthorization
+from channels_websocket_utils.topics import Topic, authorization, history, reauthorization
+from channels_websocket_utils.topics.authorization import Authorization
 from channels_websocket_utils.topics.reauthorization import Reauthorization
 from channels_websocket_utils.utils import adisconnect_user, disconnect_user
 
@@ -119,6 +120,15 @@ async def test_client_without_a_user_is_unauthenticated(open_page):
     assert await error_of(socket, "members/a") == "unauthenticated"
 
 
+async def test_history_is_not_read_for_a_client_without_a_user(open_page, monkeypatch):
+    read = []
+    monkeypatch.setattr(history, "recover", read.append)
+    socket = await open_page(OpenPage, of=None, cookie=None)
+
+    assert await error_of(socket, "orders/1") == "unauthenticated"
+    assert read == []
+
+
 async def test_topic_that_nobody_has_restricted_is_refused(open_page, monkeypatch):
     monkeypatch.setattr(NewsTopic, "permissions", None)
 
@@ -168,6 +178,47 @@ async def test_async_can_subscribe_and_filter_allowed(open_page, monkeypatch):
     answers = await subscribe(socket, "members/a", "members/b", "news/a", "news/b")
 
     assert ["error" in each for each in answers] == [False, True, False, True]
+
+
+class TeamTopic(Topic):
+    """One question answers for many topics."""
+
+    route = "teams/<slug:slug>"
+    history_size = 100
+
+    @classmethod
+    def filter_allowed(cls, user, topics):
+        return topics
+
+
+class SecretTopic(TeamTopic):
+    """Restricts what its base class allows."""
+
+    route = "secrets/<slug:slug>"
+
+    def can_subscribe(self, user):
+        return False
+
+
+class PublicTopic(SecretTopic):
+    route = "public/<slug:slug>"
+    filter_allowed = TeamTopic.filter_allowed
+
+
+async def test_derived_class_restricts_what_its_base_allows(open_page, monkeypatch):
+    monkeypatch.setattr(AsyncPage, "topic_classes", [TeamTopic, SecretTopic, PublicTopic])
+
+    answers = await subscribe(await open_page(), "teams/a", "secrets/a", "public/a")
+
+    assert ["error" in each for each in answers] == [False, True, False]
+
+
+async def test_naive_code_ignores_the_restriction_of_a_derived_class(open_page, monkeypatch):
+    """The naive code: ``filter_allowed()`` decides if any base class has it."""
+    monkeypatch.setattr(AsyncPage, "topic_classes", [SecretTopic])
+    monkeypatch.setattr(SecretTopic, "answers_for_many", classmethod(lambda cls: True))
+
+    assert "error" not in (await subscribe(await open_page(), "secrets/a"))[0]
 
 
 async def test_answer_that_takes_too_long_is_a_refusal_and_blocks_nobody(
@@ -473,6 +524,7 @@ async def test_permission_that_is_taken_away_ends_the_subscription(open_page, pa
 async def test_remove_then_publish_never_reaches_the_removed_user(
     user, permission, open_page, count
 ):
+    """Action Cable: a member who was removed keeps listening."""
     socket = await open_page()
 
     @sync_to_async
@@ -513,6 +565,7 @@ async def test_message_of_an_earlier_savepoint_does_not_carry_a_later_one(
 
 
 async def test_naive_code_sends_to_the_removed_user(user, permission, open_page, never_asks_again):
+    """The naive code: Action Cable's, which asks once."""
     socket = await open_page()
     await subscribe(socket, "orders/1")
 
@@ -628,6 +681,40 @@ async def test_outage_leaves_a_subscription_as_it_is_until_the_grace_is_over(
 
     settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 30, "RECHECK_GRACE": 0}
     assert (await socket.next())["error"]["code"] == "unavailable"
+
+
+async def test_grace_of_one_topic_is_not_extended_by_the_answers_about_another(
+    open_page, monkeypatch, settings
+):
+    settings.WEBSOCKET_UTILS = {"RECHECK_INTERVAL": 30, "RECHECK_GRACE": 1}
+    monkeypatch.setattr(reauthorization, "RETRY", 10**6)
+    socket = await open_page()
+    await subscribe(socket, "members/a", "orders/1")
+    answered = asyncio.Queue()
+    decide = Authorization.decide
+
+    async def noted(self, user_key, topics):
+        decision = await decide(self, user_key, topics)
+        asyncio.get_running_loop().call_soon(answered.put_nowait, decision)
+        return decision
+
+    def fail(self, user):
+        raise OperationalError
+
+    monkeypatch.setattr(Authorization, "decide", noted)
+    monkeypatch.setattr(MemberTopic, "can_subscribe", fail)
+    hub_of_topics()._ask_classes({MemberTopic})
+    assert (await answered.get()).unavailable
+    # The database of the other topic answers, whose interval is another one.
+    hub_of_topics()._ask_classes({OrderTopic})
+    assert (await answered.get()).allowed
+
+    clocks = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 31)
+    monkeypatch.setattr(age, "time", clocks)
+    hub_of_topics()._reauthorization.ask(hub_of_topics()._of_class(MemberTopic))
+
+    denied = await socket.next()
+    assert (denied["topic"], denied["error"]["code"]) == ("members/a", "unavailable")
 
 
 @pytest.mark.parametrize("is_first", ["timer", "event"])

@@ -1,19 +1,30 @@
 """A subscribe in work: what is read, what is asked, and what is committed in between."""
 
 import asyncio
+import sys
 
 import pytest
 from asgiref.sync import sync_to_async
 
+from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.tokens import clock
 from channels_websocket_utils.topics.authorization import Authorization
 from channels_websocket_utils.topics.feed import Feed
 from channels_websocket_utils.topics.recovery import Recovery
-from channels_websocket_utils.topics.subscribing import _Subscribe
+from channels_websocket_utils.topics.requests import Request
+from channels_websocket_utils.topics.subscribing import Subscriber, _Subscribe
+from channels_websocket_utils.topics.subscription import Subscription
+from channels_websocket_utils.topics.topic_hub import TopicHub
 
 from ..support.helpers import sign_in
 from ..support.topics import NewsTopic, OrderTopic, message, subscribe
-from .test_topics_delivery import hub_of_topics, publish_elsewhere, receive, repaired
+from .test_topics_delivery import (
+    hub_of_topics,
+    nothing_waits,
+    publish_elsewhere,
+    receive,
+    repaired,
+)
 
 TOPIC = OrderTopic(pk=1)
 DENIED = {
@@ -203,7 +214,8 @@ async def test_outage_of_the_history_is_unavailable(open_page, permission, monke
     assert "error" not in answers[1]
 
 
-async def test_message_of_the_reply_is_not_delivered_again(open_page, since):
+async def replay_and_event(open_page, since):
+    """Return two pages: the second one was replayed a message whose event comes afterwards."""
     first, second = await open_page(), await open_page()
     await subscribe(first, TOPIC.name)
     (event,) = await sync_to_async(publish_elsewhere)(TOPIC, {"n": 1})
@@ -214,5 +226,91 @@ async def test_message_of_the_reply_is_not_delivered_again(open_page, since):
     await TOPIC.apublish({"n": 2})
 
     assert answer["messages"] == [{"offset": 1, "data": {"n": 1}}]
+    return first, second
+
+
+async def test_message_of_the_reply_is_not_delivered_again(open_page, since):
+    """socket.io: a message is recovered, and delivered again."""
+    first, second = await replay_and_event(open_page, since)
+
     assert await first.next() == message(TOPIC.name, 1, n=1)
     assert await second.next() == message(TOPIC.name, 2, n=2)
+
+
+async def test_naive_code_delivers_the_message_of_the_reply_again(open_page, since, monkeypatch):
+    monkeypatch.setattr(Subscription, "send", lambda self, frame: self._push(frame) or True)
+
+    _, second = await replay_and_event(open_page, since)
+
+    assert await second.next() == message(TOPIC.name, 1, n=1)
+
+
+# A topic that is cleared
+
+
+async def cleared_after_a_removal(open_page, take_away):
+    """
+    Return a page whose topic was cleared after its user was removed.
+
+    The event of the removal, and of a message in the same transaction, has been overtaken.
+    """
+    socket = await open_page()
+    await subscribe(socket, TOPIC.name)
+    await take_away()
+    await sync_to_async(publish_elsewhere)(TOPIC, {"overtaken": 1})
+    await TOPIC.aclear()
+    return socket
+
+
+async def test_clear_does_not_overtake_a_denial(open_page, since, take_away):
+    socket = await cleared_after_a_removal(open_page, take_away)
+    await TOPIC.apublish({"secret": 2})
+
+    assert await socket.next() == DENIED
+    assert await nothing_waits(socket)
+
+
+async def test_naive_clear_overtakes_a_denial(open_page, since, take_away, monkeypatch):
+    """The naive code: a topic that was cleared begins again, whatever was before."""
+    monkeypatch.setattr(TopicHub, "_doubt_all", lambda self, subscriptions: None)
+
+    socket = await cleared_after_a_removal(open_page, take_away)
+
+    assert (await socket.next())["key"] == "websocket.gap"
+    await TOPIC.apublish({"secret": 2})
+    assert (await socket.next())["data"] == {"secret": 2}
+
+
+# An answer that was kept
+
+
+async def subscribe_after_another_page(open_page, other, permission, since):
+    """Return the answer to a page, for which the history is in memory."""
+    await TOPIC.apublish({"n": 1})
+    await sync_to_async(other.user_permissions.add)(permission)
+    page = await open_page(of=other, cookie=await sync_to_async(sign_in)(other))
+    await subscribe(page, TOPIC.name, **since)
+    return (await subscribe(await open_page(), TOPIC.name, **since))[0]
+
+
+async def test_kept_answer_is_for_users_who_may_subscribe_now(
+    open_page, other, permission, since, take_away
+):
+    socket = await open_page()
+    await subscribe(socket, TOPIC.name)
+    await take_away()
+
+    answer = await subscribe_after_another_page(open_page, other, permission, since)
+
+    assert answer == {"topic": TOPIC.name, "error": {"code": "permission_denied"}}
+
+
+async def test_idle_subscriber_keeps_neither_a_task_nor_a_queue():
+    """Naive: each connection with subscriptions takes 1,400 bytes more."""
+    subscriber = Subscriber(Connection({"type": "websocket"}, None, None), [OrderTopic])
+    subscriber.put(Request("websocket.subscribe", "k", {"orders/1": None}))
+
+    await subscriber._task
+
+    assert subscriber._task is None
+    assert sys.getsizeof(subscriber._waiting) < 200

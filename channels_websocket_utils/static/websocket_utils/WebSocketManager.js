@@ -1,7 +1,7 @@
 /*
  * WebSocketManager: a WebSocket that reconnects, with replies, streams, topics and pushed messages.
  *
- * createManager() makes the state of one manager, createAttempt() the state of one dial and its socket,
+ * createManager() makes the state of one manager, dial() the state of one dial and its socket,
  * submit() and createStream() the state of one call, createSubscription() that of one subscription. The
  * other functions take these as arguments.
  * enter() alone changes `manager.state`, turn() alone the state of a subscription, dialIn() alone decides
@@ -32,10 +32,9 @@
   const CALL_LIMIT = 120000
   const CREDIT = 64
   const CREDIT_STEP = 32
-  const LONGEST_TIMER = 2147483647 // setTimeout() fires at once if the delay is longer
+  const LONGEST_TIMER = 2.1e9 // setTimeout() fires at once if the delay is 2**31 or more
 
   const STOPS = { 1000: "ended", 4400: "bad_message", 4403: "refused", 4409: "replaced" }
-  for (const code of [1002, 1003, 1007, 1009, 1010]) STOPS[code] = "protocol_error"
 
   // The states of a manager. `state` of the class is the part before the dot.
   const ASKING = "connecting.token" // the manager requests a token
@@ -76,10 +75,8 @@
 
   const NO_FAILURES = { failures: 0, refusals: 0, ended: 0, urgent: true }
 
-  const TARGETS = {
-    document: ["visibilitychange", "resume", "freeze"],
-    globalThis: ["online", "offline", "pageshow", "pagehide"],
-  }
+  // Of the document or of the window. A visible page is reported twice, by both, and the second time is harmless.
+  const PAGE_EVENTS = ["visibilitychange", "resume", "freeze", "online", "offline", "pageshow", "pagehide"]
 
   // Shared by all managers of the page, so that no two of them use the same key.
   let count = 0
@@ -178,7 +175,7 @@
       ...NO_FAILURES,
       notBefore: 0,
       lastIdentity,
-      prefix: Date.now().toString(36) + Math.random().toString(36).slice(2),
+      prefix: Date.now() + `${Math.random()}`.slice(2),
       queue: new Map(),
       calls: new Map(),
       listeners: new Map(),
@@ -208,12 +205,6 @@
    * @property {number} pingedAt The first of these pings.
    * @property {number} pongBy
    */
-  const createAttempt = () => ({
-    aborter: new AbortController(),
-    openedAt: Infinity,
-    calledAt: -Infinity,
-    pings: 0,
-  })
 
   /**
    * A message that is queued or sent. The caller of submit() gives the first six.
@@ -268,8 +259,7 @@
   function log(manager, level, detail) {
     const write = () => {
       // A forgotten auto_route() or error handler is then visible in the browser.
-      const isUnheard = level === "error" && !manager.handlers.has(level)
-      const logger = manager.options.logger ?? (isUnheard ? console : null)
+      const logger = manager.options.logger ?? (level === "error" && !manager.handlers.has(level) && console)
       logger?.[level]?.("WebSocketManager", detail)
     }
     guard(manager, write, null, true)
@@ -379,14 +369,15 @@
 
   const publicState = ({ state }) => state.split(".")[0]
 
-  function endAttempt(manager) {
+  async function endAttempt(manager) {
     const { attempt, state } = manager
     manager.attempt = null
     manager.due = Infinity
     if (state === OPEN) manager.queueIdentity = attempt.identity || manager.options.identity
-    // Later, because a listener of the signal may call close() or reconnect().
-    Promise.resolve().then(() => attempt?.aborter.abort())
     attempt?.socket?.close()
+    // Later, because a listener of the signal may call close() or reconnect().
+    await null
+    attempt?.aborter.abort()
   }
 
   // Ends the connection. Its calls are rejected after `proceed` has entered the next state.
@@ -401,7 +392,7 @@
   }
 
   function stop(manager, reason, cause) {
-    const code = ["no_token", "no_websocket", "user_changed"].includes(reason) ? reason : "closed"
+    const code = /^(no|user)_/.test(reason) ? reason : "closed"
     const rest = takeCalls(manager)
     enter(manager, CLOSED)
     watchPage(manager, "removeEventListener")
@@ -443,7 +434,7 @@
 
   function dial(manager, reason) {
     enter(manager, ASKING)
-    const attempt = (manager.attempt = createAttempt())
+    const attempt = (manager.attempt = { aborter: new AbortController(), calledAt: 0, pings: 0 })
     plan(manager, ATTEMPT_LIMIT, () => retry(manager, "timeout"))
     announce(manager, reason)
     if (attempt !== manager.attempt) return
@@ -458,11 +449,12 @@
     const { ask, attempt } = manager
     let answer, token
     try {
-      // In an async function, an error that is thrown at once is handled when on("error") has listeners.
-      answer = await (async () => ask({ attempt: manager.failures + 1, signal: attempt.aborter.signal }))()
+      answer = await ask({ attempt: manager.failures + 1, signal: attempt.aborter.signal })
       token = answer?.token ?? answer
       if (!token || typeof token !== "string" || token === manager.usedToken) throw new Error("No token")
     } catch (error) {
+      // An error that is thrown at once is then handled when on("error") has listeners.
+      await null
       return attempt !== manager.attempt || handleTokenError(manager, error || {})
     }
     if (attempt !== manager.attempt) return
@@ -491,13 +483,11 @@
     socket.onopen = () => (attempt === manager.attempt ? handleOpen(manager) : socket.close())
     socket.onmessage = (event) => attempt === manager.attempt && receive(manager, event.data)
     socket.onclose = (event) => attempt === manager.attempt && handleClose(manager, event)
-    socket.onerror = () => attempt === manager.attempt && plan(manager, CLOSE_LIMIT, handleError)
+    // Node 20 and 22 report a refused connection as an error, without a close.
+    const close = () => handleClose(manager, { code: 1006, reason: "", wasClean: false })
+    socket.onerror = () => attempt === manager.attempt && plan(manager, CLOSE_LIMIT, close)
   }
 
-  // Node 20 and 22 report a refused connection as an error, without a close.
-  function handleError(manager) {
-    handleClose(manager, { code: 1006, reason: "", wasClean: false })
-  }
 
   function handleOpen(manager) {
     const { attempt } = manager
@@ -545,7 +535,7 @@
   // The only function that decides what a close code means.
   function handleCloseCode(manager, code, wish) {
     const needsToken = code === 4401 || code === 4410
-    let reason = STOPS[code]
+    let reason = STOPS[code] || (/^10(0[2379]|10)$/.test(code) && "protocol_error")
     if (code === 4401 && ++manager.refusals > 2) reason = "token_refused"
     if (wish === false) reason = reason || "declined"
     if (wish === true) reason = undefined
@@ -621,8 +611,9 @@
   }
 
   function watchPage({ handlePageEvent }, method) {
-    for (const target in TARGETS) {
-      for (const name of TARGETS[target]) globalThis[target]?.[method]?.(name, handlePageEvent)
+    for (const name of PAGE_EVENTS) {
+      globalThis.document?.[method]?.(name, handlePageEvent)
+      globalThis[method]?.(name, handlePageEvent)
     }
   }
 
@@ -771,9 +762,8 @@
 
   function receive(manager, text) {
     const { attempt } = manager
-    manager.refusals = attempt.pings = 0
+    manager.refusals = attempt.pings = attempt.calledAt = 0
     attempt.receivedAt = clock()
-    attempt.calledAt = -Infinity
     let message
     try {
       message = JSON.parse(text)
@@ -814,7 +804,7 @@
       return call.reject(new WebSocketManagerError("stream", "This method streams: use stream()"))
     }
     call.until = Infinity
-    call.sentAt = -Infinity // a stream runs beside other calls and delays no pong
+    call.sentAt = 0 // a stream runs beside other calls and delays no pong
     call.answer(Object.keys(rest).join() === "data" ? rest.data : rest, more)
   }
 
@@ -960,8 +950,9 @@
   }
 
   // Later, so that one message contains all changes of one moment.
-  function updateTopicsSoon(manager) {
-    Promise.resolve().then(() => updateTopics(manager))
+  async function updateTopicsSoon(manager) {
+    await null
+    updateTopics(manager)
   }
 
   // The only function that decides what the server is asked for. It does so again after each answer.
@@ -1014,7 +1005,7 @@
       isAboutTopics: true,
       key: newKey(manager),
       attempt,
-      sentAt: -Infinity, // it runs beside other calls and delays no pong
+      sentAt: 0, // it runs beside other calls and delays no pong
       until: clock() + CALL_LIMIT,
       staleAt: Infinity,
       answer(data) {
@@ -1056,7 +1047,7 @@
       if (recovered && covers(position, asked)) {
         for (const message of messages) deliver(manager, topic, subscription, message)
       } else if (!position || (covers(position, asked) && covers(asked, position))) {
-        skip(manager, topic, subscription, reason)
+        skip(manager, topic, subscription, position && reason)
       } else continue
       goLive(manager, topic, subscription)
     }
@@ -1074,7 +1065,7 @@
   function skip(manager, { position }, subscription, reason) {
     const { _lapse, _handlers } = subscription
     subscription.position = position
-    if (_lapse) dispatch(manager, _handlers, "gap", { reason: reason || _lapse, position })
+    if (_lapse) dispatch(manager, _handlers, "gap", { position, reason: reason || _lapse })
   }
 
   // Handles a message about a topic that is live.
