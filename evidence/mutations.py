@@ -1679,6 +1679,20 @@ WEAKNESSES = [
         "if (perms := ()) else",
         "websockets_command::test_overview_names_routes_gates_consumers_and_permissions",
     ),
+    (
+        "show no permissions of topics in the overview",
+        "management/overview.py",
+        "perms = list(topic.permissions or ())",
+        "perms: list[str] = []",
+        "websockets_command::test_overview_names_topics_and_who_may_subscribe",
+    ),
+    (
+        "show a topic that nobody has restricted as one for any user",
+        "management/overview.py",
+        "if not topic.is_restricted():",
+        "if False:",
+        "websockets_command::test_overview_names_a_topic_to_which_nobody_may_subscribe",
+    ),
     # Topics: publishing and history
     (
         "recover one message too few",

@@ -164,10 +164,10 @@ def _who_may_subscribe(topic: type[Topic]) -> str:
     perms = list(topic.permissions or ())
     if not perms:
         perms = ["anybody" if topic.allow_anonymous else "any user"]
-    if topic.can_subscribe is not Topic.can_subscribe:
-        perms.append("can_subscribe()")
     if topic.answers_for_many():
         perms.append("filter_allowed()")
+    elif topic.can_subscribe is not Topic.can_subscribe:
+        perms.append("can_subscribe()")
     return ", ".join(perms)
 
 

@@ -69,8 +69,16 @@ class OpenTopic(Topic):
         return topics
 
 
+class ManyTeamsTopic(TeamTopic):
+    route = "many/<int:pk>"
+
+    @classmethod
+    def filter_allowed(cls, user, topics):
+        return topics
+
+
 class WithTopics(AsyncWebSocketManagerConsumer):
-    topic_classes = [FreeTopic, TeamTopic, OpenTopic]
+    topic_classes = [FreeTopic, TeamTopic, OpenTopic, ManyTeamsTopic]
 
 
 class Wrapper:
@@ -123,10 +131,12 @@ def test_overview_names_topics_and_who_may_subscribe(serve):
 
     lines = websockets().splitlines()
 
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "    Topics:    free/<slug:name_of_it> (any user; keeps 5 messages)",
         "               teams/<int:pk> (auth.view_user, can_subscribe(); keeps none)",
         "               open (anybody, filter_allowed(); keeps none)",
+        # filter_allowed() replaces the can_subscribe() of its base.
+        "               many/<int:pk> (auth.view_user, filter_allowed(); keeps none)",
     ]
 
 
