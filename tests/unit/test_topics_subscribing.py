@@ -14,7 +14,7 @@ from channels_websocket_utils.topics.subscription import Subscription
 from channels_websocket_utils.topics.topic_hub import TopicHub
 
 from ..support.helpers import sign_in
-from ..support.topics import NewsTopic, OrderTopic, message, subscribe
+from ..support.topics import AsyncPage, NewsTopic, OrderTopic, message, subscribe
 from .test_topics_delivery import (
     hub_of_topics,
     nothing_waits,
@@ -300,3 +300,11 @@ async def test_kept_answer_is_for_users_who_may_subscribe_now(
     answer = await subscribe_after_another_page(open_page, other, permission, since)
 
     assert answer == {"topic": TOPIC.name, "error": {"code": "permission_denied"}}
+
+
+async def test_first_message_of_a_consumer_with_topics_announces_them(opened):
+    socket = await opened(AsyncPage)
+
+    ready = await socket.next()
+
+    assert (ready["key"], ready["topics"]) == ("websocket.ready", True)
