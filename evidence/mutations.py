@@ -2154,6 +2154,28 @@ WEAKNESSES = [
         "topics_authorization::test_message_with_thousands_of_names_costs_no_more_than_the_limit",
     ),
     (
+        "give the topics of two tenants one key",
+        "topics/base.py",
+        "json.dumps([TENANT, self.label, self.name])",
+        "json.dumps([self.label, self.name])",
+        "tenants::test_topic_of_another_tenant_has_another_key",
+    ),
+    (
+        "read positions of topics from a replica",
+        "topics/rows.py",
+        "    return WebSocketTopic.objects.using(alias())\n",
+        "    return WebSocketTopic.objects.all()\n",
+        "topics_recovery::"
+        "test_positions_and_histories_are_read_from_the_database_that_is_written_to",
+    ),
+    (
+        "take a position that is older than the query for news",
+        "topics/feed.py",
+        "            is_behind = here == before\n",
+        "            is_behind = True\n",
+        "topics_recovery::test_position_that_is_older_than_the_query_moves_no_feed",
+    ),
+    (
         "deny those about whom is asked while the process is stopped",
         "topics/authorization.py",
         "_STEPS = 10\n",

@@ -17,7 +17,7 @@ from channels_websocket_utils import conf
 from channels_websocket_utils.checks import topics as topic_checks
 from channels_websocket_utils.gate import revocations
 from channels_websocket_utils.live import signatures
-from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken
+from channels_websocket_utils.models import WebSocketRevocation, WebSocketToken, WebSocketTopic
 from channels_websocket_utils.stores.cache import CacheTokenStore
 from channels_websocket_utils.tokens import redeeming
 from channels_websocket_utils.tokens.digests import digest_of
@@ -30,6 +30,7 @@ from channels_websocket_utils.utils import (
 
 from ..support.consumers import AsyncManager
 from ..support.helpers import OPEN, Socket, stack
+from ..support.topics import OrderTopic
 
 # The system check
 
@@ -289,6 +290,16 @@ def test_revocation_of_another_tenant_is_not_read_and_not_renewed(user):
 
     assert WebSocketRevocation.objects.count() == 2
     assert [each.user_id for each in revocations.recent()] == [user.pk]
+
+
+def test_topic_of_another_tenant_has_another_key(transactional_db, tenant):
+    ours, theirs = OrderTopic(pk=1), tenant(OrderTopic, pk=1)
+
+    ours.publish({"n": 1})
+
+    assert (ours.name, ours != theirs) == (theirs.name, True)
+    assert theirs.history() == []
+    assert set(WebSocketTopic.objects.values_list("tenant", flat=True)) == {""}
 
 
 def test_release_without_the_field_can_insert_rows(user):

@@ -13,7 +13,12 @@ from django.db import transaction
 
 from channels_websocket_utils import signals
 from channels_websocket_utils.live.state import OPEN
-from channels_websocket_utils.topics import history, recovery, subscription
+from channels_websocket_utils.topics import (
+    atopic_positions,
+    history,
+    recovery,
+    subscription,
+)
 from channels_websocket_utils.topics.feed import Feed
 from channels_websocket_utils.topics.history import Replay
 from channels_websocket_utils.topics.position import Position
@@ -630,3 +635,57 @@ async def test_waiting_clients_are_compared_with_a_bounded_number_of_others():
 
     assert (len(taken), len(together), len(found._waiting)) == (1, 1, 1999)
     assert len(compared) <= recovery._COMPARED
+
+
+class WriteAlias:
+    """Replicas lag behind: a position from one would be from before what the page has seen."""
+
+    def db_for_read(self, model, **hints):
+        assert model._meta.app_label != "channels_websocket_utils", "a replica is read"
+
+    def db_for_write(self, model, **hints):
+        return "default"
+
+
+async def test_positions_and_histories_are_read_from_the_database_that_is_written_to(
+    open_page, since, settings
+):
+    settings.DATABASE_ROUTERS = [WriteAlias()]
+    await publish(2)
+    socket = await open_page()
+
+    (answer,) = await subscribe(socket, TOPIC.name, **since)
+    (again,) = await subscribe(socket, TOPIC.name, **since)
+    positions = await atopic_positions(TOPIC)
+
+    assert len(answer["messages"]) == len(again["messages"]) == len(await TOPIC.ahistory()) == 2
+    assert positions == {TOPIC.name: (await TOPIC.aposition()).as_dict()}
+    await hub_of_topics()._tops.look(list(hub_of_topics()._feeds.values()))
+
+
+async def test_publisher_that_reconnects_gets_its_own_message(open_page, since):
+    """It is another connection. The page has lost what it knew."""
+    first = await open_page()
+    await first.call("publish_excluded", pk=1, n=1)
+    await first.bye()
+
+    (answer,) = await subscribe(await open_page(), TOPIC.name, **since)
+
+    assert answer["messages"] == [{"offset": 1, "data": {"n": 1}}]
+
+
+async def test_position_that_is_older_than_the_query_moves_no_feed(open_page, since):
+    """A message of a new epoch arrives while the position of the old one is read."""
+    await publish(1)
+    socket = await open_page()
+    await subscribe(socket, TOPIC.name)
+    feed = hub_of_topics()._feeds[TOPIC.key]
+    before = feed.position
+    await TOPIC.aclear()
+    assert (await socket.next())["key"] == "websocket.gap"
+
+    feed.look(Position(before.epoch, before.offset + 1), before)
+
+    assert feed._expected is None
+    feed.look(Position("c0", 1), feed.position)
+    assert feed._expected == Position("c0", 1)

@@ -2,10 +2,13 @@
 
 import asyncio
 import sys
+from collections import Counter
 
 import pytest
 from asgiref.sync import sync_to_async
+from channels.layers import get_channel_layer
 
+from channels_websocket_utils.live import broadcast
 from channels_websocket_utils.live.connection import Connection
 from channels_websocket_utils.tokens import clock
 from channels_websocket_utils.topics.authorization import Authorization
@@ -16,8 +19,8 @@ from channels_websocket_utils.topics.subscribing import Subscriber, _Subscribe
 from channels_websocket_utils.topics.subscription import Subscription
 from channels_websocket_utils.topics.topic_hub import TopicHub
 
-from ..support.helpers import sign_in
-from ..support.topics import NewsTopic, OrderTopic, message, subscribe
+from ..support.helpers import sign_in, until
+from ..support.topics import AsyncPage, NewsTopic, OrderTopic, message, subscribe
 from .test_topics_delivery import (
     hub_of_topics,
     nothing_waits,
@@ -314,3 +317,35 @@ async def test_idle_subscriber_keeps_neither_a_task_nor_a_queue():
 
     assert subscriber._task is None
     assert sys.getsizeof(subscriber._waiting) < 200
+
+
+async def test_first_message_of_a_consumer_with_topics_announces_them(opened):
+    socket = await opened(AsyncPage)
+
+    ready = await socket.next()
+
+    assert (ready["key"], ready["topics"]) == ("websocket.ready", True)
+
+
+async def test_subscriptions_and_deliveries_cost_no_operation_of_the_channel_layer(
+    open_page, settings
+):
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "tests.support.layers.SharedLayer"}}
+    layer = get_channel_layer()
+    sockets = [await open_page() for _ in range(5)]
+    await subscribe(sockets[0], TOPIC.name, "news/all")
+    await until(lambda: broadcast.TOPICS in layer.groups())
+    before = Counter(layer.calls)
+
+    for each in sockets:
+        await subscribe(each, TOPIC.name, "news/all", "orders/2")
+    await TOPIC.apublish({"n": 1})
+    for each in sockets:
+        await each.next_for("websocket.topic")
+    await until(lambda: layer.calls.count("group_send") > before["group_send"])
+
+    # One event for the other processes. A listener of this one has received it.
+    more = Counter(layer.calls) - before
+    assert more.pop("group_send") == 1
+    assert more.pop("receive", 0) <= 2
+    assert not more
