@@ -254,18 +254,18 @@
     check(typeof handler === "function", "handler must be a function", handler)
   }
 
-  function listen(map, key, handler, options) {
+  function listen(map, key, handler, settings) {
     checkHandler(key, handler)
     const handlers = map.get(key) || new Map()
     if (handlers.has(handler)) return handlers.get(handler)
     const undo = () => {
-      options?.signal?.removeEventListener("abort", undo)
+      settings?.signal?.removeEventListener("abort", undo)
       if (handlers.get(handler) === undo) handlers.delete(handler)
       if (!handlers.size && map.get(key) === handlers) map.delete(key)
     }
-    undo.once = options?.once
-    if (options?.signal?.aborted) return undo
-    options?.signal?.addEventListener("abort", undo)
+    undo.once = settings?.once
+    if (settings?.signal?.aborted) return undo
+    settings?.signal?.addEventListener("abort", undo)
     map.set(key, handlers.set(handler, undo))
     return undo
   }
@@ -779,16 +779,16 @@
 
   // Streams
 
-  function createStream(manager, message, options) {
+  function createStream(manager, message, settings) {
     const call = {
       answer(value, more) {
         if (more !== false) call.parts.push(value)
         updateStream(manager, call, !more)
       },
       reject: (error) => updateStream(manager, call, true, error),
-      signal: options.signal,
+      signal: settings.signal,
       timeout: Infinity,
-      limit: durationOr(options.timeout, Infinity),
+      limit: durationOr(settings.timeout, Infinity),
       parts: [],
       streams: true,
     }
