@@ -284,6 +284,18 @@ test("two subscriptions of one topic have positions of their own", async (t) => 
   assert.deepEqual(older.log, ["orders/1 2", "orders/1 3", "orders/1 4", "live", "orders/1 5"])
 })
 
+test("one request for the oldest position serves all subscriptions of the topic", async (t) => {
+  const { manager, flow, server, sent } = open(t)
+  for (let n = 0; n < 4; n++) server.publish("orders/1")
+  const [third, first, second] = [3, 1, 2].map((offset) => follow(manager, "orders/1", { since: at(offset) }))
+  await flow()
+
+  assert.deepEqual(sent().map(({ subscriptions }) => subscriptions), [[{ topic: "orders/1", since: at(1) }]])
+  assert.deepEqual(third.log, ["orders/1 4", "live"])
+  assert.deepEqual(second.log, ["orders/1 3", "orders/1 4", "live"])
+  assert.deepEqual(first.log, ["orders/1 2", "orders/1 3", "orders/1 4", "live"])
+})
+
 test("a gap of an older subscription is none of a newer one", async (t) => {
   const { manager, flow, server } = open(t, { sizes: { "orders/1": 3 } })
   for (let n = 0; n < 6; n++) server.publish("orders/1")

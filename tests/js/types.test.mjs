@@ -128,7 +128,7 @@ test("each marked misuse is an error", async () => {
 test("the types name each member, option, state and code of the script, and no other member or option", async () => {
   const source = await readFile(script, "utf8")
   const code = source.split("\n").filter((line) => !/^ *(\/\*|\*|\/\/)/.test(line))
-  const naming = code.filter((line) => /\b(STOPS|reason|wait|dial|dialIn|retry|stop|newError|fail|rejectCalls)\b/.test(line))
+  const naming = code.filter((line) => /\b(STOPS|reason|wait|dial|dialIn|retry|stop|WebSocketManagerError|fail|rejectCalls)\b/.test(line))
   const members = Object.getOwnPropertyNames(WebSocketManager.prototype).filter((name) => name !== "constructor")
   const options = [...source.matchAll(/\boptions\??\.(\w+)/g)].map((match) => match[1])
   const texts = naming.flatMap((line) => [...line.matchAll(/(?<!typeof \S+ === )"([a-z_]+)"/g)].map((match) => match[1]))
