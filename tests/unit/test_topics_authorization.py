@@ -732,7 +732,7 @@ async def test_grace_of_one_topic_is_not_extended_by_the_answers_about_another(
 
     clocks = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 31)
     monkeypatch.setattr(age, "time", clocks)
-    hub_of_topics()._reauthorization.ask(hub_of_topics()._of_class(MemberTopic))
+    hub_of_topics()._reauthorization.ask(hub_of_topics()._of_classes({MemberTopic}))
 
     denied = await socket.next()
     assert (denied["topic"], denied["error"]["code"]) == ("members/a", "unavailable")
