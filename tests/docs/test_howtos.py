@@ -112,6 +112,7 @@ async def is_open(socket):
     return await socket.recv() == '{"key": "websocket.pong"}'
 
 
+@pytest.mark.slow
 @pytest.mark.nginx
 async def test_pings_of_the_server_keep_an_idle_connection_open_through_nginx(
     user, session, database_environment, tmp_path

@@ -404,11 +404,13 @@ async def test_handler_that_waits_for_its_client_holds_no_connection_of_a_pool(
 
 
 async def test_plain_sync_consumer_that_waits_holds_no_connection_of_a_pool(pausable, used):
-    await begin(pausable, PlainSync, "query", isolate=True)
+    _, server = await begin(pausable, PlainSync, "query", isolate=True)
     (connection,) = live_connections()
     await until(lambda: connection._outbox._space is not None)
 
     assert used[-1].connection is None
+    # Otherwise the test ends when the client is given up.
+    server.reads.set()
 
 
 async def test_plain_sync_consumer_in_a_transaction_does_not_wait(pausable, monkeypatch):
