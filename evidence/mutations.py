@@ -2183,6 +2183,14 @@ WEAKNESSES = [
         "topics_authorization::test_process_that_is_stopped_during_the_question_denies_nobody",
     ),
     (
+        "refuse all topics of a user for whom one takes too long",
+        "topics/authorization.py",
+        "            return Decision(decision.allowed, decision.unavailable)\n",
+        "            return Decision()\n",
+        "topics_authorization::"
+        "test_answer_that_takes_too_long_refuses_no_topic_that_was_answered_before",
+    ),
+    (
         "keep a topic object for each subscription",
         "topics/topic_hub.py",
         "        topic = feed.topic\n",

@@ -55,7 +55,8 @@ class Decision:
     The answer about one user and some topics. Topics in neither are denied.
 
     ``allowed``: for each topic the time before which the user may not read its history, or
-    ``None``. ``unavailable``: those for which the database has not answered.
+    ``None``. ``unavailable``: those for which the database has not answered. Both are replaced and
+    never changed, because the event loop may read them while the thread adds to them.
     """
 
     allowed: dict[BaseTopic, datetime | None] = field(default_factory=dict)
@@ -76,8 +77,9 @@ class Authorization:
 
     async def decide(self, user_key: UserKey, topics: list[BaseTopic]) -> Decision:
         """Return which of ``topics`` the user may subscribe to. Raises nothing."""
+        decision, ask = Decision(), in_pool(_decide, "topics", _THREADS)
         async with self._turns:
-            asking = asyncio.ensure_future(in_pool(_decide, "topics", _THREADS)(user_key, topics))
+            asking = asyncio.ensure_future(ask(user_key, topics, decision))
             try:
                 for _ in range(_STEPS):
                     done, _ = await asyncio.wait({asking}, timeout=LIMIT / _STEPS)
@@ -89,10 +91,11 @@ class Authorization:
         if not asking.done() or asking.cancelled():
             asking.add_done_callback(_retrieve_error)
             logger.error("No answer within %s s whether a user may subscribe: no", LIMIT)
-            return Decision()
+            # The topics that were asked about before have their answer.
+            return Decision(decision.allowed, decision.unavailable)
         error = asking.exception()
         if error is None:
-            return asking.result()
+            return decision
         if not is_outage(error):
             logger.error("It could not be decided who may subscribe: no", exc_info=error)
             return Decision()
@@ -100,18 +103,16 @@ class Authorization:
         return Decision(unavailable=set(topics))
 
 
-def _decide(user_key: UserKey, topics: list[BaseTopic]) -> Decision:
+def _decide(user_key: UserKey, topics: list[BaseTopic], decision: Decision) -> None:
     user: User | None = anonymous() if user_key is None else load_user(*user_key)
-    decision = Decision()
     if user is None:
-        return decision
+        return
     by_class: dict[type[BaseTopic], list[BaseTopic]] = {}
     for topic in topics:
         by_class.setdefault(type(topic), []).append(topic)
     for topic_class, some in by_class.items():
         if _has_permissions(user, topic_class):
             _ask(user, topic_class, some, decision)
-    return decision
 
 
 def _has_permissions(user: User, topic_class: type[BaseTopic]) -> bool:
@@ -132,13 +133,13 @@ def _ask(
                 answer = async_to_sync(_result_of)(answer)
             found = answer if answers_for_many else some * bool(answer)
             allowed = {topic: topic.history_since(user) for topic in set(some) & {*found}}
-            decision.allowed.update(allowed)
+            decision.allowed = {**decision.allowed, **allowed}
         except BaseException as error:
             if is_interrupt(error):
                 raise
             if is_outage(error):
                 logger.error("%s could not decide: %s", topic_class.label, text_of(error))
-                decision.unavailable.update(some)
+                decision.unavailable = {*decision.unavailable, *some}
             else:
                 logger.exception("%s could not decide about a subscriber: no", topic_class.label)
 

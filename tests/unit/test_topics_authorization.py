@@ -234,6 +234,27 @@ async def test_answer_that_takes_too_long_is_a_refusal_and_blocks_nobody(
     assert "error" not in (await subscribe(sockets[0], "news/all"))[0]
 
 
+async def test_answer_that_takes_too_long_refuses_no_topic_that_was_answered_before(
+    open_page, monkeypatch, answers
+):
+    """Naive: one slow class ends all subscriptions of the user."""
+    monkeypatch.setattr(authorization, "LIMIT", 0.1)
+    socket = await open_page()
+    await socket.send(
+        "websocket.subscribe",
+        reply_key="s",
+        subscriptions=[{"topic": name} for name in ("news/all", "members/a", "members/b")],
+    )
+
+    found = (await socket.next())["data"]["subscriptions"]
+
+    assert [each.get("error", {}).get("code") for each in found] == [
+        None,
+        "permission_denied",
+        "permission_denied",
+    ]
+
+
 @pytest.mark.parametrize(
     ("steps", "is_allowed"), [(authorization._STEPS, True), (1, False)], ids=["steps", "naive"]
 )
