@@ -13,17 +13,18 @@ demo: .venv/demo
 	cd sample_site && ../$(BIN)/python manage.py runserver 127.0.0.1:$(PORT)
 
 # "make test" runs the fast tests in a few minutes, "make test-all" the slow ones. Both list at the
-# end the tests that need a program that is not installed. Two files run at a time.
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# end the tests that need a program that is not installed. Two files run at a time, and three of the
+# slow ones, which wait for half of their time.
+PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: js-test python-test
 test-all: js-test-slow python-test-slow
 
 python-test: .venv/test node_modules programs
-	$(PYTEST) $(or $(TESTS),-m "not slow")
+	$(PYTEST) --numprocesses 2 $(or $(TESTS),-m "not slow")
 
 python-test-slow: .venv/test node_modules programs
 	@.ci/install postgresql
-	$(PYTEST) -m slow
+	$(PYTEST) --numprocesses 3 -m slow
 
 # Tests with compilers, bundlers, and the package as npm installs it.
 SLOW_JS = tests/js/packaging.test.mjs tests/js/types.test.mjs

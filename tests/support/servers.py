@@ -64,8 +64,9 @@ def make_certificate(folder):
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
-# Each worker uses half of the ports, so that two workers never choose the same one.
-_HALF = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+# Each worker has a share of the ports, so that two workers never choose the same one.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
 _given_ports = set()
 
 
@@ -81,7 +82,7 @@ def free_port():
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         # Not the lowest bit: Linux prefers ports of one parity.
-        if port not in _given_ports and port // 2 % 2 == _HALF:
+        if port not in _given_ports and port // 2 % _WORKERS == _WORKER:
             _given_ports.add(port)
             return port
 
