@@ -1158,8 +1158,8 @@ WEAKNESSES = [
     (
         "run a call whose denial is cached",
         "messaging/calls.py",
-        "    if code is not None:\n        return False\n    call.add_cached_guard(",
-        "    call.add_cached_guard(",
+        "    if code is not None:\n        return False\n    call.note_check(asked_at)\n",
+        "    call.note_check(asked_at)\n",
         "permissions::test_denial_is_cached_too",
     ),
     (

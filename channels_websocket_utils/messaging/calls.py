@@ -173,7 +173,8 @@ def _passes_at_once(call: Call, method: Method, consumer: Consumer) -> bool:
     code, _, asked_at = answer
     if code is not None:
         return False
-    call.add_cached_guard(method.perms, asked_at)
+    call.note_check(asked_at)
+    call.add_guard(method.perms)
     return True
 
 

@@ -90,22 +90,14 @@ class Call:
         self.error = error
         return True
 
-    def note_check(self) -> None:
-        """Note the time of the first permission check, which follows."""
+    def note_check(self, asked_at: Age | None = None) -> None:
+        """Note the time of the first permission check: that of its cached answer, or now."""
         if self.asked_at is None:
-            self.asked_at = Age()
+            self.asked_at = asked_at or Age()
             self.permission_cache = permission_cache_of(self.consumer)
 
     def add_guard(self, perms: tuple[str, ...]) -> None:
         """Check ``perms`` again during the stream; not those of methods that the stream calls."""
-        if not self.is_stream:
-            self.guards += (perms,)
-
-    def add_cached_guard(self, perms: tuple[str, ...], asked_at: Age) -> None:
-        """See ``note_check()`` and ``add_guard()``, for an answer that was cached."""
-        if self.asked_at is None:
-            self.asked_at = asked_at
-            self.permission_cache = permission_cache_of(self.consumer)
         if not self.is_stream:
             self.guards += (perms,)
 

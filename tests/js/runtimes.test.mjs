@@ -234,22 +234,13 @@ for (const [name, open] of [
     const log = []
     const subscription = manager.subscribe("orders/1", (data, { offset }) => log.push(offset))
     subscription.on("state", ({ state, reason }) => log.push(reason ?? state))
-    const flow = async () => {
-      for (let n = 0; n < 4; n++) {
-        server.accept(page.socket)
-        server.connection.receive()
-        server.connection.answer()
-        while (server.connection.outbox.length) server.connection.send()
-        await settled()
-      }
-    }
-    await flow()
+    await server.flow(page)
     server.publish("orders/1")
-    await flow()
+    await server.flow(page)
     page.socket.drop()
     server.publish("orders/1")
     await page.pass(20000)
-    await flow()
+    await server.flow(page)
     manager.close()
 
     assert.deepEqual(log, ["live", 1, "disconnected", 2, "live", "disconnected"])

@@ -3,6 +3,8 @@
  * describes. It does nothing on its own. The test says when it reads a message, answers, and sends.
  */
 
+import { settled } from "./support.mjs"
+
 /** What is kept of one topic. Each message contains its epoch and its offset. */
 class Feed {
   epoch = "e1"
@@ -163,6 +165,17 @@ export class TopicServer {
 
   accept(socket) {
     if (socket?.readyState === 0) this.connections.push(new Connection(this, socket))
+  }
+
+  /** Work on everything, and let everything arrive at the `page`. */
+  async flow(page, refuse) {
+    for (let n = 0; n < 8; n++) {
+      this.accept(page.socket)
+      this.connection.receive()
+      this.connection.answer(refuse)
+      while (this.connection.outbox.length) this.connection.send()
+      await settled()
+    }
   }
 
   publish(name, isExcluded = false) {

@@ -19,15 +19,7 @@ function open(t, { sizes = { "orders/1": 100 }, options, document } = {}) {
     /** What the client sent about topics on the present connection. */
     sent: () => page.socket.sent.filter(({ type }) => /subscribe$/.test(type)),
     /** Let the server work on everything, and let everything arrive. */
-    async flow(refuse) {
-      for (let n = 0; n < 8; n++) {
-        server.accept(page.socket)
-        server.connection.receive()
-        server.connection.answer(refuse)
-        while (server.connection.outbox.length) server.connection.send()
-        await settled()
-      }
-    },
+    flow: (refuse) => server.flow(page, refuse),
     async reconnect() {
       page.socket.drop()
       await page.pass(20000)
@@ -528,13 +520,7 @@ test("the positions of the page are those of its subscriptions, and not those of
     const manager = new WebSocketManager(null, null, { allowUserChange: true, logger: false })
     const followed = follow(manager, "orders/1")
     const now = follow(manager, "orders/1", { since: null })
-    for (let n = 0; n < 4; n++) {
-      server.accept(page.socket)
-      server.connection.receive()
-      server.connection.answer()
-      while (server.connection.outbox.length) server.connection.send()
-      await settled()
-    }
+    await server.flow(page)
 
     assert.deepEqual(followed.log, log)
     assert.deepEqual(now.log, ["live"])
