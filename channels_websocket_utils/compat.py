@@ -37,9 +37,10 @@ from django.contrib.auth import (
 )
 from django.core.cache import caches
 from django.core.cache.backends.redis import RedisCache, RedisCacheClient
-from django.db import router
+from django.db import connections, router
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.models import Manager, QuerySet
+from django.db.utils import load_backend as load_engine
 from django.http import parse_cookie
 from django.urls.resolvers import RoutePattern
 from django.utils.crypto import constant_time_compare, salted_hmac
@@ -91,6 +92,7 @@ __all__ = [
     "field_names",
     "forget_session",
     "has_failed",
+    "has_own_engine",
     "has_own_queries",
     "has_parent_loop",
     "has_pool",
@@ -99,7 +101,6 @@ __all__ = [
     "is_consumer_application",
     "is_idle",
     "is_in_transaction",
-    "is_own_connection",
     "is_redis",
     "is_run_by_thread",
     "is_session_loaded",
@@ -129,10 +130,10 @@ __all__ = [
 
 # Django
 #
-# Imported above: the session keys under which login() stores the user, the backend and the
-# session-auth hash; load_backend(), which makes a backend from its dotted path; parse_cookie(),
-# which reads a Cookie header; router, which asks all DATABASE_ROUTERS; constant_time_compare() and
-# salted_hmac().
+# Imported above: the session keys under which login() stores the user, the backend and the session-
+# auth hash; load_backend(), which makes a backend from its dotted path; load_engine(), which
+# imports the module of a database's engine; parse_cookie(), which reads a Cookie header; router,
+# which asks all DATABASE_ROUTERS; constant_time_compare() and salted_hmac().
 
 
 def primary_key(model: type[Model]) -> Field[Any, Any]:
@@ -364,22 +365,29 @@ def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
     return connection.features.has_select_for_update_skip_locked
 
 
-def is_own_connection(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether the class of ``connection`` is one of Django's, and not of a site."""
-    return type(connection).__module__.startswith("django.db.backends.")
+def has_own_engine(alias: str) -> bool:
+    """Return whether the engine of the database ``alias`` is one of Django's, and not of a site."""
+    return bool(_engine(alias).__module__.startswith("django.db.backends."))
 
 
-def can_return_updated(connection: Any) -> bool:
+def can_return_updated(alias: str) -> bool:
     """
-    Return whether ``UPDATE ... RETURNING`` works on ``connection``, beside ``SKIP LOCKED``.
+    Return whether ``UPDATE ... RETURNING`` works in the database ``alias``, beside ``SKIP LOCKED``.
 
-    Only for Django's own classes.
+    Only for Django's own engines. Asks the class and not ``connections[alias]``, which would be a
+    new object for every task.
     """
-    if not is_own_connection(connection):
+    if not has_own_engine(alias):
         return False
-    if connection.vendor == "sqlite":
-        return bool(connection.Database.sqlite_version_info >= (3, 35))
-    return bool(connection.vendor == "postgresql")
+    engine = _engine(alias)
+    if engine.vendor == "sqlite":
+        return bool(engine.Database.sqlite_version_info >= (3, 35))
+    return bool(engine.vendor == "postgresql")
+
+
+def _engine(alias: str) -> Any:
+    """Return the class of the connections to the database ``alias``."""
+    return load_engine(connections.settings[alias]["ENGINE"]).DatabaseWrapper
 
 
 # Channels

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..compat import REMAINING_PATH
 from ..tokens.shape import (
     MAX_ESCAPES,
+    TOKEN_PREFIX,
     TOKEN_SUBPROTOCOL,
     bound_path,
     count_tokens,
@@ -39,6 +40,7 @@ __all__ = ["SOURCES", "Handshake", "is_too_large", "plain_subprotocols", "read_h
 SOURCES = ("path", "subprotocol")
 # The names that RFC 6455 section 4.1 allows, without those that servers quote.
 _SUBPROTOCOL = re.compile(r"[A-Za-z0-9._-]+")
+_PREFIX = TOKEN_PREFIX.encode()
 # Credentials of another kind. A part of their random text can look like a token.
 _KEPT_HEADERS = (b"cookie", b"authorization")
 # Daphne and hypercorn accept 16 KiB of headers, a browser sends about 20 of them. uvicorn accepts
@@ -208,6 +210,9 @@ def _mask_value(value: object) -> object:
 
 
 def _mask_bytes(value: bytes) -> bytes:
+    if b"%" not in value and _PREFIX not in value.lower():
+        # mask() would not change it.
+        return value
     text = value.decode("latin1")
     masked = mask(text)
     return value if masked is text else masked.encode("latin1")

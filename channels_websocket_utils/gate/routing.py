@@ -108,6 +108,9 @@ def _walk(
 
 
 def _router_of(application: Application) -> URLRouter | None:
+    if is_consumer_application(application):
+        # The usual end of a path.
+        return None
     last = layers(application)[-1]
     return last if isinstance(last, URLRouter) else None
 

@@ -54,6 +54,9 @@ def decide_together(requests: list[ConnectionRequest]) -> list[Verdict | Undecid
     returns it later: for a token that another transaction has locked or changed meanwhile, for a
     backend of the site, and for all if the database raises an exception for one of them.
     """
+    if len(requests) == 1:
+        # The single decision takes fewer steps for one.
+        return [*decision.decide(requests)]
     alone: list[Verdict | Undecided] = [partial(_decide_alone, each) for each in requests]
     try:
         batch = _Batch(requests)

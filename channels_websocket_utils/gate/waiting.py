@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["decide"]
 
 
-# Trips in flight while others wait: one runs Python while the other waits for the database.
+# Trips in flight if a full batch waits: one waits for the database while the other runs Python.
 _TRIPS = 2
 # Seconds after which waiting connections get a trip of their own, whatever the others wait for.
 _PATIENCE = 0.05
@@ -37,10 +37,12 @@ async def decide(request: ConnectionRequest) -> Verdict:
     """
     Return the verdict on ``request``, decided in a thread: at once, or together with others.
 
-    While two trips to a thread are in flight, up to 16 connections wait for the next one.
+    Connections that arrive in the same iteration of the event loop, or while a trip to a thread is
+    in flight, share the next trip. A second trip begins beside the first if a full batch waits.
     """
     if is_single_threaded() or holds_thread() or not together.can_share(request):
-        return await _decide_alone(request)
+        (verdict,) = await in_our_pool(decision.decide)([request])
+        return verdict
     loop = asyncio.get_running_loop()
     queue = _queues.get(loop)
     if queue is None:
@@ -48,11 +50,6 @@ async def decide(request: ConnectionRequest) -> Verdict:
     answer = await queue.answer(request)
     # What a batch has left runs in this task, so that no other connection waits for it.
     return answer if isinstance(answer, Verdict) else await in_our_pool(answer)()
-
-
-async def _decide_alone(request: ConnectionRequest) -> Verdict:
-    (verdict,) = await in_our_pool(decision.decide)([request])
-    return verdict
 
 
 class _Queue:
@@ -66,25 +63,21 @@ class _Queue:
 
     async def answer(self, request: ConnectionRequest) -> Verdict | Undecided:
         """Return the verdict on ``request``, or what is left to do for it."""
-        if self._trips < _TRIPS:
-            # Nobody waits while a trip is free.
-            self._trips += 1
-            try:
-                return await _decide_alone(request)
-            finally:
-                self._end_trip()
         loop = asyncio.get_running_loop()
         future: Future[Verdict | Undecided] = loop.create_future()
         self._waiting.append((request, future))
-        if self._timer is None:
-            self._timer = loop.call_later(_PATIENCE, self._start_late)
+        if len(self._waiting) in (1, MAX_BATCH):
+            # After the other callbacks of this iteration, in which more connections may arrive.
+            loop.call_soon(self._start_due)
         return await future
 
-    def _end_trip(self) -> None:
-        self._trips -= 1
-        if self._trips < _TRIPS:
+    def _start_due(self) -> None:
+        """Start the trips that need not wait for another one."""
+        while self._waiting and self._trips < (_TRIPS if len(self._waiting) >= MAX_BATCH else 1):
             self._start_trip()
-        if not self._waiting and self._timer is not None:
+        if self._waiting and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._start_late)
+        elif not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -93,16 +86,16 @@ class _Queue:
         self._timer = None
         if self._trips < OUR_THREADS:
             self._start_trip()
-        if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._start_late)
+        self._start_due()
 
     def _start_trip(self) -> None:
         batch = self._next()
         if not batch:
             return
         self._trips += 1
-        # In an empty context: the batch belongs to no connection.
-        task = Context().run(asyncio.get_running_loop().create_task, self._trip(batch))
+        # A batch belongs to no connection, so its context is empty.
+        context = batch[0][0].context.copy() if len(batch) == 1 else Context()
+        task = context.run(asyncio.get_running_loop().create_task, self._trip(batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -139,4 +132,5 @@ class _Queue:
             for _, future in batch:
                 # Only if this task is cancelled, at the end of the event loop.
                 future.cancel()
-            self._end_trip()
+            self._trips -= 1
+            self._start_due()

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import connections
 from django.utils.module_loading import import_string
 
-from ..compat import delete_and_read, is_own_connection, is_redis, new_cache, router
+from ..compat import delete_and_read, has_own_engine, is_redis, new_cache, router
 from ..conf import TENANT, get_setting
 from ..outages import outage_errors
 from .store import StoreUnavailable, TokenRow
@@ -98,7 +97,7 @@ class CacheTokenStore:
     def can_batch(self) -> bool:
         """Return whether ``get_many()`` and ``redeem_many()`` work in this cache: in Redis."""
         alias = router.db_for_write(get_user_model())
-        is_plain = not router.routers and is_own_connection(connections[alias])
+        is_plain = not router.routers and has_own_engine(alias)
         return is_plain and is_redis(_open(self.alias, repr(settings.CACHES.get(self.alias))))
 
     def get_many(self, sessions: Mapping[str, str]) -> list[TokenRow]:

@@ -90,9 +90,7 @@ class DatabaseTokenStore:
 
     def can_batch(self) -> bool:
         """Return whether ``get_many()`` and ``redeem_many()`` work in this site's database."""
-        return not router.routers and can_return_updated(
-            connections[router.db_for_write(WebSocketToken)]
-        )
+        return not router.routers and can_return_updated(router.db_for_write(WebSocketToken))
 
     def get_many(self, sessions: Mapping[str, str]) -> list[TokenRow]:
         """

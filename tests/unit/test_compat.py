@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import sys
 import threading
 import time
 from pathlib import Path
@@ -519,19 +520,24 @@ def test_other_caches_and_classes_of_a_site_have_no_batches():
     assert not compat.is_redis(LocMemCache("", {}))
 
 
-@pytest.mark.django_db
-def test_update_returns_rows_only_with_classes_of_django():
-    class Own(type(connections["default"])):
-        """The class of a site."""
+class DatabaseWrapper(type(connections["default"])):
+    """The class of a site, whose engine is this module."""
 
-    found = connections["default"]
-    expected = connection.vendor == "postgresql" or (
-        connection.vendor == "sqlite" and found.Database.sqlite_version_info >= (3, 35)
+
+def test_update_returns_rows_only_with_classes_of_django(monkeypatch):
+    engine = type(connections["default"])
+    expected = engine.vendor == "postgresql" or (
+        engine.vendor == "sqlite" and engine.Database.sqlite_version_info >= (3, 35)
     )
-    assert compat.can_return_updated(found) is expected
-    own = Own(found.settings_dict, "own")
-    assert (compat.is_own_connection(found), compat.is_own_connection(own)) == (True, False)
-    assert not compat.can_return_updated(own)
+    assert (compat.has_own_engine("default"), compat.can_return_updated("default")) == (
+        True,
+        expected,
+    )
+    own = {**connections.settings["default"], "ENGINE": "of_a_site"}
+    monkeypatch.setitem(connections.settings, "own", own)
+    monkeypatch.setitem(sys.modules, "of_a_site.base", sys.modules[__name__])
+    assert not compat.has_own_engine("own")
+    assert not compat.can_return_updated("own")
 
 
 # Channels

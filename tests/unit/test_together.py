@@ -22,7 +22,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.functional import SimpleLazyObject
 from redis.connection import Connection
 
-from channels_websocket_utils.gate import decision, revocations, together, waiting
+from channels_websocket_utils.gate import revocations, together, waiting
 from channels_websocket_utils.gate.decision import ConnectionRequest, decide
 from channels_websocket_utils.gate.together import can_share, decide_together
 from channels_websocket_utils.gate.verdict import Verdict
@@ -31,6 +31,7 @@ from channels_websocket_utils.signals import token_redeemed, token_refused
 from channels_websocket_utils.threads import in_our_pool
 from channels_websocket_utils.tokens import clock, database_store, digests, redeeming, seal
 from channels_websocket_utils.tokens.digests import digest_of
+from channels_websocket_utils.tokens.store import MAX_BATCH
 from channels_websocket_utils.utils import get_websocket_token
 
 from ..support.helpers import LIMIT, sign_in, until
@@ -454,8 +455,8 @@ class Trips:
 
     def __init__(self, monkeypatch):
         self.go, self.sizes = threading.Event(), []
-        for module, name in ((decision, "decide"), (together, "decide_together")):
-            monkeypatch.setattr(module, name, self._late(getattr(module, name)))
+        decide_together = self._late(together.decide_together)
+        monkeypatch.setattr(together, "decide_together", decide_together)
 
     def _late(self, function):
         def wait(requests):
@@ -482,7 +483,7 @@ async def start(requests):
     return tasks
 
 
-async def test_connections_that_wait_for_two_trips_share_the_next(user, trips, settings):
+async def test_connections_that_arrive_together_share_their_trips(user, trips, settings):
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 100}
     requests = await in_our_pool(requests_for)([user], 40)
     tasks = await start(requests)
@@ -491,63 +492,83 @@ async def test_connections_that_wait_for_two_trips_share_the_next(user, trips, s
     verdicts = await asyncio.gather(*tasks)
 
     assert {each.token.reason for each in verdicts} == {None}
-    assert sorted(trips.sizes) == [1, 1, 6, 16, 16]
+    assert sorted(trips.sizes) == [8, 16, 16]
 
 
-async def one_token_several_times(user, trips):
-    """Return the reasons of five connections with one token; the first of them cannot pass."""
-    first = await in_our_pool(requests_for)([user], waiting._TRIPS)
+async def test_second_trip_begins_beside_the_first_only_for_a_full_batch(user, trips, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 100}
+    requests = await in_our_pool(requests_for)([user], MAX_BATCH + 3)
+    tasks = await start(requests[:1])
+    tasks += await start(requests[1:MAX_BATCH])
+    assert trips.sizes == [1]
+
+    tasks += await start(requests[MAX_BATCH:])
+    await until(lambda: len(trips.sizes) == 2)
+    assert trips.sizes == [1, MAX_BATCH]
+    trips.go.set()
+
+    assert {each.token.reason for each in await asyncio.gather(*tasks)} == {None}
+    assert trips.sizes == [1, MAX_BATCH, 2]
+
+
+async def test_first_of_several_waiting_connections_with_one_token_wins(user, trips):
+    others = await in_our_pool(requests_for)([user], 2)
     (good,) = await in_our_pool(requests_for)([user], 1)
-    tasks = await start([*first, replace(good, token_only=False), good, good, good, good])
+    tasks = await start([*others, replace(good, token_only=False), good, good, good, good])
     trips.go.set()
 
     verdicts = await asyncio.gather(*tasks)
 
-    assert all(each.token.is_valid for each in verdicts[: len(first)])
-    return [each.token.reason for each in verdicts[len(first) :]]
-
-
-async def test_one_of_several_waiting_connections_with_one_token_wins(user, trips):
-    reasons = await one_token_several_times(user, trips)
-
-    # Two trips run at the same time, and the database decides which of them is earlier.
-    assert reasons[0] in ("wrong_user", "redeemed")
-    assert sorted(map(str, reasons[1:])) == ["None", "redeemed", "redeemed", "redeemed"]
-
-
-async def test_first_of_several_waiting_connections_with_one_token_wins(user, trips, monkeypatch):
-    monkeypatch.setattr(waiting, "_TRIPS", 1)
-
-    reasons = await one_token_several_times(user, trips)
-
+    assert all(each.token.is_valid for each in verdicts[: len(others)])
+    reasons = [each.token.reason for each in verdicts[len(others) :]]
     assert reasons == ["wrong_user", None, "redeemed", "redeemed", "redeemed"]
 
 
-async def test_cancelled_connection_of_a_batch_harms_no_other(user, trips):
-    requests = await in_our_pool(requests_for)([user], 8)
-    tasks = await start(requests)
-    tasks[0].cancel()
-    tasks[3].cancel()
-    # The first was on its trip already, and what has waited for it goes now.
-    await until(lambda: 5 in trips.sizes)
-    tasks[4].cancel()
+async def test_cancelled_connection_of_a_batch_harms_no_other(user, trips, settings):
+    settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 100}
+    requests = await in_our_pool(requests_for)([user], MAX_BATCH + 3)
+    tasks = await start(requests[:1])
+    tasks += await start(requests[1:])
+    await until(lambda: len(trips.sizes) == 2)
+    # One that is alone on its trip, one of a batch, and one that still waits.
+    cancelled = (0, 4, len(tasks) - 1)
+    for number in cancelled:
+        tasks[number].cancel()
     trips.go.set()
 
     found = await asyncio.gather(*tasks, return_exceptions=True)
 
-    kept = [each for number, each in enumerate(found) if number not in (0, 3, 4)]
+    kept = [each for number, each in enumerate(found) if number not in cancelled]
     assert {each.token.reason for each in kept} == {None}
-    assert all(isinstance(found[number], asyncio.CancelledError) for number in (0, 3, 4))
-    row = await in_our_pool(WebSocketToken.objects.get)(digest=requests[3].digest)
+    assert all(isinstance(found[number], asyncio.CancelledError) for number in cancelled)
+    row = await in_our_pool(WebSocketToken.objects.get)(digest=requests[-1].digest)
     assert row.used_at is None
 
 
 async def test_trips_that_hang_do_not_keep_the_others_waiting(user, trips, monkeypatch):
     monkeypatch.setattr(waiting, "_PATIENCE", 0.01)
-    requests = await in_our_pool(requests_for)([user], 3)
+    requests = await in_our_pool(requests_for)([user], 4)
+
+    tasks = await start(requests[:1])
+    tasks += await start(requests[1:3])
+    await until(lambda: len(trips.sizes) == 2)
+    tasks += await start(requests[3:])
+    await until(lambda: len(trips.sizes) == 3)
+    assert trips.sizes == [1, 2, 1]
+    trips.go.set()
+
+    assert {each.token.reason for each in await asyncio.gather(*tasks)} == {None}
+
+
+async def test_those_that_a_full_batch_has_left_wait_no_longer_than_others(
+    user, trips, settings, monkeypatch
+):
+    settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 100}
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.01)
+    requests = await in_our_pool(requests_for)([user], MAX_BATCH + 2)
 
     tasks = await start(requests)
-    await until(lambda: len(trips.sizes) == 3)
+    await until(lambda: trips.sizes == [MAX_BATCH, 2])
     trips.go.set()
 
     assert {each.token.reason for each in await asyncio.gather(*tasks)} == {None}
@@ -557,14 +578,16 @@ async def test_error_of_a_batch_reaches_each_of_its_connections(user, trips, mon
     def fail(requests):
         raise ZeroDivisionError("a bug")
 
-    tasks = await start(await in_our_pool(requests_for)([user], 6))
-    monkeypatch.setattr(together, "decide_together", fail)
-    trips.go.set()
+    requests = await in_our_pool(requests_for)([user], 7)
+    tasks = await start(requests[:1])
+    tasks += await start(requests[1:6])
+    with monkeypatch.context() as patched:
+        patched.setattr(together, "decide_together", fail)
+        trips.go.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
 
-    found = await asyncio.gather(*tasks, return_exceptions=True)
-
-    assert [type(each) for each in found] == [Verdict] * 2 + [ZeroDivisionError] * 4
-    (verdict,) = await asyncio.gather(*await start(await in_our_pool(requests_for)([user], 1)))
+    assert [type(each) for each in found] == [Verdict] + [ZeroDivisionError] * 5
+    (verdict,) = await asyncio.gather(*await start(requests[6:]))
     assert verdict.token.is_valid
 
 
