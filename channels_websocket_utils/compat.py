@@ -165,6 +165,7 @@ def quoted_column(connection: BaseDatabaseWrapper, model: type[Model], name: str
 
 
 @lru_cache(maxsize=8)
+@lru_cache
 def has_own_queries(manager: Any) -> bool:
     """Return whether a site's class changes which rows ``manager`` returns, or how."""
     is_plain = all(
@@ -367,7 +368,7 @@ def can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
 
 def has_own_engine(alias: str) -> bool:
     """Return whether the engine of the database ``alias`` is one of Django's, and not of a site."""
-    return bool(_engine(alias).__module__.startswith("django.db.backends."))
+    return bool(_engine_of(alias).__module__.startswith("django.db.backends."))
 
 
 def can_return_updated(alias: str) -> bool:
@@ -379,15 +380,20 @@ def can_return_updated(alias: str) -> bool:
     """
     if not has_own_engine(alias):
         return False
-    engine = _engine(alias)
+    engine = _engine_of(alias)
     if engine.vendor == "sqlite":
         return bool(engine.Database.sqlite_version_info >= (3, 35))
     return bool(engine.vendor == "postgresql")
 
 
-def _engine(alias: str) -> Any:
+def _engine_of(alias: str) -> Any:
     """Return the class of the connections to the database ``alias``."""
-    return load_engine(connections.settings[alias]["ENGINE"]).DatabaseWrapper
+    return _engine(connections.settings[alias]["ENGINE"])
+
+
+@lru_cache
+def _engine(name: str) -> Any:
+    return load_engine(name).DatabaseWrapper
 
 
 # Channels

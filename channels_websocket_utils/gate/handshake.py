@@ -175,7 +175,8 @@ def _mask_scope(scope: Scope) -> Scope:
     for key in ("raw_path", "query_string"):
         if scope.get(key):
             masked[key] = _mask_bytes(scope[key])
-    if scope.get("headers"):
+    # All at once, because few handshakes have anything to mask in a header.
+    if _may_change(b"\n".join([value for _, value in scope.get("headers") or ()])):
         headers = [_mask_header(header) for header in scope["headers"]]
         # Keep the server's list if nothing is masked: a second one would take memory for as long
         # as the connection lives.
@@ -210,9 +211,13 @@ def _mask_value(value: object) -> object:
 
 
 def _mask_bytes(value: bytes) -> bytes:
-    if b"%" not in value and _PREFIX not in value.lower():
-        # mask() would not change it.
+    if not _may_change(value):
         return value
     text = value.decode("latin1")
     masked = mask(text)
     return value if masked is text else masked.encode("latin1")
+
+
+def _may_change(value: bytes) -> bool:
+    """Return whether ``mask()`` may change the text ``value``, before it is decoded."""
+    return b"%" in value or _PREFIX in value.lower()

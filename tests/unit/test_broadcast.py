@@ -13,7 +13,7 @@ from channels.layers import get_channel_layer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from channels_websocket_utils import threads
-from channels_websocket_utils.gate import decision, waiting
+from channels_websocket_utils.gate import together, waiting
 from channels_websocket_utils.gate.revocations import revoke
 from channels_websocket_utils.live import broadcast, events, hub, signatures, tasks
 from channels_websocket_utils.models import WebSocketRevocation
@@ -322,7 +322,7 @@ async def test_connect_waits_until_the_listener_has_subscribed(user, layer, open
     assert sent_to_threads == []
     layer.goes_on.set()
     socket = await opening
-    assert sent_to_threads == [decision.decide]
+    assert sent_to_threads == [together.decide_together]
     await disconnected_elsewhere(user)
     assert await ended(socket) == 4410
 

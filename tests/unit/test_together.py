@@ -499,6 +499,7 @@ async def test_second_trip_begins_beside_the_first_only_for_a_full_batch(user, t
     settings.WEBSOCKET_UTILS = {"MAX_TOKENS_PER_USER": 100}
     requests = await in_our_pool(requests_for)([user], MAX_BATCH + 3)
     tasks = await start(requests[:1])
+    await until(lambda: trips.sizes == [1])
     tasks += await start(requests[1:MAX_BATCH])
     assert trips.sizes == [1]
 
