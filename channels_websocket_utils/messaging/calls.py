@@ -168,12 +168,13 @@ def _passes_at_once(call: Call, method: Method, consumer: Consumer) -> bool:
     if method.perms is None or not method.is_async or call.denial is not None:
         return False
     answer = permissions.cached_answer(consumer, method.perms)
-    if answer is None or lateness_of(consumer) is not None or has_ended(consumer):
+    if answer is None or answer[0] is not None:
         return False
-    code, _, asked_at = answer
-    if code is not None:
+    connection = consumer.scope["websocket_connection"]
+    late = connection.lateness
+    if (late is not None and late.is_stale()) or connection.drops_calls:
         return False
-    call.note_check(asked_at)
+    call.note_check(answer[2])
     call.add_guard(method.perms)
     return True
 

@@ -27,16 +27,15 @@ logger = logging.getLogger("channels_websocket_utils")
 
 def cached_answer(consumer: Consumer, perms: tuple[str, ...]) -> PermissionAnswer | None:
     """Return the cached answer, ``None`` where the database must answer."""
-    connection = consumer.scope.get("websocket_connection")
-    answer: PermissionAnswer | None
-    answer = None if connection is None else connection.permission_cache.get(perms)
-    if answer is None:
+    scope = consumer.scope
+    connection = scope.get("websocket_connection")
+    if connection is None:
         return None
-    _, user_pk, asked_at = answer
-    if asked_at.is_over(get_setting("PERMISSION_MAX_AGE")):
+    answer: PermissionAnswer | None = connection.permission_cache.get(perms)
+    if answer is None or answer[2].is_over(get_setting("PERMISSION_MAX_AGE")):
         return None
     # A consumer may have put another user into the scope.
-    is_same = getattr(consumer.scope.get("user"), "pk", None) == user_pk
+    is_same = getattr(scope.get("user"), "pk", None) == answer[1]
     return answer if is_same and not connection.is_database_unavailable else None
 
 
