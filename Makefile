@@ -86,7 +86,8 @@ lint: .venv/test
 drawings: .venv/test
 	$(BIN)/python -m docs.draw_package
 
-# Take the pictures in docs/images/sample_site again after a change of its pages or the admin's.
+# Take the pictures in docs/images/sample_site again after a change of its pages or the admin's, and one
+# of each page of the docs in build/pages.
 .PHONY: screenshots
 screenshots: .venv/test .venv/docs docs
 	$(BIN)/python -m docs.screenshots

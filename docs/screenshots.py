@@ -17,8 +17,8 @@ from tests.support.sample_site_fixtures import SAMPLE_SITE, running_site
 
 ROOT = SAMPLE_SITE.parent
 IMAGES = ROOT / "docs/images/sample_site"
-# Pictures of the pages of the docs, for a visual check.
-PAGES = ROOT / "docs/images/pages"
+# Pictures of the pages of the docs, to look at. They are not committed.
+PAGES = ROOT / "build/pages"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 # The end of the file's name, the size and the colour scheme.
 EVERY_WAY = [

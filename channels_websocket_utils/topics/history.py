@@ -41,6 +41,9 @@ __all__ = [
 
 # Bytes of the messages in one answer. A page that has missed more loads its data again.
 MAX_REPLAY = 512 * 1024
+# Bytes of the messages that one statement reads of all its topics, which is memory of the process.
+# The clients of topics beyond it load their data again too.
+MAX_READ = 16 * 1024 * 1024
 # Bytes of each message in the answer beside its data: {"offset": 1234567, "data": }.
 _FRAME = 32
 # More do not fit, even if they are empty.
@@ -122,7 +125,7 @@ def recover(questions: Sequence[Missed]) -> list[Replay]:
     Return what was missed, in the order of ``questions``, by one statement.
 
     So the position and the messages are of the same moment. The messages of one answer are at most
-    ``MAX_REPLAY`` long; ``shorten()`` limits those of all.
+    ``MAX_REPLAY`` long, those of all ``MAX_READ``; ``shorten()`` limits those for one client.
     """
     keys = [each.topic.key for each in questions]
     found, lists = _read(keys, [each for each in questions if _may_be_kept(each)])
@@ -215,10 +218,13 @@ def _missed(questions: Sequence[Missed]) -> Any:
     present = clock.now()
     condition = reduce(or_, (_condition(each, present) for each in questions))
     # Texts that are too long together are not read at all.
-    size = Window(Sum(Length("data") + _FRAME), partition_by=[F("topic_id")])
-    is_short = When(size__lte=MAX_REPLAY, then=F("data"))
+    length = Sum(Length("data") + _FRAME)
+    size = Window(length, partition_by=[F("topic_id")])
+    # With all rows of the topics before, and of its own.
+    total = Window(length, order_by=[F("topic_id")])
+    is_short = When(size__lte=MAX_REPLAY, total__lte=MAX_READ, then=F("data"))
     text = Case(is_short, default=Value(""), output_field=TextField())
-    found = rows.messages().filter(condition).annotate(size=size, text=text)
+    found = rows.messages().filter(condition).annotate(size=size, total=total, text=text)
     row = "topic_id", "topic__epoch", "topic__top", "created_at", "offset", "text", "excluded"
     return found.values_list(*row)
 

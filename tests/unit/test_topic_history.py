@@ -340,6 +340,20 @@ def test_texts_that_are_too_long_together_are_not_read(topic, monkeypatch):
     assert [message[1] for _, message in lists[topic.key]] == ["", ""]
 
 
+def test_texts_of_all_topics_of_one_statement_are_limited_together(monkeypatch):
+    monkeypatch.setattr(history, "MAX_READ", 3 * MAX_REPLAY)
+    topics = [OrderTopic(pk=pk) for pk in range(5)]
+    for topic in topics:
+        fill(topic, [MAX_REPLAY // 2, MAX_REPLAY // 2])
+    since = Position(topics[0].position().epoch, 0)
+
+    replays = recover([Missed(topic, since) for topic in topics])
+
+    assert sorted(map(str, (each.reason for each in replays))) == ["None"] * 3 + ["limit"] * 2
+    assert {len(each.messages) for each in replays if each.reason is None} == {2}
+    assert sum(len(text) for each in replays for _, text, _ in each.messages) <= 3 * MAX_REPLAY
+
+
 def test_messages_that_are_too_many_are_not_read():
     topic, most = LargeTopic(pk=1), MAX_REPLAY // history._FRAME
     fill(topic, [50] * (most + 10))
