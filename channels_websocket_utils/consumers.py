@@ -204,6 +204,13 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncDispatch, AsyncJsonWebsocketC
     Sync methods run in a thread, so they may use the ORM.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Wherever in the order of the classes: Channels' own send() calls the next one.
+        added = [each for each in cls.__mro__ if each not in AsyncWebSocketManagerConsumer.__mro__]
+        names = {"send", "decode_json", "encode_json"}
+        cls.is_plain = all(names.isdisjoint(vars(each)) for each in added)
+
     async def connect(self) -> None:
         if await avalidate_websocket_token(self.scope):
             await self.accept()

@@ -60,12 +60,16 @@ async def send(consumer: Consumer, message: JSONObject) -> None:
 
 def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
     """Return the consumer's ``encode_json``, unless it is Channels' own, which accepts NaN."""
+    if getattr(consumer, "is_plain", False):
+        return None
     own = getattr(consumer, "encode_json", None)
     return None if getattr(own, "__func__", own) in compat.CHANNELS_ENCODERS else own
 
 
 async def _send_text(consumer: Consumer, text: str) -> None:
-    if isinstance(consumer, _TEXT_CONSUMERS):
+    if getattr(consumer, "is_plain", False) and "send" not in vars(consumer):
+        sending = consumer.base_send({"type": "websocket.send", "text": text})
+    elif isinstance(consumer, _TEXT_CONSUMERS):
         sending = consumer.send(text_data=text)
     else:
         sending = consumer.send({"type": "websocket.send", "text": text})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import protocol
+from .. import protocol, strict_json
 from ..conf import get_setting
 from ..protocol import MessageError
 from .calls import perform
@@ -46,9 +46,11 @@ async def receive(
     limits.count()
     try:
         protocol.check_text(text, get_setting("MAX_MESSAGE_SIZE"))
-        content = consumer.decode_json(text)
-        if not is_sync(consumer):
-            content = await content
+        if consumer.is_plain and text is not None:
+            content = strict_json.decode(text)
+        else:
+            content = consumer.decode_json(text)
+            content = content if is_sync(consumer) else await content
         reply_key = _read(content, limits, streams)
         if content["type"] in _TOPIC_REQUESTS:
             consumer.receive_topic_request(content, reply_key)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from asgiref.sync import sync_to_async
-from channels.consumer import SyncConsumer
+from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from django.contrib.auth.models import User
 from django.db import models
@@ -465,7 +465,76 @@ class AtTheBase(Manager):
         super().connect()
 
 
-@pytest.mark.parametrize("consumer", [MixedIn, OnTop, OnInstance, AtTheBase])
+class AsyncLogsSend(AsyncConsumer):
+    async def send(self, message):
+        self.seen.append(message.get("text", ""))
+        await super().send(message)
+
+
+class AsyncMixedIn(AsyncManager, AsyncLogsSend):
+    pass
+
+
+class AsyncOnTop(AsyncManager):
+    async def send(self, text_data=None, bytes_data=None, close=False):
+        self.seen.append(text_data)
+        await super().send(text_data, bytes_data, close)
+
+
+class AsyncOnInstance(AsyncManager):
+    async def connect(self):
+        send = self.send
+
+        async def log(text_data=None, bytes_data=None, close=False):
+            self.seen.append(text_data)
+            await send(text_data, bytes_data, close)
+
+        self.send = log
+        await super().connect()
+
+
+class AsyncAtTheBase(AsyncManager):
+    async def connect(self):
+        send = self.base_send
+
+        async def log(message):
+            self.seen.append(message.get("text", ""))
+            await send(message)
+
+        self.base_send = log
+        await super().connect()
+
+
+class AsyncEncodes(AsyncManager):
+    @classmethod
+    async def encode_json(cls, content):
+        text = await super().encode_json(content)
+        cls.seen.append(text)
+        return text
+
+
+class AsyncDecodes(AsyncManager):
+    async def decode_json(self, text_data):
+        content = await super().decode_json(text_data)
+        self.seen.append(content.get("value"))
+        return content
+
+
+@pytest.mark.parametrize(
+    "consumer",
+    [
+        MixedIn,
+        OnTop,
+        OnInstance,
+        AtTheBase,
+        AsyncMixedIn,
+        AsyncOnTop,
+        AsyncOnInstance,
+        AsyncAtTheBase,
+        AsyncEncodes,
+        AsyncDecodes,
+    ],
+)
 async def test_wrapper_of_send_sees_the_answers(opened, consumer):
     seen = []
     socket = await opened(type("Consumer", (consumer,), {"seen": seen}))
