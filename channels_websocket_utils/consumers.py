@@ -20,6 +20,7 @@ from .live.closing import REFUSALS, refusal_code
 from .messaging import answers, permissions, receiving
 from .messaging.calls import run_now
 from .messaging.dispatch import AsyncDispatch, Dispatch, SyncDispatch
+from .messaging.inspection import PLAIN_METHODS
 from .messaging.methods import find_routes, perms_of
 from .protocol import MessageError
 from .topics.requests import read_request
@@ -73,6 +74,11 @@ class _Routing(_Base):
             raise MessageError("unknown_type", "There is no such method.")
         function, has_event = self._routes[name]
         return function, (self, content) if has_event else (self,)
+
+    def call_named(self, content: dict[str, Any]) -> Any:
+        """Call the method that ``content`` names, and return what it returns."""
+        function, args = self._route(content)
+        return function(*args)
 
     def error_for(self, exception: Exception) -> JSONObject | None:
         """
@@ -174,8 +180,7 @@ class WebSocketManagerConsumer(_Routing, SyncDispatch, JsonWebsocketConsumer):
 
     def receive_json(self, content: Any, **kwargs: Any) -> Any:
         """Call the method that ``content`` names. An override replaces this routing."""
-        function, args = self._route(content)
-        return function(*args)
+        return self.call_named(content)
 
     def _is_denied(self, message: Message) -> bool:
         try:
@@ -208,8 +213,7 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncDispatch, AsyncJsonWebsocketC
         super().__init_subclass__(**kwargs)
         # Wherever in the order of the classes: Channels' own send() calls the next one.
         added = [each for each in cls.__mro__ if each not in AsyncWebSocketManagerConsumer.__mro__]
-        names = {"send", "decode_json", "encode_json"}
-        cls.is_plain = all(names.isdisjoint(vars(each)) for each in added)
+        cls.has_plain_class = all(PLAIN_METHODS.isdisjoint(vars(each)) for each in added)
 
     async def connect(self) -> None:
         if await avalidate_websocket_token(self.scope):
@@ -245,8 +249,7 @@ class AsyncWebSocketManagerConsumer(_Routing, AsyncDispatch, AsyncJsonWebsocketC
 
     async def receive_json(self, content: Any, **kwargs: Any) -> Any:
         """See WebSocketManagerConsumer.receive_json()."""
-        function, args = self._route(content)
-        returned = function(*args)
+        returned = self.call_named(content)
         return await returned if inspect.isawaitable(returned) else returned
 
     @classmethod

@@ -12,6 +12,7 @@ from django.core.exceptions import PermissionDenied
 from .. import compat, protocol, strict_json
 from ..live.connection import SocketEnded
 from .errors import public_error
+from .inspection import is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,15 +42,23 @@ async def send_answer(call: Call) -> None:
     answer = _answer_of(call)
     if answer is None:
         return
+    has_shortcut = is_plain(call.consumer)
     try:
-        text = (_site_encoder(call.consumer) or strict_json.encode)(answer)
+        text = (
+            strict_json.encode(answer)
+            if has_shortcut
+            else (_site_encoder(call.consumer) or strict_json.encode)(answer)
+        )
         if not isinstance(text, str):
             # The encode_json() of an async consumer.
             text = await text
     except _NOT_JSON as error:
         call.error = error
         text = strict_json.encode(_answer_of(call))
-    await _send_text(call.consumer, text)
+    if has_shortcut:
+        await call.consumer.base_send({"type": "websocket.send", "text": text})
+    else:
+        await _send_text(call.consumer, text)
 
 
 async def send(consumer: Consumer, message: JSONObject) -> None:
@@ -60,16 +69,12 @@ async def send(consumer: Consumer, message: JSONObject) -> None:
 
 def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
     """Return the consumer's ``encode_json``, unless it is Channels' own, which accepts NaN."""
-    if getattr(consumer, "is_plain", False):
-        return None
     own = getattr(consumer, "encode_json", None)
     return None if getattr(own, "__func__", own) in compat.CHANNELS_ENCODERS else own
 
 
 async def _send_text(consumer: Consumer, text: str) -> None:
-    if getattr(consumer, "is_plain", False) and "send" not in vars(consumer):
-        sending = consumer.base_send({"type": "websocket.send", "text": text})
-    elif isinstance(consumer, _TEXT_CONSUMERS):
+    if isinstance(consumer, _TEXT_CONSUMERS):
         sending = consumer.send(text_data=text)
     else:
         sending = consumer.send({"type": "websocket.send", "text": text})

@@ -71,7 +71,9 @@ async def run_method(
         await answers.send_answer(call)
         return returned
     adapter = _InThread if is_sync(consumer) else _OnLoop
-    result = await adapter.run(call, method, consumer, args, kwargs)
+    result = adapter.run(call, method, consumer, args, kwargs)
+    if inspect.isawaitable(result):
+        result = await result
     if method.has_result:
         # Only the result of a guarded method on a sync consumer has not been awaited yet.
         is_pending = method.leaves_awaitable and inspect.isawaitable(result)
@@ -142,8 +144,18 @@ class _OnLoop:
     """
 
     @staticmethod
-    async def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
-        if method.perms is not None and not _passes_at_once(call, method, consumer):
+    def run(call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any) -> Any:
+        """Return the result of the method, or an awaitable of it."""
+        if method.is_async and (method.perms is None or _passes_at_once(call, method, consumer)):
+            # Most calls. They need no coroutine but that of the method.
+            return method.function(consumer, *args, **kwargs)
+        return _OnLoop._run_slowly(call, method, consumer, args, kwargs)
+
+    @staticmethod
+    async def _run_slowly(
+        call: Call, method: Method, consumer: Consumer, args: Any, kwargs: Any
+    ) -> Any:
+        if method.perms is not None:
             await _check_on_loop(call, consumer, method.perms, method.is_async)
             # The check may have taken long.
             late = lateness_of(consumer)
@@ -165,7 +177,7 @@ class _OnLoop:
 
 def _passes_at_once(call: Call, method: Method, consumer: Consumer) -> bool:
     """Return whether a cached answer allows an async method, and nothing has to be waited for."""
-    if method.perms is None or not method.is_async or call.denial is not None:
+    if method.perms is None or call.denial is not None:
         return False
     answer = permissions.cached_answer(consumer, method.perms)
     if answer is None or answer[0] is not None:

@@ -67,9 +67,8 @@ class Dispatch(_Base):
 
     # The decorators leave it to this consumer to answer.
     opens_calls = True
-    # Whether no class of a site changes how messages become text and are sent. Then the package
-    # does both without the methods of the consumer. Without it: 1.08 for an async method.
-    is_plain = False
+    # See is_plain(). Without it: 1.08 for an async method.
+    has_plain_class = False
 
     _limits: MessageLimits | None = None  # Created when the first message comes.
     # Whether a message is dispatched in the step in which receive() returns it.

@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from ..types import Consumer, PermissionCache
 
 __all__ = [
+    "PLAIN_METHODS",
     "has_ended",
     "has_ended_in_thread",
     "is_ours",
+    "is_plain",
     "is_sync",
     "lateness_of",
     "permission_cache_of",
     "until_fresh",
 ]
+
+
+PLAIN_METHODS = frozenset({"send", "decode_json", "encode_json", "receive_json"})
 
 
 def has_ended(consumer: Consumer) -> bool:
@@ -64,6 +69,15 @@ def permission_cache_of(consumer: Consumer) -> PermissionCache | None:
 def is_sync(consumer: Consumer) -> bool:
     """Return whether Channels runs the handlers of ``consumer`` in a thread."""
     return isinstance(consumer, SyncConsumer)
+
+
+def is_plain(consumer: Consumer) -> bool:
+    """
+    Return whether no code of a site replaces one of ``PLAIN_METHODS`` of an async consumer.
+
+    Then the package reads, routes and answers a message without these methods.
+    """
+    return getattr(consumer, "has_plain_class", False) and PLAIN_METHODS.isdisjoint(vars(consumer))
 
 
 def is_ours(consumer: Consumer) -> bool:

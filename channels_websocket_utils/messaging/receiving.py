@@ -14,7 +14,7 @@ from ..conf import get_setting
 from ..protocol import MessageError
 from .calls import perform
 from .errors import Event
-from .inspection import is_sync
+from .inspection import is_plain, is_sync
 from .ongoing_call import Call
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ async def receive(
     ``kwargs`` are passed on to ``receive_json()``.
     """
     limits.count()
+    has_shortcut = is_plain(consumer) and not kwargs
     try:
         protocol.check_text(text, get_setting("MAX_MESSAGE_SIZE"))
-        if consumer.is_plain and text is not None:
+        if has_shortcut and text is not None:
             content = strict_json.decode(text)
         else:
             content = consumer.decode_json(text)
@@ -72,7 +73,8 @@ async def receive(
         return None
     content = Event(content)
     call = Call(consumer, content, reply_key=reply_key, is_from_wire=True)
-    await perform(call, consumer.receive_json, content, **kwargs)
+    handle = consumer.call_named if has_shortcut else consumer.receive_json
+    await perform(call, handle, content, **kwargs)
     return None if call.is_stream else call
 
 
