@@ -44,11 +44,7 @@ async def send_answer(call: Call) -> None:
         return
     has_shortcut = is_plain(call.consumer)
     try:
-        text = (
-            strict_json.encode(answer)
-            if has_shortcut
-            else (_site_encoder(call.consumer) or strict_json.encode)(answer)
-        )
+        text = (strict_json.encode if has_shortcut else _encoder_of(call.consumer))(answer)
         if not isinstance(text, str):
             # The encode_json() of an async consumer.
             text = await text
@@ -63,14 +59,15 @@ async def send_answer(call: Call) -> None:
 
 async def send(consumer: Consumer, message: JSONObject) -> None:
     """Send ``message`` as JSON text, by ``encode_json()`` of the site where there is one."""
-    text = (_site_encoder(consumer) or strict_json.encode)(message)
+    text = _encoder_of(consumer)(message)
     await _send_text(consumer, text if isinstance(text, str) else await text)
 
 
-def _site_encoder(consumer: Consumer) -> Callable[[Any], Any] | None:
+def _encoder_of(consumer: Consumer) -> Callable[[Any], Any]:
     """Return the consumer's ``encode_json``, unless it is Channels' own, which accepts NaN."""
-    own = getattr(consumer, "encode_json", None)
-    return None if getattr(own, "__func__", own) in compat.CHANNELS_ENCODERS else own
+    own: Any = getattr(consumer, "encode_json", None)
+    is_theirs = getattr(own, "__func__", own) in compat.CHANNELS_ENCODERS
+    return strict_json.encode if is_theirs else own
 
 
 async def _send_text(consumer: Consumer, text: str) -> None:

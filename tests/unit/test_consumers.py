@@ -513,6 +513,24 @@ class AsyncEncodes(AsyncManager):
         return text
 
 
+class AsyncEncodesOnInstance(AsyncManager):
+    async def connect(self):
+        encode = self.encode_json
+
+        async def log(content):
+            self.seen.append(await encode(content))
+            return self.seen[-1]
+
+        self.encode_json = log
+        await super().connect()
+
+
+class AsyncRoutes(AsyncManager):
+    async def receive_json(self, content, **kwargs):
+        self.seen.append(content["value"])
+        return await super().receive_json(content, **kwargs)
+
+
 class AsyncDecodes(AsyncManager):
     async def decode_json(self, text_data):
         content = await super().decode_json(text_data)
@@ -532,7 +550,9 @@ class AsyncDecodes(AsyncManager):
         AsyncOnInstance,
         AsyncAtTheBase,
         AsyncEncodes,
+        AsyncEncodesOnInstance,
         AsyncDecodes,
+        AsyncRoutes,
     ],
 )
 async def test_wrapper_of_send_sees_the_answers(opened, consumer):
