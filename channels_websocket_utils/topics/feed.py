@@ -263,6 +263,10 @@ class Feed:
         if bound.offset < missed.position.offset:
             # The events of these messages are on their way, or lost.
             self._expect(missed.position)
+        else:
+            # What has arrived since the read began is not in it, and no gap: it is sent after this,
+            # or read next.
+            bound = missed.position
         name = self.topic.name
         frames = [
             TopicFrame(name, bound.epoch, *message)

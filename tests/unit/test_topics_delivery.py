@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import tracemalloc
 
 import pytest
@@ -18,7 +19,7 @@ from channels_websocket_utils.topics.feed import Feed
 from channels_websocket_utils.topics.reauthorization import Reauthorization
 from channels_websocket_utils.topics.subscription import HELD, LIVE
 
-from ..support.helpers import until
+from ..support.helpers import LIMIT, until
 from ..support.topics import (
     AnyoneTopic,
     AsyncPage,
@@ -298,6 +299,30 @@ async def test_missed_messages_are_read_once_for_all_subscribers(open_page, monk
     for socket in sockets:
         assert [(await socket.next())["offset"] for _ in range(2)] == [1, 2]
     assert len(reads) == 1
+
+
+async def test_message_that_arrives_during_a_read_is_no_gap(open_page, monkeypatch):
+    socket = await open_page()
+    topic = OrderTopic(pk=1)
+    await subscribe(socket, topic.name)
+    has_read, go_on, after = threading.Event(), threading.Event(), history.after
+
+    def read(*args):
+        found = after(*args)
+        has_read.set()
+        assert go_on.wait(LIMIT)
+        return found
+
+    monkeypatch.setattr(history, "after", read)
+    (first,) = await sync_to_async(publish_elsewhere)(topic, {"n": 0})
+    await receive({**first, "data": None})
+    await until(has_read.is_set)
+    await receive(*await sync_to_async(publish_elsewhere)(topic, {"n": 1}))
+    go_on.set()
+
+    received = [await socket.next() for _ in range(2)]
+
+    assert received == [message("orders/1", 1, n=0), message("orders/1", 2, n=1)]
 
 
 async def test_live_client_gets_one_gap_if_the_missed_messages_are_not_kept(open_page, monkeypatch):
