@@ -79,12 +79,4 @@ CLIENT_WEAKNESSES = [
         "topics.test.mjs::the gap of another user has its own reason, beside a position that "
         "cannot be replayed",
     ),
-    (
-        "client: go on with an answer after its connection has ended",
-        SCRIPT,
-        "      if (!topic.ready) return\n",
-        "",
-        "topics.test.mjs::an answer that a handler interrupts leaves the other subscriptions as "
-        "they were",
-    ),
 ]

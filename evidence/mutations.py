@@ -2324,18 +2324,11 @@ WEAKNESSES = [
         "topics_delivery::test_message_is_encoded_once_for_all_subscribers",
     ),
     (
-        "read the history for each page",
+        "let each page have a statement of its own",
         "topics/recovery.py",
         "            if taken and not (is_same and len(together) + len(questions) <= _MOST):\n",
         "            if taken:\n",
         "topics_recovery::test_pages_that_missed_the_same_cost_one_read",
-    ),
-    (
-        "let one client's missed messages count for another one",
-        "topics/recovery.py",
-        "            is_same = all(",
-        "            is_same = True or all(",
-        "topics_recovery::test_one_client_does_not_make_the_answer_of_another_too_long",
     ),
     (
         "let one client put any number of subscribes into the queue",

@@ -264,15 +264,11 @@ class Feed:
             # The events of these messages are on their way, or lost.
             self._expect(missed.position)
         else:
-            # What has arrived since the read began is not in it, and no gap: it is sent after this,
-            # or read next.
+            # What has arrived since the read began is no gap: it is sent after this, or read next.
             bound = missed.position
         name = self.topic.name
-        frames = [
-            TopicFrame(name, bound.epoch, *message)
-            for message in missed.messages
-            if message[0] <= bound.offset
-        ]
+        found = (each for each in missed.messages if each[0] <= bound.offset)
+        frames = [TopicFrame(name, bound.epoch, *each) for each in found]
         # Those that have subscribed since the read began have read the history themselves.
         catch_up = partial(self._catch_up, since, bound, missed.reason, frames)
         self._delivery.put(live, catch_up)
