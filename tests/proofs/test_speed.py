@@ -147,7 +147,7 @@ def test_every_contender_sends_to_all(prove):
     rows = prove("fanout", promised=False)
 
     assert len(rows["100 clients: 0"]) == 9
-    assert len(rows["two processes: 0"]) == 6
+    assert len(rows["two processes: 0"]) == 5
     for name in ("100 clients: 0", "two processes: 0"):
         for each in rows[name].values():
             assert each["cpu"] > 0
