@@ -130,10 +130,10 @@ __all__ = [
 
 # Django
 #
-# Imported above: the session keys under which login() stores the user, the backend and the session-
-# auth hash; load_backend(), which makes a backend from its dotted path; load_engine(), which
-# imports the module of a database's engine; parse_cookie(), which reads a Cookie header; router,
-# which asks all DATABASE_ROUTERS; constant_time_compare() and salted_hmac().
+# Imported above: the session keys under which login() stores the user, the backend and the
+# session-auth hash; load_backend(), which makes a backend from its dotted path; load_engine(),
+# which imports the module of a database's engine; parse_cookie(), which reads a Cookie header;
+# router, which asks all DATABASE_ROUTERS; constant_time_compare() and salted_hmac().
 
 
 def primary_key(model: type[Model]) -> Field[Any, Any]:
@@ -165,7 +165,6 @@ def quoted_column(connection: BaseDatabaseWrapper, model: type[Model], name: str
 
 
 @lru_cache(maxsize=8)
-@lru_cache
 def has_own_queries(manager: Any) -> bool:
     """Return whether a site's class changes which rows ``manager`` returns, or how."""
     is_plain = all(

@@ -23,8 +23,8 @@ two servers is killed and started.
 * *Lost*, *twice*, *out of order*: for all pages. *Wrong*: messages of a transaction that was rolled
   back, at another offset than ``publish()`` returned, before the reply, or a reply that contains
   only a part. Must be 0.
-* *Gaps*: a page was told that it missed what is not kept any more. *Needless*: although it is
-  kept. Must be 0.
+* *Gaps*: a page received a gap for messages that are not kept any more. *Needless*: although they
+  are kept. Must be 0.
 * *Complete s*: the seconds from the last publish (or the continuation) until every page is at the
   last message.
 

@@ -2076,7 +2076,7 @@ WEAKNESSES = [
         "topics_delivery::test_event_that_overtakes_a_denial_brings_no_earlier_message",
     ),
     (
-        "read the history for each page that comes back",
+        "read the history for each page that reconnects",
         "topics/recovery.py",
         "        kept = self._kept[question] = _Kept(replay, size)\n",
         "        kept = _Kept(replay, size)\n",
