@@ -39,10 +39,10 @@ CALLS = {
     "async generator, isolate=True": ("isolated/async", "parts"),
     "Channels' JsonWebsocketConsumer": ("plain", "any"),
 }
-# With so many sockets.
+# As many sockets as the pool has connections. Fewer sockets need the right threads to starve it.
 CONTROLS = {
-    "control: sync consumer": ("sync", "in_thread", 2),
-    "control: async method, isolate=True": ("isolated/async", "on_loop", 4),
+    "control: sync consumer": ("sync", "in_thread", SIZE),
+    "control: async method, isolate=True": ("isolated/async", "on_loop", SIZE),
 }
 
 

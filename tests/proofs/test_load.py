@@ -172,7 +172,7 @@ def test_many_open_connections_do_not_delay_connects_and_disconnects(prove):
 
 @pytest.mark.postgresql
 def test_small_pool_serves_many_sockets_and_views(prove):
-    """If threads kept their connections, two sockets would stop a site with a pool of four."""
+    """If threads kept their connections, four sockets would stop a site with a pool of four."""
     rows = prove("pools")
 
     for name, row in rows.items():
