@@ -10,14 +10,13 @@ disconnected. A connection of another user stays open meanwhile and must answer.
 cycles it closes too, so that all listeners and tasks end and start again. The rows use an in-memory
 layer and ``channels_redis``. The listeners stay 50 ms after the last connection instead of 10 s.
 
-Each figure is before / after. *Before* is after the warm-up: batches of 500 cycles until one leaves
-almost no objects, at most ten. Then the caches are full: each thread has its database connection,
-and Django has compiled the statements for each size of a batch of tokens. Both figures are taken
-when all threads of the pools exist and have closed their database connections. *Registries* is the
-number of connections, tasks and working threads that the package holds. *Objects* is the number of
-objects that the garbage collector tracks. *RSS* is the memory of the process in MiB. The consumers
-use no channel layer: ``channels_redis`` keeps a queue for one in ten consumers that are cancelled,
-with this package and without it.
+Each figure is before / after. *Before* is after a warm-up of 500 cycles. Both figures are taken
+when all threads of the pools exist, and have closed their database connections and forgotten the
+statements that were compiled for these. *Registries* is the number of connections, tasks and
+working threads that the package holds. *Objects* is the number of objects that the garbage
+collector tracks. *RSS* is the memory of the process in MiB. The consumers use no channel layer:
+``channels_redis`` keeps a queue for one in ten consumers that are cancelled, with this package and
+without it.
 """
 
 import asyncio
@@ -31,8 +30,11 @@ from pathlib import Path
 from time import monotonic
 from unittest import mock
 
+from django.db import connections
+
 from channels_websocket_utils import threads
 from channels_websocket_utils.live import hub, tasks
+from channels_websocket_utils.tokens.queries import compiled_for
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
 from tests.support import lab
 from tests.support.consumers import AsyncManager, Manager
@@ -45,8 +47,6 @@ LANES = 20
 BATCH = 500
 # These numbers must not grow.
 LASTING = ["tasks", "threads", "file descriptors", "registries"]
-# The warm-up ends when its last batch left at most so many objects.
-STEADY, LONGEST = 50, 10
 # Objects that may remain, because caches fill up. One object of each fifth cycle would be 2,000
 # objects in a full run. The hundred objects of a connection would be 4,000 in a small run.
 TOLERATED = 500
@@ -87,7 +87,8 @@ async def measure(small, is_kept):
 
 async def row(count):
     *users, other = [await lab.new_user() for _ in range(LANES + 1)]
-    before = await warmed_up(users, other)
+    await cycles(BATCH, users, other)
+    before = await left()
     good = others_ended = 0
     for done in range(0, count, BATCH):
         outcomes, has_ended = await cycles(min(BATCH, count - done), users, other)
@@ -102,16 +103,6 @@ async def row(count):
     if after["objects"] - before["objects"] > TOLERATED:
         broken.append("objects are left")
     return cells, broken
-
-
-async def warmed_up(users, other):
-    before = {"objects": 0}
-    for _ in range(LONGEST):
-        await cycles(BATCH, users, other)
-        earlier, before = before, await left()
-        if before["objects"] - earlier["objects"] <= STEADY:
-            break
-    return before
 
 
 async def cycles(count, users, other):
@@ -134,7 +125,7 @@ async def cycles(count, users, other):
 
 
 async def left():
-    await lab.rest()
+    await lab.rest(clean)
     gc.collect()
     hubs = hub._hubs.values()
     kept = [*hub._hubs, *tasks._tasks, *hub.live_connections()]
@@ -148,6 +139,13 @@ async def left():
         "objects": len(gc.get_objects()),
         "RSS MiB": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
     }
+
+
+def clean():
+    """Close the connections of this thread, and forget what depends on its earlier batches."""
+    for connection in connections.all():
+        connection.close()
+        compiled_for(connection).clear()
 
 
 def open_socket(token, session):
