@@ -47,6 +47,7 @@ from django.utils.crypto import constant_time_compare, salted_hmac
 from django.utils.functional import LazyObject, empty
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, TypeAlias
 
     from channels.routing import URLRouter
@@ -57,8 +58,10 @@ if TYPE_CHECKING:
     from django.db.models import Field, Model
     from django.dispatch import Signal
 
-    # The SQL, its parameters, and by column the functions that convert its values.
-    _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], dict[int, tuple[list[Any], Any]]]
+    # By the position of a column: the functions that convert its values, and what they need.
+    _Converters: TypeAlias = dict[int, tuple[list[Any], Any]]
+    _ReadConverters: TypeAlias = Callable[[BaseDatabaseWrapper], _Converters]
+    _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], _ReadConverters]
     import re
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
@@ -179,11 +182,22 @@ def adapt_datetime(connection: BaseDatabaseWrapper, value: datetime) -> Any:
 
 
 def compile_query(queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper) -> _CompiledSQL:
-    """Return the SQL of ``queryset``, its parameters, and what converts its columns."""
-    compiler = queryset.query.get_compiler(connection=connection)
+    """
+    Return the SQL of ``queryset`` for the database of ``connection``, and its parameters.
+
+    The third is a function, which returns what converts the columns that a connection has read:
+    Django's converters belong to one connection.
+    """
+    query = queryset.query
+    compiler = query.get_compiler(connection=connection)
     sql, parameters = compiler.as_sql()
-    converters = compiler.get_converters([column for column, *_ in compiler.select])
-    return sql, tuple(parameters), converters
+    columns = [column for column, *_ in compiler.select]
+
+    def converters_of(connection: BaseDatabaseWrapper) -> _Converters:
+        converters: _Converters = query.get_compiler(connection=connection).get_converters(columns)
+        return converters
+
+    return sql, tuple(parameters), converters_of
 
 
 def new_cache(alias: str) -> BaseCache:

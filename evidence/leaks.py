@@ -11,12 +11,11 @@ cycles it closes too, so that all listeners and tasks end and start again. The r
 layer and ``channels_redis``. The listeners stay 50 ms after the last connection instead of 10 s.
 
 Each figure is before / after. *Before* is after a warm-up of 500 cycles. Both figures are taken
-when all threads of the pools exist, and have closed their database connections and forgotten the
-statements that were compiled for these. *Registries* is the number of connections, tasks and
-working threads that the package holds. *Objects* is the number of objects that the garbage
-collector tracks. *RSS* is the memory of the process in MiB. The consumers use no channel layer:
-``channels_redis`` keeps a queue for one in ten consumers that are cancelled, with this package and
-without it.
+when all threads of the pools exist and have closed their database connections. *Registries* is the
+number of connections, tasks and working threads that the package holds. *Objects* is the number of
+objects that the garbage collector tracks. *RSS* is the memory of the process in MiB. The consumers
+use no channel layer: ``channels_redis`` keeps a queue for one in ten consumers that are cancelled,
+with this package and without it.
 """
 
 import asyncio
@@ -30,11 +29,8 @@ from pathlib import Path
 from time import monotonic
 from unittest import mock
 
-from django.db import connections
-
 from channels_websocket_utils import threads
 from channels_websocket_utils.live import hub, tasks
-from channels_websocket_utils.tokens.queries import compiled_for
 from channels_websocket_utils.utils import adisconnect_user, aget_websocket_token
 from tests.support import lab
 from tests.support.consumers import AsyncManager, Manager
@@ -125,7 +121,7 @@ async def cycles(count, users, other):
 
 
 async def left():
-    await lab.rest(clean)
+    await lab.rest()
     gc.collect()
     hubs = hub._hubs.values()
     kept = [*hub._hubs, *tasks._tasks, *hub.live_connections()]
@@ -139,13 +135,6 @@ async def left():
         "objects": len(gc.get_objects()),
         "RSS MiB": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
     }
-
-
-def clean():
-    """Close the connections of this thread, and forget what depends on its earlier batches."""
-    for connection in connections.all():
-        connection.close()
-        compiled_for(connection).clear()
 
 
 def open_socket(token, session):

@@ -36,6 +36,20 @@ WEAKNESSES = [
         "tokens::test_token_is_redeemed_once",
     ),
     (
+        "use the compiled queries of a database for another one of the same alias",
+        "tokens/queries.py",
+        "if kept is None or kept[0] is not connection.settings_dict:",
+        "if kept is None:",
+        "stores::test_other_settings_of_a_database_have_their_own_compiled_queries",
+    ),
+    (
+        "let all threads use the converters of one connection",
+        "tokens/queries.py",
+        'kept = connection.__dict__.setdefault("_websocket_utils_converters", {})',
+        'kept = compiled_for(connection).setdefault("_websocket_utils_converters", {})',
+        "stores::test_compiled_queries_keep_no_connection_of_an_ended_thread",
+    ),
+    (
         "name the user in the UPDATE that decides",
         "tokens/database_store.py",
         (

@@ -1,7 +1,8 @@
 """
-The queries of the database token store, compiled once for each database connection.
+Queries that are compiled once for each database.
 
-Django needs several times longer to compile a query than the database needs to answer it.
+Django needs several times longer to compile a query than the database needs to answer it, and it
+gives each HTTP request a new thread, with a new object for its database connection.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import QuerySet
 
-    # The SQL, its constants, and the functions that convert its columns.
-    _Compiled: TypeAlias = tuple[str, dict[str, Any], dict[int, tuple[list[Any], Any]]]
+    # The SQL, its constants, and a function that returns what converts its columns.
+    _Compiled: TypeAlias = tuple[str, dict[str, Any], Callable[[BaseDatabaseWrapper], Any]]
 
 __all__ = ["CompiledQuery", "compiled_for", "parameter"]
 
 
 _PLACEHOLDER = re.compile("(?<!%)%s")
+# By the alias of a database: its settings, which all its connections share, and what was compiled.
+_compiled: dict[str, tuple[object, dict[Any, Any]]] = {}
 
 
 def parameter(name: str) -> str:
@@ -35,14 +38,16 @@ def parameter(name: str) -> str:
 
 
 def compiled_for(connection: BaseDatabaseWrapper) -> dict[Any, Any]:
-    """Return the compiled queries of ``connection``. They are freed with the connection."""
-    compiled: dict[Any, Any] = connection.__dict__.setdefault("_websocket_utils_compiled", {})
-    return compiled
+    """Return what was compiled for the database of ``connection``; all threads share it."""
+    kept = _compiled.get(connection.alias)
+    if kept is None or kept[0] is not connection.settings_dict:
+        kept = _compiled[connection.alias] = connection.settings_dict, {}
+    return kept[1]
 
 
 class CompiledQuery:
     """
-    A query that is compiled once for each database connection.
+    A query that is compiled once for each database.
 
     ``build`` is a function that returns the ``QuerySet``, with ``values_list()`` and with
     ``parameter()`` in its filters. Only the SQL is kept, so a result is never out of date.
@@ -65,11 +70,11 @@ class CompiledQuery:
         raises.
         """
         connection = connections[alias]
-        sql, constants, converters = self._compiled(connection)
+        sql, constants, converters_of = self._compiled(connection)
         with connection.cursor() as cursor:
             cursor.execute(sql, {**constants, **values})
             rows = list(map(list, cursor.fetchall()))
-        for position, (convert, expression) in converters.items():
+        for position, (convert, expression) in _converters(connection, converters_of).items():
             for row in rows:
                 for each in convert:
                     row[position] = each(row[position], expression, connection)
@@ -78,7 +83,7 @@ class CompiledQuery:
     def _compiled(self, connection: BaseDatabaseWrapper) -> _Compiled:
         kept: dict[CompiledQuery, _Compiled] = compiled_for(connection)
         if self not in kept:
-            sql, params, converters = compile_query(self._build(), connection)
+            sql, params, converters_of = compile_query(self._build(), connection)
             names = [_name(position, param) for position, param in enumerate(params)]
             # Named placeholders, because on SQLite Django parses every query with unnamed ones.
             rest = iter(names)
@@ -87,8 +92,18 @@ class CompiledQuery:
                 name: None if _is_parameter(param) else param
                 for name, param in zip(names, params, strict=True)
             }
-            kept[self] = sql, constants, converters
+            kept[self] = sql, constants, converters_of
         return kept[self]
+
+
+def _converters(
+    connection: BaseDatabaseWrapper, converters_of: Callable[[BaseDatabaseWrapper], Any]
+) -> Any:
+    """Return what ``converters_of(connection)`` has returned first. The connection keeps it."""
+    kept = connection.__dict__.setdefault("_websocket_utils_converters", {})
+    if converters_of not in kept:
+        kept[converters_of] = converters_of(connection)
+    return kept[converters_of]
 
 
 def _name(position: int, param: object) -> str:

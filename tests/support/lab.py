@@ -301,18 +301,18 @@ class InProcess(_Client):
         return json.loads(message["text"])
 
 
-async def rest(clean=connections.close_all):
-    """Start all threads of the pools; call ``clean`` in all, which closes their connections."""
+async def rest():
+    """Start all threads of the pools, and close the database connections of all threads."""
 
     def meet(barrier):
         barrier.wait(LIMIT)
-        clean()
+        connections.close_all()
 
     for size, twin in list(threads._pools.values()):
         barrier = threading.Barrier(size)
         met = [twin.executor.submit(meet, barrier) for _ in range(size)]
         await asyncio.gather(*map(asyncio.wrap_future, met))
-    await sync_to_async(clean)()
+    await sync_to_async(connections.close_all)()
 
 
 async def in_groups(make, count, size=50):

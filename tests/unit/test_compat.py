@@ -180,13 +180,13 @@ def test_compiled_select_of_a_token_returns_what_the_orm_returns():
     Group.objects.create(name="staff")
     rows = Group.objects.filter(name="staff").values_list("pk", "name")
 
-    sql, parameters, converters = compat.compile_query(rows, connection)
+    sql, parameters, converters_of = compat.compile_query(rows, connection)
 
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         assert list(cursor.fetchone()) == list(rows.get())
     assert parameters == ("staff",)
-    assert converters == {}
+    assert converters_of(connection) == {}
 
 
 def test_compiled_select_converts_its_columns():
@@ -197,8 +197,9 @@ def test_compiled_select_converts_its_columns():
     name = models.functions.Lower("name", output_field=Upper())
     rows = Group.objects.annotate(upper=name).values_list("pk", "upper")
 
-    _, _, converters = compat.compile_query(rows, connection)
+    _, _, converters_of = compat.compile_query(rows, connection)
 
+    converters = converters_of(connection)
     (position,) = converters
     convert, expression = converters[position]
     value = "staff"

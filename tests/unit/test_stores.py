@@ -1,9 +1,11 @@
 """Token stores: tokens in a cache, and the rules that both stores must follow."""
 
 import asyncio
+import gc
 import socket
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from channels_websocket_utils.stores.cache import CacheTokenStore
 from channels_websocket_utils.tokens import clock, database_store, digests, issuing, redeeming
 from channels_websocket_utils.tokens.digests import digest_of
 from channels_websocket_utils.tokens.issuing import issue
+from channels_websocket_utils.tokens.queries import compiled_for
 from channels_websocket_utils.utils import (
     adisconnect_user,
     aget_websocket_token,
@@ -634,6 +637,19 @@ def test_revocations_in_another_database_are_read_there(user, session, monkeypat
     assert asked == [session_digest]
 
 
+def _in_new_thread(function):
+    """Return the result of ``function()`` in a thread that ends afterwards."""
+
+    def run():
+        try:
+            return function()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
 def test_query_is_compiled_once_and_its_result_is_not_kept(user, monkeypatch):
     digest = digests.digest_of(issue(user))
     assert redeeming.find(digest, with_user=True).user.first_name == ""
@@ -651,6 +667,7 @@ def test_query_is_compiled_once_and_its_result_is_not_kept(user, monkeypatch):
 
 
 def test_token_request_compiles_no_query_but_its_insert(user, monkeypatch):
+    """In a thread of its own, as Django gives one to each request under ASGI."""
     key = sign_in(user)
 
     def request_token():
@@ -658,16 +675,40 @@ def test_token_request_compiles_no_query_but_its_insert(user, monkeypatch):
         verdict = decide_one(ConnectionRequest(None, session=session))
         return issue(verdict.user, session=session)
 
-    request_token()
+    _in_new_thread(request_token)
     compiled = []
     as_sql = SQLCompiler.as_sql
     monkeypatch.setattr(
         SQLCompiler, "as_sql", lambda self, *args: compiled.append(self) or as_sql(self, *args)
     )
-    token = request_token()
+    token = _in_new_thread(request_token)
 
     assert compiled == []
     assert redeeming.state_of(redeeming.find(digest_of(token))) == "unused"
+
+
+def test_compiled_queries_keep_no_connection_of_an_ended_thread(user):
+    """Django's converters belong to the connection that they were made for."""
+    digest = digests.digest_of(issue(user))
+    compiled_for(connection).clear()
+
+    def find():
+        row = redeeming.find(digest, with_user=True)
+        return weakref.ref(connections["default"]), row.expires_at
+
+    ended, expires_at = _in_new_thread(find)
+    gc.collect()
+
+    assert ended() is None
+    assert redeeming.find(digest, with_user=True).expires_at == expires_at
+
+
+def test_other_settings_of_a_database_have_their_own_compiled_queries():
+    first = compiled_for(connection)
+    other = connection.copy()
+
+    assert compiled_for(connection) is first
+    assert compiled_for(other) is not first
 
 
 def test_session_of_an_inactive_or_deleted_user_requests_no_token(user):
