@@ -11,9 +11,11 @@ WebSocketManager does, with the constants of its script. A test compares both.
 nginx passes on 16 token requests at a time, as documented, and answers 503 to the others. SQLite is
 in WAL mode with ``synchronous=NORMAL``, PostgreSQL has ``fsync=on``; ``CONN_MAX_AGE`` is 0, as
 Django recommends under ASGI, and Redis is the channel layer. The site, nginx, the databases and the
-pages share the CPUs of one machine, and none of them is pinned to a CPU. So two processes get no
-second CPU on a machine with two. *Disk* names the file system of the databases and how many writes
-of 8 KiB it keeps in a second. *With a pool*: Django has ``"OPTIONS": {"pool": True}``.
+pages share the CPUs of one machine. So two processes get no second CPU on a machine with two.
+*Disk* names the file system of the databases and how many writes of 8 KiB it keeps in a second.
+*With a pool*: Django has ``"OPTIONS": {"pool": True}``. *On one CPU*: the process may use the first
+CPU only, as after ``taskset --cpu-list 0``, and all others the other CPUs. In the other rows none
+is pinned to a CPU.
 
 * *Down*: the seconds from the kill until every process answers again.
 * *Half back*, *last back*: the seconds from the kill until so many pages had their ready message.
@@ -73,6 +75,8 @@ class Row:
     is_pooled: bool = False
     # Whether nginx limits the token requests that run at the same time.
     is_limited: bool = True
+    # Whether the processes of the site may use one CPU only.
+    is_pinned: bool = False
 
     @property
     def is_control(self):
@@ -85,12 +89,13 @@ ROWS = {
     "PostgreSQL, processes: 1": Row("PostgreSQL", 1),
     "PostgreSQL, processes: 2": Row("PostgreSQL", 2),
     "PostgreSQL with a pool, processes: 2": Row("PostgreSQL", 2, is_pooled=True),
+    "SQLite, processes: 1, on one CPU": Row("SQLite", 1, is_pinned=True),
     "control: no limit, SQLite, processes: 1": Row("SQLite", 1, is_limited=False),
     "control: a dial each second, SQLite, processes: 1": Row("SQLite", 1, fixed=1),
     "control: nginx's max_fails, SQLite, processes: 2": Row("SQLite", 2, is_ignored=True),
 }
-# The rows that a small run leaves out: the same database with two processes is enough.
-FULL_ROWS = ["PostgreSQL, processes: 1"]
+# The rows that a small run leaves out: the other rows of the same database are enough.
+FULL_ROWS = ["PostgreSQL, processes: 1", "SQLite, processes: 1, on one CPU"]
 # Pages and rounds.
 FULL, SMALL = (5000, 2), (200, 1)
 
@@ -113,7 +118,7 @@ async def measured(row, count, rounds):
         count,
         row.processes,
         "layer",
-        is_pinned=False,
+        is_pinned=row.is_pinned,
         is_durable=True,
         is_pooled=row.is_pooled,
     )
