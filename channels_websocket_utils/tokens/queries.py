@@ -1,8 +1,8 @@
 """
 Queries that are compiled once for each database.
 
-Django needs several times longer to compile a query than the database needs to answer it, and it
-gives each HTTP request a new thread, with a new object for its database connection.
+Django needs several times longer to compile a query than the database needs to answer it. Under
+ASGI it gives each HTTP request a new thread, and with it a new object for the database connection.
 """
 
 from __future__ import annotations
