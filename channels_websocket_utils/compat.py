@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     _CompiledSQL: TypeAlias = tuple[str, tuple[Any, ...], _ReadConverters]
     import re
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable
     from datetime import datetime
     from typing import Any
 

@@ -1,5 +1,5 @@
 """
-Storm: all pages lose their server and come back
+Storm: all pages lose their server and reconnect
 ================================================
 
 All pages of a site are open, each with a session of its own user. Then all processes of the site
